@@ -1,0 +1,56 @@
+"""One LSTM, many kernels, provably the same: interchangeable LSTM backends for PyTorch and TensorDict."""
+
+from .choose import Verdict, explain
+from .contract import (
+    CONTRACT_VERSION,
+    Backend,
+    LayerFunction,
+    LayerWeights,
+    LSTMSpec,
+    StackFunction,
+    State,
+    StepFunction,
+    Trait,
+)
+from .errors import (
+    BrokenBackendError,
+    ContractError,
+    InputError,
+    MissingKeyError,
+    RNNBackendsError,
+    UnknownBackendError,
+    UnsupportedError,
+)
+from .hooks import hookimpl
+from .lstm import LSTM
+from .registry import Listing, get_backend, list_backends, names, refresh, register, unregister
+
+__all__ = [
+    "CONTRACT_VERSION",
+    "LSTM",
+    "Backend",
+    "BrokenBackendError",
+    "ContractError",
+    "InputError",
+    "LSTMSpec",
+    "LayerFunction",
+    "LayerWeights",
+    "Listing",
+    "MissingKeyError",
+    "RNNBackendsError",
+    "StackFunction",
+    "State",
+    "StepFunction",
+    "Trait",
+    "UnknownBackendError",
+    "UnsupportedError",
+    "Verdict",
+    "explain",
+    "get_backend",
+    "hookimpl",
+    "list_backends",
+    "names",
+    "refresh",
+    "register",
+    "unregister",
+]

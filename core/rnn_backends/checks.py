@@ -1,0 +1,73 @@
+"""Shape, dtype and device checks of the tensor interface: done once, for every backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .contract import LSTMSpec, State
+from .errors import InputError
+
+
+def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: tuple[int, ...]) -> None:
+    """Check an input against the weights.
+
+    Args:
+        x: ``[..., I]``.
+        spec: the LSTM's options.
+        weight: any of its weights, for dtype and device.
+        casts: autocast is on, so the dtype may differ.
+        ndims: the numbers of dimensions that fit.
+
+    Raises:
+        InputError: what was expected and what came.
+    """
+    if isinstance(x, PackedSequence):
+        raise InputError(
+            "a PackedSequence is not taken: pass the padded tensor, and is_init=[B, T] bool, true where a "
+            "sequence starts; several sequences can follow one another in a row"
+        )
+    if not isinstance(x, Tensor):
+        raise InputError(f"input must be a Tensor, got {type(x).__name__}")
+    if x.ndim not in ndims:
+        expected = " or ".join(f"{n}-D" for n in ndims)
+        raise InputError(f"input must be {expected} with {spec.input_size} features last, got {_shape(x)}")
+    if x.shape[-1] != spec.input_size:
+        raise InputError(f"input must have input_size={spec.input_size} features last, got {_shape(x)}")
+    check_like("input", x, weight, casts)
+
+
+def check_like(name: str, x: Tensor, weight: Tensor, casts: bool) -> None:
+    """Check that ``x`` has the weights' device and, unless autocast is on, their dtype."""
+    if not x.is_floating_point():
+        raise InputError(f"{name} must be floating point like the weights ({weight.dtype}), got {x.dtype}")
+    if x.dtype != weight.dtype and not casts:
+        raise InputError(f"{name} has dtype {x.dtype}, the weights {weight.dtype}: convert one of them")
+    if x.device != weight.device:
+        raise InputError(f"{name} is on {x.device}, the weights on {weight.device}: move one of them")
+
+
+def check_state(hx: State, shape: tuple[int, ...], spec: LSTMSpec, weight: Tensor, casts: bool) -> None:
+    """Check ``h [*shape, P]`` and ``c [*shape, H]``."""
+    for name, value, size in zip(("h_0", "c_0"), hx, (spec.output_size, spec.hidden_size), strict=True):
+        if not isinstance(value, Tensor) or value.shape != (*shape, size):
+            came = _shape(value) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{name} must have shape {(*shape, size)}, got {came}")
+        check_like(name, value, weight, casts)
+
+
+def check_is_init(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Check a reset mask ``[*shape]`` or ``[*shape, 1]`` bool; returns it as ``[*shape]``."""
+    if not isinstance(is_init, Tensor) or is_init.dtype != torch.bool:
+        came = is_init.dtype if isinstance(is_init, Tensor) else type(is_init).__name__
+        raise InputError(f"is_init must be a bool tensor, got {came}: use is_init.bool() if 1 means a start")
+    if is_init.shape not in (shape, (*shape, 1)):
+        raise InputError(f"is_init must have shape {shape} or {(*shape, 1)}, got {_shape(is_init)}")
+    if is_init.device != device:
+        raise InputError(f"is_init is on {is_init.device}, the weights on {device}: move one of them")
+    return is_init.reshape(shape)
+
+
+def _shape(x: Tensor) -> str:
+    return f"shape {tuple(x.shape)}"

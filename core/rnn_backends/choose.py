@@ -1,0 +1,133 @@
+"""Which backend runs: resolved once, at construction, and explained. Never a silent fallback."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .contract import Backend, LSTMSpec
+from .errors import BrokenBackendError, InputError, UnsupportedError
+from .registry import get_backend, list_backends, names
+
+DEFAULT_VARIABLE = "RNN_BACKENDS_LSTM"
+AUTO_ORDER = ("cudnn", "vmap")
+"""What ``"auto"`` prefers, fastest first; then the other installed backends by name."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one backend says to a spec, device and dtype.
+
+    Attributes:
+        name: the backend's name.
+        accepted: whether it runs it.
+        reason: why not, or why ``"auto"`` chose it, or ``None``.
+        chosen: whether ``"auto"`` takes it.
+    """
+
+    name: str
+    accepted: bool
+    reason: str | None
+    chosen: bool
+
+
+def resolve(
+    request: str | Backend | None, spec: LSTMSpec, device: torch.device, dtype: torch.dtype
+) -> Backend:
+    """The backend for a request, or an error with the reason and the names of those that can.
+
+    Args:
+        request: a name, an alias, ``"auto"``, a :class:`Backend` value, or ``None`` for the default: the
+            environment variable ``RNN_BACKENDS_LSTM`` if set, else ``"auto"``.
+        spec: the LSTM's options.
+        device: where its weights are.
+        dtype: of its weights.
+
+    Raises:
+        UnknownBackendError: nothing of that name is installed.
+        BrokenBackendError: it is installed and cannot be loaded.
+        UnsupportedError: it declines this spec, device or dtype.
+    """
+    source = None
+    if request is None:
+        request = os.environ.get(DEFAULT_VARIABLE) or "auto"
+        source = f"the environment variable {DEFAULT_VARIABLE}" if request != "auto" else None
+    if request == "auto":
+        return _auto(spec, device, dtype)
+    if not isinstance(request, (str, Backend)):
+        raise InputError(f"lstm_backend is a name or a Backend, got {type(request).__name__}")
+    backend = get_backend(request, source) if isinstance(request, str) else request
+    demand(backend, spec, device, dtype)
+    return backend
+
+
+def demand(backend: Backend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise :class:`UnsupportedError` if the backend declines the spec, device or dtype."""
+    reason = backend.rejects(spec, device, dtype)
+    if reason is not None:
+        asked = f"{_words(spec)} on {device.type} in {str(dtype).removeprefix('torch.')}"
+        raise UnsupportedError(backend.name, asked, reason, alternatives(spec, device, dtype, backend.name))
+
+
+def alternatives(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, but: str) -> list[str]:
+    """Names of the other backends that accept."""
+    return [v.name for v in explain(spec, device, dtype) if v.accepted and v.name != but]
+
+
+def explain(
+    spec: LSTMSpec, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+) -> list[Verdict]:
+    """For every installed backend: accepted, or the reason why not; and which one ``"auto"`` takes.
+
+    Args:
+        spec: the LSTM's options, ``LSTMSpec(input_size, hidden_size, ...)`` or ``lstm.spec``.
+        device: default: torch's default device.
+        dtype: default: torch's default dtype.
+    """
+    device = torch.get_default_device() if device is None else torch.device(device)
+    dtype = dtype or torch.get_default_dtype()
+    reasons = {row.name: row.reason for row in list_backends(load=True)}
+    for name in names():
+        if reasons[name] is None:
+            reasons[name] = get_backend(name).rejects(spec, device, dtype)
+    best = next((name for name in _ranked() if reasons[name] is None), None)
+    why = f"preferred by auto: first of {', '.join(AUTO_ORDER)}, then the others, that accepts"
+    return [
+        Verdict(name, reason is None, why if name == best else reason, name == best)
+        for name, reason in sorted(reasons.items())
+    ]
+
+
+def _ranked() -> list[str]:
+    installed = names()
+    return [n for n in AUTO_ORDER if n in installed] + [n for n in installed if n not in AUTO_ORDER]
+
+
+def _loadable() -> Iterator[Backend]:
+    for name in _ranked():
+        try:
+            yield get_backend(name)
+        except BrokenBackendError:
+            continue  # its reason is in list_backends() and explain()
+
+
+def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> Backend:
+    for backend in _loadable():
+        if backend.rejects(spec, device, dtype) is None:
+            return backend
+    said = "; ".join(f"{v.name}: {v.reason}" for v in explain(spec, device, dtype)) or "none is installed"
+    raise UnsupportedError("auto", f"{_words(spec)} on {device.type} in {dtype}", said)
+
+
+def _words(spec: LSTMSpec) -> str:
+    extras = [
+        f"{spec.num_layers} layers" if spec.num_layers > 1 else "",
+        "no bias" if not spec.bias else "",
+        f"dropout {spec.dropout:g}" if spec.dropout else "",
+        "bidirectional" if spec.bidirectional else "",
+        f"proj_size {spec.proj_size}" if spec.proj_size else "",
+    ]
+    return ", ".join([f"LSTM({spec.input_size}, {spec.hidden_size})", *filter(None, extras)])

@@ -1,0 +1,136 @@
+"""What a backend is: a value with a function in it that runs one layer in one direction.
+
+Letters, everywhere: ``T`` time, ``B`` batch, ``I`` input features, ``H`` hidden size, ``P`` output size
+(``proj_size`` or ``H``), ``L`` layers, ``D`` directions.
+
+No ``from __future__ import annotations`` here: TorchScript reads the annotations of the NamedTuples.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+
+CONTRACT_VERSION = 1
+"""The version a plugin names in its module-level ``contract_version``."""
+
+
+class State(NamedTuple):
+    """Hidden and cell state: ``h [..., P]``, ``c [..., H]``."""
+
+    h: Tensor
+    c: Tensor
+
+
+class LayerWeights(NamedTuple):
+    """One layer's weights in one direction: torch.nn.LSTM's names, layout and gate order i, f, g, o."""
+
+    w_ih: Tensor  # [4H, I]
+    w_hh: Tensor  # [4H, P]
+    b_ih: Optional[Tensor]  # [4H]
+    b_hh: Optional[Tensor]  # [4H]
+    w_hr: Optional[Tensor]  # [P, H], the projection
+
+
+LayerFunction = Callable[[LayerWeights, Tensor, State, Tensor], State]
+"""``layer(weights, x [T, B, I], entry State([T, B, P], [T, B, H]), starts [T, B] bool) -> State``.
+
+``entry`` is the state a sequence starts from. It is read only where ``starts`` is true, and core makes
+``starts[0]`` true everywhere. The returned ``h [T, B, P]`` is the output at every step; the returned
+``c [T, B, H]`` is right at least at each sequence's last step.
+"""
+
+StepFunction = Callable[[LayerWeights, Tensor, State], State]
+"""``step(weights, x [B, I], State([B, P], [B, H])) -> State([B, P], [B, H])``: one step, for acting."""
+
+StackFunction = Callable[[list[LayerWeights], Tensor, State, "LSTMSpec"], tuple[Tensor, State]]
+"""``stack(weights, x [T, B, I], State([L*D, B, P], [L*D, B, H]), spec) -> (output [T, B, D*P], State)``.
+
+All layers at once, where a kernel can: called when there are no resets and no dropout to draw. ``weights``
+holds ``L*D`` entries in torch.nn.LSTM's order (layer by layer, forward then reverse).
+"""
+
+
+class Trait(Enum):
+    """What a backend claims beyond the contract. The conformance suite tries each claim both ways."""
+
+    VMAP = "vmap"
+    """``torch.vmap`` over weights, data or both."""
+    FULLGRAPH = "fullgraph"
+    """Traced into a user's ``torch.compile(fullgraph=True)`` without a graph break."""
+    SCRIPT = "script"
+    """``torch.jit.script(module)`` gives a module that runs without this project."""
+    EXPORT = "export"
+    """``torch.export.export`` takes it."""
+    DOUBLE_BACKWARD = "double_backward"
+    """Gradients of gradients."""
+    FORWARD_AD = "forward_ad"
+    """``torch.func.jvp`` and forward-mode AD."""
+    CELL_STATES = "cell_states"
+    """``c`` is right at every step, not only at the ends: ``hidden_output="all"``."""
+
+
+@dataclass(frozen=True)
+class LSTMSpec:
+    """The static part of an LSTM: torch.nn.LSTM's options.
+
+    ``input_size``, ``hidden_size`` and the others mean what they mean in :class:`torch.nn.LSTM`.
+    """
+
+    input_size: int
+    hidden_size: int
+    num_layers: int = 1
+    bias: bool = True
+    dropout: float = 0.0
+    bidirectional: bool = False
+    proj_size: int = 0
+
+    @property
+    def output_size(self) -> int:
+        """``P``: features of one direction's output."""
+        return self.proj_size or self.hidden_size
+
+    @property
+    def directions(self) -> int:
+        """``D``: 2 if bidirectional, else 1."""
+        return 2 if self.bidirectional else 1
+
+    @property
+    def num_states(self) -> int:
+        """``L*D``: rows of the stacked hidden state."""
+        return self.num_layers * self.directions
+
+
+def accepts_everything(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """The default of :attr:`Backend.rejects`: no reason to decline anything."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend: a value, not a base class.
+
+    Args:
+        name: equals the entry point's name.
+        layer: runs one layer in one direction, resets included.
+        rejects: gives a reason why a spec, device and dtype cannot be served, or ``None``. Called at
+            construction and after ``.to(...)``, never inside a step loop.
+        traits: what is claimed beyond the contract.
+        step: one time step; default: ``layer`` with ``T = 1``.
+        stack: all layers at once where there is no reset and no dropout; default: layer by layer.
+        layer_last: like ``layer``, with ``c`` right only at the row's last step; called when nobody reads
+            the cell state of the sequences that end before it. Default: ``layer``.
+    """
+
+    name: str
+    layer: LayerFunction
+    rejects: Callable[[LSTMSpec, torch.device, torch.dtype], Optional[str]] = accepts_everything
+    traits: frozenset[Trait] = field(default_factory=frozenset)
+    step: Optional[StepFunction] = None
+    stack: Optional[StackFunction] = None
+    layer_last: Optional[LayerFunction] = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Backend":
+        return self  # a value: modules that are copied go on using the same functions

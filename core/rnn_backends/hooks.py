@@ -1,0 +1,21 @@
+"""The hook a plugin implements. The whole plugin side of this project is on this page."""
+
+from __future__ import annotations
+
+import pluggy
+
+from .contract import Backend
+
+PROJECT = "rnn_backends"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def lstm_backend() -> Backend:
+    """Build and return the backend.
+
+    Called once, when the backend is first asked for; heavy imports belong in here. Raise
+    :class:`ImportError` with a reason if the backend cannot work on this machine: the reason is shown.
+    """
+    raise NotImplementedError

@@ -1,0 +1,354 @@
+"""``LSTM``: torch.nn.LSTM's parameters, constructor and returns, over any backend, with resets."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.nn.utils import parametrize
+
+from .checks import check_input, check_is_init, check_state
+from .choose import alternatives, demand, resolve
+from .contract import Backend, LayerWeights, LSTMSpec, State, Trait
+from .errors import InputError, UnsupportedError
+from .registry import get_backend, holds
+from .resets import onset, starts_of
+from .stack import RunLayers, layers_with
+
+States = tuple[Tensor, Tensor]
+
+
+class LSTM(nn.RNNBase):
+    """A drop-in for :class:`torch.nn.LSTM` that runs on a backend of your choice and knows resets.
+
+    Parameters, their names, shapes, seeded initial values and ``state_dict`` are torch.nn.LSTM's.
+
+    Args:
+        input_size: ``I``, features of the input.
+        hidden_size: ``H``, features of the state.
+        num_layers: ``L``.
+        bias: whether the layers have ``b_ih`` and ``b_hh``.
+        batch_first: whether input and output are ``[B, T, .]`` instead of ``[T, B, .]``.
+        dropout: probability of dropout on the output of every layer but the last, in training.
+        bidirectional: whether a second LSTM runs over each sequence in reverse.
+        proj_size: ``P``, size of a projected ``h``; 0 for none.
+        device: of the parameters.
+        dtype: of the parameters.
+
+    Keyword Args:
+        lstm_backend: a backend's name, ``"auto"``, or a :class:`~rnn_backends.Backend`. Default: the environment
+            variable ``RNN_BACKENDS_LSTM``, else ``"auto"``. Resolved once, here.
+
+    Raises:
+        UnknownBackendError: no backend of that name is installed.
+        UnsupportedError: the named backend declines these options, device or dtype; the message has its reason.
+
+    Examples:
+        >>> import torch
+        >>> from rnn_backends import LSTM
+        >>> lstm = LSTM(4, 8, batch_first=True)
+        >>> x, is_init = torch.randn(2, 6, 4), torch.zeros(2, 6, dtype=torch.bool)
+        >>> is_init[0, 3] = True  # a new sequence starts here, from zeros
+        >>> output, (h_n, c_n) = lstm(x, is_init=is_init)
+        >>> torch.testing.assert_close(output[0, 3:], lstm(x[0, 3:])[0])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        lstm_backend: str | Backend | None = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            device=device,
+            dtype=dtype,
+        )
+        weight = self.weight_ih_l0
+        self._bind(resolve(lstm_backend, self.spec, weight.device, weight.dtype))
+
+    @classmethod
+    def from_torch(cls, lstm: nn.RNNBase, lstm_backend: str | Backend | None = None) -> LSTM:
+        """Wrap a torch.nn.LSTM (or TorchRL's): the new module *shares* its parameters.
+
+        Raises:
+            InputError: it is not an LSTM, or it is parametrized (parametrize the wrapped module instead).
+        """
+        if isinstance(lstm, LSTM):
+            return lstm if lstm_backend is None else lstm.with_backend(lstm_backend)
+        if getattr(lstm, "mode", None) != "LSTM" or not isinstance(lstm, nn.RNNBase):
+            raise InputError(f"lstm must be a torch.nn.LSTM or rnn_backends.LSTM, got {type(lstm).__name__}")
+        if parametrize.is_parametrized(lstm):
+            raise InputError("lstm is parametrized: wrap it first and parametrize the rnn_backends.LSTM")
+        new = cls.__new__(cls)
+        new.__dict__.update(lstm.__dict__)
+        weight = lstm.weight_ih_l0
+        new._bind(resolve(lstm_backend, new.spec, weight.device, weight.dtype))
+        return new
+
+    def with_backend(self, lstm_backend: str | Backend) -> LSTM:
+        """The same LSTM on another backend: a new module that *shares* these parameters.
+
+        Raises:
+            UnknownBackendError: no backend of that name is installed.
+            UnsupportedError: it declines this LSTM.
+        """
+        weight = self.weight_ih_l0
+        backend = resolve(lstm_backend, self.spec, weight.device, weight.dtype)
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)  # the registries themselves are shared, also for later changes
+        new._bind(backend)
+        return new
+
+    def _bind(self, backend: Backend) -> None:
+        weight = self.weight_ih_l0
+        self._backend = backend
+        self._run_layers = layers_with(backend.layer)
+        self._run_layers_last = layers_with(backend.layer_last or backend.layer)
+        self._placed = (weight.device, weight.dtype)
+
+    @property
+    def lstm_backend(self) -> str:
+        """The name of the backend that runs."""
+        return self._backend.name
+
+    @property
+    def run_layers(self) -> RunLayers:
+        """The function that runs all layers, bound to the backend, with the row's last states right."""
+        return self._run_layers_last
+
+    @property
+    def backend(self) -> Backend:
+        """The backend that runs."""
+        return self._backend
+
+    @property
+    def spec(self) -> LSTMSpec:
+        """The options, as backends see them."""
+        return LSTMSpec(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.bias,
+            self.dropout,
+            self.bidirectional,
+            self.proj_size,
+        )
+
+    def forward(
+        self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None
+    ) -> tuple[Tensor, States]:
+        """Run over time.
+
+        Args:
+            input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or ``[T, I]``.
+            hx: ``(h_0 [L*D, B, P], c_0 [L*D, B, H])``, the state before the first step (``[L*D, .]`` for an
+                unbatched input). Default: zeros.
+            is_init: ``[T, B]``, ``[B, T]`` with ``batch_first``, or ``[T]``, bool, with or without a trailing 1:
+                true where a new sequence starts. It starts from zeros, also at ``t = 0``, so a row may be cut
+                anywhere and its state carried over.
+
+        Returns:
+            ``output [T, B, D*P]`` (batch and time as in the input) and ``(h_n, c_n)``, shaped like ``hx``: the
+            state after the last step. For the reverse direction, of the row's last sequence.
+
+        Raises:
+            InputError: a shape, dtype or device does not fit.
+            UnsupportedError: the backend declines the current device or dtype, or being vmapped.
+        """
+        casts = self._autocast()
+        check_input(input, self.spec, self.weight_ih_l0, casts is not None, (2, 3))
+        batched = input.ndim == 3
+        lead = tuple(input.shape[:-1])
+        x = self._time_major(input, batched)
+        reset = None if is_init is None else check_is_init(is_init, lead, input.device)
+        if reset is not None:
+            reset = self._time_major(reset, batched)
+        T, B = x.shape[:2]
+        if T == 0:
+            raise InputError(f"input must have at least one time step, got shape {tuple(input.shape)}")
+        state = self._initial(hx, (B,) if batched else (), casts is not None)
+        output, state = self._over_time(x, state, reset)
+        output = output.transpose(0, 1) if self.batch_first and batched else output
+        if not batched:
+            return output.squeeze(1), (state.h.squeeze(1), state.c.squeeze(1))
+        return output, (state.h, state.c)
+
+    def _time_major(self, value: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return value.unsqueeze(1)
+        return value.transpose(0, 1) if self.batch_first else value
+
+    def _initial(self, hx: States | None, batch: tuple[int, ...], casts: bool) -> State | None:
+        if hx is None:
+            return None
+        state = State(*hx)
+        check_state(state, (self.spec.num_states, *batch), self.spec, self.weight_ih_l0, casts)
+        return state if batch else State(state.h.unsqueeze(1), state.c.unsqueeze(1))
+
+    def _over_time(self, x: Tensor, state: State | None, is_init: Tensor | None) -> tuple[Tensor, State]:
+        T, B, spec = x.shape[0], x.shape[1], self.spec
+        state = self.zero_state((B,), x) if state is None else state
+        stack, drops = self._backend.stack, self.training and spec.dropout > 0 and spec.num_layers > 1
+        if is_init is None and stack is not None and not drops:
+            weights, dtype, uncast = self._ready()
+            with uncast:
+                return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
+        entry = [
+            State(onset(h, T, is_init), onset(c, T, is_init)) for h, c in zip(state.h, state.c, strict=True)
+        ]
+        starts = starts_of(x.new_zeros(T, B, dtype=torch.bool) if is_init is None else is_init)
+        output, states = self.sequences(x, entry, starts, every_end=False)
+        return output, State(torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
+
+    def zero_state(self, shape: tuple[int, ...], like: Tensor) -> State:
+        """``State([L*D, *shape, P], [L*D, *shape, H])`` of zeros, with ``like``'s dtype and device."""
+        spec = self.spec
+        return State(
+            like.new_zeros(spec.num_states, *shape, spec.output_size),
+            like.new_zeros(spec.num_states, *shape, spec.hidden_size),
+        )
+
+    def sequences(
+        self, x: Tensor, entry: list[State], starts: Tensor, every_end: bool = True
+    ) -> tuple[Tensor, list[State]]:
+        """Run over rows of sequences, each from its own stored state: what :class:`LSTMModule` stands on.
+
+        Nothing is checked here.
+
+        Args:
+            x: ``[T, B, I]``.
+            entry: ``L*D`` times ``State([T, B, P], [T, B, H])``, read where ``starts`` is true.
+            starts: ``[T, B]`` bool, true at ``t = 0``.
+            every_end: whether the states of every sequence's end are asked for, or the last one's only.
+
+        Returns:
+            ``output [T, B, D*P]`` and ``L*D`` states: ``[T, B, .]``, right where a sequence ends, or (without
+            ``every_end``) ``[B, .]``, those of each row's last sequence.
+        """
+        run = self._run_layers if every_end else self._run_layers_last
+        dropout = self.dropout if self.training else 0.0
+        weights, dtype, uncast = self._ready()
+        with uncast:
+            entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
+            return run(weights, x.to(dtype), entry, starts, self.bidirectional, dropout, every_end)
+
+    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """One time step, for acting. Nothing is checked here.
+
+        Args:
+            x: ``[B, I]``.
+            state: ``State([L*D, B, P], [L*D, B, H])``.
+
+        Returns:
+            ``output [B, D*P]`` and the next state, shaped like ``state``.
+        """
+        run, directions = self._backend.step or self._layer_as_step, self.spec.directions
+        states: list[State] = []
+        weights, dtype, uncast = self._ready()
+        with uncast:
+            x, hs, cs = x.to(dtype), state.h.to(dtype), state.c.to(dtype)
+            for k, (w, h, c) in enumerate(zip(weights, hs, cs, strict=True)):
+                if k and k % directions == 0:
+                    x = torch.cat([s.h for s in states[-directions:]], -1)
+                    x = nn.functional.dropout(x, self.dropout, self.training)
+                states.append(run(w, x, State(h, c)))
+        output = torch.cat([s.h for s in states[-directions:]], -1)
+        return output, State(torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
+
+    def _layer_as_step(self, weights: LayerWeights, x: Tensor, state: State) -> State:
+        starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
+        out = self._backend.layer(
+            weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts
+        )
+        return State(out.h.squeeze(0), out.c.squeeze(0))
+
+    def _autocast(self) -> torch.dtype | None:
+        """The dtype to compute in under autocast, or ``None``. Like torch's own: float64 is left alone."""
+        weight = self.weight_ih_l0
+        kind = weight.device.type
+        if weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+            return None
+        return torch.get_autocast_dtype(kind)
+
+    def _ready(self) -> tuple[list[LayerWeights], torch.dtype, AbstractContextManager[Any]]:
+        """The weights in the dtype to compute in, and a context in which autocast does not touch them."""
+        weight = self.weight_ih_l0
+        if (weight.device, weight.dtype) != self._placed:
+            demand(self._backend, self.spec, weight.device, weight.dtype)
+            self._placed = (weight.device, weight.dtype)
+        if Trait.VMAP not in self._backend.traits and _inside_vmap():
+            self._decline("torch.vmap", "its kernel has no batching rule")
+        casts = self._autocast()
+        weights = self.layer_weights()
+        if casts is None:
+            return weights, weight.dtype, nullcontext()
+        demand(self._backend, self.spec, weight.device, casts)
+        cast = [LayerWeights(*(None if w is None else w.to(casts) for w in layer)) for layer in weights]
+        return cast, casts, torch.autocast(weight.device.type, enabled=False)
+
+    def layer_weights(self) -> list[LayerWeights]:
+        """The parameters as backends see them: ``L*D`` entries, layer by layer, forward then reverse."""
+        weights = []
+        for names in self._all_weights:
+            found = [getattr(self, name) for name in names]
+            b_ih, b_hh = found[2:4] if self.bias else (None, None)
+            w_hr = found[-1] if self.proj_size else None
+            weights.append(LayerWeights(found[0], found[1], b_ih, b_hh, w_hr))
+        return weights
+
+    def _decline(self, feature: str, reason: str) -> NoReturn:
+        weight = self.weight_ih_l0
+        others = alternatives(self.spec, weight.device, weight.dtype, self.lstm_backend)
+        raise UnsupportedError(self.lstm_backend, feature, reason, others)
+
+    def extra_repr(self) -> str:
+        """torch.nn.LSTM's, and the backend."""
+        return f"{super().extra_repr()}, lstm_backend={self.lstm_backend!r}"
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        from .scripting import ScriptableLSTM  # only torch.jit.script asks for it
+
+        if Trait.SCRIPT not in self._backend.traits:
+            self._decline("torch.jit.script", "its layer is not TorchScript: try with_backend('torchscript')")
+        return ScriptableLSTM(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        for bound in ("_run_layers", "_run_layers_last", "_placed"):
+            state.pop(bound, None)
+        if holds(self._backend):
+            state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        backend = state["_backend"]
+        super().__setstate__(state)
+        self._bind(get_backend(backend) if isinstance(backend, str) else backend)
+
+
+def _inside_vmap() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    return any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters())

@@ -1,0 +1,66 @@
+"""Resets, the only file of core that knows them: where sequences start and end.
+
+A reset is "a sequence starts here". Everything is written with ``torch.where`` and gathers, without looking at the
+data, so that it can be traced, scripted and vmapped.
+"""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from .contract import State
+
+
+def starts_of(is_init: Tensor) -> Tensor:
+    """``[T, B]`` bool -> the same, true everywhere at ``t = 0``: every row starts a sequence there."""
+    return torch.cat([torch.ones_like(is_init[:1]), is_init[1:]])
+
+
+def ends_of(starts: Tensor) -> Tensor:
+    """``[T, B]`` bool: true at each sequence's last step, which is the step before a start, and at ``T - 1``."""
+    return torch.cat([starts[1:], torch.ones_like(starts[:1])])
+
+
+def first_steps(starts: Tensor) -> Tensor:
+    """``[T, B]`` int64: for each step the time at which its sequence starts."""
+    t = torch.arange(starts.shape[0], device=starts.device).unsqueeze(-1)
+    return torch.where(starts, t, 0).cummax(0)[0]
+
+
+def at_ends(states: Tensor, starts: Tensor) -> Tensor:
+    """Zero padding: ``[T, B, N]`` states, exactly zero everywhere but where a sequence ends."""
+    return torch.where(ends_of(starts).unsqueeze(-1), states, 0)
+
+
+def take_steps(values: Tensor, steps: Tensor) -> Tensor:
+    """``values[steps[t, b], b]`` for ``values [T, B, N]`` and ``steps [T', B]`` -> ``[T', B, N]``."""
+    return torch.gather(values, 0, steps.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+
+
+def mirrored(entry: State, starts: Tensor) -> State:
+    """The reverse direction's entry, in reversed time.
+
+    Each sequence runs from its last step to its first, from the state that is stored at its first step.
+    """
+    first = first_steps(starts)
+    return State(take_steps(entry.h, first).flip(0), take_steps(entry.c, first).flip(0))
+
+
+def onset(h0: Tensor, T: int, is_init: Optional[Tensor]) -> Tensor:
+    """The entry states of a row whose state before its first step is known and that resets to zero.
+
+    Args:
+        h0: ``[B, N]``, the state before the first step.
+        T: how many steps.
+        is_init: ``[T, B]`` bool: a sequence starts here, from zero, also at ``t = 0``; ``None`` for nowhere.
+
+    Returns:
+        ``[T, B, N]``; without resets a view of ``h0`` that takes no memory.
+    """
+    if is_init is None:
+        return h0.expand(T, -1, -1)
+    head = torch.where(is_init[0].unsqueeze(-1), 0, h0)
+    if T == 1:
+        return head.unsqueeze(0)
+    return torch.cat([head.unsqueeze(0), torch.zeros_like(head).expand(T - 1, -1, -1)])

@@ -1,0 +1,72 @@
+"""Layers, directions and the dropout between them: done once, here, for every backend.
+
+No ``from __future__ import annotations`` here: ``torch.jit.script`` reads the annotations.
+"""
+
+from collections.abc import Callable
+from typing import List, Tuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+
+from .contract import LayerFunction, LayerWeights, State
+from .resets import ends_of, first_steps, mirrored, take_steps
+
+RunLayers = Callable[
+    [List[LayerWeights], Tensor, List[State], Tensor, bool, float, bool], Tuple[Tensor, List[State]]
+]
+
+
+def layers_with(layer: LayerFunction) -> RunLayers:
+    """Bind a backend's layer function into the function that runs a whole LSTM.
+
+    A closure, because TorchScript has no function-valued arguments: the same code runs eagerly and scripted.
+    """
+
+    def run_layers(
+        weights: List[LayerWeights],
+        x: Tensor,
+        entry: List[State],
+        starts: Tensor,
+        bidirectional: bool,
+        dropout: float,
+        every_end: bool,
+    ) -> Tuple[Tensor, List[State]]:
+        """Run all layers.
+
+        Args:
+            weights: ``L*D`` entries in torch.nn.LSTM's order.
+            x: ``[T, B, I]``.
+            entry: ``L*D`` times ``State([T, B, P], [T, B, H])``, read where ``starts`` is true.
+            starts: ``[T, B]`` bool, true at ``t = 0``.
+            bidirectional: whether every second entry runs in reverse.
+            dropout: probability between layers; 0 in evaluation.
+            every_end: give states at every sequence's end, else at the row's last one.
+
+        Returns:
+            ``output [T, B, D*P]`` and ``L*D`` states: ``[T, B, .]``, right where a sequence ends, or (without
+            ``every_end``) ``[B, .]``, those of the last sequence.
+        """
+        directions = 2 if bidirectional else 1
+        states: List[State] = []
+        for k in range(0, len(weights), directions):
+            if k > 0 and dropout > 0.0:
+                x = drop(x, dropout, True)
+            ahead = layer(weights[k], x, entry[k], starts)
+            output = ahead.h
+            states.append(ahead if every_end else State(ahead.h[-1], ahead.c[-1]))
+            if bidirectional:
+                first = first_steps(starts)
+                back = layer(
+                    weights[k + 1], x.flip(0), mirrored(entry[k + 1], starts), ends_of(starts).flip(0)
+                )
+                h, c = back.h.flip(0), back.c.flip(0)
+                output = torch.cat([output, h], -1)
+                at = first if every_end else first[-1:]  # in reverse a sequence ends at its first step
+                h, c = take_steps(h, at), take_steps(c, at)
+                states.append(State(h, c) if every_end else State(h[0], c[0]))
+            x = output
+        return x, states
+
+    return run_layers

@@ -1,0 +1,66 @@
+"""The plain unroll: an LSTM layer as a step and a loop, in operations that every torch transform knows.
+
+It runs unchanged in eager mode, under TorchScript, ``torch.vmap``, forward AD, double backward and fullgraph
+``torch.compile``. No ``from __future__ import annotations`` here: TorchScript reads the annotations.
+"""
+
+from typing import List, Optional
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .contract import LayerWeights, State
+
+
+def cell(gates: Tensor, c: Tensor, w_hr: Optional[Tensor]) -> State:
+    """The LSTM cell after its matrix products (Hochreiter & Schmidhuber 1997, with forget gate and projection).
+
+    With i, f, g, o the four blocks of ``gates``: ``c' = sigmoid(f) c + sigmoid(i) tanh(g)`` and
+    ``h' = W_hr (sigmoid(o) tanh(c'))``; as written in :class:`torch.nn.LSTM`.
+
+    Args:
+        gates: ``[B, 4H]``, pre-activations.
+        c: ``[B, H]``, the cell state before.
+        w_hr: ``[P, H]`` or ``None``.
+
+    Returns:
+        ``State(h [B, P], c [B, H])``.
+    """
+    i, f, g, o = gates.chunk(4, -1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o) * torch.tanh(c)
+    if w_hr is not None:
+        h = linear(h, w_hr)
+    return State(h, c)
+
+
+def unroll(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Run one layer over time, one step after the other: a :data:`~rnn_backends.contract.LayerFunction`.
+
+    Args:
+        weights: the layer's weights.
+        x: ``[T, B, I]``.
+        entry: ``State([T, B, P], [T, B, H])``, read where ``starts`` is true.
+        starts: ``[T, B]`` bool, true everywhere at ``t = 0``.
+
+    Returns:
+        ``State(h [T, B, P], c [T, B, H])``, both right at every step.
+    """
+    bias, b_hh = weights.b_ih, weights.b_hh
+    if bias is not None and b_hh is not None:
+        bias = bias + b_hh
+    from_input = linear(x, weights.w_ih, bias).unbind(0)  # one large product for all steps
+    begin = starts.unsqueeze(-1).unbind(0)
+    entry_h, entry_c = entry.h.unbind(0), entry.c.unbind(0)
+    h, c = entry_h[0], entry_c[0]
+    hs: List[Tensor] = []
+    cs: List[Tensor] = []
+    for t in range(len(from_input)):
+        if t > 0:  # every row starts at t = 0; `where`, because NaN times zero is NaN
+            h = torch.where(begin[t], entry_h[t], h)
+            c = torch.where(begin[t], entry_c[t], c)
+        h, c = cell(from_input[t] + linear(h, weights.w_hh), c, weights.w_hr)
+        hs.append(h)
+        cs.append(c)
+    return State(torch.stack(hs), torch.stack(cs))
