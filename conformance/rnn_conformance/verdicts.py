@@ -1,0 +1,169 @@
+"""What a run says: one result a law, and a report that knows which laws it should have."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, get_args
+
+Verdict = Literal["silently_wrong", "failed", "crashed", "under_claimed", "declined", "passed"]
+"""Worst first.
+
+``silently_wrong``: a capability that is not claimed gives wrong numbers instead of an error, the worst there is.
+``failed``: the law does not hold. ``crashed``: an error where an answer was due. ``under_claimed``: a capability
+that works and is not claimed, a note. ``declined``: the contract allows to decline this and the backend said why.
+"""
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+BAD: frozenset[Verdict] = frozenset({"silently_wrong", "failed", "crashed"})
+
+
+@dataclass(frozen=True)
+class LawResult:
+    """What one law says about one backend.
+
+    Attributes:
+        backend: the backend's name.
+        law: the law's name.
+        verdict: see :data:`Verdict`.
+        cases: how many cases ran, those that were declined not counted.
+        declined: how many cases the backend declined with a reason.
+        worst_margin: the largest error over tolerance among all comparisons, or ``None`` for a law without numbers.
+        message: why, if it did not pass: the smallest case's failure, or the reason for declining.
+        token: replays the smallest failing case.
+        seconds: how long it took.
+    """
+
+    backend: str
+    law: str
+    verdict: Verdict
+    cases: int = 0
+    declined: int = 0
+    worst_margin: float | None = None
+    message: str = ""
+    token: str | None = None
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether this is no failure."""
+        return self.verdict not in BAD
+
+
+@dataclass(frozen=True)
+class Header:
+    """What ran, on what, and what had to run."""
+
+    backend: str
+    device: str
+    profile: str
+    seed: int
+    expected: tuple[str, ...]
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+    rollouts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results of one backend's run. ``ok`` only if every expected law has exactly one result, none of it bad."""
+
+    header: Header
+    results: list[LawResult]
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        return self.header.backend
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Expected laws without a result."""
+        found = {result.law for result in self.results}
+        return tuple(name for name in self.header.expected if name not in found)
+
+    @property
+    def unexpected(self) -> tuple[str, ...]:
+        """Results of laws that were not expected, or that came twice."""
+        left = list(self.header.expected)
+        extra = []
+        for result in self.results:
+            if result.law in left:
+                left.remove(result.law)
+            else:
+                extra.append(result.law)
+        return tuple(extra)
+
+    @property
+    def complete(self) -> bool:
+        """Whether results and expected laws are the same."""
+        return not self.missing and not self.unexpected and bool(self.results)
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run is complete and nothing failed."""
+        return self.complete and all(result.ok for result in self.results)
+
+    @property
+    def failures(self) -> list[LawResult]:
+        """The bad results, worst first."""
+        return sorted((r for r in self.results if not r.ok), key=lambda r: VERDICTS.index(r.verdict))
+
+    @property
+    def worst_margin(self) -> float | None:
+        """The largest error over tolerance of all laws."""
+        return max((r.worst_margin for r in self.results if r.worst_margin is not None), default=None)
+
+    @property
+    def seconds(self) -> float:
+        """How long the laws took."""
+        return sum(result.seconds for result in self.results)
+
+    def count(self, verdict: Verdict) -> int:
+        """How many laws have this verdict."""
+        return sum(result.verdict == verdict for result in self.results)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "header": asdict(self.header),
+            "results": [asdict(result) for result in self.results],
+            "summary": {v: self.count(v) for v in VERDICTS} | {"ok": self.ok, "missing": list(self.missing)},
+        }
+
+    def to_json(self) -> str:
+        """One JSON object: header, results, summary. An infinite margin is written as ``Infinity``."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Read :meth:`to_json`.
+
+        Raises:
+            ValueError: it is not a report, or its results do not reconcile with the laws its header expects.
+        """
+        try:
+            data = json.loads(text)
+            head = data["header"]
+            head = Header(**head | {"expected": tuple(head["expected"]), "rollouts": tuple(head["rollouts"])})
+            report = cls(head, [LawResult(**row) for row in data["results"]])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a conformance report: {error!r}") from error
+        if not report.complete:
+            raise ValueError(
+                f"the report is incomplete: laws without a result {list(report.missing)}, "
+                f"results that were not expected {list(report.unexpected)}"
+            )
+        return report
+
+
+def versions(names: Iterable[str] = ("rnn-backends", "torch", "tensordict", "torchrl")) -> dict[str, str]:
+    """Versions of Python and of what is installed of these distributions."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
