@@ -34,9 +34,7 @@ class Verdict:
     chosen: bool
 
 
-def resolve(
-    request: str | Backend | None, spec: LSTMSpec, device: torch.device, dtype: torch.dtype
-) -> Backend:
+def resolve(request: str | Backend | None, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> Backend:
     """The backend for a request, or an error with the reason and the names of those that can.
 
     Args:
@@ -66,10 +64,21 @@ def resolve(
 
 def demand(backend: Backend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
     """Raise :class:`UnsupportedError` if the backend declines the spec, device or dtype."""
-    reason = backend.rejects(spec, device, dtype)
+    reason = _refusal(backend, spec, device, dtype)
     if reason is not None:
-        asked = f"{_words(spec)} on {device.type} in {str(dtype).removeprefix('torch.')}"
-        raise UnsupportedError(backend.name, asked, reason, alternatives(spec, device, dtype, backend.name))
+        others = alternatives(spec, device, dtype, backend.name)
+        raise UnsupportedError(backend.name, _words(spec, device, dtype), reason, others)
+
+
+def _refusal(backend: Backend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The backend's reason, guarded: a ``rejects`` that fails must not take the other backends with it."""
+    try:
+        reason = backend.rejects(spec, device, dtype)
+    except Exception as error:
+        return f"its rejects() raised {type(error).__name__}: {error}"
+    if reason is None or isinstance(reason, str):
+        return reason
+    return f"its rejects() must return a reason or None, and returned {type(reason).__name__}"
 
 
 def alternatives(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, but: str) -> list[str]:
@@ -90,9 +99,9 @@ def explain(
     device = torch.get_default_device() if device is None else torch.device(device)
     dtype = dtype or torch.get_default_dtype()
     reasons = {row.name: row.reason for row in list_backends(load=True)}
-    for name in names():
-        if reasons[name] is None:
-            reasons[name] = get_backend(name).rejects(spec, device, dtype)
+    for name, reason in reasons.items():
+        if reason is None:
+            reasons[name] = _refusal(get_backend(name), spec, device, dtype)
     best = next((name for name in _ranked() if reasons[name] is None), None)
     why = f"preferred by auto: first of {', '.join(AUTO_ORDER)}, then the others, that accepts"
     return [
@@ -116,13 +125,13 @@ def _loadable() -> Iterator[Backend]:
 
 def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> Backend:
     for backend in _loadable():
-        if backend.rejects(spec, device, dtype) is None:
+        if _refusal(backend, spec, device, dtype) is None:
             return backend
     said = "; ".join(f"{v.name}: {v.reason}" for v in explain(spec, device, dtype)) or "none is installed"
-    raise UnsupportedError("auto", f"{_words(spec)} on {device.type} in {dtype}", said)
+    raise UnsupportedError("auto", _words(spec, device, dtype), said)
 
 
-def _words(spec: LSTMSpec) -> str:
+def _words(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str:
     extras = [
         f"{spec.num_layers} layers" if spec.num_layers > 1 else "",
         "no bias" if not spec.bias else "",
@@ -130,4 +139,5 @@ def _words(spec: LSTMSpec) -> str:
         "bidirectional" if spec.bidirectional else "",
         f"proj_size {spec.proj_size}" if spec.proj_size else "",
     ]
-    return ", ".join([f"LSTM({spec.input_size}, {spec.hidden_size})", *filter(None, extras)])
+    asked = ", ".join([f"LSTM({spec.input_size}, {spec.hidden_size})", *filter(None, extras)])
+    return f"{asked} on {device.type} in {str(dtype).removeprefix('torch.')}"

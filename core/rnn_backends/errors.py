@@ -35,20 +35,22 @@ class UnknownBackendError(RNNBackendsError, ValueError):
     Args:
         name: the name that was asked for.
         installed: the names that could have been.
-        source: where the name came from, if not from an argument.
+        note: where the name came from, or why it is not there.
+        also: words that are taken besides the installed names; only a hint may name them.
     """
 
-    def __init__(self, name: str, installed: Iterable[str], source: str | None = None) -> None:
-        self.name, self.installed = name, tuple(installed)
-        near = get_close_matches(name, self.installed, n=1, cutoff=0.5)
-        came = f" (from {source})" if source else ""
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+    def __init__(self, name: str, installed: Iterable[str], note: str | None = None, also: Iterable[str] = ()) -> None:
+        self.name, self.installed, self.note = name, tuple(installed), note
+        candidates = {word.lower(): word for word in (*sorted(also), *self.installed)}
+        near = get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
+        came = f" ({note})" if note else ""
+        hint = f" Did you mean {candidates[near[0]]!r}?" if near else ""
         super().__init__(
             f"unknown LSTM backend {name!r}{came}: installed are {', '.join(self.installed) or 'none'}.{hint}"
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return RNNBackendsError, (str(self),)
+        return _remake, (type(self), self.args, self.__dict__)
 
 
 class UnsupportedError(RNNBackendsError, NotImplementedError):
@@ -65,9 +67,14 @@ class UnsupportedError(RNNBackendsError, NotImplementedError):
         self.backend, self.feature, self.reason = backend, feature, reason
         self.alternatives = tuple(alternatives)
         others = ", ".join(self.alternatives) or "none of the installed ones"
-        super().__init__(
-            f"LSTM backend {backend!r} declines {feature}: {reason}. Backends that can: {others}."
-        )
+        super().__init__(f"LSTM backend {backend!r} declines {feature}: {reason}. Backends that can: {others}.")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.backend, self.feature, self.reason, self.alternatives)
+        return _remake, (type(self), self.args, self.__dict__)
+
+
+def _remake(kind: type[RNNBackendsError], args: tuple[object, ...], state: dict[str, object]) -> RNNBackendsError:
+    """Unpickle an error whose constructor takes other arguments than its message (workers send errors home)."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error

@@ -1,11 +1,12 @@
 """Backends by entry-point name: listing imports nothing, asking for one loads that one.
 
 A plugin that fails to load hides itself only. pluggy isolates nothing by itself, so each entry point is loaded
-guarded and its reason is kept.
+guarded, in a plugin manager of its own, and its reason is kept.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import warnings
@@ -47,39 +48,40 @@ class Registry:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._local: dict[str, Backend] = {}
-        self.refresh()
+        self._read()
+
+    def _read(self) -> None:
+        self._found = _scan()
+        self._built: dict[str, Backend] = {}
+        self._broken: dict[str, str] = {}
+        self._causes: dict[str, BaseException] = {}
 
     def refresh(self) -> None:
         """Read the installed entry points again and forget which plugins were broken."""
         with self._lock:
-            self._found = _scan()
-            self._built: dict[str, Backend] = {}
-            self._broken: dict[str, str] = {}
-            self._causes: dict[str, Exception] = {}
-            self._plugins = pluggy.PluginManager(hooks.PROJECT)
-            self._plugins.add_hookspecs(hooks)
+            importlib.invalidate_caches()  # else a distribution that was installed just now may not be seen
+            self._read()
 
     def names(self) -> tuple[str, ...]:
         """Names of the installed and registered backends, sorted. Imports no plugin."""
-        return tuple(sorted({*self._found, *self._local} - _disabled(self._found)))
+        installed = set(self._found) - RESERVED - _disabled(self._found)
+        return tuple(sorted(installed | set(self._local)))
 
     def listings(self, load: bool = False) -> list[Listing]:
         """One row a backend. ``load=True`` loads each, guarded, so that every reason is known."""
-        rows = [Listing(name, "this process", True, None) for name in self._local]
-        for name, points in self._found.items():
-            reason = self._why_not(name, load)
-            who = ", ".join(sorted({_distribution(point) for point in points}))
-            rows.append(Listing(name, who, name in self._built, reason))
+        with self._lock:
+            rows = [Listing(name, "this process", True, None) for name in self._local]
+            for name, points in self._found.items():
+                reason = self._why_not(name, load)
+                who = ", ".join(sorted({_distribution(point) for point in points}))
+                rows.append(Listing(name, who, name in self._built, reason))
         return sorted(rows, key=lambda row: row.name)
 
     def _why_not(self, name: str, load: bool) -> str | None:
         if name in _disabled(self._found):
             return f"disabled by {DISABLE_VARIABLE}"
         if load:
-            try:
-                self.get(name)
-            except BrokenBackendError:
-                pass
+            self._load(name)
         return self._broken.get(name) or _clash(name, self._found[name])
 
     def get(self, name: str, source: str | None = None) -> Backend:
@@ -93,52 +95,41 @@ class Registry:
             UnknownBackendError: nothing of that name is installed, or it is disabled.
             BrokenBackendError: it is installed and cannot be loaded; the message has the reason.
         """
-        name = ALIASES.get(name, name)
+        asked, name = name, ALIASES.get(name, name)
         with self._lock:
             if name in self._local:
                 return self._local[name]
-            if name not in self.names():
-                if name in self._found:
-                    source = f"{source + ', ' if source else ''}disabled by {DISABLE_VARIABLE}"
-                raise UnknownBackendError(name, self.names(), source)
-            if name not in self._built and name not in self._broken:
-                self._load(name)
+            if name not in self._found or name in _disabled(self._found):
+                raise self._unknown(asked, name, source)
+            self._load(name)
             if name in self._broken:
-                message = f"LSTM backend {name!r} cannot be loaded: {self._broken[name]}"
+                came = f" (from {source})" if source else ""
+                message = f"LSTM backend {name!r}{came} cannot be loaded: {self._broken[name]}"
                 raise BrokenBackendError(message) from self._causes.get(name)
             return self._built[name]
 
+    def _unknown(self, asked: str, name: str, source: str | None) -> UnknownBackendError:
+        notes = [
+            f"from {source}" if source else "",
+            f"{asked!r} is its alias" if asked != name else "",
+            f"disabled by {DISABLE_VARIABLE}" if name in self._found else "",
+        ]
+        return UnknownBackendError(name, self.names(), ", ".join(filter(None, notes)), RESERVED)
+
     def _load(self, name: str) -> None:
+        """Build the backend, or keep the reason why it cannot be built; once."""
+        if name in self._built or name in self._broken:
+            return
         points = self._found[name]
         clash = _clash(name, points)
         if clash:
             self._broken[name] = clash
             return
         try:
-            self._built[name] = self._build(name, points[0])
-        except Exception as error:  # a plugin is somebody else's code: whatever it raises is its reason
-            first = next(iter(str(error).strip().splitlines()), "")
-            why = first if isinstance(error, ContractError) else f"{type(error).__name__}: {first}"
-            self._broken[name] = f"{why} (plugin of {_distribution(points[0])})"
+            self._built[name] = _build(name, points[0])
+        except (Exception, SystemExit) as error:  # somebody else's code: whatever it raises is its reason
+            self._broken[name] = f"{_words(error)} (plugin of {_distribution(points[0])})"
             self._causes[name] = error
-
-    def _build(self, name: str, point: EntryPoint) -> Backend:
-        plugin = point.load()
-        made_for = getattr(plugin, "contract_version", None)
-        if made_for != CONTRACT_VERSION:
-            came = f"is made for contract version {made_for}" if made_for else "names no contract_version"
-            raise ContractError(f"it {came}; this rnn-backends has contract version {CONTRACT_VERSION}")
-        self._plugins.register(plugin, name)
-        others = [other for other in self._plugins.get_plugins() if other is not plugin]
-        built = self._plugins.subset_hook_caller("lstm_backend", others)()
-        if len(built) != 1 or not isinstance(built[0], Backend):
-            came = f"returned {type(built[0]).__name__}" if built else "is missing or returned None"
-            raise ContractError(
-                f"its @hookimpl function lstm_backend() must return one rnn_backends.Backend, and {came}"
-            )
-        if built[0].name != name:
-            raise ContractError(f"its Backend is named {built[0].name!r} and its entry point {name!r}")
-        return built[0]
 
     def register(self, backend: Backend) -> Backend:
         """Add a backend in this process, without an entry point. Returns it.
@@ -149,7 +140,7 @@ class Registry:
         if not isinstance(backend, Backend):
             raise ContractError(f"register() takes a rnn_backends.Backend, got {type(backend).__name__}")
         with self._lock:
-            if backend.name in RESERVED or backend.name in self._found or backend.name in self._local:
+            if backend.name in {*RESERVED, *self._found, *self._local}:
                 raise ContractError(f"the backend name {backend.name!r} is taken: choose another")
             self._local[backend.name] = backend
         return backend
@@ -158,7 +149,7 @@ class Registry:
         """Take back a :func:`register`. Modules that use the backend keep it."""
         with self._lock:
             if name not in self._local:
-                raise UnknownBackendError(name, tuple(self._local), "unregister")
+                raise UnknownBackendError(name, sorted(self._local), "unregister() takes what register() added")
             del self._local[name]
 
     def holds(self, backend: Backend) -> bool:
@@ -166,22 +157,45 @@ class Registry:
         return backend in (self._local.get(backend.name), self._built.get(backend.name))
 
 
+def _build(name: str, point: EntryPoint) -> Backend:
+    plugin = point.load()
+    made_for = getattr(plugin, "contract_version", None)
+    if made_for != CONTRACT_VERSION:
+        came = "names no contract_version" if made_for is None else f"is made for contract version {made_for}"
+        raise ContractError(f"it {came}; this rnn-backends has contract version {CONTRACT_VERSION}")
+    manager = pluggy.PluginManager(hooks.PROJECT)  # of its own: what one plugin does to it reaches no other
+    manager.add_hookspecs(hooks)
+    manager.register(plugin, name)
+    manager.check_pending()  # a misspelt hook is named instead of missed
+    built = manager.hook.lstm_backend()
+    if len(built) != 1 or not isinstance(built[0], Backend):
+        came = f"returned {type(built[0]).__name__}" if built else "is missing or returned None"
+        raise ContractError(f"its @hookimpl function lstm_backend() must return one rnn_backends.Backend, and {came}")
+    if built[0].name != name:
+        raise ContractError(f"its Backend is named {built[0].name!r} and its entry point {name!r}")
+    return built[0]
+
+
+def _words(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    said = lines[-1] if isinstance(error, pluggy.PluginValidationError) else lines[0]  # pluggy's reason comes last
+    if isinstance(error, ContractError):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
 def _scan() -> dict[str, list[EntryPoint]]:
     found: dict[str, list[EntryPoint]] = {}
     for point in entry_points(group=GROUP):
-        known = found.setdefault(point.name, [])
-        # One distribution can be seen twice on sys.path (an editable install and its sources).
-        if all((_owner(point), point.value) != (_owner(other), other.value) for other in known):
-            known.append(point)
+        found.setdefault(point.name, []).append(point)
     return found
 
 
-def _owner(point: EntryPoint) -> str:
-    return point.dist.name if point.dist else "an unnamed distribution"
-
-
 def _distribution(point: EntryPoint) -> str:
-    return f"{_owner(point)} {point.dist.version}" if point.dist else _owner(point)
+    try:
+        return f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed distribution"
+    except (TypeError, KeyError):  # its METADATA is damaged; that must not hide the others
+        return "a distribution without metadata"
 
 
 def _clash(name: str, points: list[EntryPoint]) -> str | None:
@@ -194,7 +208,8 @@ def _clash(name: str, points: list[EntryPoint]) -> str | None:
 
 
 def _disabled(known: dict[str, list[EntryPoint]]) -> set[str]:
-    names = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")} - {""}
+    asked = (name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(","))
+    names = {ALIASES.get(name, name) for name in asked} - {""}
     unknown = sorted(names - set(known))
     if unknown:
         warnings.warn(f"{DISABLE_VARIABLE} names no installed backend: {unknown}", stacklevel=3)
