@@ -1,0 +1,96 @@
+"""The import rules: core needs little, knows no plugin, and no layer imports one above it."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import rnn_backends
+
+CORE = Path(rnn_backends.__file__).parent
+ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
+# From the bottom up, as docs/architecture.md draws it: a module may import those in lower layers only.
+LAYERS = (
+    {"contract", "errors"},
+    {"hooks"},
+    {"registry"},
+    {"choose"},
+    {"resets", "unroll"},
+    {"stack", "checks"},
+    {"lstm", "scripting"},
+    {"layout", "keys", "mode", "mlp"},
+    {"module", "net"},
+    {"__init__"},
+)
+LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
+# Imports inside a function, allowed where they are: (module, function, what is imported).
+LATE = {("lstm", "__prepare_scriptable__", ".scripting"), ("module", "make_tensordict_primer", "torchrl")}
+MODULES = sorted(path.stem for path in CORE.glob("*.py"))
+
+
+def imports(module):
+    """``(function or None, imported)`` for each import; ``.name`` for a sibling; type-checking ones left out."""
+    found = []
+
+    def visit(node, function):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
+        if isinstance(node, ast.Import):
+            found.extend((function, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            found.extend((function, name) for name in sources(node))
+        inner = node.name if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else function
+        for child in ast.iter_child_nodes(node):
+            visit(child, inner)
+
+    visit(ast.parse((CORE / f"{module}.py").read_text()), None)
+    return found
+
+
+def sources(node):
+    if node.level and not node.module:
+        return [f".{alias.name}" for alias in node.names]
+    return ["." * node.level + node.module]
+
+
+def is_late(module, function, imported):
+    return any((module, function) == late[:2] and imported.startswith(late[2]) for late in LATE)
+
+
+def test_every_module_of_core_has_a_layer():
+    assert all(path.is_file() for path in CORE.glob("*") if path.name != "__pycache__"), "a folder has no layer yet"
+    assert set(MODULES) <= set(LEVEL), "add the new module to LAYERS, and to docs/architecture.md"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_core_imports_the_standard_library_torch_tensordict_pluggy_and_itself(module):
+    outside = {
+        name
+        for function, name in imports(module)
+        if not name.startswith(".") and name.split(".")[0] not in ALLOWED and not is_late(module, function, name)
+    }
+    assert not outside, f"{module}.py imports {outside}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_layer_imports_one_above_it(module):
+    for function, name in imports(module):
+        if name.startswith(".") and not is_late(module, function, name):
+            assert LEVEL[name[1:]] < LEVEL[module], f"{module}.py imports {name}, which is not below it"
+
+
+def test_importing_core_imports_nothing_optional_and_no_plugin():
+    barred = (
+        "torchrl",
+        "gymnasium",
+        "click",
+        "rich",
+        "hypothesis",
+        "pytest",
+        "rnn_conformance",
+        "rnn_backends_plugins",
+    )
+    program = f"import sys, rnn_backends; print(sorted(set({barred}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
