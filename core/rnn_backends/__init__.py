@@ -23,6 +23,9 @@ from .errors import (
 )
 from .hooks import hookimpl
 from .lstm import LSTM
+from .mode import recurrent_mode, set_recurrent_mode
+from .module import LSTMModule
+from .net import LSTMNet
 from .registry import Listing, get_backend, list_backends, names, refresh, register, unregister
 
 __all__ = [
@@ -32,6 +35,8 @@ __all__ = [
     "BrokenBackendError",
     "ContractError",
     "InputError",
+    "LSTMModule",
+    "LSTMNet",
     "LSTMSpec",
     "LayerFunction",
     "LayerWeights",
@@ -50,7 +55,9 @@ __all__ = [
     "hookimpl",
     "list_backends",
     "names",
+    "recurrent_mode",
     "refresh",
     "register",
+    "set_recurrent_mode",
     "unregister",
 ]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .contract import Backend, LSTMSpec
+from .contract import Backend, LSTMSpec, Trait
 from .errors import BrokenBackendError, InputError, UnsupportedError
 from .registry import get_backend, list_backends, names
 
@@ -34,7 +34,13 @@ class Verdict:
     chosen: bool
 
 
-def resolve(request: str | Backend | None, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> Backend:
+def resolve(
+    request: str | Backend | None,
+    spec: LSTMSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    needs: frozenset[Trait] = frozenset(),
+) -> Backend:
     """The backend for a request, or an error with the reason and the names of those that can.
 
     Args:
@@ -43,22 +49,27 @@ def resolve(request: str | Backend | None, spec: LSTMSpec, device: torch.device,
         spec: the LSTM's options.
         device: where its weights are.
         dtype: of its weights.
+        needs: traits that it must have.
 
     Raises:
         UnknownBackendError: nothing of that name is installed.
         BrokenBackendError: it is installed and cannot be loaded.
-        UnsupportedError: it declines this spec, device or dtype.
+        UnsupportedError: it declines this spec, device or dtype, or lacks a trait.
     """
     source = None
     if request is None:
         request = os.environ.get(DEFAULT_VARIABLE) or "auto"
         source = f"the environment variable {DEFAULT_VARIABLE}" if request != "auto" else None
     if request == "auto":
-        return _auto(spec, device, dtype)
+        return _auto(spec, device, dtype, needs)
     if not isinstance(request, (str, Backend)):
         raise InputError(f"lstm_backend is a name or a Backend, got {type(request).__name__}")
     backend = get_backend(request, source) if isinstance(request, str) else request
     demand(backend, spec, device, dtype)
+    if not needs <= backend.traits:
+        lacking = ", ".join(sorted(trait.value for trait in needs - backend.traits))
+        able = [b.name for b in _loadable() if needs <= b.traits and b.rejects(spec, device, dtype) is None]
+        raise UnsupportedError(backend.name, f"what needs the trait {lacking}", "it does not claim it", able)
     return backend
 
 
@@ -123,7 +134,7 @@ def _loadable() -> Iterator[Backend]:
             continue  # its reason is in list_backends() and explain()
 
 
-def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> Backend:
+def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> Backend:
     for backend in _loadable():
         if _refusal(backend, spec, device, dtype) is None:
             return backend

@@ -16,7 +16,7 @@ from .choose import alternatives, demand, resolve
 from .contract import Backend, LayerWeights, LSTMSpec, State, Trait
 from .errors import InputError, UnsupportedError
 from .registry import get_backend, holds
-from .resets import onset, starts_of
+from .resets import at_ends, onset, starts_of, zero_at
 from .stack import RunLayers, layers_with
 
 States = tuple[Tensor, Tensor]
@@ -56,6 +56,8 @@ class LSTM(nn.RNNBase):
         >>> output, (h_n, c_n) = lstm(x, is_init=is_init)
         >>> torch.testing.assert_close(output[0, 3:], lstm(x[0, 3:])[0])
     """
+
+    weight_ih_l0: Tensor
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class LSTM(nn.RNNBase):
             raise InputError("lstm is parametrized: wrap it first and parametrize the rnn_backends.LSTM")
         new = cls.__new__(cls)
         new.__dict__.update(lstm.__dict__)
-        weight = lstm.weight_ih_l0
+        weight = new.weight_ih_l0
         new._bind(resolve(lstm_backend, new.spec, weight.device, weight.dtype))
         return new
 
@@ -177,7 +179,7 @@ class LSTM(nn.RNNBase):
             InputError: a shape, dtype or device does not fit.
             UnsupportedError: the backend declines the current device or dtype, or being vmapped.
         """
-        casts = self._autocast()
+        casts = self.autocast_dtype()
         check_input(input, self.spec, self.weight_ih_l0, casts is not None, (2, 3))
         batched = input.ndim == 3
         lead = tuple(input.shape[:-1])
@@ -215,12 +217,10 @@ class LSTM(nn.RNNBase):
             weights, dtype, uncast = self._ready()
             with uncast:
                 return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
-        entry = [
-            State(onset(h, T, is_init), onset(c, T, is_init)) for h, c in zip(state.h, state.c, strict=True)
-        ]
+        entry = [State(onset(h, T, is_init), onset(c, T, is_init)) for h, c in zip(state.h, state.c, strict=True)]
         starts = starts_of(x.new_zeros(T, B, dtype=torch.bool) if is_init is None else is_init)
         output, states = self.sequences(x, entry, starts, every_end=False)
-        return output, State(torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
+        return output, _stacked(states)
 
     def zero_state(self, shape: tuple[int, ...], like: Tensor) -> State:
         """``State([L*D, *shape, P], [L*D, *shape, H])`` of zeros, with ``like``'s dtype and device."""
@@ -254,16 +254,58 @@ class LSTM(nn.RNNBase):
             entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
             return run(weights, x.to(dtype), entry, starts, self.bidirectional, dropout, every_end)
 
-    def step(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+    def replay(
+        self, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False
+    ) -> tuple[Tensor, State]:
+        """Run over rows of sequences, each from its stored state. Nothing but ``T`` is checked here.
+
+        Args:
+            x: ``[T, B, I]``.
+            is_init: ``[T, B]`` bool: a sequence starts here; it does at ``t = 0`` too.
+            stored: ``State([L*D, T, B, P], [L*D, T, B, H])``, read where a sequence starts; ``None`` for zeros.
+            every_step: give the state after every step (needs ``Trait.CELL_STATES``).
+
+        Returns:
+            ``output [T, B, D*P]`` and the states, shaped like ``stored``: exact after each sequence's last step and
+            exactly zero elsewhere, unless ``every_step``.
+
+        Raises:
+            InputError: there is no time step.
+        """
+        starts = starts_of(is_init)
+        output, states = self.sequences(x, self._entry(x, stored), starts)
+        if not every_step:
+            states = [State(at_ends(s.h, starts), at_ends(s.c, starts)) for s in states]
+        return output, _stacked(states)
+
+    def replay_output(self, x: Tensor, is_init: Tensor, stored: State | None) -> Tensor:
+        """Like :meth:`replay`, the output alone: nobody reads the states, so a backend need not find them."""
+        return self.sequences(x, self._entry(x, stored), starts_of(is_init), every_end=False)[0]
+
+    def _entry(self, x: Tensor, stored: State | None) -> list[State]:
+        T, B = x.shape[:2]
+        if T == 0:
+            raise InputError("at least one time step is needed, got T = 0")
+        if stored is None:
+            h, c = self.zero_state((1, 1), x)
+            stored = State(h.expand(-1, T, B, -1), c.expand(-1, T, B, -1))  # takes no memory
+        return [State(h, c) for h, c in zip(*stored, strict=True)]
+
+    def step(self, x: Tensor, state: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
         """One time step, for acting. Nothing is checked here.
 
         Args:
             x: ``[B, I]``.
-            state: ``State([L*D, B, P], [L*D, B, H])``.
+            state: ``State([L*D, B, P], [L*D, B, H])``; ``None`` for zeros.
+            is_init: ``[B]`` bool: where the incoming state is taken as zero; ``None`` for nowhere.
 
         Returns:
             ``output [B, D*P]`` and the next state, shaped like ``state``.
         """
+        if state is None:
+            state = self.zero_state((x.shape[0],), x)
+        elif is_init is not None:
+            state = zero_at(state, is_init)
         run, directions = self._backend.step or self._layer_as_step, self.spec.directions
         states: list[State] = []
         weights, dtype, uncast = self._ready()
@@ -275,16 +317,14 @@ class LSTM(nn.RNNBase):
                     x = nn.functional.dropout(x, self.dropout, self.training)
                 states.append(run(w, x, State(h, c)))
         output = torch.cat([s.h for s in states[-directions:]], -1)
-        return output, State(torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
+        return output, _stacked(states)
 
     def _layer_as_step(self, weights: LayerWeights, x: Tensor, state: State) -> State:
         starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
-        out = self._backend.layer(
-            weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts
-        )
+        out = self._backend.layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
         return State(out.h.squeeze(0), out.c.squeeze(0))
 
-    def _autocast(self) -> torch.dtype | None:
+    def autocast_dtype(self) -> torch.dtype | None:
         """The dtype to compute in under autocast, or ``None``. Like torch's own: float64 is left alone."""
         weight = self.weight_ih_l0
         kind = weight.device.type
@@ -300,12 +340,12 @@ class LSTM(nn.RNNBase):
             self._placed = (weight.device, weight.dtype)
         if Trait.VMAP not in self._backend.traits and _inside_vmap():
             self._decline("torch.vmap", "its kernel has no batching rule")
-        casts = self._autocast()
+        casts = self.autocast_dtype()
         weights = self.layer_weights()
         if casts is None:
             return weights, weight.dtype, nullcontext()
         demand(self._backend, self.spec, weight.device, casts)
-        cast = [LayerWeights(*(None if w is None else w.to(casts) for w in layer)) for layer in weights]
+        cast = [_cast(layer, casts) for layer in weights]
         return cast, casts, torch.autocast(weight.device.type, enabled=False)
 
     def layer_weights(self) -> list[LayerWeights]:
@@ -346,6 +386,17 @@ class LSTM(nn.RNNBase):
         backend = state["_backend"]
         super().__setstate__(state)
         self._bind(get_backend(backend) if isinstance(backend, str) else backend)
+
+
+def _stacked(states: list[State]) -> State:
+    if len(states) == 1:  # a view is enough
+        return State(states[0].h.unsqueeze(0), states[0].c.unsqueeze(0))
+    return State(torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
+
+
+def _cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+    b_ih, b_hh, w_hr = (None if v is None else v.to(dtype) for v in (w.b_ih, w.b_hh, w.w_hr))
+    return LayerWeights(w.w_ih.to(dtype), w.w_hh.to(dtype), b_ih, b_hh, w_hr)
 
 
 def _inside_vmap() -> bool:

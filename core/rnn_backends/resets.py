@@ -33,6 +33,12 @@ def at_ends(states: Tensor, starts: Tensor) -> Tensor:
     return torch.where(ends_of(starts).unsqueeze(-1), states, 0)
 
 
+def zero_at(state: State, is_init: Tensor) -> State:
+    """Sequential mode's rule: the incoming state ``[L*D, B, .]`` is zero where ``is_init [B]`` is true."""
+    reset = is_init.unsqueeze(-1)
+    return State(torch.where(reset, 0, state.h), torch.where(reset, 0, state.c))
+
+
 def take_steps(values: Tensor, steps: Tensor) -> Tensor:
     """``values[steps[t, b], b]`` for ``values [T, B, N]`` and ``steps [T', B]`` -> ``[T', B, N]``."""
     return torch.gather(values, 0, steps.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

@@ -4,7 +4,7 @@ TorchScript is deprecated since torch 2.13; docs/deployment.md shows the way on,
 No ``from __future__ import annotations`` here: TorchScript reads the annotations.
 """
 
-from typing import TYPE_CHECKING, List, Optional, Tuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 class _Layer(nn.Module):
     """Holds one layer's weights where TorchScript can iterate over them."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
 
     def __init__(self, weights: LayerWeights) -> None:
         super().__init__()
@@ -47,15 +53,15 @@ class ScriptableLSTM(nn.Module):
     def forward(
         self,
         input: Tensor,
-        hx: Optional[Tuple[Tensor, Tensor]] = None,
-        is_init: Optional[Tensor] = None,
-    ) -> Tuple[Tensor, Tuple[Tensor, Tensor]]:
+        hx: tuple[Tensor, Tensor] | None = None,
+        is_init: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Like :meth:`rnn_backends.LSTM.forward`, with ``is_init`` also by position."""
         batched = input.dim() == 3
         flip = batched and self.batch_first
         x = input.transpose(0, 1) if flip else input if batched else input.unsqueeze(1)
         T, B = x.shape[0], x.shape[1]
-        reset: Optional[Tensor] = None
+        reset: Tensor | None = None
         if is_init is not None:
             assert is_init.dtype == torch.bool, "is_init must be a bool tensor"
             lead = is_init.reshape(input.shape[:-1])
@@ -67,10 +73,10 @@ class ScriptableLSTM(nn.Module):
             h0, c0 = hx
             if not batched:
                 h0, c0 = h0.unsqueeze(1), c0.unsqueeze(1)
-        weights: List[LayerWeights] = []
+        weights: list[LayerWeights] = []
         for layer in self.layers:
             weights.append(layer())
-        entry: List[State] = []
+        entry: list[State] = []
         for k in range(self.num_states):
             entry.append(State(onset(h0[k], T, reset), onset(c0[k], T, reset)))
         starts = starts_of(torch.zeros(T, B, dtype=torch.bool, device=x.device) if reset is None else reset)

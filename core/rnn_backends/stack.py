@@ -13,9 +13,7 @@ from torch.nn.functional import dropout as drop
 from .contract import LayerFunction, LayerWeights, State
 from .resets import ends_of, first_steps, mirrored, take_steps
 
-RunLayers = Callable[
-    [List[LayerWeights], Tensor, List[State], Tensor, bool, float, bool], Tuple[Tensor, List[State]]
-]
+RunLayers = Callable[[List[LayerWeights], Tensor, List[State], Tensor, bool, float, bool], Tuple[Tensor, List[State]]]
 
 
 def layers_with(layer: LayerFunction) -> RunLayers:
@@ -58,9 +56,7 @@ def layers_with(layer: LayerFunction) -> RunLayers:
             states.append(ahead if every_end else State(ahead.h[-1], ahead.c[-1]))
             if bidirectional:
                 first = first_steps(starts)
-                back = layer(
-                    weights[k + 1], x.flip(0), mirrored(entry[k + 1], starts), ends_of(starts).flip(0)
-                )
+                back = layer(weights[k + 1], x.flip(0), mirrored(entry[k + 1], starts), ends_of(starts).flip(0))
                 h, c = back.h.flip(0), back.c.flip(0)
                 output = torch.cat([output, h], -1)
                 at = first if every_end else first[-1:]  # in reverse a sequence ends at its first step

@@ -5,7 +5,6 @@ project. TorchScript is deprecated since torch 2.13: docs/deployment.md shows th
 """
 
 import torch
-
 from rnn_backends import Backend, Trait, hookimpl
 from rnn_backends.unroll import unroll
 

@@ -1,0 +1,57 @@
+"""Which TensorDict keys a module reads and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tensordict.utils import NestedKey, unravel_key, unravel_key_list
+
+from .errors import InputError
+
+HIDDEN_IN: tuple[NestedKey, ...] = ("recurrent_state_h", "recurrent_state_c")
+HIDDEN_OUT: tuple[NestedKey, ...] = (("next", "recurrent_state_h"), ("next", "recurrent_state_c"))
+
+
+def read_keys(
+    in_key: NestedKey | None, in_keys: Sequence[NestedKey] | None, is_init_key: NestedKey | None
+) -> list[NestedKey]:
+    """The four keys that are read: value, ``h``, ``c`` and the reset mask.
+
+    Args:
+        in_key: the value's key; the hidden keys are then TorchRL's defaults.
+        in_keys: three keys (value, ``h``, ``c``), or four with the reset mask last.
+        is_init_key: the reset mask's key; default ``"is_init"``.
+
+    Raises:
+        InputError: both or neither of ``in_key`` and ``in_keys``, or their wrong number.
+    """
+    keys = _one_of("in", in_key, in_keys, HIDDEN_IN)
+    if len(keys) not in (3, 4):
+        raise InputError(f"in_keys must be 3 keys (value, h, c), or 4 with the reset mask last, got {keys}")
+    given = None if is_init_key is None else unravel_key(is_init_key)
+    if len(keys) == 4 and given not in (None, keys[3]):
+        raise InputError(f"in_keys ends with the reset key {keys[3]!r}, is_init_key says {given!r}: give one of them")
+    return [*keys[:3], given or (keys[3] if len(keys) == 4 else "is_init")]
+
+
+def write_keys(out_key: NestedKey | None, out_keys: Sequence[NestedKey] | None) -> list[NestedKey]:
+    """The three keys that are written: output, ``h`` and ``c``.
+
+    Raises:
+        InputError: both or neither of ``out_key`` and ``out_keys``, or their wrong number.
+    """
+    keys = _one_of("out", out_key, out_keys, HIDDEN_OUT)
+    if len(keys) != 3:
+        raise InputError(f"out_keys must be 3 keys (output, h, c), got {len(keys)}: {keys}")
+    return keys
+
+
+def _one_of(
+    side: str, key: NestedKey | None, keys: Sequence[NestedKey] | None, hidden: tuple[NestedKey, ...]
+) -> list[NestedKey]:
+    if (key is None) == (keys is None):
+        what = "neither" if key is None else "both"
+        raise InputError(f"give either {side}_key or {side}_keys, got {what}")
+    if isinstance(keys, str):
+        raise InputError(f"{side}_keys is a list of keys, got the string {keys!r}: use {side}_key for one")
+    return unravel_key_list(list(keys) if keys is not None else [key, *hidden])

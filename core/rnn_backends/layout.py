@@ -1,0 +1,128 @@
+"""Between a TensorDict's layout and the sequence contract's: keys and shapes, no mathematics.
+
+A TensorDict of batch size ``[*batch, T]`` (``[*batch]`` in sequential mode) becomes time-major ``[T, B, .]`` with
+``B`` the product of ``batch``, and back. Nothing is written before everything is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from .checks import check_like
+from .contract import LSTMSpec, State
+from .errors import InputError, MissingKeyError
+
+
+class Inputs(NamedTuple):
+    """What was read: ``x [*batch, I]``, ``is_init [*batch]``, and ``h [*batch, L*D, P]``, ``c`` if present."""
+
+    x: Tensor
+    is_init: Tensor
+    stored: State | None
+
+
+def read(td: TensorDictBase, keys: Sequence[NestedKey], spec: LSTMSpec, weight: Tensor, casts: bool) -> Inputs:
+    """Read and check the four entries.
+
+    Args:
+        td: batch size ``[*batch]``.
+        keys: of the value, ``h``, ``c`` and the reset mask.
+        spec: the LSTM's options.
+        weight: any of its weights, for dtype and device.
+        casts: autocast is on.
+
+    Raises:
+        MissingKeyError: the value or the reset mask is not there.
+        InputError: a shape, dtype or device does not fit, or one hidden key of two is missing.
+    """
+    x, h, c, is_init = (td.get(key, None) for key in keys)
+    batch = tuple(td.batch_size)
+    if x is None:
+        raise MissingKeyError(f"the input key {keys[0]!r} is not in the TensorDict, which has {_keys(td)}")
+    if is_init is None:
+        raise MissingKeyError(
+            f"the reset key {keys[3]!r} is not in the TensorDict, which has {_keys(td)}: append TorchRL's "
+            "InitTracker() to the environment, or set a bool tensor [*batch, 1], true where a sequence starts"
+        )
+    _check_shape(keys[0], x, (*batch, spec.input_size), "[*batch, input_size]")
+    check_like(repr(keys[0]), x, weight, casts)
+    if is_init.dtype != torch.bool:
+        raise InputError(f"{keys[3]!r} must be bool, got {is_init.dtype}: use .bool() if 1 means a start")
+    if tuple(is_init.shape) not in (batch, (*batch, 1)):
+        came = tuple(is_init.shape)
+        raise InputError(f"{keys[3]!r} must have the batch shape {batch} or {(*batch, 1)}, got {came}")
+    if (h is None) != (c is None):
+        there, gone = (keys[2], keys[1]) if h is None else (keys[1], keys[2])
+        raise InputError(f"{there!r} is in the TensorDict and {gone!r} is not: give both hidden states or none")
+    stored = None if h is None else State(h, c)
+    if stored is not None:
+        for key, value, size in zip(keys[1:3], stored, (spec.output_size, spec.hidden_size), strict=True):
+            _check_shape(key, value, (*batch, spec.num_states, size), "[*batch, layers * directions, size]")
+            check_like(repr(key), value, weight, casts)
+    return Inputs(x, is_init.reshape(batch), stored)
+
+
+def check_writable(td: TensorDictBase, keys: Sequence[NestedKey]) -> None:
+    """Raise before any work is done if the results could not be written."""
+    if td.is_locked and any(td.get(key, None) is None for key in keys):
+        raise InputError(f"the TensorDict is locked and lacks some of {list(keys)}: unlock it, or pass tensordict_out=")
+
+
+def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase:
+    """Set the results; in place where the TensorDict is locked."""
+    for key, value in values.items():
+        if td.is_locked:
+            td.set_(key, value)
+        else:
+            td.set(key, value)
+    return td
+
+
+def fold_time(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
+    """``[*batch, T, .]`` -> ``x [T, B, I]``, ``is_init [T, B]``, stored states ``[L*D, T, B, .]``."""
+    *batch, T, _ = inputs.x.shape
+    B = prod(batch)
+    x = inputs.x.reshape(B, T, -1).transpose(0, 1)
+    is_init = inputs.is_init.reshape(B, T).transpose(0, 1)
+    if inputs.stored is None:
+        return x, is_init, None
+    h, c = (s.reshape(B, T, *s.shape[-2:]).permute(2, 1, 0, 3) for s in inputs.stored)
+    return x, is_init, State(h, c)
+
+
+def unfold_time(value: Tensor, batch: Sequence[int]) -> Tensor:
+    """``[T, B, N]`` -> ``[*batch, T, N]``; hidden states ``[L*D, T, B, N]`` -> ``[*batch, T, L*D, N]``."""
+    value = value.transpose(0, 1) if value.ndim == 3 else value.permute(2, 1, 0, 3)
+    return value.reshape(*batch, *value.shape[1:])
+
+
+def fold_step(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
+    """``[*batch, .]`` -> ``x [B, I]``, ``is_init [B]``, states ``[L*D, B, .]``."""
+    B = inputs.is_init.numel()
+    x, is_init = inputs.x.reshape(B, inputs.x.shape[-1]), inputs.is_init.reshape(B)
+    if inputs.stored is None:
+        return x, is_init, None
+    h, c = (s.reshape(B, *s.shape[-2:]).transpose(0, 1) for s in inputs.stored)
+    return x, is_init, State(h, c)
+
+
+def unfold_step(value: Tensor, batch: Sequence[int]) -> Tensor:
+    """``[B, N]`` -> ``[*batch, N]``; hidden states ``[L*D, B, N]`` -> ``[*batch, L*D, N]``."""
+    value = value if value.ndim == 2 else value.transpose(0, 1)
+    return value.reshape(*batch, *value.shape[1:])
+
+
+def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:
+    if tuple(value.shape) != shape:
+        raise InputError(f"{key!r} must have shape {words} = {shape}, got {tuple(value.shape)}")
+
+
+def _keys(td: TensorDictBase) -> str:
+    return ", ".join(sorted(map(repr, td.keys(include_nested=True, leaves_only=True)))) or "no entries"

@@ -1,0 +1,304 @@
+"""``LSTMModule``: an LSTM in a TensorDict pipeline: keys, recurrent mode, resets and zero-padded hidden outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from tensordict import TensorDictBase, is_tensor_collection
+from tensordict.nn import TensorDictModuleBase, dispatch, set_skip_existing
+from tensordict.utils import NestedKey
+from torch import Tensor, nn
+
+from . import layout
+from .choose import resolve
+from .contract import Backend, State, Trait
+from .errors import InputError
+from .keys import HIDDEN_IN, HIDDEN_OUT, read_keys, write_keys
+from .lstm import LSTM
+from .mode import Mode, as_mode, recurrent_mode
+
+if TYPE_CHECKING:
+    from torchrl.envs import TensorDictPrimer
+
+
+class LSTMModule(TensorDictModuleBase):
+    """An embedder for an LSTM, like TorchRL's ``LSTMModule``, over any backend.
+
+    In **sequential mode** (the default) it runs one step: where the reset mask is true the incoming state is zero.
+    In **recurrent mode** time is the last batch dimension: a sequence starts at ``t = 0`` and wherever the reset mask
+    is true, from the state stored at that position (zeros where the hidden keys are absent). The hidden outputs are
+    exactly zero everywhere but at each sequence's last step, where they are exact, so they may be carried over.
+
+    Args:
+        input_size: ``I``, features of the input.
+        hidden_size: ``H``, features of the state.
+        num_layers: ``L``.
+        bias: whether the layers have biases.
+        batch_first: must be ``True``; here for code that passes it by position.
+        dropout: between layers, in training.
+        proj_size: ``P``, 0 for none.
+        bidirectional: whether each layer also runs in reverse over each sequence.
+        python_based: the same as ``lstm_backend="vmap"``.
+
+    Keyword Args:
+        in_key: the value's key; the hidden keys are then ``recurrent_state_h`` and ``recurrent_state_c``.
+        in_keys: the keys of value, ``h``, ``c`` (and the reset mask). Exclusive with ``in_key``.
+        out_key: the output's key; the hidden keys are then ``("next", "recurrent_state_h")`` and its like.
+        out_keys: the keys of output, ``h``, ``c``. Exclusive with ``out_key``.
+        is_init_key: the reset mask's key, nested or not. Default ``"is_init"``.
+        device: of the parameters.
+        dtype: of the parameters.
+        lstm: an LSTM (torch.nn's, TorchRL's or ours, with ``batch_first=True``) to wrap; its parameters are shared.
+            Exclusive with the sizes.
+        lstm_backend: a backend's name, ``"auto"``, or a :class:`~rnn_backends.Backend`. See :class:`LSTM`.
+        default_recurrent_mode: the module's own mode from the start.
+        hidden_output: ``"ends"`` (zero padded, as above) or ``"all"``: the state after every step, on backends with
+            ``Trait.CELL_STATES``.
+
+    Shapes, with ``K = L * D`` (layers times directions): value ``[*batch, I]``, hidden ``[*batch, K, P]`` and
+    ``[*batch, K, H]``, reset mask ``[*batch]`` or ``[*batch, 1]`` bool, output ``[*batch, D*P]``; in recurrent mode
+    the last dimension of ``batch`` is time.
+
+    Raises:
+        InputError: keys, sizes or options do not fit together.
+        UnknownBackendError: no backend of that name is installed.
+        UnsupportedError: the backend declines; the message has its reason and names those that can.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from rnn_backends import LSTMModule
+        >>> module = LSTMModule(3, 8, in_key="observation", out_key="features")
+        >>> td = TensorDict({"observation": torch.randn(4, 3), "is_init": torch.ones(4, 1, dtype=torch.bool)}, [4])
+        >>> module(td)["next", "recurrent_state_h"].shape
+        torch.Size([4, 1, 8])
+        >>> td = TensorDict(
+        ...     {"observation": torch.randn(4, 6, 3), "is_init": torch.zeros(4, 6, 1, dtype=torch.bool)}, [4, 6]
+        ... )
+        >>> module.set_recurrent_mode(True)(td)["features"].shape
+        torch.Size([4, 6, 8])
+    """
+
+    DEFAULT_IN_KEYS: ClassVar[list[NestedKey]] = list(HIDDEN_IN)
+    DEFAULT_OUT_KEYS: ClassVar[list[NestedKey]] = list(HIDDEN_OUT)
+
+    def __init__(
+        self,
+        input_size: int | None = None,
+        hidden_size: int | None = None,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = True,
+        dropout: float = 0.0,
+        proj_size: int = 0,
+        bidirectional: bool = False,
+        python_based: bool = False,
+        *,
+        in_key: NestedKey | None = None,
+        in_keys: Sequence[NestedKey] | None = None,
+        out_key: NestedKey | None = None,
+        out_keys: Sequence[NestedKey] | None = None,
+        is_init_key: NestedKey | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        lstm: nn.RNNBase | None = None,
+        lstm_backend: str | Backend | None = None,
+        default_recurrent_mode: bool | None = None,
+        hidden_output: Literal["ends", "all"] = "ends",
+    ) -> None:
+        super().__init__()
+        self.in_keys = read_keys(in_key, in_keys, is_init_key)
+        self.out_keys = write_keys(out_key, out_keys)
+        self._recurrent_mode = as_mode(default_recurrent_mode)
+        self.hidden_output = hidden_output
+        lstm_backend = _requested(lstm_backend, python_based)
+        if lstm is not None:
+            _check_wrapped(lstm, input_size, hidden_size)
+            self.lstm = LSTM.from_torch(lstm, lstm_backend)
+        else:
+            if not batch_first:
+                raise InputError("LSTMModule needs batch_first=True: a TensorDict's batch comes first")
+            if not input_size or not hidden_size:
+                raise InputError(f"give input_size and hidden_size, or lstm=; got {input_size} and {hidden_size}")
+            self.lstm = LSTM(
+                input_size,
+                hidden_size,
+                num_layers,
+                bias,
+                True,
+                dropout,
+                bidirectional,
+                proj_size,
+                device,
+                dtype,
+                lstm_backend=lstm_backend,
+            )
+        self._check_hidden_output(lstm_backend)
+
+    def _check_hidden_output(self, request: str | Backend | None) -> None:
+        if self.hidden_output == "ends":
+            return
+        if self.hidden_output != "all":
+            raise InputError(f"hidden_output must be 'ends' or 'all', got {self.hidden_output!r}")
+        if self.lstm.bidirectional:
+            raise InputError(
+                "hidden_output='all' has no meaning when bidirectional: the reverse state at a step is in "
+                "the output there, and belongs to the other end of the sequence"
+            )
+        weight, needs = self.lstm.weight_ih_l0, frozenset({Trait.CELL_STATES})
+        self.lstm = self.lstm.with_backend(resolve(request, self.lstm.spec, weight.device, weight.dtype, needs))
+
+    @property
+    def lstm_backend(self) -> str:
+        """The name of the backend that runs."""
+        return self.lstm.lstm_backend
+
+    @property
+    def recurrent_mode(self) -> bool:
+        """Whether it runs in recurrent mode now: what :class:`set_recurrent_mode` says, else its own mode."""
+        override = recurrent_mode()
+        return bool(self._recurrent_mode if override is None else override)
+
+    @recurrent_mode.setter
+    def recurrent_mode(self, value: bool) -> None:
+        raise InputError("recurrent_mode cannot be set: module.set_recurrent_mode(...) returns a copy in that mode")
+
+    def set_recurrent_mode(self, mode: Mode = True) -> LSTMModule:
+        """A copy that shares this LSTM and differs in mode only; this module itself if nothing differs.
+
+        Args:
+            mode: ``True`` or ``"recurrent"``, ``False`` or ``"sequential"``.
+        """
+        wanted = bool(as_mode(mode))
+        return self if wanted == bool(self._recurrent_mode) else self._copy(_recurrent_mode=wanted)
+
+    def with_backend(self, lstm_backend: str | Backend) -> LSTMModule:
+        """A copy on another backend, over the same parameters."""
+        new = self._copy()
+        new.lstm = self.lstm.with_backend(lstm_backend)
+        new._check_hidden_output(new.lstm.backend)
+        return new
+
+    def make_python_based(self) -> LSTMModule:
+        """TorchRL's name: go over to the ``vmap`` backend, in place."""
+        self.lstm = self.lstm.with_backend("vmap")
+        return self
+
+    def make_cudnn_based(self) -> LSTMModule:
+        """TorchRL's name: go over to the ``cudnn`` backend, in place."""
+        self.lstm = self.lstm.with_backend("cudnn")
+        return self
+
+    def _copy(self, **changed: Any) -> LSTMModule:
+        new = type(self).__new__(type(self))
+        registries = {k: v.copy() for k, v in self.__dict__.items() if k in _REGISTRIES}
+        new.__dict__.update(self.__dict__, **registries, **changed)
+        return new
+
+    def forward(self, tensordict: TensorDictBase | Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Run one step, or over time in recurrent mode.
+
+        Args:
+            tensordict: batch size ``[*batch]``, or ``[*batch, T]`` in recurrent mode. Or the entries themselves, by
+                position in the order of ``in_keys`` or by keyword; then the outputs come back as a tuple.
+            args: the other entries.
+            kwargs: the other entries, or ``tensordict_out``: where to write, by default the given TensorDict.
+
+        Returns:
+            The TensorDict with ``out_keys`` set.
+
+        Raises:
+            MissingKeyError: the value or the reset mask is not there.
+            InputError: a shape, dtype or device does not fit; nothing in the TensorDict has changed then.
+        """
+        if is_tensor_collection(tensordict):
+            return self._forward(tensordict, *args, **kwargs)
+        entries = (tensordict, *args) if tensordict is not None else args
+        return self._forward_entries(*entries, **kwargs)
+
+    @dispatch(auto_batch_size=False)
+    def _forward_entries(self, tensordict: TensorDictBase) -> TensorDictBase:
+        x = tensordict.get(self.in_keys[0], None)
+        if x is not None:
+            tensordict.batch_size = x.shape[:-1]
+        return self._forward(tensordict)
+
+    @set_skip_existing(None)
+    def _forward(self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None) -> TensorDictBase:
+        out = tensordict if tensordict_out is None else tensordict_out
+        recurrent = self.recurrent_mode
+        if recurrent and not tensordict.ndim:
+            raise InputError("recurrent mode needs a time dimension, the last of the batch size; got a 0-d TensorDict")
+        lstm = self.lstm
+        read = layout.read(tensordict, self.in_keys, lstm.spec, lstm.weight_ih_l0, lstm.autocast_dtype() is not None)
+        layout.check_writable(out, self.out_keys)
+        values = self._over_time(read) if recurrent else self._one_step(read)
+        return layout.write(out, {key: values[key] for key in self.out_keys})
+
+    def _one_step(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
+        x, is_init, stored = layout.fold_step(read)
+        y, state = self.lstm.step(x, stored, is_init)
+        values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *self._as_stored(state)))
+        return dict(zip(self.out_keys_source, values, strict=True))
+
+    def _over_time(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
+        x, is_init, stored = layout.fold_time(read)
+        batch = read.is_init.shape[:-1]
+        if list(self.out_keys) == self.out_keys_source[:1]:  # select_out_keys: nobody asks for the states
+            y = self.lstm.replay_output(x, is_init, stored)
+            return {self.out_keys[0]: layout.unfold_time(y, batch)}
+        y, state = self.lstm.replay(x, is_init, stored, self.hidden_output == "all")
+        values = (layout.unfold_time(value, batch) for value in (y, *self._as_stored(state)))
+        return dict(zip(self.out_keys_source, values, strict=True))
+
+    def _as_stored(self, state: State) -> State:
+        """Under autocast too, a stored state keeps the weights' dtype from step to step."""
+        dtype = self.lstm.weight_ih_l0.dtype
+        return State(state.h.to(dtype), state.c.to(dtype))
+
+    def make_tensordict_primer(self) -> TensorDictPrimer:
+        """TorchRL's ``TensorDictPrimer`` for the hidden states, to append to an environment.
+
+        Raises:
+            InputError: an output key is not ``("next", <input key>)``, so an environment could not carry the state.
+        """
+        from torchrl.data import Unbounded
+        from torchrl.envs import TensorDictPrimer
+
+        pairs = list(zip(self.in_keys[1:3], self.out_keys_source[1:], strict=True))
+        for read, written in pairs:
+            if written != ("next", *(read if isinstance(read, tuple) else (read,))):
+                raise InputError(f"a primer needs out_keys ('next', <in_key>), got {written!r} for {read!r}")
+        spec, weight = self.lstm.spec, self.lstm.weight_ih_l0
+        sizes = (spec.output_size, spec.hidden_size)
+        return TensorDictPrimer(
+            {
+                read: Unbounded(shape=(spec.num_states, size), dtype=weight.dtype)
+                for (read, _), size in zip(pairs, sizes, strict=True)
+            },
+            expand_specs=True,
+        )
+
+    def extra_repr(self) -> str:
+        """Keys and mode."""
+        return f"in_keys={self.in_keys}, out_keys={self.out_keys}, recurrent_mode={self.recurrent_mode}"
+
+
+_REGISTRIES = {name for name, value in nn.Module().__dict__.items() if isinstance(value, dict)}
+
+
+def _requested(lstm_backend: str | Backend | None, python_based: bool) -> str | Backend | None:
+    if not python_based:
+        return lstm_backend
+    if lstm_backend not in (None, "vmap", "torchrl"):
+        raise InputError(f"python_based=True means lstm_backend='vmap', got {lstm_backend!r} too: give one of them")
+    return "vmap"
+
+
+def _check_wrapped(lstm: nn.RNNBase, input_size: int | None, hidden_size: int | None) -> None:
+    if input_size is not None or hidden_size is not None:
+        raise InputError("give lstm= or the sizes, not both")
+    if not getattr(lstm, "batch_first", True):
+        raise InputError("lstm= must have batch_first=True: a TensorDict's batch comes first")
