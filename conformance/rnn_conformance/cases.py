@@ -1,0 +1,132 @@
+"""A case: one small frozen value that fixes every input of a law, with a short token that replays it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from functools import cached_property
+
+import torch
+from rnn_backends import LSTMSpec
+
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
+LAYOUTS = ("contiguous", "transposed", "strided", "offset")
+STORED = ("random", "zeros")
+
+_INTEGERS = re.compile(r"([TBIHLPd])(\d+)")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Sizes, options, resets as bits and a seed for the numbers.
+
+    Attributes:
+        T, B, I, H: steps, batch, input features, hidden size.
+        L, P: layers and projection size (0 for none).
+        bias, bidirectional: as in torch.nn.LSTM.
+        dropout: percent, between layers.
+        dtype: a key of :data:`DTYPES`.
+        resets: bit ``b * T + t`` is set where ``is_init[t, b]``.
+        stored: whether the states that sequences start from are random or zeros.
+        layout: how the inputs lie in memory.
+        seed: of all numbers.
+    """
+
+    T: int
+    B: int
+    I: int  # noqa: E741 - the project's letter
+    H: int
+    L: int = 1
+    P: int = 0
+    bias: bool = True
+    bidirectional: bool = False
+    dropout: int = 0
+    dtype: str = "f64"
+    resets: int = 0
+    stored: str = "random"
+    layout: str = "contiguous"
+    seed: int = 0
+
+    @cached_property
+    def spec(self) -> LSTMSpec:
+        """The options as backends see them."""
+        return LSTMSpec(self.I, self.H, self.L, self.bias, self.dropout / 100, self.bidirectional, self.P)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of weights and inputs."""
+        return DTYPES[self.dtype]
+
+    @property
+    def is_init(self) -> torch.Tensor:
+        """``[T, B]`` bool: the reset bits, as drawn (``t = 0`` included)."""
+        bits = [[bool(self.resets >> (b * self.T + t) & 1) for b in range(self.B)] for t in range(self.T)]
+        return torch.tensor(bits, dtype=torch.bool).reshape(self.T, self.B)
+
+    @property
+    def token(self) -> str:
+        """Short, stable, readable; what is at its default is left out. ``Case.parse(token)`` replays it."""
+        parts = [f"{letter}{getattr(self, letter)}" for letter in "TBIH"]
+        parts += [f"L{self.L}"] if self.L != 1 else []
+        parts += [f"P{self.P}"] if self.P else []
+        parts += ["nobias"] if not self.bias else []
+        parts += ["bi"] if self.bidirectional else []
+        parts += [f"d{self.dropout}"] if self.dropout else []
+        parts += [self.dtype]
+        parts += [f"r{self.resets:x}"] if self.resets else []
+        parts += [self.stored] if self.stored != STORED[0] else []
+        parts += [self.layout] if self.layout != LAYOUTS[0] else []
+        return ".".join([*parts, f"s{self.seed}"])
+
+    @classmethod
+    def parse(cls, token: str) -> Case:
+        """The case of a token.
+
+        Raises:
+            ValueError: the part that is not understood.
+        """
+        found: dict[str, object] = {}
+        for part in token.split("."):
+            name, value = _read(part, token)
+            if name in found:
+                raise ValueError(f"{part!r} is the second {name} in the token {token!r}")
+            found[name] = value
+        missing = [f.name for f in fields(cls) if f.name in "TBIH" and f.name not in found]
+        if missing:
+            raise ValueError(f"the token {token!r} does not say {', '.join(missing)}")
+        return cls(**found)  # type: ignore[arg-type]
+
+
+def _read(part: str, token: str) -> tuple[str, object]:
+    if part == "nobias":
+        return "bias", False
+    if part == "bi":
+        return "bidirectional", True
+    for name, known in (("dtype", DTYPES), ("stored", STORED), ("layout", LAYOUTS)):
+        if part in known:
+            return name, part
+    if re.fullmatch(r"r[0-9a-f]+", part):
+        return "resets", int(part[1:], 16)
+    if re.fullmatch(r"s\d+", part):
+        return "seed", int(part[1:])
+    match = _INTEGERS.fullmatch(part)
+    if match is None:
+        raise ValueError(f"{part!r} in the token {token!r} is not understood")
+    return ("dropout" if match[1] == "d" else match[1]), int(match[2])
+
+
+def pattern(name: str, T: int, B: int) -> int:
+    """The reset bits of a pattern: ``none``, ``all``, ``first``, ``last`` or ``consecutive`` steps of every row.
+
+    ``consecutive`` are two steps in the middle, so that a sequence of length one lies between others.
+    """
+    middle = max(T // 2 - 1, 0)
+    steps = {
+        "none": (),
+        "all": range(T),
+        "first": (0,),
+        "last": (T - 1,),
+        "consecutive": range(middle, min(middle + 2, T)),
+    }[name]
+    row = sum(1 << t for t in steps)
+    return sum(row << b * T for b in range(B))

@@ -1,0 +1,37 @@
+"""All laws, by name, in the order in which they run. The runner, the command line and pytest are fronts over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from types import ModuleType
+
+from .law import Law
+from .laws import batch, gradients, layout, modules, options, purity, resets, time, transforms, values, weights
+
+SUBJECTS: tuple[ModuleType, ...] = (
+    values, resets, time, batch, gradients, options, layout, purity, weights, modules, transforms
+)  # fmt: skip
+
+LAWS: dict[str, Law] = {
+    value.name: value for module in SUBJECTS for value in vars(module).values() if isinstance(value, Law)
+}
+
+
+def select(names: Sequence[str] | None, profile: str) -> dict[str, Law]:
+    """The laws of a profile whose names are, or contain, one of ``names`` (``None``: all).
+
+    Raises:
+        ValueError: a name that fits no law, with the nearest.
+    """
+    chosen = {name: law for name, law in LAWS.items() if profile in law.profiles}
+    if names is None:
+        return chosen
+    found: set[str] = set()
+    for part in names:
+        fits = {part} if part in LAWS else {name for name in chosen if part in name}
+        if not fits:
+            near = get_close_matches(part, LAWS, n=1, cutoff=0.3)
+            raise ValueError(f"no law's name is or contains {part!r}" + (f": nearest is {near[0]!r}" if near else ""))
+        found |= fits
+    return {name: law for name, law in LAWS.items() if name in found}

@@ -1,0 +1,75 @@
+"""What a law is: a plain function over one trial, its sentence, and how it is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rnn_backends import Trait
+
+if TYPE_CHECKING:
+    from .trial import Trial
+
+LawFunction = Callable[["Trial"], None]
+
+
+class LawBroken(AssertionError):
+    """A law does not hold: what came, what was expected, where, and by how much of the tolerance."""
+
+    def __init__(self, message: str, margin: float | None = None) -> None:
+        super().__init__(message)
+        self.margin = margin
+
+
+class Declined(Exception):
+    """The backend gave a reason for not serving this case, as the contract allows."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law.
+
+    Attributes:
+        name: the function's name.
+        sentence: the law in one sentence, the docstring's first line.
+        subject: the file it is in.
+        function: raises :class:`LawBroken` if the law does not hold for a trial.
+        where: what its cases have in common: allowed values by field of a case.
+        trait: the capability it is about; tried also where it is not claimed.
+        tries_unclaimed: whether it is tried on a backend that does not claim the trait.
+        costly: whether it compiles something: it then runs on few fixed cases, outside the example loop.
+        rollouts: whether it also runs over recorded rollouts.
+        profiles: the profiles it belongs to.
+    """
+
+    name: str
+    sentence: str
+    subject: str
+    function: LawFunction
+    where: Mapping[str, Any] = field(default_factory=dict)
+    trait: Trait | None = None
+    tries_unclaimed: bool = True
+    costly: bool = False
+    rollouts: bool = False
+    profiles: tuple[str, ...] = ("smoke", "quick", "full")
+
+
+def law(
+    trait: Trait | None = None,
+    tries_unclaimed: bool = True,
+    costly: bool = False,
+    rollouts: bool = False,
+    profiles: tuple[str, ...] = ("smoke", "quick", "full"),
+    **where: Any,
+) -> Callable[[LawFunction], Law]:
+    """Make a function a law. Further keywords are what its cases have in common: ``T=(1,)``, ``dtype=("f32",)``."""
+
+    def decorate(function: LawFunction) -> Law:
+        sentence = (function.__doc__ or "").strip().splitlines()[0]
+        subject = function.__module__.rpartition(".")[2]
+        return Law(
+            function.__name__, sentence, subject, function, where, trait, tries_unclaimed, costly, rollouts, profiles
+        )
+
+    return decorate

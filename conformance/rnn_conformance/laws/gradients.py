@@ -1,0 +1,168 @@
+"""Gradients: right wherever something was read, exactly zero wherever nothing was."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..compare import demand, identical
+from ..law import LawBroken, law
+from ..trial import Ran, Trial
+
+
+def _right(trial: Trial, parts: str = "yhc") -> None:
+    def loss(ran: Ran) -> Tensor:
+        return trial.loss(ran, parts)
+
+    trial.agree_gradients(trial.gradients(loss), trial.expected_gradients(loss))
+
+
+@law(rollouts=True)
+def gradients_equal_reference(trial: Trial) -> None:
+    """In float64 the gradients by input, stored states and every weight equal the reference's."""
+    _right(trial)
+
+
+@law(dtype=("f32",))
+def gradients_equal_reference_in_float32(trial: Trial) -> None:
+    """In float32 the gradients by input, stored states and every weight equal the float64 reference's."""
+    _right(trial)
+
+
+@law()
+def gradients_of_the_output_alone(trial: Trial) -> None:
+    """A loss of the output alone has the reference's gradients."""
+    _right(trial, "y")
+
+
+@law()
+def gradients_of_the_end_states_alone(trial: Trial) -> None:
+    """A loss of the end states alone, h or c, has the reference's gradients."""
+    _right(trial, "h")
+    _right(trial, "c")
+
+
+@law(T=(2, 3, 4, 6), resets=("bits", "last", "all"))
+def gradient_across_a_reset_is_zero(trial: Trial) -> None:
+    """A loss after a row's last start has exactly zero gradient by everything in the row before that start."""
+    starts = trial.inputs.starts
+    t = torch.arange(trial.case.T, device=starts.device).unsqueeze(-1)
+    last = torch.where(starts, t, 0).amax(0)
+    after = (t >= last).unsqueeze(-1)
+
+    def loss(ran: Ran) -> Tensor:
+        return trial.loss(Ran(*(torch.where(after, value, 0) for value in ran)))
+
+    found = trial.gradients(loss)
+    for name, axes in (("x", "t b unit"), ("stored h", "layer t b unit"), ("stored c", "layer t b unit")):
+        gradient = found[name]
+        demand(f"the gradient of {name} across a reset", after | (gradient == 0), gradient, "exactly 0", axes)
+
+
+@law(bidirectional=(False,))
+def gradient_of_the_future_is_zero(trial: Trial) -> None:
+    """A loss of one step of a forward LSTM has exactly zero gradient by all later steps."""
+    at = trial.case.T // 2
+    later = trial.gradients(lambda ran: ran.output[at].sum())["x"][at + 1 :]
+    demand("the gradient by later steps", later == 0, later, "exactly 0", "t b unit")
+
+
+@law()
+def gradient_of_unread_stored_states_is_zero(trial: Trial) -> None:
+    """States stored where no sequence starts have exactly zero gradient, also if they are NaN."""
+    starts = trial.inputs.starts
+    inputs = trial.fresh()
+    inputs.h[:, ~starts], inputs.c[:, ~starts] = float("nan"), float("nan")
+    found = trial.gradients(trial.loss, inputs=inputs)
+    for name in ("stored h", "stored c"):
+        gradient = found[name]
+        read = starts.unsqueeze(-1)
+        demand(
+            f"the gradient of {name} where it is not read",
+            read | (gradient == 0),
+            gradient,
+            "exactly 0",
+            "layer t b unit",
+        )
+    trial.agree_gradients(found, trial.expected_gradients(trial.loss))
+
+
+@law(B=(2, 3))
+def gradient_of_other_rows_is_zero(trial: Trial) -> None:
+    """A loss of one row has exactly zero gradient by every other row."""
+    found = trial.gradients(lambda ran: ran.output[:, 0].sum())
+    for name, dim in (("x", 1), ("stored h", 2), ("stored c", 2)):
+        others = found[name].narrow(dim, 1, trial.case.B - 1)
+        demand(f"the gradient of {name} by other rows", others == 0, others, "exactly 0", "")
+
+
+@law()
+def backward_twice_gives_the_same(trial: Trial) -> None:
+    """Going backward a second time through a retained graph gives the same gradients."""
+    lstm, x = trial.lstm(), trial.inputs.x.requires_grad_()
+    loss = trial.loss(trial.run(lstm))
+    leaves = [x, *lstm.parameters()]
+    once = torch.autograd.grad(loss, leaves, retain_graph=True)
+    again = torch.autograd.grad(loss, leaves)
+    for came, expected in zip(again, once, strict=True):
+        trial.agree("the second gradient", came, expected, None, "")
+
+
+@law(bias=(True,))
+def frozen_weights_get_no_gradient(trial: Trial) -> None:
+    """Weights that need no gradient get none, and the others' gradients do not change."""
+    lstm = trial.lstm()
+    for name, parameter in lstm.named_parameters():
+        parameter.requires_grad_("weight_hh" not in name)
+    trial.run(lstm).output.sum().backward()
+    whole = trial.lstm()
+    trial.run(whole).output.sum().backward()
+    for (name, frozen), parameter in zip(lstm.named_parameters(), whole.parameters(), strict=True):
+        if "weight_hh" in name:
+            if frozen.grad is not None:
+                raise LawBroken(f"{name} needs no gradient and got one")
+        elif frozen.grad is None or parameter.grad is None:
+            raise LawBroken(f"{name} needs a gradient and got none")
+        else:
+            trial.agree(f"the gradient of {name}", frozen.grad, parameter.grad, None, "row column", scale=4)
+
+
+@law()
+def without_gradients_the_same_values(trial: Trial) -> None:
+    """Under no_grad and inference_mode the values are the same, and nothing that comes out needs a gradient."""
+    lstm = trial.lstm()
+    ran = trial.run(lstm)
+    if not ran.output.requires_grad:
+        raise LawBroken("the output of weights that need gradients does not need one")
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            quiet = trial.run(lstm)
+            trial.agree(f"output under {mode.__name__}", quiet.output, ran.output, scale=2)
+            if quiet.output.requires_grad:
+                raise LawBroken(f"the output needs a gradient under {mode.__name__}")
+
+
+@law()
+def gradients_do_not_depend_on_what_needs_them(trial: Trial) -> None:
+    """The gradient by the input alone is the one that comes with those of the weights."""
+    loss = trial.loss
+    every = trial.gradients(loss)["x"]
+    lstm, inputs = trial.lstm().requires_grad_(False), trial.fresh()
+    inputs.x.requires_grad_()
+    (alone,) = torch.autograd.grad(loss(trial.run(lstm, inputs)), inputs.x)
+    trial.agree("the gradient of x", alone, every, scale=4)
+
+
+@law(T=(1, 2, 3))
+def gradients_accumulate(trial: Trial) -> None:
+    """Two backward passes add up in ``.grad``, as they do everywhere in torch."""
+    lstm = trial.lstm()
+    for _ in range(2):
+        trial.run(lstm).output.sum().backward()
+    both = {name: parameter.grad.clone() for name, parameter in lstm.named_parameters() if parameter.grad is not None}
+    lstm.zero_grad()
+    trial.run(lstm).output.sum().backward()
+    for name, parameter in lstm.named_parameters():
+        if parameter.grad is None or name not in both:
+            raise LawBroken(f"{name} got no gradient")
+        identical(f"the gradient of {name} after two passes", both[name], 2 * parameter.grad, "row column")

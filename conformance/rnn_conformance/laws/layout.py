@@ -1,0 +1,78 @@
+"""Layout: batch first or second, batched or not, however the memory lies."""
+
+from __future__ import annotations
+
+import torch
+
+from ..cases import LAYOUTS
+from ..compare import identical
+from ..law import law
+from ..trial import Trial
+
+
+@law(layout=LAYOUTS[1:])
+def memory_layout_does_not_matter(trial: Trial) -> None:
+    """Transposed, strided and offset inputs and states are read like contiguous ones."""
+    inputs = trial.inputs
+    packed = inputs._replace(
+        x=inputs.x.contiguous(), h=inputs.h.contiguous(), c=inputs.c.contiguous(), starts=inputs.starts.contiguous()
+    )
+    lstm = trial.lstm()
+    ran, plain = trial.run(lstm), trial.run(lstm, packed)
+    trial.agree("output", ran.output, plain.output, scale=2)
+    trial.agree_states("the end state", ran, plain.h, plain.c)
+
+
+@law()
+def expanded_states_are_read(trial: Trial) -> None:
+    """A state that is one row expanded over the batch and over time is read like the rows it stands for."""
+    inputs, (rows, T, B, P) = trial.inputs, trial.inputs.h.shape
+    h = inputs.h[:, :1, :1].expand(rows, T, B, P)
+    c = inputs.c[:, :1, :1].expand(rows, T, B, trial.case.H)
+    expanded = inputs._replace(h=h, c=c)
+    trial.agree("output", trial.run(trial.lstm(), expanded).output, trial.reference(expanded).output)
+
+
+@law(B=(1, 2, 3))
+def batch_first_is_a_transposition(trial: Trial) -> None:
+    """With batch_first, input, output and is_init are transposed and the states are not."""
+    inputs, is_init = trial.inputs, trial.is_init
+    hx = (inputs.h[:, 0].clone(), inputs.c[:, 0].clone())
+    time_major = trial.stream(trial.lstm(), inputs.x, hx, is_init)
+    first = trial.stream(trial.lstm(batch_first=True), inputs.x.transpose(0, 1), hx, is_init.T)
+    trial.agree("output", first.output.transpose(0, 1), time_major.output, scale=2)
+    trial.agree("h_n", first.h, time_major.h, 1, "layer b unit", scale=2)
+    trial.agree("c_n", first.c, time_major.c, 1, "layer b unit", scale=2)
+
+
+@law(B=(1,))
+def unbatched_is_a_batch_of_one(trial: Trial) -> None:
+    """An input without a batch dimension gives what a batch of one gives, without that dimension."""
+    inputs, lstm, is_init = trial.inputs, trial.lstm(), trial.is_init
+    hx = (inputs.h[:, 0].clone(), inputs.c[:, 0].clone())
+    batched = trial.stream(lstm, inputs.x, hx, is_init)
+    bare = trial.stream(lstm, inputs.x[:, 0], (hx[0][:, 0], hx[1][:, 0]), is_init[:, 0])
+    trial.agree("output", bare.output, batched.output[:, 0], None, "t unit", scale=2)
+    trial.agree("h_n", bare.h, batched.h[:, 0], None, "layer unit", scale=2)
+    trial.agree("c_n", bare.c, batched.c[:, 0], None, "layer unit", scale=2)
+
+
+@law()
+def is_init_may_have_a_trailing_one(trial: Trial) -> None:
+    """``is_init [T, B]`` and ``[T, B, 1]`` are the same."""
+    lstm, x = trial.lstm(), trial.inputs.x
+    flat = trial.stream(lstm, x, None, trial.is_init)
+    trailing = trial.stream(lstm, x, None, trial.is_init.unsqueeze(-1))
+    identical("output", trailing.output, flat.output, "t b unit")
+
+
+@law()
+def output_is_dense_and_plain(trial: Trial) -> None:
+    """What comes out has memory of its own at every place, so that it can be written in place."""
+    with torch.no_grad():
+        ran = trial.run(trial.lstm())
+        before = [value.clone() for value in ran]
+        for value in ran:
+            value += 1
+        for name, value, old in zip(("output", "h", "c"), ran, before, strict=True):
+            identical(f"{name} after adding one in place", value, old + 1, "")

@@ -1,0 +1,91 @@
+"""Options: every option of torch.nn.LSTM means what it means there."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from ..compare import identical
+from ..law import LawBroken, law
+from ..trial import Ran, Trial
+
+
+def _right(trial: Trial) -> None:
+    ran = trial.run(trial.lstm())
+    trial.agree("output", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+    trial.agree_gradients(trial.gradients(trial.loss), trial.expected_gradients(trial.loss))
+
+
+@law(L=(2, 3))
+def layers(trial: Trial) -> None:
+    """Each layer reads the h of the one below: values and gradients equal the reference's."""
+    _right(trial)
+
+
+@law(bidirectional=(True,))
+def bidirectional(trial: Trial) -> None:
+    """The reverse direction runs each sequence from its last step to its first, from its own stored state."""
+    _right(trial)
+
+
+@law(P=(1, 2, 3), H=(3, 5))
+def projection(trial: Trial) -> None:
+    """With a projection the projected h is both the output and what is carried; c keeps its size."""
+    _right(trial)
+
+
+@law(bias=(False,))
+def no_bias(trial: Trial) -> None:
+    """Without bias there is none."""
+    _right(trial)
+
+
+@law(bias=(True,))
+def both_biases_count(trial: Trial) -> None:
+    """The input's and the recurrent bias are both added: values and gradients equal the reference's."""
+    _right(trial)
+
+
+def _stream(trial: Trial, train: bool, seed: int = 0) -> Ran:
+    lstm = trial.lstm().train(train)
+    torch.manual_seed(seed)
+    return trial.stream(lstm, trial.inputs.x, None, trial.is_init)
+
+
+@law(dropout=(30, 100), L=(2, 3), stored=("zeros",))
+def no_dropout_in_evaluation(trial: Trial) -> None:
+    """In evaluation there is no dropout."""
+    trial.agree("output", _stream(trial, train=False).output, trial.expected.output)
+
+
+@law(dropout=(30, 100), L=(1,), stored=("zeros",))
+def no_dropout_after_the_last_layer(trial: Trial) -> None:
+    """In training the last layer's output is not dropped, so one layer has no dropout at all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch says itself that this dropout does nothing
+        trial.agree("output", _stream(trial, train=True).output, trial.expected.output)
+
+
+@law(dropout=(100,), L=(2,), stored=("zeros",), resets=("none",), bidirectional=(False,), P=(0,))
+def dropout_of_everything_leaves_the_biases(trial: Trial) -> None:
+    """With dropout 1 in training the second layer reads zeros: it gives the same whatever the first layer reads."""
+    came = _stream(trial, train=True).output
+    x = torch.zeros(trial.case.T, trial.case.B, trial.case.H, dtype=came.dtype, device=came.device)
+    second = nn.LSTM(trial.case.H, trial.case.H, bias=trial.case.bias, dtype=came.dtype, device=came.device)
+    weights = {n[:-1] + "0": v for n, v in trial.inputs.weights.items() if n.endswith("_l1")}
+    second.load_state_dict(weights)
+    trial.agree("output", came, second(x)[0], scale=2)
+
+
+@law(dropout=(50,), L=(2, 3), H=(8,), T=(4, 6), B=(3,), bias=(True,), P=(0,), stored=("zeros",))
+def dropout_follows_the_seed(trial: Trial) -> None:
+    """In training the same seed drops the same, another seed drops something else."""
+    once, again, other = (_stream(trial, True, seed).output for seed in (1, 1, 2))
+    identical("output with the same seed", again, once, "t b unit")
+    if torch.equal(once, other):
+        raise LawBroken(
+            "two seeds give the same output in training with dropout 0.5: nothing was dropped, or always the same"
+        )

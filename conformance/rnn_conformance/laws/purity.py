@@ -1,0 +1,100 @@
+"""Purity: a call reads what it is given, changes nothing, keeps nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..compare import identical
+from ..law import LawBroken, law
+from ..trial import Trial
+
+
+@law()
+def nothing_passed_in_changes(trial: Trial) -> None:
+    """Input, stored states, starts and weights are the same after forward and backward, and were never written to."""
+    lstm, inputs, same = trial.lstm(), trial.fresh(), trial.fresh()
+    tensors: dict[str, Tensor] = {"x": inputs.x, "h": inputs.h, "c": inputs.c, "starts": inputs.starts}
+    tensors |= dict(lstm.named_parameters())
+    expected: dict[str, Tensor] = {"x": same.x, "h": same.h, "c": same.c, "starts": same.starts} | same.weights
+    versions = {name: value._version for name, value in tensors.items()}
+    trial.loss(trial.run(lstm, inputs)).backward()
+    for name, value in tensors.items():
+        identical(f"{name} after the call", value, expected[name], "")
+        if value._version != versions[name]:
+            raise LawBroken(f"{name} was written to in place during the call")
+
+
+@law()
+def same_call_same_answer(trial: Trial) -> None:
+    """The same call twice gives the same bits, also after a call with other inputs in between."""
+    lstm = trial.lstm()
+    once = trial.run(lstm)
+    other = trial.inputs._replace(x=trial.inputs.x + 1, h=-trial.inputs.h, starts=torch.ones_like(trial.inputs.starts))
+    trial.run(lstm, other)
+    again = trial.run(lstm)
+    identical("output", again.output, once.output, "t b unit")
+    identical("h at the ends", trial.at_ends(again.h), trial.at_ends(once.h), "layer t b unit")
+    identical("c at the ends", trial.at_ends(again.c), trial.at_ends(once.c), "layer t b unit")
+
+
+@law()
+def a_result_outlives_the_next_call(trial: Trial) -> None:
+    """A call does not change what the one before it gave."""
+    lstm = trial.lstm()
+    with torch.no_grad():
+        once = trial.run(lstm)
+        kept = [value.clone() for value in once]
+        trial.run(lstm, trial.inputs._replace(x=trial.inputs.x + 1))
+    for name, came, expected in zip(("output", "h", "c"), once, kept, strict=True):
+        identical(f"{name} after the next call", came, expected, "")
+
+
+@law()
+def results_share_no_memory_with_inputs(trial: Trial) -> None:
+    """Writing into what came out changes neither inputs nor weights."""
+    lstm, inputs, same = trial.lstm(), trial.fresh(), trial.fresh()
+    with torch.no_grad():
+        output, states = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
+        for value in (output, *(v for state in states for v in state)):
+            value.fill_(7)
+    for name, value, expected in zip(("x", "h", "c", "starts"), inputs[:4], same[:4], strict=True):
+        identical(f"{name} after writing into the results", value, expected, "")
+    for name, parameter in lstm.named_parameters():
+        identical(f"{name} after writing into the results", parameter.detach(), same.weights[name], "")
+
+
+@law()
+def h_and_c_share_no_memory(trial: Trial) -> None:
+    """Writing into h changes no c, and writing into one layer's state no other's."""
+    inputs = trial.inputs
+    with torch.no_grad():
+        _, states = trial.lstm().sequences(inputs.x, inputs.entry, inputs.starts)
+        kept = [state.c.clone() for state in states]
+        for state in states:
+            state.h.fill_(7)
+        for k, (state, c) in enumerate(zip(states, kept, strict=True)):
+            identical(f"c of row {k} after writing into h", state.c, c, "t b unit")
+
+
+@law()
+def global_state_is_left_alone(trial: Trial) -> None:
+    """A call leaves torch's random state, gradient mode, default dtype and threads as they were."""
+    lstm = trial.lstm()
+    torch.manual_seed(0)
+    before = _globals()
+    trial.run(lstm)
+    for name, value in _globals().items():
+        if value != before[name]:
+            raise LawBroken(f"the call changed {name} from {before[name]} to {value}")
+
+
+def _globals() -> dict[str, object]:
+    return {
+        "the random state": torch.random.get_rng_state().sum().item(),
+        "gradient mode": torch.is_grad_enabled(),
+        "the default dtype": torch.get_default_dtype(),
+        "the number of threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+    }

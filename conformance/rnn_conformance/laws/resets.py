@@ -1,0 +1,123 @@
+"""Resets: a sequence starts where it is told to, from the state that is stored there, and nothing crosses."""
+
+from __future__ import annotations
+
+import torch
+
+from ..compare import demand
+from ..inputs import Inputs
+from ..law import law
+from ..reference import trajectories
+from ..trial import Trial
+
+
+def _right(trial: Trial) -> None:
+    ran = trial.run(trial.lstm())
+    trial.agree("output", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+
+
+@law(resets=("none",))
+def no_reset(trial: Trial) -> None:
+    """Without resets a row is one sequence from its stored state."""
+    _right(trial)
+
+
+@law(resets=("first",))
+def reset_at_the_first_step(trial: Trial) -> None:
+    """A reset at the first step starts from the state stored there, like every row."""
+    _right(trial)
+
+
+@law(resets=("last",), T=(2, 1, 3, 5))
+def reset_at_the_last_step(trial: Trial) -> None:
+    """A reset at the last step starts a sequence of length one."""
+    _right(trial)
+
+
+@law(resets=("consecutive",), T=(3, 4, 5, 8))
+def consecutive_resets(trial: Trial) -> None:
+    """Resets at steps that follow one another make sequences of length one, each with its own end."""
+    _right(trial)
+
+
+@law(resets=("all",))
+def reset_at_every_step_is_independent_steps(trial: Trial) -> None:
+    """Reset at every step, T by B steps are T * B independent LSTMs of one step."""
+    lstm, (x, h, c, starts, weights) = trial.lstm(), trial.inputs
+    ran = trial.run(lstm)
+    flat = Inputs(
+        x.reshape(1, -1, x.shape[-1]), h.flatten(1, 2).unsqueeze(1), c.flatten(1, 2).unsqueeze(1),
+        starts.reshape(1, -1), weights,
+    )  # fmt: skip
+    alone = trial.run(lstm, flat)
+    trial.agree("output", ran.output, alone.output.reshape(ran.output.shape), scale=2)
+    trial.agree("h", ran.h, alone.h.reshape(ran.h.shape), 2, "layer t b unit", scale=2)
+    trial.agree("c", ran.c, alone.c.reshape(ran.c.shape), 2, "layer t b unit", scale=2)
+
+
+def _poisoned(trial: Trial, value: float) -> None:
+    """Put ``value`` into one trajectory after the other; all others must not notice."""
+    lstm, clean = trial.lstm(), trial.inputs
+    for b, begin, end in trajectories(clean.starts.cpu())[:4]:
+        inputs = trial.fresh()
+        inputs.x[begin:end, b], inputs.h[:, begin, b], inputs.c[:, begin, b] = value, value, value
+        ran = trial.run(lstm, inputs)
+        other = torch.ones_like(clean.starts)
+        other[begin:end, b] = False
+        kept = other.unsqueeze(-1)
+        trial.agree("output of the other sequences", _where(kept, ran.output), _where(kept, trial.expected.output))
+        ends_h, ends_c = _where(kept, trial.expected.end_h), _where(kept, trial.expected.end_c)
+        trial.agree_states(
+            "of the other sequences", ran._replace(h=_where(kept, ran.h), c=_where(kept, ran.c)), ends_h, ends_c
+        )
+
+
+def _where(kept: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return torch.where(kept.to(value.device), value, 0)
+
+
+@law(B=(1, 2, 3), T=(2, 3, 4, 6))
+def nan_stays_in_its_sequence(trial: Trial) -> None:
+    """NaN in one sequence's input and stored state comes out of no other sequence, before or after it."""
+    _poisoned(trial, float("nan"))
+
+
+@law(B=(1, 2), T=(2, 3, 4, 6))
+def infinity_stays_in_its_sequence(trial: Trial) -> None:
+    """Infinity in one sequence's input and stored state comes out of no other sequence."""
+    _poisoned(trial, float("inf"))
+
+
+@law()
+def nan_in_unread_stored_states_stays_there(trial: Trial) -> None:
+    """NaN stored at steps where no sequence starts is never read: output and end states do not change."""
+    inputs, unread = trial.fresh(), ~trial.inputs.starts
+    inputs.h[:, unread], inputs.c[:, unread] = float("nan"), float("nan")
+    ran = trial.run(trial.lstm(), inputs)
+    trial.agree("output", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+
+
+@law(bidirectional=(False,))
+def nan_is_not_hidden(trial: Trial) -> None:
+    """NaN that a step reads comes out of that step: nothing cleans the input up behind the user's back."""
+    inputs = trial.fresh()
+    inputs.x[trial.case.T // 2, 0] = float("nan")
+    output = trial.run(trial.lstm(), inputs).output[trial.case.T // 2, 0]
+    demand("output of the step that read NaN", output.isnan(), output, "NaN", "unit")
+
+
+@law(stored=("random",))
+def a_stream_restarts_from_zero(trial: Trial) -> None:
+    """Called as ``lstm(x, hx, is_init=)``, a start is from zeros, at the first step too; elsewhere hx is carried."""
+    inputs, is_init = trial.fresh(), trial.is_init
+    hx = inputs.h[:, 0].clone(), inputs.c[:, 0].clone()
+    ran = trial.stream(trial.lstm(), inputs.x, hx, is_init)
+    first = torch.zeros_like(inputs.starts)
+    first[0] = ~is_init[0]
+    stored = inputs._replace(h=_where(first.unsqueeze(-1), inputs.h), c=_where(first.unsqueeze(-1), inputs.c))
+    expected = trial.reference(stored)
+    trial.agree("output", ran.output, expected.output)
+    trial.agree("h_n", ran.h, expected.end_h[:, -1], 1, "layer b unit")
+    trial.agree("c_n", ran.c, expected.end_c[:, -1], 1, "layer b unit")

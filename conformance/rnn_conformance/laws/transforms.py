@@ -1,0 +1,167 @@
+"""Transforms: what a backend claims beyond the contract works, and what it does not claim fails loudly."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+
+import torch
+from rnn_backends import LSTM, Trait
+from torch import Tensor
+
+from ..inputs import Inputs
+from ..law import law
+from ..trial import Ran, Trial, differentiate
+
+SMALL = {"T": (3,), "B": (2,), "L": (1, 2), "P": (0,), "bidirectional": (False,), "bias": (True,)}
+
+
+def _functional(lstm: LSTM) -> Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]:
+    """``(weights, x [T, B, I], is_init [T, B]) -> output [T, B, D*P]``."""
+
+    def run(weights: dict[str, Tensor], x: Tensor, is_init: Tensor) -> Tensor:
+        return torch.func.functional_call(lstm, weights, (x,), {"is_init": is_init})[0]
+
+    return run
+
+
+def _streamed(trial: Trial, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """The reference's output for other inputs and weights, every start from zeros."""
+    h, c = torch.zeros_like(trial.inputs.h), torch.zeros_like(trial.inputs.c)
+    return trial.reference(Inputs(x, h, c, trial.inputs.starts, weights)).output
+
+
+def _vmapped(trial: Trial, over_weights: bool, over_data: bool) -> None:
+    lstm, (x, _, _, _, weights) = trial.lstm(), trial.inputs
+    scales = (1.0, -0.5, 0.25)
+    many = {n: torch.stack([v * s for s in scales]) for n, v in weights.items()} if over_weights else weights
+    xs = torch.stack([x * s for s in scales]) if over_data else x
+    run = torch.vmap(_functional(lstm), in_dims=(0 if over_weights else None, 0 if over_data else None, None))
+    came = run(many, xs, trial.is_init)
+    for k, s in enumerate(scales):
+        own = {n: v * s for n, v in weights.items()} if over_weights else weights
+        expected = _streamed(trial, x * s if over_data else x, own)
+        trial.agree(f"output of sample {k}", came[k], expected)
+
+
+@law(trait=Trait.VMAP)
+def vmap_over_weights(trial: Trial) -> None:
+    """torch.vmap over stacked weights gives every member's own output, resets included."""
+    _vmapped(trial, True, False)
+
+
+@law(trait=Trait.VMAP)
+def vmap_over_data(trial: Trial) -> None:
+    """torch.vmap over inputs gives every sample's own output, resets included."""
+    _vmapped(trial, False, True)
+
+
+@law(trait=Trait.VMAP)
+def vmap_over_weights_and_data(trial: Trial) -> None:
+    """torch.vmap over weights and inputs together gives every pair's own output, resets included."""
+    _vmapped(trial, True, True)
+
+
+@law(trait=Trait.VMAP, **SMALL)
+def vmap_of_gradients(trial: Trial) -> None:
+    """torch.vmap of torch.func.grad gives every sample's own gradient of every weight."""
+    run, (x, _, _, _, weights) = _functional(trial.lstm()), trial.inputs
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return run(weights, x, trial.is_init).sin().sum()
+
+    xs = torch.stack([x, -x])
+    came = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, xs)
+    for k, sample in enumerate(xs):
+        own = {n: v.clone().double().cpu().requires_grad_() for n, v in weights.items()}
+        expected = differentiate(_streamed(trial, sample, own).sin().sum(), own)
+        trial.agree_gradients({n: v[k] for n, v in came.items()}, expected)
+
+
+@law(trait=Trait.DOUBLE_BACKWARD, **SMALL)
+def double_backward(trial: Trial) -> None:
+    """Gradients of gradients, by input and every weight, equal the reference's."""
+
+    def second(first: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+        total = sum((g * trial.noise(g, 11 + k).to(g)).sum() for k, g in enumerate(first.values()))
+        assert isinstance(total, Tensor)
+        return differentiate(total, leaves)
+
+    lstm, inputs = trial.lstm(), trial.fresh()
+    came = trial.gradients(trial.loss, lstm, create_graph=True, inputs=inputs)
+    leaves = {"x": inputs.x, **dict(lstm.named_parameters())}
+    own = trial.fresh()
+    expected_leaves = {"x": own.x, **own.weights}
+    for value in own.leaves.values():
+        value.requires_grad_()
+    found = trial.reference(own)
+    first = differentiate(trial.loss(Ran(found.output, found.end_h, found.end_c)), own.leaves, create_graph=True)
+    trial.agree_gradients(second({n: came[n] for n in first}, leaves), second(first, expected_leaves))
+
+
+@law(trait=Trait.FORWARD_AD, **SMALL)
+def forward_mode(trial: Trial) -> None:
+    """torch.func.jvp along directions of input and weights equals the reference's."""
+    run, (x, _, _, _, weights) = _functional(trial.lstm()), trial.inputs
+    along_x = trial.noise(x, 21).to(x)
+    along = {n: trial.noise(v, 22 + k).to(v) for k, (n, v) in enumerate(weights.items())}
+    output, came = torch.func.jvp(lambda w, x: run(w, x, trial.is_init), (weights, x), (along, along_x))
+    right, expected = torch.func.jvp(lambda w, x: _streamed(trial, x, w), (weights, x), (along, along_x))
+    trial.agree("output", output, right)
+    trial.agree("the tangent", came, expected, scale=4)
+
+
+@law(trait=Trait.SCRIPT, costly=True, T=(4,), B=(2,), dtype=("f32",), stored=("zeros",))
+def scripted_saved_and_loaded(trial: Trial) -> None:
+    """torch.jit.script takes the module; saved and loaded it gives the same, also for other T and B."""
+    lstm, inputs = trial.lstm(), trial.inputs
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript: the docs say it
+        buffer = io.BytesIO()
+        torch.jit.save(torch.jit.script(lstm), buffer)
+        buffer.seek(0)
+        loaded = torch.jit.load(buffer)
+    came = loaded(inputs.x, None, trial.is_init)[0]
+    trial.agree("output", came, trial.expected.output)
+    row = loaded(inputs.x[:2, :1], None, trial.is_init[:2, :1])[0]
+    trial.agree("output of fewer steps and rows", row, _head(trial.expected.output, trial), scale=2)
+
+
+def _head(output: Tensor, trial: Trial) -> Tensor:
+    """Two steps of one row; in reverse they do not see what followed, so they are computed anew."""
+    inputs = trial.inputs
+    few = Inputs(inputs.x[:2, :1], inputs.h[:, :2, :1], inputs.c[:, :2, :1], inputs.starts[:2, :1], inputs.weights)
+    return trial.reference(few).output
+
+
+@law(trait=Trait.FULLGRAPH, costly=True, T=(3,), B=(2,), dtype=("f32",), stored=("zeros",), bidirectional=(False,))
+def compiled_in_one_graph(trial: Trial) -> None:
+    """torch.compile(fullgraph=True) traces the module, and the graph follows changed resets and gradients."""
+    lstm, x = trial.lstm(), trial.inputs.x
+
+    def run(x: Tensor, is_init: Tensor) -> Tensor:
+        return lstm(x, is_init=is_init)[0]
+
+    torch.compiler.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")
+    for is_init in (trial.is_init, ~trial.is_init):
+        starts = is_init.clone()
+        starts[0] = True
+        expected = trial.reference(trial.inputs._replace(starts=starts)).output
+        trial.agree("output", compiled(x, is_init), expected)
+    came = differentiate((compiled(x, trial.is_init) ** 2).sum(), dict(lstm.named_parameters()))
+    eager = differentiate((run(x, trial.is_init) ** 2).sum(), dict(lstm.named_parameters()))
+    trial.agree_gradients(came, {n: v.double() for n, v in eager.items()}, scale=2)
+
+
+@law(trait=Trait.EXPORT, costly=True, T=(3,), B=(2,), dtype=("f32",), stored=("zeros",), bidirectional=(False,))
+def exported(trial: Trial) -> None:
+    """torch.export takes the module, and the exported program follows changed resets."""
+    lstm = trial.lstm()
+    program = torch.export.export(lstm, (trial.inputs.x,), {"is_init": trial.is_init}).module()
+    for is_init in (trial.is_init, ~trial.is_init):
+        starts = is_init.clone()
+        starts[0] = True
+        expected = trial.reference(trial.inputs._replace(starts=starts)).output
+        trial.agree("output", program(trial.inputs.x, is_init=is_init)[0], expected)

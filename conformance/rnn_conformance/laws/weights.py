@@ -1,0 +1,90 @@
+"""Weights: torch.nn.LSTM's, and read at every call."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from ..compare import identical
+from ..law import LawBroken, law
+from ..trial import Trial
+
+
+def _torch(trial: Trial) -> nn.LSTM:
+    case = trial.case
+    return nn.LSTM(
+        case.I, case.H, case.L, case.bias, False, 0.0, case.bidirectional, case.P, trial.device, case.torch_dtype
+    )
+
+
+@law(resets=("none",))
+def state_dict_is_torchs(trial: Trial) -> None:
+    """Names, order and shapes of the state_dict are torch.nn.LSTM's, and with its weights come its values."""
+    lstm, other = trial.lstm(), _torch(trial)
+    if list(lstm.state_dict()) != list(other.state_dict()):
+        raise LawBroken(f"state_dict has {list(lstm.state_dict())}, torch.nn.LSTM's {list(other.state_dict())}")
+    lstm.load_state_dict(other.state_dict())
+    hx = (trial.inputs.h[:, 0].contiguous(), trial.inputs.c[:, 0].contiguous())
+    output, (h, c) = other(trial.inputs.x, hx)
+    came = trial.stream(lstm, trial.inputs.x, hx)
+    trial.agree("output", came.output, output)
+    trial.agree("h_n", came.h, h, 1, "layer b unit")
+    trial.agree("c_n", came.c, c, 1, "layer b unit")
+
+
+@law(T=(1,), B=(1,))
+def the_same_seed_draws_the_same_weights(trial: Trial) -> None:
+    """With the same seed the initial weights are torch.nn.LSTM's, bit for bit."""
+    lstm = trial.lstm()
+    torch.manual_seed(trial.case.seed)
+    expected = _torch(trial)
+    torch.manual_seed(trial.case.seed)
+    again = type(lstm)(
+        lstm.input_size, lstm.hidden_size, lstm.num_layers, lstm.bias, False, 0.0, lstm.bidirectional, lstm.proj_size,
+        trial.device, trial.case.torch_dtype, lstm_backend=trial.backend,
+    )  # fmt: skip
+    for name, value in expected.named_parameters():
+        identical(name, again.get_parameter(name), value, "row column")
+
+
+@law()
+def edited_weights_are_seen(trial: Trial) -> None:
+    """Weights edited in place, loaded or stepped by an optimizer count from the next call on."""
+    lstm = trial.lstm()
+    trial.run(lstm)
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.mul_(-0.5)
+    halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in trial.inputs.weights.items()})
+    trial.agree("output after an edit in place", trial.run(lstm).output, trial.reference(halved).output)
+    lstm.load_state_dict(trial.inputs.weights)
+    trial.agree("output after load_state_dict", trial.run(lstm).output, trial.expected.output)
+    for parameter in lstm.parameters():
+        parameter.data = parameter.data * -0.5
+    trial.agree("output after assigning .data", trial.run(lstm).output, trial.reference(halved).output)
+
+
+@law()
+def a_copy_is_independent(trial: Trial) -> None:
+    """A deepcopy gives the same and does not change with the original."""
+    lstm = trial.lstm()
+    trial.run(lstm)
+    twin = copy.deepcopy(lstm)
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.zero_()
+    trial.agree("output of the copy", trial.run(twin).output, trial.expected.output)
+
+
+@law()
+def two_modules_do_not_mix(trial: Trial) -> None:
+    """Two LSTMs of the same sizes on one backend, called in turn, each use their own weights."""
+    one, two = trial.lstm(), trial.lstm()
+    negative = {name: -value for name, value in trial.inputs.weights.items()}
+    two.load_state_dict(negative)
+    for _ in range(2):
+        trial.agree("output of the first", trial.run(one).output, trial.expected.output)
+        other = trial.reference(trial.inputs._replace(weights=negative))
+        trial.agree("output of the second", trial.run(two).output, other.output)

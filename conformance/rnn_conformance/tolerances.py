@@ -1,0 +1,70 @@
+"""How far from right is wrong: the tolerance of each dtype, with its reason, and the measure it judges.
+
+The measure is the worst row: over the rows of the batch, the largest error in the row over the largest expected value
+in it. A norm over everything would let one wrong row hide among many right ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Tolerance(NamedTuple):
+    """Worst row error that passes, for values and for gradients, and why."""
+
+    values: float
+    gradients: float
+    reason: str
+
+
+TOLERANCES: dict[torch.dtype, Tolerance] = {
+    torch.float64: Tolerance(
+        1e-11,
+        4e-11,
+        "float64 rounds at 1e-16; sixteen steps and three layers of unit weights amplify to about 1e-14. "
+        "Anything computed in float32 is off by 1e-8 at least.",
+    ),
+    torch.float32: Tolerance(
+        5e-6,
+        2e-5,
+        "float32 rounds at 6e-8; torch's own kernels come to about 1e-6 on these cases. TF32, float16 "
+        "accumulation or an approximated tanh are off by 1e-4 and more.",
+    ),
+    torch.bfloat16: Tolerance(
+        6e-2,
+        24e-2,
+        "bfloat16 rounds at 4e-3, and a kernel may round after every operation of every step. The weakest "
+        "defect of logic known is 0.11 away.",
+    ),
+    torch.float16: Tolerance(8e-3, 32e-3, "float16 rounds at 5e-4, eight times finer than bfloat16."),
+}
+
+FLOOR = 0.05
+"""Rows whose largest expected value is below this share of the whole tensor's are judged by that share: where a row
+cancels to almost nothing, rounding noise is all there is. Values are also never judged finer than against 0.05."""
+
+
+def worst_row(came: Tensor, expected: Tensor, dim: int | None, floor: float = 0.0) -> float:
+    """The worst row's error: largest error in the row over the row's largest expected value.
+
+    Args:
+        came: what was computed.
+        expected: float64, the same shape.
+        dim: the dimension that counts rows; ``None`` takes the whole tensor as one row.
+        floor: no row's scale is taken to be smaller than this.
+
+    Returns:
+        A ratio; infinite if anything that came is not a number where a number was expected.
+    """
+    if expected.numel() == 0:
+        return 0.0
+    if dim is None:
+        came, expected, dim = came.reshape(1, -1), expected.reshape(1, -1), 0
+    error = (came.detach().to(expected) - expected.detach()).abs().movedim(dim, 0).flatten(1).amax(1)
+    scale = expected.detach().abs().movedim(dim, 0).flatten(1).amax(1)
+    scale = scale.clamp_min(max(floor, FLOOR * scale.max().item(), torch.finfo(torch.float64).tiny))
+    ratio = (error / scale).max().item()
+    return ratio if ratio == ratio else float("inf")
