@@ -192,10 +192,11 @@ def _scan() -> dict[str, list[EntryPoint]]:
 
 
 def _distribution(point: EntryPoint) -> str:
+    unnamed = "an unnamed distribution"
     try:
-        return f"{point.dist.name} {point.dist.version}" if point.dist else "an unnamed distribution"
-    except (TypeError, KeyError):  # its METADATA is damaged; that must not hide the others
-        return "a distribution without metadata"
+        return f"{point.dist.name} {point.dist.version}" if point.dist and point.dist.name else unnamed
+    except Exception:  # its METADATA is missing or damaged; that must not hide the others
+        return unnamed
 
 
 def _clash(name: str, points: list[EntryPoint]) -> str | None:

@@ -44,6 +44,7 @@ def test_a_missing_key_prints_its_message_and_not_its_repr():
 def test_unknown_backend_says_what_came_what_is_there_and_what_was_meant():
     error = UnknownBackendError("Vmp", ("cudnn", "vmap"), "from X")
     assert str(error) == "unknown LSTM backend 'Vmp' (from X): installed are cudnn, vmap. Did you mean 'vmap'?"
+    assert "Did you mean 'MyGPU'?" in str(UnknownBackendError("mygpu", ["MyGPU"]))
     assert str(UnknownBackendError("a", ())) == "unknown LSTM backend 'a': installed are none."
 
 
