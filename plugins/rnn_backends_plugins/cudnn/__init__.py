@@ -1,0 +1,116 @@
+"""``cudnn``: torch's native fused kernel (cuDNN on CUDA, oneDNN and ATen on CPU), with resets at little cost.
+
+The kernel takes dense rows and knows no resets. plan.py lays the sequences into rows; flush.py runs them.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from rnn_backends import Backend, LayerWeights, LSTMSpec, State, hookimpl
+from rnn_backends.unroll import cell
+from torch import Tensor
+
+from .flush import collect_steps, fused, is_clean, run_plan
+from .plan import Plan, Sequences, make_plan
+
+contract_version = 1
+
+_REASON = "the plan is made from the resets' positions, which a traced graph does not know"
+
+
+@torch.compiler.disable(reason=_REASON)
+def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
+    """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
+    T, B = starts.shape
+    seqs = Sequences.of(starts.cpu().numpy())
+    if len(seqs.row) == B:  # every row is one sequence: nothing to plan
+        y, c = fused(_params(weights), x, State(entry.h[0], entry.c[0]), weights.b_ih is not None)
+        return State(y, c.expand(T, B, -1))
+    must_head = _must_head(weights, entry, seqs, every_end)
+    plan = _cached_plan(*_key(starts), must_head.tobytes(), every_end).to(x.device)
+    y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
+    if not must_head.all() and not is_clean(y, plan):
+        every = np.ones_like(must_head)
+        plan = _cached_plan(*_key(starts), every.tobytes(), every_end).to(x.device)
+        y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
+    h = collect_steps(y, plan).view(T, B, -1)
+    return State(h, _cell_states(plan, tails, probed, T, B, every_end))
+
+
+def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: bool) -> np.ndarray:
+    """Which sequences have to be the first of their row: those whose state is not known to be zero.
+
+    All of them where a cell state is asked for and no PROBE can show it: under a projection, which is not
+    invertible, and in 16 bits, where the biases do not cancel.
+    """
+    if every_end and (weights.w_hr is not None or weights.w_ih.dtype.itemsize < 4):
+        return np.ones(len(seqs.row), bool)
+    if torch.is_grad_enabled() and (entry.h.requires_grad or entry.c.requires_grad):
+        return np.ones(len(seqs.row), bool)
+    at = torch.from_numpy(seqs.start_index).to(entry.h.device)
+    h, c = _states_at(entry, at, seqs.B)
+    return ((h != 0).any(-1) | (c != 0).any(-1)).cpu().numpy()
+
+
+def _states_at(entry: State, index: Tensor, B: int) -> State:
+    t, b = index // B, index % B
+    return State(entry.h[t, b], entry.c[t, b])
+
+
+def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, every_end: bool) -> Tensor:
+    """``[T, B, H]``: the cell states found, at their places; a view of the last ones if only those are asked for."""
+    if every_end:
+        at = torch.cat([plan.tails, plan.probed])
+        return tails.new_zeros(T * B, tails.shape[1]).index_copy(0, at, torch.cat([tails, probed])).view(T, B, -1)
+    final = plan.tails >= (T - 1) * B
+    last = tails[final][plan.tails[final].argsort()]
+    return last.expand(T, B, -1)
+
+
+def _key(starts: Tensor) -> tuple[bytes, int, int]:
+    return starts.cpu().numpy().tobytes(), *starts.shape
+
+
+@lru_cache(maxsize=16)  # epochs over one rollout see the same resets again
+def _cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool) -> Plan:
+    seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
+    return make_plan(seqs, np.frombuffer(must_head, bool), every_end)
+
+
+def _params(w: LayerWeights) -> list[Tensor]:
+    return [v for v in w if v is not None]
+
+
+@torch.compiler.disable(reason="torch.lstm is one call into a fused kernel, and Dynamo does not trace it")
+def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
+    """All layers in one call, without resets and dropout: a :data:`~rnn_backends.contract.StackFunction`."""
+    flat = [v for w in weights for v in _params(w)]
+    train = torch.is_grad_enabled()
+    y, h, c = torch.lstm(x, tuple(state), flat, spec.bias, spec.num_layers, 0.0, train, spec.bidirectional, False)
+    return y, State(h, c)
+
+
+def step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step: a :data:`~rnn_backends.contract.StepFunction`."""
+    w = weights
+    if w.w_hr is None:
+        return State(*torch.lstm_cell(x, tuple(state), w.w_ih, w.w_hh, w.b_ih, w.b_hh))
+    linear = torch.nn.functional.linear
+    return cell(linear(x, w.w_ih, w.b_ih) + linear(state.h, w.w_hh, w.b_hh), state.c, w.w_hr)
+
+
+def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Only the devices it is tested on."""
+    if device.type not in ("cpu", "cuda", "meta"):
+        return f"it is made for cpu and cuda, not {device.type}"
+    return None
+
+
+@hookimpl
+def lstm_backend() -> Backend:
+    """Resets by flush steps, dense rows and stacks by torch's own call."""
+    ends, last = partial(layer, every_end=True), partial(layer, every_end=False)
+    return Backend("cudnn", ends, rejects, step=step, stack=stack, layer_last=last)

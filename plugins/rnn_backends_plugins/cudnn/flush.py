@@ -1,0 +1,162 @@
+"""Resets on a kernel that knows none: synthetic steps between sequences, steered by a few added input features.
+
+On a synthetic step the input is zero but for the added features, and their columns of ``w_ih`` drive the gates so far
+that the sigmoids are exactly 0 or 1:
+
+=======  =====  =====  =====  ==============================================================================
+step     i      f      o      effect
+=======  =====  =====  =====  ==============================================================================
+FLUSH    0      0      0      ``c = 0`` and ``h = 0``: the next step starts from zeros, and no gradient crosses
+HOLD     0      1      0      ``c`` stays, ``h = 0``
+PROBE    0      s      1      after a HOLD, so with ``h = 0``: ``h = tanh(s c)``, from which ``c = atanh(h) / s``
+=======  =====  =====  =====  ==============================================================================
+
+The derivatives of the saturated gates are exactly zero, so a synthetic step adds nothing to any weight's gradient. On a
+PROBE the pre-activation of f must be exactly ``L = logit(s)``, so its column cancels the biases, and carries their
+gradient. The idea of a step that empties the state is old (Element-Research/rnn ``maskZero``, 2016).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rnn_backends import LayerWeights, State
+from torch import Tensor
+
+from .plan import FLUSH, HOLD, PROBE, Plan
+
+LOGIT = -10.0
+"""``L``: ``s`` is 4.5e-5, so cell states up to 1e4 keep their relative precision in float32."""
+
+SATURATED = 0.9
+"""A PROBE's output beyond which ``atanh`` loses precision, and the plan is made anew without probes."""
+
+FEATURES = {FLUSH: (1.0, -1.0, 0.0), HOLD: (1.0, 1.0, 0.0), PROBE: (0.0, 0.0, 1.0)}
+"""Values of the added features: close i and o; forget (-1) or keep (+1); probe."""
+
+
+class _Spread(torch.autograd.Function):
+    """``values [N, F]`` -> ``[cells, F + extra]``, zero where no value goes. ``cell [N]`` has no index twice."""
+
+    @staticmethod
+    def forward(values: Tensor, cell: Tensor, cells: int, extra: int) -> Tensor:
+        F = values.shape[1]
+        out = values.new_zeros(cells, F + extra)
+        out[:, :F].index_copy_(0, cell, values)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, cell, *_ = inputs
+        ctx.features = values.shape[1]
+        ctx.save_for_backward(cell)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (cell,) = ctx.saved_tensors
+        return grad[:, : ctx.features].index_select(0, cell), None, None, None
+
+
+class _Collect(torch.autograd.Function):
+    """``values [cells, F]`` -> ``values[cell]``; the backward pass copies where ``index_select``'s would add."""
+
+    @staticmethod
+    def forward(values: Tensor, cell: Tensor) -> Tensor:
+        return values.index_select(0, cell)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, cell = inputs
+        ctx.shape = values.shape
+        ctx.save_for_backward(cell)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (cell,) = ctx.saved_tensors
+        return _Spread.apply(grad, cell, ctx.shape[0], 0), None
+
+
+def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a plan on torch's fused kernel.
+
+    Args:
+        plan: where the sequences go, on ``x``'s device.
+        weights: of the layer.
+        x: ``[T, B, I]``.
+        heads: the states that the rows start from, ``State([rows, P], [rows, H])``.
+
+    Returns:
+        ``y [cells, P]``, the final cell states ``[rows, H]``, and the probed ones ``[probes, H]``.
+    """
+    params = _widened(weights, probing=len(plan.probes) > 0)
+    table = x.new_tensor([FEATURES.get(kind, (0.0, 0.0, 0.0)) for kind in range(4)])
+    extra = params[0].shape[1] - x.shape[2]
+    table = torch.nn.functional.pad(table, (0, max(0, extra - 3)))[:, :extra]
+    wide = _Spread.apply(x.reshape(-1, x.shape[2]), plan.cell, len(plan.kind), extra)
+    wide[:, x.shape[2] :] = table[plan.kind]
+    ys, cs, row = [], [], 0
+    for block in plan.blocks:
+        piece = wide[block.first_cell : block.first_cell + block.steps * block.rows].view(block.steps, block.rows, -1)
+        start = State(heads.h[row : row + block.rows], heads.c[row : row + block.rows])
+        y, c = fused(params, piece, start, weights.b_ih is not None)
+        ys.append(y.reshape(block.steps * block.rows, -1))
+        cs.append(c)
+        row += block.rows
+    y, c = (ys[0], cs[0]) if len(ys) == 1 else (torch.cat(ys), torch.cat(cs))
+    return y, c, _unprobed(y, plan)
+
+
+def fused(params: list[Tensor], x: Tensor, start: State, bias: bool) -> tuple[Tensor, Tensor]:
+    """One layer of torch.nn.LSTM's kernel: ``x [T, B, I]`` -> ``y [T, B, P]``, the final ``c [B, H]``."""
+    hx = (start.h.unsqueeze(0), start.c.unsqueeze(0))
+    y, _, c = torch.lstm(x, hx, params, bias, 1, 0.0, torch.is_grad_enabled(), False, False)
+    return y, c.squeeze(0)
+
+
+def collect_steps(y: Tensor, plan: Plan) -> Tensor:
+    """``y [cells, P]`` -> ``[T * B, P]``: the real steps, in the batch's order."""
+    return _Collect.apply(y, plan.cell)
+
+
+def is_clean(y: Tensor, plan: Plan) -> bool:
+    """Whether every cut did its work: NaN and Inf survive a FLUSH (zero times NaN), and then are seen here."""
+    if len(plan.probes):
+        seen = y.detach()[plan.probes].abs()
+        return bool((seen < SATURATED).all())
+    return not bool(y.detach()[plan.kind == FLUSH].any())  # NaN counts as true
+
+
+def _unprobed(y: Tensor, plan: Plan) -> Tensor:
+    if not len(plan.probes):
+        return y.new_empty(0, y.shape[1])
+    return _Collect.apply(y, plan.probes).atanh() / torch.sigmoid(y.new_tensor(LOGIT))
+
+
+def _widened(w: LayerWeights, probing: bool) -> list[Tensor]:
+    """The kernel's parameters, ``w_ih`` with the columns of the added features."""
+    biases = [b for b in (w.b_ih, w.b_hh) if b is not None]
+    bound = _bound(w, biases)
+    i, f, _, o = bound.chunk(4)
+    zero = torch.zeros_like(i)
+    columns = [torch.cat([-i, zero, zero, -o]), torch.cat([zero, f, zero, zero])]
+    if probing:
+        cancelled = zero + LOGIT
+        for bias in biases:
+            cancelled = cancelled - bias.chunk(4)[1]
+        columns.append(torch.cat([-i, cancelled, zero, o]))
+    if w.w_ih.is_cuda:  # tensor cores want rows of a multiple of 8
+        columns += [torch.zeros_like(bound)] * (-(w.w_ih.shape[1] + len(columns)) % 8)
+    w_ih = torch.cat([w.w_ih, torch.stack(columns, 1)], 1)
+    return [w_ih, w.w_hh, *biases, *([] if w.w_hr is None else [w.w_hr])]
+
+
+def _bound(w: LayerWeights, biases: list[Tensor]) -> Tensor:
+    """``[4H]``: more, by far, than what the state and the biases can bring against a saturated gate."""
+    with torch.no_grad():
+        reach = w.w_hh.abs().sum(1)
+        if w.w_hr is not None:
+            reach = reach * w.w_hr.abs().sum(1).max()
+        for bias in biases:
+            reach = reach + bias.abs()
+        return reach + 1e4

@@ -1,0 +1,244 @@
+"""Where each sequence goes when a kernel that knows no resets runs them all: plain integers, no mathematics.
+
+Sequences are independent, so they are laid one after the other into the rows of a few dense blocks. Between two
+neighbours stand synthetic steps that empty the state (and, where asked for, show the cell state first); behind the last
+one of a row stand steps that hold it. A sequence that starts from a stored state has to be the first of its row.
+
+::
+
+    row 0   a a a a a a | b b b .       a, b, c, ...: sequences       |: FLUSH (or HOLD PROBE FLUSH)
+    row 1   c c c | d d d | e e         .: HOLD
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+REAL, FLUSH, HOLD, PROBE = range(4)
+"""What a cell of a block holds: a real step, or a synthetic one (see flush.py)."""
+
+OVERHEAD = 32
+"""What a step costs beside its rows, in rows. Measured: docs/performance.md, "What a step costs"."""
+
+MAX_BLOCKS = 6
+
+Ints = np.ndarray
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """All sequences of a ``[T, B]`` batch, row by row: ``row [n]``, ``first [n]`` (time), ``length [n]``."""
+
+    T: int
+    B: int
+    row: Ints
+    first: Ints
+    length: Ints
+
+    @classmethod
+    def of(cls, starts: Ints) -> Sequences:
+        """Read them off ``starts [T, B]`` bool, true at ``t = 0``."""
+        T, B = starts.shape
+        row, first = np.nonzero(starts.T)
+        last = np.append(first[1:], 0)
+        last[np.append(row[1:] != row[:-1], True)] = T
+        return cls(T, B, row, first, last - first)
+
+    @cached_property
+    def start_index(self) -> Ints:
+        """``t * B + b`` of each sequence's first step."""
+        return self.first * self.B + self.row
+
+    @cached_property
+    def end_index(self) -> Ints:
+        """``t * B + b`` of each sequence's last step."""
+        return self.start_index + (self.length - 1) * self.B
+
+    @cached_property
+    def is_final(self) -> Ints:
+        """Whether it ends with its row, at ``T - 1``."""
+        return self.first + self.length == self.T
+
+
+@dataclass(frozen=True)
+class Block:
+    """A dense ``[steps, rows]`` piece; its cells are ``first_cell + step * rows + row``."""
+
+    first_cell: int
+    steps: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything goes. Indices into a batch are ``t * B + b``; cells are numbered over all blocks.
+
+    Attributes:
+        blocks: what the kernel runs, one after the other.
+        kind: ``[cells]`` int64: ``REAL``, ``FLUSH``, ``HOLD`` or ``PROBE``.
+        cell: ``[T * B]``: the cell of each real step.
+        heads: ``[rows of all blocks]``: index of the first step of each row's first sequence.
+        tails: likewise, of the last step of its last sequence: the kernel's own final state is that one's.
+        probes: cells that show a cell state.
+        probed: index of the step whose cell state each of them shows.
+    """
+
+    blocks: tuple[Block, ...]
+    kind: Tensor
+    cell: Tensor
+    heads: Tensor
+    tails: Tensor
+    probes: Tensor
+    probed: Tensor
+
+    def to(self, device: torch.device) -> Plan:
+        """The same plan with its indices on ``device``."""
+        parts = (v.to(device) for v in (self.kind, self.cell, self.heads, self.tails, self.probes, self.probed))
+        return Plan(self.blocks, *parts)
+
+
+def make_plan(seqs: Sequences, must_head: Ints, every_end: bool) -> Plan:
+    """Lay the sequences out.
+
+    Args:
+        seqs: the sequences.
+        must_head: ``[n]`` bool: those that start from a state that is not known to be zero.
+        every_end: whether the cell state is asked for at every end (then a gap is three steps), or only of the
+            sequences that end with their row of the batch (then those come last in theirs).
+    """
+    gap = 3 if every_end else 1
+    everything = np.arange(len(seqs.row))
+    if must_head.sum() <= seqs.B:
+        places = [_tile(seqs, everything, must_head, gap, every_end)]
+    else:
+        places = _buckets(seqs, everything[must_head])
+        rest = everything[~must_head]
+        if len(rest):
+            places.append(_tile(seqs, rest, must_head[rest], gap, every_end))
+    return _assemble(seqs, places, gap)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Sequences of one block: which, in which row, at which step, and whether first and last of that row."""
+
+    which: Ints
+    row: Ints
+    step: Ints
+    is_head: Ints
+    is_tail: Ints
+    steps: int
+    rows: int
+
+
+def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bool) -> _Place:
+    """Longest first into the emptiest row; heads before all others, the batch's final sequences after them."""
+    length = seqs.length[which]
+    final = seqs.is_final[which] & (not every_end)
+    rows = max(_best_rows(length, gap, seqs.B), int(must_head.sum()), int(final.sum()))
+    rank = np.where(must_head, 0, np.where(final, 1, 2))
+    order = np.lexsort((-length, rank))
+    load, alone = np.zeros(rows, np.int64), np.zeros(rows, bool)
+    row = np.empty(len(which), np.int64)
+    for group in (0, 1, 2):
+        members = order[rank[order] == group]
+        open_rows = np.flatnonzero(~alone)
+        for begin in range(0, len(members), len(open_rows)):
+            chunk = members[begin : begin + len(open_rows)]
+            emptiest = open_rows[np.argsort(load[open_rows], kind="stable")[: len(chunk)]]
+            row[chunk] = emptiest
+            load[emptiest] += length[chunk] + gap
+        alone[row[members[final[members]]]] |= group == 0  # a head that is also final: nothing may follow it
+    return _in_rows(which, length, row, np.where(final & ~must_head, 3, rank), gap, rows)
+
+
+def _in_rows(which: Ints, length: Ints, row: Ints, rank: Ints, gap: int, rows: int) -> _Place:
+    """Steps from rows: sequences of one row follow each other by rank, with gaps between them."""
+    order = np.lexsort((rank, row))
+    which, length, row = which[order], length[order], row[order]
+    is_head = np.append(True, row[1:] != row[:-1])
+    is_tail = np.append(is_head[1:], True)
+    before = np.cumsum(length + gap) - (length + gap)
+    step = before - np.maximum.accumulate(np.where(is_head, before, 0))
+    return _Place(which, row, step, is_head, is_tail, int((step + length).max()), rows)
+
+
+def _best_rows(length: Ints, gap: int, B: int) -> int:
+    """The number of rows for which steps times (rows + OVERHEAD) is least, of ``B`` times powers of two."""
+    n, total = len(length), int(length.sum()) + gap * len(length)
+    options = [min(n, rows) for rows in (B, 2 * B, 4 * B, 8 * B)] + [n]
+
+    def cost(rows: int) -> int:
+        return max(int(length.max()), -(-(total - gap * rows) // rows)) * (rows + OVERHEAD)
+
+    return min(options, key=cost)
+
+
+def _buckets(seqs: Sequences, which: Ints) -> list[_Place]:
+    """Each sequence in a row of its own, in a few blocks of similar lengths."""
+    which = which[np.argsort(-seqs.length[which], kind="stable")]
+    places = []
+    for first, last in _cuts(seqs.length[which]):
+        part = which[first:last]
+        yes, row = np.ones(len(part), bool), np.arange(len(part))
+        places.append(_Place(part, row, 0 * row, yes, yes, int(seqs.length[part[0]]), len(part)))
+    return places
+
+
+def _cuts(length: Ints) -> list[tuple[int, int]]:
+    """Cut a falling list of lengths into at most MAX_BLOCKS pieces of least total cost, by dynamic programming."""
+    edges = np.unique(np.linspace(0, len(length), 33).astype(int))
+    best: list[list[tuple[int, int]]] = [[(0, 0)] + [(np.iinfo(np.int64).max // 2, 0)] * (len(edges) - 1)]
+    for _ in range(MAX_BLOCKS):
+        before, now = best[-1], [(0, 0)]
+        for k in range(1, len(edges)):
+            costs = [(before[j][0] + int(length[edges[j]]) * (edges[k] - edges[j] + OVERHEAD), j) for j in range(k)]
+            now.append(min(costs))
+        best.append(now)
+    cuts, k, used = [], len(edges) - 1, MAX_BLOCKS
+    while k > 0:
+        j = best[used][k][1]
+        cuts.append((int(edges[j]), int(edges[k])))
+        k, used = j, used - 1
+    return cuts[::-1]
+
+
+def _assemble(seqs: Sequences, places: list[_Place], gap: int) -> Plan:
+    blocks, kinds, heads, tails, probes, probed = [], [], [], [], [], []
+    cell_of = np.empty(len(seqs.row), np.int64)  # of each sequence's first step
+    stride = np.empty(len(seqs.row), np.int64)
+    cells = 0
+    for place in places:
+        blocks.append(Block(cells, place.steps, place.rows))
+        at = cells + place.step * place.rows + place.row
+        cell_of[place.which], stride[place.which] = at, place.rows
+        kind = np.full(place.steps * place.rows, HOLD, np.int64)
+        inner = ~place.is_head
+        kind[at[inner] - place.rows - cells] = FLUSH
+        if gap == 3:
+            shown = at[inner] - 2 * place.rows
+            kind[shown - cells] = PROBE
+            probes.append(shown)
+            probed.append(seqs.end_index[place.which[~place.is_tail]])
+        kinds.append(kind)
+        heads.append(seqs.start_index[place.which[place.is_head]])
+        tails.append(seqs.end_index[place.which[place.is_tail]])
+        cells += place.steps * place.rows
+    kind, cell = np.concatenate(kinds), _cell_of_steps(seqs, cell_of, stride)
+    kind[cell] = REAL
+    none = [np.empty(0, np.int64)]
+    arrays = (kind, cell, *(np.concatenate(v or none) for v in (heads, tails, probes, probed)))
+    return Plan(tuple(blocks), *(torch.from_numpy(v) for v in arrays))
+
+
+def _cell_of_steps(seqs: Sequences, cell_of: Ints, stride: Ints) -> Ints:
+    """``[T * B]``: the cell of each step, from the cells of the sequences' first steps."""
+    mine = np.repeat(np.arange(len(seqs.row)), seqs.length)  # sequences row by row, so steps are [B, T]
+    t = np.tile(np.arange(seqs.T), seqs.B)
+    cell = cell_of[mine] + (t - seqs.first[mine]) * stride[mine]
+    return np.ascontiguousarray(cell.reshape(seqs.B, seqs.T).T).reshape(-1)
