@@ -86,6 +86,11 @@ def test_it_runs_with_resets_and_gives_what_vmap_gives(environment):
     environment.run("-W", "error", "-c", PROGRAM)
 
 
+def test_the_code_in_its_readme_runs(environment):
+    code = (EXAMPLE / "README.md").read_text().partition("```python\n")[2].partition("```")[0]
+    environment.run("-W", "error", "-c", code + "assert lstm.lstm_backend == 'rowwise'")
+
+
 def test_it_is_listed(environment):
     listed = environment.command("list")
     assert "rowwise" in listed
