@@ -1,0 +1,46 @@
+# Everything runs in .venv, which `make` creates and renews when pyproject.toml or constraints.txt changes.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help setup check test lint format clean
+.NOTPARALLEL:
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv and install everything (done by the others when needed)
+	@$(BIN)/python -V
+
+check: $(READY) ## run the laws for every installed backend: the main job
+	@$(BIN)/rnn-backends check
+
+test: check lint ## check, lint, then all tests
+	@echo "== tests"
+	@$(BIN)/python -m pytest --quiet --durations=5
+
+lint: $(READY) ## ruff (lint and format) and mypy, changing nothing
+	@echo "== lint"
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(READY) ## let ruff fix and format the sources
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## remove .venv and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
+	@test -x $(BIN)/python || { echo "== set-up: creating .venv"; $(PYTHON) -m venv .venv; }
+	@$(PIP) pip
+# torch comes first and alone, so that no later requirement can talk the resolver into another build of it.
+	@echo "== set-up: installing torch (minutes, the first time)"
+	@$(PIP) torch
+	@echo "== set-up: installing rnn-backends and its tools"
+	@$(PIP) --editable . --group dev
+	@touch $@

@@ -1,0 +1,190 @@
+"""The commands of ``rnn-backends``. torch and the suite are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    import torch
+    from rnn_backends import LSTMSpec
+
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+class Examples(click.Command):
+    """A command whose help ends with its examples as they were written."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the epilog unwrapped: a wrapped command line cannot be pasted."""
+        formatter.write(f"\n{self.epilog}\n" if self.epilog else "")
+
+
+@click.group(context_settings=HELP)
+@click.version_option(package_name="rnn-backends")
+def cli() -> None:
+    """One LSTM, many kernels, provably the same.
+
+    \b
+      rnn-backends list               which backends are installed
+      rnn-backends explain            which of them would run my LSTM, and why not the others
+      rnn-backends check              is it true that they all compute the same?
+      rnn-backends check NAME         the same for one of them: yours
+    """
+
+
+LIST_EXAMPLES = """\
+Examples:
+  rnn-backends list                   every backend is loaded once, to see whether it can be
+  rnn-backends list --names           quick: imports no plugin
+  rnn-backends list --json | python -m json.tool
+"""
+
+
+@cli.command("list", cls=Examples, epilog=LIST_EXAMPLES)
+@click.option("--names", "names_only", is_flag=True, help="Print the names only, one a line; no plugin is imported.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def list_command(names_only: bool, as_json: bool) -> None:
+    """List the installed backends: who brings each, and whether it can be loaded."""
+    from rnn_backends import list_backends, names
+
+    if names_only:
+        rows: list[Any] = list(names())
+        click.echo(json.dumps(rows) if as_json else "\n".join(rows))
+        return
+    from .table import console, listings_table, state_of
+
+    listings = list_backends(load=True)
+    if as_json:
+        rows = [
+            {"name": r.name, "distribution": r.distribution, "state": state_of(r), "reason": r.reason} for r in listings
+        ]
+        click.echo(json.dumps(rows, indent=1))
+        return
+    console().print(listings_table(listings))
+
+
+EXPLAIN_EXAMPLES = """\
+Examples:
+  rnn-backends explain                                   LSTM(8, 64) on the CPU in float32
+  rnn-backends explain --num-layers 2 --dropout 0.1 --proj-size 16
+  rnn-backends explain --device cuda --dtype bfloat16
+  rnn-backends explain --bidirectional --json
+"""
+
+
+@cli.command("explain", cls=Examples, epilog=EXPLAIN_EXAMPLES)
+@click.option("--input-size", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--hidden-size", type=click.IntRange(min=1), default=64, show_default=True)
+@click.option("--num-layers", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--no-bias", is_flag=True, help="Without b_ih and b_hh.")
+@click.option("--dropout", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Between layers.")
+@click.option("--bidirectional", is_flag=True)
+@click.option("--proj-size", type=click.IntRange(min=0), default=0, show_default=True, help="0: no projection.")
+@click.option("--device", default="cpu", show_default=True, help="As torch.device takes it: cpu, cuda, cuda:1, ...")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float64", "float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def explain_command(no_bias: bool, device: str, dtype: str, as_json: bool, **options: Any) -> None:
+    """Say for every backend whether it runs an LSTM with these options, else why not, and which one "auto" takes."""
+    import torch
+    from rnn_backends import LSTMSpec, explain
+
+    from .table import console, verdicts_table
+
+    if options["proj_size"] >= options["hidden_size"]:
+        _refuse("--proj-size", "must be smaller than --hidden-size, as in torch.nn.LSTM")
+    spec, place = LSTMSpec(bias=not no_bias, **options), _device(device)
+    verdicts = explain(spec, place, getattr(torch, dtype))
+    if as_json:
+        said = {"spec": asdict(spec), "device": str(place), "dtype": dtype, "backends": [asdict(v) for v in verdicts]}
+        click.echo(json.dumps(said, indent=1))
+        return
+    console().print(verdicts_table(verdicts, f"{_call(spec)} on {place} in {dtype}"))
+
+
+def _call(spec: LSTMSpec) -> str:
+    """The call that gives this spec, default options left out."""
+    defaults = type(spec)(spec.input_size, spec.hidden_size)
+    extras = [f", {k}={v}" for k, v in asdict(spec).items() if v != getattr(defaults, k)]
+    return f"LSTM({spec.input_size}, {spec.hidden_size}{''.join(extras)})"
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        _refuse("--device", str(error).splitlines()[0])
+    if device.type == "cuda" and not torch.cuda.is_available():
+        _refuse("--device", "no CUDA device is available here")
+    return device
+
+
+def _refuse(option: str, why: str) -> NoReturn:
+    raise click.BadParameter(why, param_hint=f"'{option}'")
+
+
+CHECK_EXAMPLES = """\
+Examples:
+  rnn-backends check                          every installed backend: a minute or so
+  rnn-backends check vmap --profile smoke     one backend, in seconds, while you work on it
+  rnn-backends check vmap -k gradient         only the laws with "gradient" in their name
+  rnn-backends check --json report.json       the whole report, for a machine
+
+Exit status:
+  0 every law held   1 a law failed   2 bad usage, an unknown name   3 the run is incomplete
+"""
+
+
+@cli.command("check", cls=Examples, epilog=CHECK_EXAMPLES)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--profile",
+    type=click.Choice(["smoke", "quick", "full"]),
+    default="quick",
+    show_default=True,
+    help="How many generated cases a law.",
+)
+@click.option("-k", "laws", multiple=True, metavar="LAW", help="Only laws with this in their name; may be repeated.")
+@click.option("--device", default="cpu", show_default=True, help="Where the backends run.")
+@click.option("--seed", type=int, help="Of the generated cases. Default: a fresh one, which the report names.")
+@click.option(
+    "--json", "json_file", type=click.File("w", lazy=True), metavar="FILE", help="Write the report; - prints it."
+)
+@click.pass_context
+def check_command(ctx: click.Context, names: tuple[str, ...], json_file: Any, **options: Any) -> None:
+    """Check that backends compute what they must: all installed ones, or those named.
+
+    Real Gymnasium environments are rolled out, with episodes that end and start in the middle of a row. The laws run
+    over those rollouts and over generated cases, for every backend. One table says what held.
+    """
+    from .job import MainJob
+    from .table import console
+
+    options["device"] = str(_device(options["device"]))
+    job = MainJob(names, console(stderr=json_file is not None and json_file.name == "-"), **options)
+    status = job.run()
+    if json_file is not None:
+        json_file.write(job.to_json() + "\n")
+    ctx.exit(status)
+
+
+@cli.command("record", hidden=True)
+@click.argument("file", type=click.Path(dir_okay=False))
+def record_command(file: str) -> None:
+    """Record the rollouts anew and write them to FILE: how the package's own data was made."""
+    from pathlib import Path
+
+    from .rollouts import write_shipped
+
+    write_shipped(Path(file))
+    click.echo(f"wrote {file}")

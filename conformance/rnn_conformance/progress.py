@@ -1,0 +1,50 @@
+"""Progress of a run: a bar with the law's name on a terminal, one line a backend elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+class RunProgress:
+    """A context manager around the run of all backends.
+
+    Args:
+        backends: how many there are.
+        console: where to show it.
+    """
+
+    def __init__(self, backends: int, console: Console) -> None:
+        self._console, self._backends, self._begun = console, backends, 0
+        self._bar = Progress(
+            TextColumn("[bold]{task.fields[backend]}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", backend="", total=None)
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def backend(self, name: str) -> None:
+        """The next backend begins."""
+        self._begun += 1
+        label = f"{name} ({self._begun} of {self._backends})"
+        self._bar.reset(self._task, total=None, description="", backend=label)
+        if not self._console.is_terminal:
+            self._console.print(f"checking {label} ...", highlight=False)
+
+    def law(self, law: str, done: int, total: int) -> None:
+        """``done`` of the backend's ``total`` laws are finished and ``law`` begins."""
+        self._bar.update(self._task, completed=done, total=total, description=law)
