@@ -23,7 +23,7 @@ from .verdicts import Header, LawResult, Report
 
 __all__ = ["PROFILES", "Progress", "Rollout", "check_backend", "replay"]
 
-PROFILES = {"smoke": 5, "quick": 12, "full": 200}
+PROFILES = {"smoke": 3, "quick": 12, "full": 200}
 """Examples a law, by profile; each law also runs over a few fixed rich cases."""
 
 COSTLY_CASES = {"smoke": 1, "quick": 2, "full": 4}

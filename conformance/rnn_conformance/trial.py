@@ -173,8 +173,8 @@ class Trial:
     def expected_gradients(self, loss: Loss, create_graph: bool = False) -> dict[str, Tensor]:
         """The reference's, in float64."""
         inputs = materialise(self.case, "cpu", self.rollout)
-        inputs = Inputs(*(v.double() if v.is_floating_point() else v for v in inputs[:4]), inputs.weights)
-        inputs = inputs._replace(weights={n: v.double() for n, v in inputs.weights.items()})
+        weights = {n: v.double() for n, v in inputs.weights.items()}
+        inputs = Inputs(inputs.x.double(), inputs.h.double(), inputs.c.double(), inputs.starts, weights)
         for value in inputs.leaves.values():
             value.requires_grad_()
         found = self.reference(inputs)

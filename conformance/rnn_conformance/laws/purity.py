@@ -18,11 +18,17 @@ def nothing_passed_in_changes(trial: Trial) -> None:
     tensors |= dict(lstm.named_parameters())
     expected: dict[str, Tensor] = {"x": same.x, "h": same.h, "c": same.c, "starts": same.starts} | same.weights
     versions = {name: value._version for name, value in tensors.items()}
-    trial.loss(trial.run(lstm, inputs)).backward()
-    for name, value in tensors.items():
-        identical(f"{name} after the call", value, expected[name], "")
-        if value._version != versions[name]:
-            raise LawBroken(f"{name} was written to in place during the call")
+
+    def unchanged(when: str) -> None:
+        for name, value in tensors.items():
+            identical(f"{name} after {when}", value.detach(), expected[name], "")
+            if value._version != versions[name]:
+                raise LawBroken(f"{name} was written to in place during {when}")
+
+    loss = trial.loss(trial.run(lstm, inputs))
+    unchanged("forward")
+    loss.backward()
+    unchanged("backward")
 
 
 @law()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from rnn_backends import LSTM, Trait
@@ -14,7 +15,7 @@ from ..inputs import Inputs
 from ..law import law
 from ..trial import Ran, Trial, differentiate
 
-SMALL = {"T": (3,), "B": (2,), "L": (1, 2), "P": (0,), "bidirectional": (False,), "bias": (True,)}
+SMALL: dict[str, Any] = {"T": (3,), "B": (2,), "L": (1, 2), "P": (0,), "bidirectional": (False,), "bias": (True,)}
 
 
 def _functional(lstm: LSTM) -> Callable[[dict[str, Tensor], Tensor, Tensor], Tensor]:
@@ -106,8 +107,13 @@ def forward_mode(trial: Trial) -> None:
     run, (x, _, _, _, weights) = _functional(trial.lstm()), trial.inputs
     along_x = trial.noise(x, 21).to(x)
     along = {n: trial.noise(v, 22 + k).to(v) for k, (n, v) in enumerate(weights.items())}
-    output, came = torch.func.jvp(lambda w, x: run(w, x, trial.is_init), (weights, x), (along, along_x))
-    right, expected = torch.func.jvp(lambda w, x: _streamed(trial, x, w), (weights, x), (along, along_x))
+
+    def tangent(function: Callable[[dict[str, Tensor], Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = torch.func.jvp(function, (weights, x), (along, along_x))  # type: ignore[assignment]
+        return found
+
+    output, came = tangent(lambda w, x: run(w, x, trial.is_init))
+    right, expected = tangent(lambda w, x: _streamed(trial, x, w))
     trial.agree("output", output, right)
     trial.agree("the tangent", came, expected, scale=4)
 
