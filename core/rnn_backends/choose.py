@@ -67,9 +67,9 @@ def resolve(
     backend = get_backend(request, source) if isinstance(request, str) else request
     demand(backend, spec, device, dtype)
     if not needs <= backend.traits:
-        lacking = ", ".join(sorted(trait.value for trait in needs - backend.traits))
-        able = [b.name for b in _loadable() if needs <= b.traits and b.rejects(spec, device, dtype) is None]
-        raise UnsupportedError(backend.name, f"what needs the trait {lacking}", "it does not claim it", able)
+        able = alternatives(spec, device, dtype, backend.name, needs)
+        what = f"what needs the trait {_listed(needs - backend.traits)}"
+        raise UnsupportedError(backend.name, what, "it does not claim it", able)
     return backend
 
 
@@ -92,9 +92,12 @@ def _refusal(backend: Backend, spec: LSTMSpec, device: torch.device, dtype: torc
     return f"its rejects() must return a reason or None, and returned {type(reason).__name__}"
 
 
-def alternatives(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, but: str) -> list[str]:
-    """Names of the other backends that accept."""
-    return [v.name for v in explain(spec, device, dtype) if v.accepted and v.name != but]
+def alternatives(
+    spec: LSTMSpec, device: torch.device, dtype: torch.dtype, but: str, needs: frozenset[Trait] = frozenset()
+) -> list[str]:
+    """Names of the other backends that accept and have the traits."""
+    able = (b for b in _loadable() if needs <= b.traits and _refusal(b, spec, device, dtype) is None)
+    return [backend.name for backend in able if backend.name != but]
 
 
 def explain(
@@ -136,10 +139,15 @@ def _loadable() -> Iterator[Backend]:
 
 def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> Backend:
     for backend in _loadable():
-        if _refusal(backend, spec, device, dtype) is None:
+        if needs <= backend.traits and _refusal(backend, spec, device, dtype) is None:
             return backend
-    said = "; ".join(f"{v.name}: {v.reason}" for v in explain(spec, device, dtype)) or "none is installed"
-    raise UnsupportedError("auto", _words(spec, device, dtype), said)
+    verdicts = explain(spec, device, dtype)
+    said = "; ".join(f"{v.name}: {f'lacks {_listed(needs)}' if v.accepted else v.reason}" for v in verdicts)
+    raise UnsupportedError("auto", _words(spec, device, dtype), said or "none is installed")
+
+
+def _listed(traits: frozenset[Trait]) -> str:
+    return ", ".join(sorted(trait.value for trait in traits))
 
 
 def _words(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str:

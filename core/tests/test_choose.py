@@ -3,8 +3,8 @@
 import pytest
 import rnn_backends
 import torch
-from rnn_backends import LSTM, Backend, InputError, LSTMSpec, UnknownBackendError, UnsupportedError, explain
-from rnn_backends.choose import AUTO_ORDER, DEFAULT_VARIABLE
+from rnn_backends import LSTM, Backend, InputError, LSTMSpec, Trait, UnknownBackendError, UnsupportedError, explain
+from rnn_backends.choose import AUTO_ORDER, DEFAULT_VARIABLE, alternatives, resolve
 from rnn_backends.registry import DISABLE_VARIABLE
 from rnn_backends.unroll import unroll
 
@@ -106,6 +106,8 @@ def test_auto_takes_its_order_then_the_others_by_name(add, monkeypatch):
     assert LSTM(3, 4).lstm_backend == "zebra"
     add("apple")
     assert LSTM(3, 4).lstm_backend == "apple"
+    monkeypatch.setattr("rnn_backends.choose.AUTO_ORDER", ("zebra", "apple"))
+    assert LSTM(3, 4).lstm_backend == "zebra"
     disable_all_but(monkeypatch, *AUTO_ORDER)
     assert LSTM(3, 4).lstm_backend == next(n for n in AUTO_ORDER if verdict(n, LSTMSpec(3, 4)).accepted)
     disable_all_but(monkeypatch, "vmap")
@@ -168,6 +170,23 @@ def test_a_backend_whose_refusal_is_broken_hides_itself_only(add, rejects, reaso
     with pytest.raises(UnsupportedError) as caught:
         LSTM(3, 4, lstm_backend="aaa")
     assert caught.value.reason == reason
+
+
+def test_alternatives_are_those_that_accept_and_have_the_traits(add):
+    add("plain")
+    add("unable", lambda *_: "never")
+    request = (SPEC, torch.device("cpu"), torch.float32)
+    others = alternatives(*request, "plain")
+    assert {"plain", "unable"}.isdisjoint(others)
+    assert "vmap" in others
+    assert "plain" in alternatives(*request, "vmap")
+    traits = frozenset({Trait.VMAP})
+    able = alternatives(*request, "", traits)
+    assert able == [name for name in able if Trait.VMAP in rnn_backends.get_backend(name).traits]
+    with pytest.raises(UnsupportedError, match="needs the trait vmap") as caught:
+        resolve("plain", *request, traits)
+    assert caught.value.alternatives == tuple(able)
+    assert Trait.VMAP in resolve("auto", *request, traits).traits
 
 
 def test_anything_but_a_name_or_a_backend_is_refused():
