@@ -53,7 +53,7 @@ class _Spread(torch.autograd.Function):
         ctx.save_for_backward(cell)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
         return grad[:, : ctx.features].index_select(0, cell), None, None, None
 
@@ -72,7 +72,7 @@ class _Collect(torch.autograd.Function):
         ctx.save_for_backward(cell)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
         return _Spread.apply(grad, cell, ctx.shape[0], 0), None
 
@@ -104,7 +104,7 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
         cs.append(c)
         row += block.rows
     y, c = (ys[0], cs[0]) if len(ys) == 1 else (torch.cat(ys), torch.cat(cs))
-    return y, c, _unprobed(y, plan)
+    return y, c, _unprobed(y, plan, c)
 
 
 def fused(params: list[Tensor], x: Tensor, start: State, bias: bool) -> tuple[Tensor, Tensor]:
@@ -127,9 +127,9 @@ def is_clean(y: Tensor, plan: Plan) -> bool:
     return not bool(y.detach()[plan.kind == FLUSH].any())  # NaN counts as true
 
 
-def _unprobed(y: Tensor, plan: Plan) -> Tensor:
+def _unprobed(y: Tensor, plan: Plan, like: Tensor) -> Tensor:
     if not len(plan.probes):
-        return y.new_empty(0, y.shape[1])
+        return like[:0]
     return _Collect.apply(y, plan.probes).atanh() / torch.sigmoid(y.new_tensor(LOGIT))
 
 

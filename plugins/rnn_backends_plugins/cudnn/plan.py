@@ -27,6 +27,8 @@ OVERHEAD = 32
 
 MAX_BLOCKS = 6
 
+_FULL = 1 << 40
+
 Ints = np.ndarray
 
 
@@ -113,14 +115,18 @@ def make_plan(seqs: Sequences, must_head: Ints, every_end: bool) -> Plan:
     """
     gap = 3 if every_end else 1
     everything = np.arange(len(seqs.row))
+    options = [_buckets(seqs, everything)]
     if must_head.sum() <= seqs.B:
-        places = [_tile(seqs, everything, must_head, gap, every_end)]
-    else:
-        places = _buckets(seqs, everything[must_head])
+        options.append([_tile(seqs, everything, must_head, gap, every_end)])
+    elif not must_head.all():
         rest = everything[~must_head]
-        if len(rest):
-            places.append(_tile(seqs, rest, must_head[rest], gap, every_end))
-    return _assemble(seqs, places, gap)
+        tiled = _tile(seqs, rest, must_head[rest], gap, every_end)
+        options.append([*_buckets(seqs, everything[must_head]), tiled])
+    return _assemble(seqs, min(options, key=_cost), gap)
+
+
+def _cost(places: list[_Place]) -> int:
+    return sum(place.steps * (place.rows + OVERHEAD) for place in places)
 
 
 @dataclass(frozen=True)
@@ -140,21 +146,35 @@ def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bo
     """Longest first into the emptiest row; heads before all others, the batch's final sequences after them."""
     length = seqs.length[which]
     final = seqs.is_final[which] & (not every_end)
-    rows = max(_best_rows(length, gap, seqs.B), int(must_head.sum()), int(final.sum()))
+    lone = must_head & final  # a head that is also final: nothing may follow it, so the others need a row more
+    least = (must_head.sum(), final.sum(), lone.sum() + (not must_head.all()))
+    rows = max(_best_rows(length, gap, seqs.B), *map(int, least))
     rank = np.where(must_head, 0, np.where(final, 1, 2))
     order = np.lexsort((-length, rank))
-    load, alone = np.zeros(rows, np.int64), np.zeros(rows, bool)
+    load = np.zeros(rows, np.int64)
     row = np.empty(len(which), np.int64)
+    capacity = max(int(length.max()), -(-int(length.sum() + gap * (len(which) - rows)) // rows)) + gap
     for group in (0, 1, 2):
-        members = order[rank[order] == group]
-        open_rows = np.flatnonzero(~alone)
-        for begin in range(0, len(members), len(open_rows)):
-            chunk = members[begin : begin + len(open_rows)]
-            emptiest = open_rows[np.argsort(load[open_rows], kind="stable")[: len(chunk)]]
-            row[chunk] = emptiest
-            load[emptiest] += length[chunk] + gap
-        alone[row[members[final[members]]]] |= group == 0  # a head that is also final: nothing may follow it
+        _fill(order[rank[order] == group], length + gap, load, row, capacity, once=group < 2)
+        load[row[lone]] = _FULL if group == 0 else load[row[lone]]
     return _in_rows(which, length, row, np.where(final & ~must_head, 3, rank), gap, rows)
+
+
+def _fill(waiting: Ints, size: Ints, load: Ints, row: Ints, capacity: int, once: bool) -> None:
+    """Give each waiting sequence a row, in rounds: the longest meets the emptiest row, and waits if it does not fit.
+
+    ``load`` and ``row`` are written. ``once``: no row takes two of these.
+    """
+    while len(waiting):
+        rows = np.argsort(load, kind="stable")[: len(waiting)]
+        meets = waiting[: len(rows)]
+        fits = (load[rows] + size[meets] <= capacity) | once
+        if not fits.any():
+            capacity = int((load[rows] + size[meets]).min())
+            continue
+        row[meets[fits]] = rows[fits]
+        load[rows[fits]] += size[meets[fits]]
+        waiting = np.concatenate([meets[~fits], waiting[len(rows) :]])
 
 
 def _in_rows(which: Ints, length: Ints, row: Ints, rank: Ints, gap: int, rows: int) -> _Place:
@@ -171,7 +191,8 @@ def _in_rows(which: Ints, length: Ints, row: Ints, rank: Ints, gap: int, rows: i
 def _best_rows(length: Ints, gap: int, B: int) -> int:
     """The number of rows for which steps times (rows + OVERHEAD) is least, of ``B`` times powers of two."""
     n, total = len(length), int(length.sum()) + gap * len(length)
-    options = [min(n, rows) for rows in (B, 2 * B, 4 * B, 8 * B)] + [n]
+    snug = -(-total // int(length.max()))  # the fewest rows in which the longest sequence sets the steps
+    options = [min(n, rows) for rows in (B, snug, 2 * B, 4 * B, 8 * B)] + [n]
 
     def cost(rows: int) -> int:
         return max(int(length.max()), -(-(total - gap * rows) // rows)) * (rows + OVERHEAD)
@@ -193,18 +214,18 @@ def _buckets(seqs: Sequences, which: Ints) -> list[_Place]:
 def _cuts(length: Ints) -> list[tuple[int, int]]:
     """Cut a falling list of lengths into at most MAX_BLOCKS pieces of least total cost, by dynamic programming."""
     edges = np.unique(np.linspace(0, len(length), 33).astype(int))
-    best: list[list[tuple[int, int]]] = [[(0, 0)] + [(np.iinfo(np.int64).max // 2, 0)] * (len(edges) - 1)]
+    ahead = edges[None, :] - edges[:, None]  # [from, to]
+    price = np.where(ahead > 0, np.append(length, 0)[edges][:, None] * (ahead + OVERHEAD), _FULL)
+    best, came = np.where(edges == 0, 0, _FULL), []
     for _ in range(MAX_BLOCKS):
-        before, now = best[-1], [(0, 0)]
-        for k in range(1, len(edges)):
-            costs = [(before[j][0] + int(length[edges[j]]) * (edges[k] - edges[j] + OVERHEAD), j) for j in range(k)]
-            now.append(min(costs))
-        best.append(now)
-    cuts, k, used = [], len(edges) - 1, MAX_BLOCKS
-    while k > 0:
-        j = best[used][k][1]
-        cuts.append((int(edges[j]), int(edges[k])))
-        k, used = j, used - 1
+        total = np.concatenate([best[:, None] + price, best[None, :]])  # one block more, or none
+        came.append(np.where(total.argmin(0) == len(edges), -1, total.argmin(0)))
+        best = total.min(0)
+    cuts, k = [], len(edges) - 1
+    for back in reversed(came):
+        if back[k] >= 0 and k > 0:
+            cuts.append((int(edges[back[k]]), int(edges[k])))
+            k = int(back[k])
     return cuts[::-1]
 
 

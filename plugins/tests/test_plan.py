@@ -1,0 +1,111 @@
+"""Plans: every real step has a cell of its own, sequences stay whole, and the cuts between them are complete."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, OVERHEAD, PROBE, REAL, Sequences, make_plan
+
+
+@st.composite
+def batches(draw):
+    T, B = draw(st.integers(1, 20)), draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    starts = rng.random((T, B)) < draw(st.sampled_from([0.0, 0.05, 0.3, 1.0]))
+    starts[0] = True
+    seqs = Sequences.of(starts)
+    must_head = rng.random(len(seqs.row)) < draw(st.sampled_from([0.0, 0.2, 1.0]))
+    return starts, seqs, must_head, draw(st.booleans())
+
+
+def cell_map(plan):
+    """cell -> (block, step, row)."""
+    where = {}
+    for k, block in enumerate(plan.blocks):
+        for step in range(block.steps):
+            for row in range(block.rows):
+                where[block.first_cell + step * block.rows + row] = (k, step, row)
+    return where
+
+
+def by_row(plan):
+    """(block, row) -> the kinds of its cells, step by step, and the batch index of the real ones."""
+    index_of = {int(cell): index for index, cell in enumerate(plan.cell)}
+    rows = {}
+    for cell, (k, _, row) in cell_map(plan).items():
+        rows.setdefault((k, row), []).append((int(plan.kind[cell]), index_of.get(cell)))
+    return list(rows.values())
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_every_step_has_its_own_cell(batch):
+    starts, seqs, must_head, every_end = batch
+    plan = make_plan(seqs, must_head, every_end)
+    assert len(set(plan.cell.tolist())) == starts.size
+    assert (plan.kind[plan.cell] == REAL).all()
+    assert int((plan.kind == REAL).sum()) == starts.size
+    assert len(plan.kind) == sum(b.steps * b.rows for b in plan.blocks)
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_rows_are_whole_sequences_with_complete_cuts_between_them(batch):
+    starts, seqs, must_head, every_end = batch
+    B = starts.shape[1]
+    plan = make_plan(seqs, must_head, every_end)
+    ends = np.append(starts[1:], np.ones((1, B), bool), 0).reshape(-1)
+    starts = starts.reshape(-1)
+    forced = set(seqs.start_index[must_head].tolist())
+    cut = [HOLD, PROBE, FLUSH] if every_end else [FLUSH]
+    rows, shown = by_row(plan), dict(zip(plan.probes.tolist(), plan.probed.tolist(), strict=True))
+    for cells, head, tail in zip(rows, plan.heads.tolist(), plan.tails.tolist(), strict=True):
+        assert cells[0][1] == head
+        before, last_end, gap = None, None, []
+        for kind, index in cells:
+            if kind != REAL:
+                gap.append(kind)
+                continue
+            if starts[index]:
+                assert index == head or index not in forced
+                assert index == head or gap == cut
+            else:
+                assert not gap
+                assert index == before + B
+            before, gap = index, []
+            last_end = index if ends[index] else last_end
+        assert last_end == tail == before
+        assert set(gap) <= {HOLD}
+    assert (sorted([*plan.tails.tolist(), *shown.values()]) == np.flatnonzero(ends).tolist()) or not every_end
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_probes_stand_behind_the_step_they_show(batch):
+    _, seqs, must_head, _ = batch
+    plan = make_plan(seqs, must_head, True)
+    where = cell_map(plan)
+    for probe, end in zip(plan.probes.tolist(), plan.probed.tolist(), strict=True):
+        k, step, row = where[probe]
+        assert where[int(plan.cell[end])] == (k, step - 2, row)
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_final_sequences_are_tails_when_only_they_are_asked_for(batch):
+    starts, seqs, must_head, _ = batch
+    plan = make_plan(seqs, must_head, False)
+    T, B = starts.shape
+    assert sorted(i for i in plan.tails.tolist() if i >= (T - 1) * B) == list(range((T - 1) * B, T * B))
+
+
+@pytest.mark.parametrize("every_end", [True, False])
+@pytest.mark.parametrize("rate", [0.01, 0.03, 0.2])
+def test_few_resets_cost_few_steps(every_end, rate):
+    """Priced by the planner's own measure, a step costing as much as OVERHEAD rows."""
+    rng = np.random.default_rng(0)
+    starts = rng.random((128, 64)) < rate
+    starts[0] = True
+    seqs = Sequences.of(starts)
+    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), every_end)
+    assert sum(b.steps * (b.rows + OVERHEAD) for b in plan.blocks) < 1.3 * 128 * (64 + OVERHEAD)
