@@ -106,8 +106,9 @@ def test_auto_takes_its_order_then_the_others_by_name(add, monkeypatch):
     assert LSTM(3, 4).lstm_backend == "zebra"
     add("apple")
     assert LSTM(3, 4).lstm_backend == "apple"
-    monkeypatch.setattr("rnn_backends.choose.AUTO_ORDER", ("zebra", "apple"))
-    assert LSTM(3, 4).lstm_backend == "zebra"
+    with monkeypatch.context() as patch:
+        patch.setattr("rnn_backends.choose.AUTO_ORDER", ("zebra", "apple"))
+        assert LSTM(3, 4).lstm_backend == "zebra"
     disable_all_but(monkeypatch, *AUTO_ORDER)
     assert LSTM(3, 4).lstm_backend == next(n for n in AUTO_ORDER if verdict(n, LSTMSpec(3, 4)).accepted)
     disable_all_but(monkeypatch, "vmap")
