@@ -1,8 +1,12 @@
 # Everything runs in .venv, which `make` creates and renews when pyproject.toml or constraints.txt changes.
 PYTHON ?= python3
+# How many generated cases `make check` tries: smoke, quick or full.
+PROFILE ?= smoke
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# The tests' tensors are small: threads would wait for each other many times longer than they work.
+export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup check test lint format clean
@@ -14,8 +18,8 @@ help: ## this list
 setup: $(READY) ## create .venv and install everything (done by the others when needed)
 	@$(BIN)/python -V
 
-check: $(READY) ## run the laws for every installed backend: the main job
-	@$(BIN)/rnn-backends check
+check: $(READY) ## run the laws for every installed backend, the main job; PROFILE=quick tries more cases
+	@$(BIN)/rnn-backends check --profile $(PROFILE)
 
 test: check lint ## check, lint, then all tests
 	@echo "== tests"

@@ -64,8 +64,8 @@ class MainJob:
         """Run, print, and return the exit status."""
         started = time.perf_counter()
         self._rollouts = rollouts()
-        for rollout in self._rollouts:
-            self._say(_describe(rollout))
+        self._say("rollouts: " + "; ".join(_describe(rollout) for rollout in self._rollouts))
+        self._say(f"          {self._rollouts[0].source}")
         with _one_thread(), RunProgress(len(self._backends), Console(stderr=True)) as progress:
             self._run_all(progress)
         self._print(time.perf_counter() - started)
@@ -126,15 +126,16 @@ class MainJob:
 
     def _print(self, seconds: float) -> None:
         self._console.print(outcomes_table(self._outcomes))
-        timed = self._rollouts[0].name
+        timed = f"{self._rollouts[0].name}, H = {rollout_laws.TIMED_HIDDEN_SIZE}, one thread"
+        self._say("worst error  as a share of its tolerance", style="dim")
         self._say(
-            "worst error: share of its tolerance; time: forward and backward over "
-            f"{timed}, H = {rollout_laws.TIMED_HIDDEN_SIZE}, one thread, against torch.nn.LSTM a trajectory at a time",
-            style="dim",
+            f"time         forward and backward, over torch.nn.LSTM's a trajectory at a time ({timed})", style="dim"
         )
+        device = "" if self._device == "cpu" else f" --device {self._device}"
+        options = f" --profile {self._profile} --seed {self._seed}{device}"
         for outcome in self._outcomes:
             if outcome.failures:
-                self._say("\n" + failures_text(outcome, sentence))
+                self._say("\n" + failures_text(outcome, sentence, options))
             elif not outcome.complete:
                 self._say(f"\n? {outcome.name}: {outcome.reason or 'some laws have no result'}")
         self._say("\n" + self._closing(seconds), style="bold")
@@ -187,8 +188,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def _describe(rollout: Rollout) -> str:
-    B, T, I = rollout.observation.shape  # noqa: E741
-    return f"rollout {rollout.name}: {B} rows of {T} steps, {I} features, {rollout.resets} resets ({rollout.source})"
+    rows, steps = rollout.is_init.shape[:2]
+    return f"{rollout.name} {rows} x {steps} steps, {rollout.resets} resets"
 
 
 def _plain(rollout: Rollout) -> dict[str, object]:

@@ -127,22 +127,23 @@ def console(stderr: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
 
 
-def failures_text(outcome: Outcome, sentence: Callable[[str], str]) -> str:
+def failures_text(outcome: Outcome, sentence: Callable[[str], str], options: str = "") -> str:
     """What failed for one backend: the worst in full, the others by name.
 
     Args:
         outcome: of one backend.
         sentence: gives a law's sentence for its name.
+        options: of the command, for the line that runs a law again.
     """
     failures = outcome.failures
-    blocks = [failure_text(result, sentence(result.law)) for result in failures[:IN_FULL]]
+    blocks = [failure_text(result, sentence(result.law), options) for result in failures[:IN_FULL]]
     rest = [f"✗ {r.backend}: {r.law} ({r.verdict.replace('_', ' ')})" for r in failures[IN_FULL:]]
     if rest:
         blocks.append("\n".join(rest) + f"\n  {len(rest)} more in short; --json FILE has all of them in full")
     return "\n\n".join(blocks)
 
 
-def failure_text(result: LawResult, sentence: str = "") -> str:
+def failure_text(result: LawResult, sentence: str = "", options: str = "") -> str:
     """What failed, where, and what to do: plain text, a few lines."""
     lines = [f"✗ {result.backend}: {result.law} ({result.verdict.replace('_', ' ')})"]
     if sentence:
@@ -150,5 +151,5 @@ def failure_text(result: LawResult, sentence: str = "") -> str:
     lines += [f"  {'found  ' if not k else '       '} {line}" for k, line in enumerate(result.message.splitlines())]
     if result.token:
         lines.append(f"  case    {result.token}")
-    lines.append(f"  do      run this law alone: rnn-backends check {result.backend} -k {result.law}")
+    lines.append(f"  again   rnn-backends check {result.backend} -k {result.law}{options}")
     return "\n".join(lines)

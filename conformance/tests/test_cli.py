@@ -122,7 +122,7 @@ def test_check_that_holds_exits_0_and_says_how_many_laws_ran() -> None:
     assert result.exit_code == 0, result.output
     assert "✓ held" in result.output
     assert "every law held: 1 law ran on 1 of 1 backends, 2 cases, profile smoke, seed 1" in result.output
-    assert "8 rows of 64 steps, 4 features, 24 resets (data in the package)" in result.output
+    assert "CartPole-v1 8 x 64 steps, 24 resets;" in result.output
 
 
 @pytest.mark.usefixtures("_shipped")
