@@ -54,4 +54,7 @@ def _one_of(
         raise InputError(f"give either {side}_key or {side}_keys, got {what}")
     if isinstance(keys, str):
         raise InputError(f"{side}_keys is a list of keys, got the string {keys!r}: use {side}_key for one")
-    return unravel_key_list(list(keys) if keys is not None else [key, *hidden])
+    chosen: list[NestedKey] = unravel_key_list(list(keys) if keys is not None else [key, *hidden])
+    if len(set(chosen)) < len(chosen):
+        raise InputError(f"{side}_keys must differ from each other, got {chosen}")
+    return chosen

@@ -55,6 +55,8 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], spec: LSTMSpec, weight: 
     check_like(repr(keys[0]), x, weight, casts)
     if is_init.dtype != torch.bool:
         raise InputError(f"{keys[3]!r} must be bool, got {is_init.dtype}: use .bool() if 1 means a start")
+    if is_init.device != weight.device:
+        raise InputError(f"{keys[3]!r} is on {is_init.device}, the weights on {weight.device}: move one of them")
     if tuple(is_init.shape) not in (batch, (*batch, 1)):
         came = tuple(is_init.shape)
         raise InputError(f"{keys[3]!r} must have the batch shape {batch} or {(*batch, 1)}, got {came}")
@@ -89,7 +91,7 @@ def fold_time(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
     """``[*batch, T, .]`` -> ``x [T, B, I]``, ``is_init [T, B]``, stored states ``[L*D, T, B, .]``."""
     *batch, T, _ = inputs.x.shape
     B = prod(batch)
-    x = inputs.x.reshape(B, T, -1).transpose(0, 1)
+    x = inputs.x.reshape(B, T, inputs.x.shape[-1]).transpose(0, 1)
     is_init = inputs.is_init.reshape(B, T).transpose(0, 1)
     if inputs.stored is None:
         return x, is_init, None

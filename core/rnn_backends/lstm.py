@@ -126,8 +126,8 @@ class LSTM(nn.RNNBase):
     def _bind(self, backend: Backend) -> None:
         weight = self.weight_ih_l0
         self._backend = backend
-        self._run_layers = layers_with(backend.layer)
-        self._run_layers_last = layers_with(backend.layer_last or backend.layer)
+        self._run_layers = layers_with(backend.layer, backend.layer)
+        self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
 
     @property
@@ -205,6 +205,8 @@ class LSTM(nn.RNNBase):
     def _initial(self, hx: States | None, batch: tuple[int, ...], casts: bool) -> State | None:
         if hx is None:
             return None
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2:
+            raise InputError(f"hx must be a pair (h_0, c_0), got {type(hx).__name__}")
         state = State(*hx)
         check_state(state, (self.spec.num_states, *batch), self.spec, self.weight_ih_l0, casts)
         return state if batch else State(state.h.unsqueeze(1), state.c.unsqueeze(1))

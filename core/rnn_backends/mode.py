@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
-from typing import Literal
+from functools import wraps
+from typing import Any, Literal
 
 import torch
 
@@ -20,7 +23,8 @@ _context: ContextVar[tuple[bool | None, ...]] = ContextVar("rnn_backends_recurre
 class _Mirror(threading.local):
     """The same stack where Dynamo can read and guard it: it traces thread-locals, not ContextVars."""
 
-    stack: tuple[bool | None, ...] = ()
+    def __init__(self) -> None:  # for each thread: an attribute of the class would break Dynamo's guard
+        self.stack: tuple[bool | None, ...] = ()
 
 
 _mirror = _Mirror()
@@ -53,8 +57,19 @@ class set_recurrent_mode(ContextDecorator):
     def __init__(self, mode: Mode = True) -> None:
         self.mode = as_mode(mode)
 
-    def _recreate_cm(self) -> set_recurrent_mode:
-        return type(self)(self.mode)
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorate a function or a coroutine function."""
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise InputError("a generator would leave its mode to its consumer at each yield: decorate what it calls")
+        if not inspect.iscoroutinefunction(function):
+            return super().__call__(function)
+
+        @wraps(function)
+        async def run(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return await function(*args, **kwargs)
+
+        return run
 
     def __enter__(self) -> None:
         self._set((*_stack(), self.mode))

@@ -51,7 +51,7 @@ class LSTMModule(TensorDictModuleBase):
         device: of the parameters.
         dtype: of the parameters.
         lstm: an LSTM (torch.nn's, TorchRL's or ours, with ``batch_first=True``) to wrap; its parameters are shared.
-            Exclusive with the sizes.
+            Exclusive with the sizes and options.
         lstm_backend: a backend's name, ``"auto"``, or a :class:`~rnn_backends.Backend`. See :class:`LSTM`.
         default_recurrent_mode: the module's own mode from the start.
         hidden_output: ``"ends"`` (zero padded, as above) or ``"all"``: the state after every step, on backends with
@@ -115,8 +115,12 @@ class LSTMModule(TensorDictModuleBase):
         self.hidden_output = hidden_output
         lstm_backend = _requested(lstm_backend, python_based)
         if lstm is not None:
-            _check_wrapped(lstm, input_size, hidden_size)
+            unused = {"num_layers": num_layers != 1, "bias": not bias, "dropout": dropout, "proj_size": proj_size}
+            unused |= {"input_size": input_size, "hidden_size": hidden_size, "bidirectional": bidirectional}
+            _check_wrapped(lstm, unused | {"dtype": dtype}, device)
             self.lstm = LSTM.from_torch(lstm, lstm_backend)
+            if isinstance(lstm, LSTM):
+                lstm_backend = self.lstm.backend  # it has one: hidden_output="all" must not choose another
         else:
             if not batch_first:
                 raise InputError("LSTMModule needs batch_first=True: a TensorDict's batch comes first")
@@ -183,12 +187,12 @@ class LSTMModule(TensorDictModuleBase):
 
     def make_python_based(self) -> LSTMModule:
         """TorchRL's name: go over to the ``vmap`` backend, in place."""
-        self.lstm = self.lstm.with_backend("vmap")
+        self.lstm = self.with_backend("vmap").lstm
         return self
 
     def make_cudnn_based(self) -> LSTMModule:
         """TorchRL's name: go over to the ``cudnn`` backend, in place."""
-        self.lstm = self.lstm.with_backend("cudnn")
+        self.lstm = self.with_backend("cudnn").lstm
         return self
 
     def _copy(self, **changed: Any) -> LSTMModule:
@@ -285,6 +289,8 @@ class LSTMModule(TensorDictModuleBase):
         """Keys and mode."""
         return f"in_keys={self.in_keys}, out_keys={self.out_keys}, recurrent_mode={self.recurrent_mode}"
 
+    __repr__ = nn.Module.__repr__  # TensorDictModuleBase's leaves extra_repr out
+
 
 _REGISTRIES = {name for name, value in nn.Module().__dict__.items() if isinstance(value, dict)}
 
@@ -297,8 +303,12 @@ def _requested(lstm_backend: str | Backend | None, python_based: bool) -> str | 
     return "vmap"
 
 
-def _check_wrapped(lstm: nn.RNNBase, input_size: int | None, hidden_size: int | None) -> None:
-    if input_size is not None or hidden_size is not None:
-        raise InputError("give lstm= or the sizes, not both")
+def _check_wrapped(lstm: nn.RNNBase, unused: dict[str, Any], device: torch.device | str | None) -> None:
+    given = [name for name, value in unused.items() if value]
+    if given:
+        raise InputError(f"give lstm= or {', '.join(given)}, not both: an LSTM that is wrapped has its own options")
     if not getattr(lstm, "batch_first", True):
         raise InputError("lstm= must have batch_first=True: a TensorDict's batch comes first")
+    has = next(lstm.parameters()).device
+    if device is not None and torch.device(device).type != has.type:
+        raise InputError(f"device={str(device)!r}, and the parameters of lstm= are on {has}: move one of them")

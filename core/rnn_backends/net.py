@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from . import layout
+from .checks import check_like
 from .contract import Backend, State
 from .errors import InputError
 from .lstm import LSTM
@@ -88,6 +89,8 @@ class LSTMNet(nn.Module):
         if input.ndim not in (1, 2, 3):
             raise InputError(f"input must be [F], [B, F] or [B, T, F], got shape {tuple(input.shape)}")
         x = self.mlp(input)
+        if x.shape[-1] != self.lstm.input_size:
+            raise InputError(f"the MLP gives {x.shape[-1]} features, and the LSTM's input_size={self.lstm.input_size}")
         stored = self._state(x, hidden0_in, hidden1_in)
         batch = x.shape[:-1]
         never = torch.zeros(batch, dtype=torch.bool, device=x.device)
@@ -114,4 +117,5 @@ class LSTMNet(nn.Module):
             expected = (*lead, spec.num_states, size)
             if tuple(value.shape) != expected:
                 raise InputError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
+            check_like(name, value, self.lstm.weight_ih_l0, self.lstm.autocast_dtype() is not None)
         return State(h, c)

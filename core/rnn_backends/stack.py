@@ -16,10 +16,14 @@ from .resets import ends_of, first_steps, mirrored, take_steps
 RunLayers = Callable[[List[LayerWeights], Tensor, List[State], Tensor, bool, float, bool], Tuple[Tensor, List[State]]]
 
 
-def layers_with(layer: LayerFunction) -> RunLayers:
+def layers_with(ahead: LayerFunction, back: LayerFunction) -> RunLayers:
     """Bind a backend's layer function into the function that runs a whole LSTM.
 
     A closure, because TorchScript has no function-valued arguments: the same code runs eagerly and scripted.
+
+    Args:
+        ahead: for the forward direction; ``Backend.layer_last`` where only the row's last states are read.
+        back: for the reverse one; always ``Backend.layer``: the row's last sequence is the first in reversed time.
     """
 
     def run_layers(
@@ -51,13 +55,13 @@ def layers_with(layer: LayerFunction) -> RunLayers:
         for k in range(0, len(weights), directions):
             if k > 0 and dropout > 0.0:
                 x = drop(x, dropout, True)
-            ahead = layer(weights[k], x, entry[k], starts)
-            output = ahead.h
-            states.append(ahead if every_end else State(ahead.h[-1], ahead.c[-1]))
+            out = ahead(weights[k], x, entry[k], starts)
+            output = out.h
+            states.append(out if every_end else State(out.h[-1], out.c[-1]))
             if bidirectional:
                 first = first_steps(starts)
-                back = layer(weights[k + 1], x.flip(0), mirrored(entry[k + 1], starts), ends_of(starts).flip(0))
-                h, c = back.h.flip(0), back.c.flip(0)
+                out = back(weights[k + 1], x.flip(0), mirrored(entry[k + 1], starts), ends_of(starts).flip(0))
+                h, c = out.h.flip(0), out.c.flip(0)
                 output = torch.cat([output, h], -1)
                 at = first if every_end else first[-1:]  # in reverse a sequence ends at its first step
                 h, c = take_steps(h, at), take_steps(c, at)
