@@ -13,11 +13,15 @@ from torch import Tensor
 
 
 class Tolerance(NamedTuple):
-    """Worst row error that passes, for values and for gradients, and why."""
+    """Worst row error that passes, for values and for gradients, and why.
+
+    ``floor``: no row's values, which are of the order of one, are judged against less.
+    """
 
     values: float
     gradients: float
     reason: str
+    floor: float = 0.05
 
 
 TOLERANCES: dict[torch.dtype, Tolerance] = {
@@ -36,15 +40,16 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.bfloat16: Tolerance(
         6e-2,
         24e-2,
-        "bfloat16 rounds at 4e-3, and a kernel may round after every operation of every step. The weakest "
-        "defect of logic known is 0.11 away.",
+        "bfloat16 rounds at 4e-3, and a kernel may round after every operation of every step: up to 3e-2 seen in 1200 "
+        "cases, most where a short row nearly cancels, hence the floor. The weakest defect of logic known is 0.11 away.",
+        0.25,
     ),
-    torch.float16: Tolerance(8e-3, 32e-3, "float16 rounds at 5e-4, eight times finer than bfloat16."),
+    torch.float16: Tolerance(8e-3, 32e-3, "float16 rounds at 5e-4, eight times finer than bfloat16.", 0.1),
 }
 
 FLOOR = 0.05
 """Rows whose largest expected value is below this share of the whole tensor's are judged by that share: where a row
-cancels to almost nothing, rounding noise is all there is. Values are also never judged finer than against 0.05."""
+cancels to almost nothing, rounding noise is all there is."""
 
 
 def worst_row(came: Tensor, expected: Tensor, dim: int | None, floor: float = 0.0) -> float:

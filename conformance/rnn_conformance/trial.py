@@ -18,8 +18,6 @@ from .law import Declined, LawBroken
 from .reference import Expected, reference
 from .tolerances import TOLERANCES
 
-VALUE_FLOOR = 0.05
-
 
 class Ran(NamedTuple):
     """What a run gave: ``output [T, B, D*P]``, states ``h [L*D, T, B, P]``, ``c [L*D, T, B, H]`` (no ``T`` if last)."""
@@ -184,8 +182,8 @@ class Trial:
         self, what: str, came: Tensor, expected: Tensor, dim: int | None = 1, axes: str = "t b unit", scale: float = 1.0
     ) -> None:
         """Values within the dtype's tolerance (times ``scale``), judged by the worst row of ``dim``."""
-        limit = TOLERANCES[self.case.torch_dtype].values * scale
-        self._judge(what, came, expected, limit, dim, axes, VALUE_FLOOR)
+        limit = TOLERANCES[self.case.torch_dtype]
+        self._judge(what, came, expected, limit.values * scale, dim, axes, limit.floor)
 
     def agree_states(self, what: str, came: Ran, h: Tensor, c: Tensor) -> None:
         """End states ``[L*D, T, B, .]`` against the expected ones, where a sequence ends."""
