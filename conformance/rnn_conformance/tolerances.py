@@ -40,7 +40,7 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.bfloat16: Tolerance(
         6e-2,
         24e-2,
-        "bfloat16 rounds at 4e-3, and a kernel may round after every operation of every step: up to 3e-2 seen in 1200 "
+        "bfloat16 rounds at 4e-3, and a kernel may round after every operation of every step: up to 3e-2 in 1200 "
         "cases, most where a short row nearly cancels, hence the floor. The weakest defect of logic known is 0.11 away.",
         0.25,
     ),
