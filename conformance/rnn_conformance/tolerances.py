@@ -41,7 +41,7 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
         6e-2,
         24e-2,
         "bfloat16 rounds at 4e-3, and a kernel may round after every operation of every step: up to 3e-2 in 1200 "
-        "cases, most where a short row nearly cancels, hence the floor. The weakest defect of logic known is 0.11 away.",
+        "cases, most where a short row nearly cancels, hence the floor. The weakest known defect of logic is 0.11 off.",
         0.25,
     ),
     torch.float16: Tolerance(8e-3, 32e-3, "float16 rounds at 5e-4, eight times finer than bfloat16.", 0.1),
