@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
 from .checks import check_input, check_is_init, check_state
@@ -341,7 +342,9 @@ class LSTM(nn.RNNBase):
             demand(self._backend, self.spec, weight.device, weight.dtype)
             self._placed = (weight.device, weight.dtype)
         if Trait.VMAP not in self._backend.traits and _inside_vmap():
-            self._decline("torch.vmap", "its kernel has no batching rule")
+            self._decline("torch.vmap", "its kernel has no batching rule", Trait.VMAP)
+        if Trait.FORWARD_AD not in self._backend.traits and _inside_forward_ad():
+            self._decline("forward-mode AD", "its kernel has no forward derivative", Trait.FORWARD_AD)
         casts = self.autocast_dtype()
         weights = self.layer_weights()
         if casts is None:
@@ -360,9 +363,9 @@ class LSTM(nn.RNNBase):
             weights.append(LayerWeights(found[0], found[1], b_ih, b_hh, w_hr))
         return weights
 
-    def _decline(self, feature: str, reason: str) -> NoReturn:
+    def _decline(self, feature: str, reason: str, trait: Trait) -> NoReturn:
         weight = self.weight_ih_l0
-        others = alternatives(self.spec, weight.device, weight.dtype, self.lstm_backend)
+        others = alternatives(self.spec, weight.device, weight.dtype, self.lstm_backend, frozenset({trait}))
         raise UnsupportedError(self.lstm_backend, feature, reason, others)
 
     def extra_repr(self) -> str:
@@ -373,7 +376,7 @@ class LSTM(nn.RNNBase):
         from .scripting import ScriptableLSTM  # only torch.jit.script asks for it
 
         if Trait.SCRIPT not in self._backend.traits:
-            self._decline("torch.jit.script", "its layer is not TorchScript: try with_backend('torchscript')")
+            self._decline("torch.jit.script", "its layer is not TorchScript", Trait.SCRIPT)
         return ScriptableLSTM(self)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -399,6 +402,11 @@ def _stacked(states: list[State]) -> State:
 def _cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
     b_ih, b_hh, w_hr = (None if v is None else v.to(dtype) for v in (w.b_ih, w.b_hh, w.w_hr))
     return LayerWeights(w.w_ih.to(dtype), w.w_hh.to(dtype), b_ih, b_hh, w_hr)
+
+
+def _inside_forward_ad() -> bool:
+    """Also within ``torch.func.jvp``, which opens a level of forward AD."""
+    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
 
 
 def _inside_vmap() -> bool:
