@@ -21,9 +21,14 @@ setup: $(READY) ## create .venv and install everything (done by the others when 
 check: $(READY) ## run the laws for every installed backend, the main job; PROFILE=quick tries more cases
 	@$(BIN)/rnn-backends check --profile $(PROFILE)
 
-test: check lint ## check, lint, then all tests
-	@echo "== tests"
-	@$(BIN)/python -m pytest --quiet --durations=5
+# All three run, whichever fails, so that one run says everything; pytest's closing line comes last.
+test: $(READY) ## check, lint, then all tests
+	@status=0; \
+	$(MAKE) --no-print-directory check || status=1; \
+	$(MAKE) --no-print-directory lint || status=1; \
+	echo "== tests"; \
+	$(BIN)/python -m pytest --quiet --durations=5 || status=1; \
+	exit $$status
 
 lint: $(READY) ## ruff (lint and format) and mypy, changing nothing
 	@echo "== lint"

@@ -102,7 +102,8 @@ def _differentiated(
     weighted = sum((value * w.to(value)).sum() for value, w in zip((output, h, c), cotangents, strict=True))
     assert isinstance(weighted, Tensor)
     gradients = torch.autograd.grad(weighted, list(leaves.values()))
-    return Run(output.detach(), h.detach(), c.detach(), dict(zip(leaves, gradients, strict=True)))
+    values = (value.detach().cpu() for value in (output, h, c))  # compared where the witness is
+    return Run(*values, {name: gradient.cpu() for name, gradient in zip(leaves, gradients, strict=True)})
 
 
 class RolloutTrial:
