@@ -9,9 +9,6 @@ import torch
 from rnn_backends import LSTM, InputError, LSTMModule, LSTMNet
 from torch import nn
 
-pytest.importorskip("torchrl")
-pytest.importorskip("gymnasium")
-
 POLICY = """
 >>> from torchrl.envs import TransformedEnv, InitTracker
 >>> from torchrl.envs import GymEnv
