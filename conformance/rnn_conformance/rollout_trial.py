@@ -102,8 +102,8 @@ def _differentiated(
     weighted = sum((value * w.to(value)).sum() for value, w in zip((output, h, c), cotangents, strict=True))
     assert isinstance(weighted, Tensor)
     gradients = torch.autograd.grad(weighted, list(leaves.values()))
-    values = (value.detach().cpu() for value in (output, h, c))  # compared where the witness is
-    return Run(*values, {name: gradient.cpu() for name, gradient in zip(leaves, gradients, strict=True)})
+    by_name = {name: gradient.cpu() for name, gradient in zip(leaves, gradients, strict=True)}
+    return Run(output.detach().cpu(), h.detach().cpu(), c.detach().cpu(), by_name)  # the witness is on the CPU
 
 
 class RolloutTrial:
