@@ -1,0 +1,80 @@
+"""``compile``: one step of the LSTM through ``torch.compile``, in a loop over time that is never traced.
+
+Unrolled, the time to compile grows with T. Here only the pointwise half of a step is compiled (``steps.py``), once
+for all T, B and H; the loop over time and the matrix products stay outside (``loops.py``); and the whole layer is one
+operator with a hand-written gradient (``ops.py``), so it goes into a user's compiled function as a single node.
+"""
+
+import os
+import shutil
+import sys
+import sysconfig
+from importlib.util import find_spec
+
+import torch
+from rnn_backends import Backend, LayerWeights, LSTMSpec, State, Trait, hookimpl
+from rnn_backends.unroll import cell
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .ops import lstm_layer
+
+contract_version = 1
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Run one layer over time; shapes in :data:`rnn_backends.LayerFunction`."""
+    w_ih, w_hh, bias, b_hh, w_hr = weights
+    if bias is not None and b_hh is not None:
+        bias = bias + b_hh  # the operator takes the sum: autograd gives both their gradient
+    read = [v for v in (x, w_ih, w_hh, bias, w_hr, *entry) if v is not None]
+    keep = torch.is_grad_enabled() and any(v.requires_grad for v in read)
+    h, c, _ = lstm_layer(x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts, keep)
+    return State(h, c)
+
+
+def step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step, for acting: at one step's size a call of compiled code costs more than it saves."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    if w_hr is None:
+        return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
+    return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
+
+
+def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why ``torch.compile`` cannot serve here. Looks, and imports no compiler."""
+    if dtype not in DTYPES:
+        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
+    if sys.version_info >= (3, 15):
+        return "torch.compile does not know Python 3.15 or later"
+    if sysconfig.get_config_var("Py_GIL_DISABLED") == 1 and sys.version_info < (3, 13, 3):
+        return "torch.compile needs Python 3.13.3 or later where the GIL is disabled"
+    if device.type == "cpu":
+        return _no_cpp_compiler()
+    if device.type == "cuda":
+        return _no_triton(device)
+    return f"it compiles for cpu and cuda, not for {device.type}"
+
+
+def _no_cpp_compiler() -> str | None:
+    names = {"darwin": "clang++", "win32": "cl"}
+    compiler = os.environ.get("CXX") or names.get(sys.platform, "g++")  # the one that torch.compile calls
+    if shutil.which(compiler):
+        return None
+    return f"torch.compile needs a C++ compiler, and {compiler!r} is not on the path (CXX names another)"
+
+
+def _no_triton(device: torch.device) -> str | None:
+    if find_spec("triton") is None:
+        return "torch.compile needs triton on cuda, and it is not installed"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if major >= 7 else f"triton needs compute capability 7.0 or more, and this GPU has {major}.{minor}"
+
+
+@hookimpl
+def lstm_backend() -> Backend:
+    """Nothing is compiled here; the first layer of a dtype and device does it."""
+    traits = {Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
+    return Backend("compile", layer, rejects, frozenset(traits), step=step)

@@ -1,0 +1,138 @@
+"""The backward loop over time: one compiled call and a matrix product per step, the other products by chunks.
+
+Backpropagation through time, written by hand; the formulas of a step are in ``steps.py``.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .compiler import compiled
+from .layer import Layer
+from .steps import backward_step
+
+
+class Run(NamedTuple):
+    """What the forward pass left, and the gradients that arrive."""
+
+    h: Tensor  # [T, B, P]
+    c: Tensor  # [T, B, H]
+    gates: Tensor  # [T, B, 4, H], activated
+    grad_h: Tensor | None  # [T, B, P]
+    grad_c: Tensor | None  # [T, B, H]
+
+
+class Needs(NamedTuple):
+    """Which gradients are asked for, in the order of :class:`Layer`; the others take no memory."""
+
+    x: bool
+    w_ih: bool
+    w_hh: bool
+    bias: bool
+    w_hr: bool
+    entry_h: bool
+    entry_c: bool
+
+
+def run_backward(layer: Layer, run: Run, needs: Needs) -> tuple[Tensor | None, ...]:
+    """The gradients in the order of :class:`Needs`; ``None`` for those not asked for."""
+    walk, sums = _Walk(layer, run, needs), _Sums(layer, run, needs)
+    for begin, end in reversed(layer.chunks()):
+        walk.over(begin, end)
+        sums.add(begin, end, walk.grad_gates[: end - begin], walk.grad_h[: end - begin])
+    elsewhere = ~layer.starts.unsqueeze(-1)
+    entry_h = walk.into_h[:-1].masked_fill_(elsewhere, 0) if needs.entry_h else None
+    entry_c = walk.into_c[:-1].masked_fill_(elsewhere, 0) if needs.entry_c else None
+    return sums.x, sums.w_ih, sums.w_hh, sums.bias, sums.w_hr, entry_h, entry_c
+
+
+class _Walk:
+    """The recurrence, last step first: fills the gradients of a chunk's pre-activations."""
+
+    def __init__(self, layer: Layer, run: Run, needs: Needs) -> None:
+        (T, B, H, P), c, longest = layer.sizes, run.c, layer.chunks()[0][1]
+        self.run, self.needs = compiled(backward_step, c.device, c.dtype), needs
+        self.w_hh, self.w_hr = layer.w_hh, layer.w_hr
+        self.gates, self.c, self.before = run.gates.unbind(0), c.unbind(0), c.unbind(0)
+        self.entry_c = layer.entry_c.unbind(0)
+        self.starts, self.cuts = layer.starts.contiguous().unbind(0), layer.next_starts().unbind(0)
+        zero_h, zero_c = c.new_zeros(1, B, P).expand(T, -1, -1), c.new_zeros(1, B, H).expand(T, -1, -1)
+        self.out_h = (zero_h if run.grad_h is None else run.grad_h).unbind(0)
+        self.out_c = (zero_c if run.grad_c is None else run.grad_c).unbind(0)
+        self.grad_gates = c.new_empty(longest, B, 4, H)
+        self.grad_h = c.new_empty(longest if layer.w_hr is not None else 0, B, P)
+        # The gradients of what enters a step: kept for every step if the entry states want theirs, else for two in
+        # turn. The one more is what the last step finds behind it, and does not read.
+        self.into_h = c.new_empty(T + 1 if needs.entry_h else 2, B, P)
+        self.into_c = c.new_empty(T + 1 if needs.entry_c else 2, B, H)
+        self.zeros = c.new_zeros(B, H)
+
+    def over(self, begin: int, end: int) -> None:
+        """Run the steps of a chunk."""
+        into_h, into_c = self.into_h.unbind(0), self.into_c.unbind(0)
+        sums, blocks = self.grad_gates.flatten(2).unbind(0), self.grad_gates.unbind(0)
+        for t in range(end - 1, begin - 1, -1):
+            grad_m, next_h = self.out_h[t].contiguous(), into_h[(t + 1) % len(into_h)]
+            if self.w_hr is not None:
+                behind = torch.where(self.cuts[t].unsqueeze(1), 0, next_h)
+                grad_h = torch.add(grad_m, behind, out=self.grad_h[t - begin])
+                grad_m, next_h = torch.mm(grad_h, self.w_hr), self.zeros
+            self.run(
+                self.gates[t],
+                self.c[t],
+                self.before[t - 1],  # at t = 0 any: every row starts a sequence there
+                self.starts[t],
+                self.entry_c[t].contiguous(),
+                self.cuts[t],
+                grad_m,
+                next_h,
+                self.out_c[t].contiguous(),
+                into_c[(t + 1) % len(into_c)],
+                blocks[t - begin],
+                into_c[t % len(into_c)],
+            )
+            if t > 0 or self.needs.entry_h:
+                torch.mm(sums[t - begin], self.w_hh, out=into_h[t % len(into_h)])
+
+
+class _Sums:
+    """The gradients that are sums over time, and the input's."""
+
+    def __init__(self, layer: Layer, run: Run, needs: Needs) -> None:
+        self.layer, self.run = layer, run
+        dtype = run.c.dtype
+        self.sum_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+        self.x = torch.empty_like(layer.x, memory_format=torch.contiguous_format) if needs.x else None
+        self.w_ih = self._zeros(layer.w_ih) if needs.w_ih else None
+        self.w_hh = self._zeros(layer.w_hh) if needs.w_hh else None
+        self.bias = self._zeros(layer.w_hh[:, 0]) if needs.bias else None
+        self.w_hr = self._zeros(layer.w_hr) if needs.w_hr and layer.w_hr is not None else None
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        return like.new_zeros(like.shape, dtype=self.sum_dtype)
+
+    def add(self, begin: int, end: int, grad_gates: Tensor, grad_h: Tensor) -> None:
+        """Add a chunk's part; ``grad_gates [n, B, 4, H]``, ``grad_h [n, B, P]`` where there is a projection."""
+        layer, run, chunk = self.layer, self.run, slice(begin, end)
+        rows = grad_gates.flatten(2).flatten(0, 1)
+        if self.x is not None:
+            torch.mm(rows, layer.w_ih, out=self.x[chunk].flatten(0, 1))
+        if self.bias is not None:
+            self.bias += rows.sum(0, dtype=self.sum_dtype)
+        if self.w_ih is not None:
+            _add_product(self.w_ih, rows, layer.x[chunk])
+        if self.w_hh is not None:
+            before = run.h[begin - 1 : end - 1] if begin else torch.cat([run.h[:1], run.h[: end - 1]])
+            _add_product(self.w_hh, rows, torch.where(layer.starts[chunk].unsqueeze(-1), layer.entry_h[chunk], before))
+        if self.w_hr is not None:
+            m = run.gates[chunk, :, 3] * torch.tanh(run.c[chunk])
+            _add_product(self.w_hr, grad_h.flatten(0, 1), m)
+
+
+def _add_product(total: Tensor, rows: Tensor, values: Tensor) -> None:
+    columns = values.flatten(0, 1)
+    if total.dtype == rows.dtype:
+        total.addmm_(rows.t(), columns)
+    else:
+        total += rows.t() @ columns  # float32 over many chunks of bfloat16 or float16
