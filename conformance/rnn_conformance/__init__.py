@@ -1,1 +1,23 @@
-"""The conformance suite: which laws hold for an LSTM backend, said backend by backend."""
+"""The conformance suite: which laws hold for an LSTM backend, said backend by backend.
+
+``check_backend(name) -> Report`` is the Python front. Nothing is imported before it is asked for: pytest loads a plugin
+of this package in every run on a machine where it is installed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .check import check_backend
+    from .replay_token import replay
+    from .verdicts import Header, LawResult, Report
+
+__all__ = ["Header", "LawResult", "Report", "check_backend", "replay"]
+
+_HOMES = {"check_backend": "check", "replay": "replay_token"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES.get(name, 'verdicts')}", __name__), name)

@@ -1,58 +1,74 @@
-"""What a person asked for on the command line: names of backends and parts of names of laws."""
+"""What a person asked for: names of backends and parts of names of laws."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-import click
-from rnn_backends import Backend, BrokenBackendError, UnknownBackendError, get_backend
+from rnn_backends import Backend, BrokenBackendError, get_backend
 
 from . import catalogue, rollout_laws
+from .results import LawInfo
 
 
-def sentence(law: str) -> str:
-    """A law in one sentence."""
+class UnknownLawError(ValueError):
+    """No law is called that; the message has the nearest."""
+
+
+def known_laws() -> tuple[str, ...]:
+    """Every law's name: the suite's, then those over rollouts."""
+    return (*catalogue.LAWS, *rollout_laws.LAWS)
+
+
+def about(law: str) -> LawInfo:
+    """What a law says, what it is about, and the capability it tries."""
     if law in rollout_laws.LAWS:
-        return rollout_laws.sentence(law)
-    return catalogue.LAWS[law].sentence if law in catalogue.LAWS else ""
+        return LawInfo("rollouts", rollout_laws.sentence(law))
+    found = catalogue.LAWS[law]
+    return LawInfo(found.subject, found.sentence, found.trait.value if found.trait else None)
 
 
 def known_backend(name: str) -> tuple[str, Backend | str]:
     """A name and its backend, or the reason why it cannot be loaded.
 
     Raises:
-        click.BadParameter: nothing of this name is installed; the message has the nearest.
+        UnknownBackendError: nothing of this name is installed; the message has the nearest.
     """
     try:
         backend = get_backend(name)
-    except UnknownBackendError as error:
-        raise click.BadParameter(str(error), param_hint="NAME") from None
     except BrokenBackendError as error:
         return name, str(error)
     return backend.name, backend
 
 
-def select_laws(parts: Sequence[str], profile: str) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    """The suite's laws (``None``: all) and the rollout laws whose names are, or contain, one of the parts.
+def exact_law(name: str) -> str:
+    """A law's name, as it is.
 
     Raises:
-        click.BadParameter: a part that fits no law, with the nearest.
+        UnknownLawError: there is no such law.
     """
-    if not parts:
-        return None, tuple(rollout_laws.LAWS)
-    suite: set[str] = set()
-    mine: set[str] = set()
-    known = {*catalogue.LAWS, *rollout_laws.LAWS}
+    if name not in known_laws():
+        near = get_close_matches(name, known_laws(), n=1, cutoff=0.3)
+        raise UnknownLawError(f"there is no law {name!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+    return name
+
+
+def select_laws(parts: Sequence[str], profile: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The profile's laws whose names are, or contain, one of the parts (no parts: all): the suite's, the rollouts'.
+
+    Raises:
+        UnknownLawError: a part that fits no law, with the nearest; or laws that are in other profiles only.
+    """
+    found: set[str] = set() if parts else set(known_laws())
     for part in parts:
-        exact = {part} & known
-        fits = exact or {name for name in known if part in name}
-        suite |= {name for name in fits & set(catalogue.LAWS) if profile in catalogue.LAWS[name].profiles}
-        mine |= fits & set(rollout_laws.LAWS)
+        fits = {part} & set(known_laws()) or {name for name in known_laws() if part in name}
         if not fits:
-            near = get_close_matches(part, known, n=1, cutoff=0.3)
+            near = get_close_matches(part, known_laws(), n=1, cutoff=0.3)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise click.BadParameter(f"no law's name is or contains {part!r}.{hint}", param_hint="'-k'")
+            raise UnknownLawError(f"no law's name is or contains {part!r}.{hint}")
+        found |= fits
+    suite = tuple(name for name, law in catalogue.LAWS.items() if name in found and law.belongs(profile))
+    mine = tuple(name for name in rollout_laws.LAWS if name in found)
     if not suite and not mine:
-        raise click.BadParameter(f"none of these laws belongs to the profile {profile!r}", param_hint="'-k'")
-    return tuple(n for n in catalogue.LAWS if n in suite), tuple(n for n in rollout_laws.LAWS if n in mine)
+        raise UnknownLawError(f"none of these laws belongs to the profile {profile!r}")
+    return suite, mine

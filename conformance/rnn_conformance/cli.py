@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from .cli_check import check_command
+from .cli_help import Examples, device_named, refuse
+from .cli_laws import laws_command
+from .cli_replay import diff_command, replay_command
+
 if TYPE_CHECKING:
-    import torch
     from rnn_backends import LSTMSpec
 
 HELP = {"help_option_names": ["-h", "--help"]}
-
-
-class Examples(click.Command):
-    """A command whose help ends with its examples as they were written."""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the epilog unwrapped: a wrapped command line cannot be pasted."""
-        formatter.write(f"\n{self.epilog}\n" if self.epilog else "")
 
 
 @click.group(context_settings=HELP)
@@ -33,6 +29,9 @@ def cli() -> None:
       rnn-backends explain            which of them would run my LSTM, and why not the others
       rnn-backends check              is it true that they all compute the same?
       rnn-backends check NAME         the same for one of them: yours
+      rnn-backends laws               what is checked, law by law
+      rnn-backends replay TOKEN ...   one failing case once more
+      rnn-backends diff OLD NEW       what changed between two reports
     """
 
 
@@ -100,8 +99,8 @@ def explain_command(no_bias: bool, device: str, dtype: str, as_json: bool, **opt
     from .table import console, verdicts_table
 
     if options["proj_size"] >= options["hidden_size"]:
-        _refuse("--proj-size", "must be smaller than --hidden-size, as in torch.nn.LSTM")
-    spec, place = LSTMSpec(bias=not no_bias, **options), _device(device)
+        refuse("--proj-size", "must be smaller than --hidden-size, as in torch.nn.LSTM")
+    spec, place = LSTMSpec(bias=not no_bias, **options), device_named(device)
     verdicts = explain(spec, place, getattr(torch, dtype))
     if as_json:
         said = {"spec": asdict(spec), "device": str(place), "dtype": dtype, "backends": [asdict(v) for v in verdicts]}
@@ -117,67 +116,6 @@ def _call(spec: LSTMSpec) -> str:
     return f"LSTM({spec.input_size}, {spec.hidden_size}{''.join(extras)})"
 
 
-def _device(name: str) -> torch.device:
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        _refuse("--device", str(error).splitlines()[0])
-    if device.type == "cuda" and not torch.cuda.is_available():
-        _refuse("--device", "no CUDA device is available here")
-    return device
-
-
-def _refuse(option: str, why: str) -> NoReturn:
-    raise click.BadParameter(why, param_hint=f"'{option}'")
-
-
-CHECK_EXAMPLES = """\
-Examples:
-  rnn-backends check                          every installed backend: a minute or so
-  rnn-backends check vmap --profile smoke     one backend, in seconds, while you work on it
-  rnn-backends check vmap -k gradient         only the laws with "gradient" in their name
-  rnn-backends check --json report.json       the whole report, for a machine
-
-Exit status:
-  0 every law held   1 a law failed   2 bad usage, an unknown name   3 the run is incomplete
-"""
-
-
-@cli.command("check", cls=Examples, epilog=CHECK_EXAMPLES)
-@click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option(
-    "--profile",
-    type=click.Choice(["smoke", "quick", "full"]),
-    default="quick",
-    show_default=True,
-    help="How many generated cases a law.",
-)
-@click.option("-k", "laws", multiple=True, metavar="LAW", help="Only laws with this in their name; may be repeated.")
-@click.option("--device", default="cpu", show_default=True, help="Where the backends run.")
-@click.option("--seed", type=int, help="Of the generated cases. Default: a fresh one, which the report names.")
-@click.option(
-    "--json", "json_file", type=click.File("w", lazy=True), metavar="FILE", help="Write the report; - prints it."
-)
-@click.pass_context
-def check_command(ctx: click.Context, names: tuple[str, ...], json_file: Any, **options: Any) -> None:
-    """Check that backends compute what they must: all installed ones, or those named.
-
-    Real Gymnasium environments are rolled out, with episodes that end and start in the middle of a row. The laws run
-    over those rollouts and over generated cases, for every backend. One table says what held.
-    """
-    from .job import MainJob
-    from .table import console
-
-    options["device"] = str(_device(options["device"]))
-    job = MainJob(names, console(stderr=json_file is not None and json_file.name == "-"), **options)
-    status = job.run()
-    if json_file is not None:
-        json_file.write(job.to_json() + "\n")
-    ctx.exit(status)
-
-
 @cli.command("record", hidden=True)
 @click.argument("file", type=click.Path(dir_okay=False))
 def record_command(file: str) -> None:
@@ -188,3 +126,7 @@ def record_command(file: str) -> None:
 
     write_shipped(Path(file))
     click.echo(f"wrote {file}")
+
+
+for command in (check_command, laws_command, replay_command, diff_command):
+    cli.add_command(command)

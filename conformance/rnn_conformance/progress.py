@@ -48,3 +48,7 @@ class RunProgress:
     def law(self, law: str, done: int, total: int) -> None:
         """``done`` of the backend's ``total`` laws are finished and ``law`` begins."""
         self._bar.update(self._task, completed=done, total=total, description=law)
+
+    def say(self, what: str) -> None:
+        """Something that is no law begins."""
+        self._bar.update(self._task, description=what)

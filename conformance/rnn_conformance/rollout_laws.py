@@ -17,7 +17,7 @@ from .rollouts import Rollout
 from .tolerances import TOLERANCES
 from .verdicts import LawResult, Verdict
 
-HIDDEN_SIZES = {"smoke": (8,), "quick": (8, 32), "full": (1, 8, 32, 64)}
+HIDDEN_SIZES = {"smoke": (8,), "quick": (8, 32), "full": (1, 8, 32, 64), "deep": (1, 8, 32, 64, 128)}
 """Hidden sizes that a profile tries."""
 TIMED_HIDDEN_SIZE = 64
 FLOAT32 = TOLERANCES[torch.float32]
@@ -92,18 +92,28 @@ class RolloutChecks:
         profile: says which hidden sizes.
         device: where to run.
         seed: of weights, stored states and cotangents.
+        sizes: hidden sizes in place of the profile's.
     """
 
-    def __init__(self, backend: Backend, rollouts: Sequence[Rollout], profile: str, device: str, seed: int) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        rollouts: Sequence[Rollout],
+        profile: str,
+        device: str,
+        seed: int,
+        sizes: Sequence[int] | None = None,
+    ) -> None:
         self._backend, self._device, self._seed = backend, device, seed
-        self._cases = [(rollout, size) for rollout in rollouts for size in HIDDEN_SIZES[profile]]
+        self._cases = [(rollout, size) for rollout in rollouts for size in sizes or HIDDEN_SIZES[profile]]
         self._trials: dict[tuple[str, int], RolloutTrial] = {}
 
     def run(self, name: str) -> LawResult:
         """Run one law over every rollout and hidden size; stops at the first case that breaks it."""
         started, worst, ran, refusals = time.perf_counter(), 0.0, 0, []
         verdict: Verdict = "passed"
-        message, token = "", None
+        message = ""
+        token: str | None = None
         for rollout, size in self._cases:
             try:
                 worst = max(worst, LAWS[name](self._trial(rollout, size)))
@@ -111,21 +121,15 @@ class RolloutChecks:
             except UnsupportedError as error:
                 refusals.append(error.reason)
             except Exception as error:  # a backend is somebody else's code: whatever it raises is its answer
-                broken = isinstance(error, LawBroken)
-                verdict, message = ("failed", str(error)) if broken else ("crashed", f"{type(error).__name__}: {error}")
-                worst, token = (
-                    max(worst, getattr(error, "margin", None) or 0.0),
-                    f"{rollout.name}.H{size}.s{self._seed}",
-                )
+                verdict, message = _answer(error)
+                worst = max(worst, getattr(error, "margin", None) or 0.0)
+                token = f"{rollout.name}.H{size}.s{self._seed}"
                 break
         if verdict == "passed" and not ran:
             verdict, message = "declined", "; ".join(dict.fromkeys(refusals))
         seconds = time.perf_counter() - started
         margin = worst if ran or verdict == "failed" else None
         return LawResult(self._backend.name, name, verdict, ran, len(refusals), margin, message, token, seconds)
-
-    def _token(self, rollout: Rollout, size: int) -> str:
-        return f"{rollout.name}.H{size}.s{self._seed}"
 
     def _trial(self, rollout: Rollout, size: int) -> RolloutTrial:
         key = (rollout.name, size)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -12,40 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .results import FAILED, HELD, INCOMPLETE, LawInfo, Outcome, Results, replay_line
+from .verdicts import GLYPHS, LawResult
+
 if TYPE_CHECKING:
     from rnn_backends import Listing, Verdict
 
-    from .verdicts import LawResult, Report
-
 PIPED_WIDTH = 160
 IN_FULL = 4
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the main job has to say about one backend.
-
-    Attributes:
-        name: the backend's.
-        report: its laws' results, or ``None`` where it could not be run.
-        reason: why it could not be run, or not to the end.
-        time_ratio: its time on the rollout over torch.nn.LSTM's, one trajectory at a time.
-    """
-
-    name: str
-    report: Report | None = None
-    reason: str | None = None
-    time_ratio: float | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether every law was run."""
-        return self.report is not None and self.report.complete and self.reason is None
-
-    @property
-    def failures(self) -> list[LawResult]:
-        """The bad results, worst first."""
-        return self.report.failures if self.report else []
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
@@ -83,7 +56,9 @@ def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
 
 def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
     """``rnn-backends check``: one row a backend."""
-    table = _table("backend", ">passed", ">declined", ">failed", ">of", ">worst error", ">time", "verdict")
+    table = _table(
+        "backend", ">passed", ">declined", ">waived", ">failed", ">of", ">worst error", "in", ">time", "verdict"
+    )
     table.columns[0].no_wrap = True
     for outcome in outcomes:
         table.add_row(*_row(outcome))
@@ -91,21 +66,28 @@ def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
 
 
 def _row(outcome: Outcome) -> tuple[str, ...]:
-    report, name = outcome.report, escape(outcome.name)
+    report, name = outcome.report, escape(outcome.label)
     if report is None:
-        return name, "-", "-", "-", "-", "-", "-", "[yellow]? not run[/]"
-    failed, declined = len(report.failures), report.count("declined")
-    passed = len(report.results) - failed - declined
-    numbers = [str(n) for n in (passed, declined, failed, len(report.header.expected))]
-    return (name, *numbers, margin(report.worst_margin), _times(outcome.time_ratio), _verdict(outcome))
+        return name, *"--------", "[yellow]? not run[/]"
+    failed, declined, waived = len(report.failures), report.count("declined"), len(report.waived)
+    passed = len(report.results) - failed - declined - waived
+    numbers = [str(n) for n in (passed, declined, waived, failed, len(report.header.expected))]
+    worst = max((r for r in report.results if r.worst_margin is not None), key=_margin_of, default=None)
+    where = worst.law if worst else "-"
+    return (name, *numbers, margin(report.worst_margin), where, _times(outcome.time_ratio), _verdict(outcome))
+
+
+def _margin_of(result: LawResult) -> float:
+    return result.worst_margin or 0.0
 
 
 def _verdict(outcome: Outcome) -> str:
     if outcome.failures:
-        return f"[bold red]✗ {outcome.failures[0].verdict.replace('_', ' ')}[/]"
+        return f"[bold red]{outcome.failures[0].label}[/]"
     if not outcome.complete:
         return "[yellow]? incomplete[/]"
-    return "[green]✓ held[/]"
+    waived = bool(outcome.report and outcome.report.waived)
+    return "[green]✓ held[/]" + f" [yellow]{GLYPHS['waived']} but for what is waived[/]" * waived
 
 
 def margin(value: float | None) -> str:
@@ -114,6 +96,8 @@ def margin(value: float | None) -> str:
         return "-"
     if not math.isfinite(value):
         return "not finite"
+    if 0 < value < 0.0005:
+        return "< 0.1%"
     return f"{value:.1%}" if value < 10 else f"{value:.2g} x"
 
 
@@ -127,29 +111,65 @@ def console(stderr: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
 
 
-def failures_text(outcome: Outcome, sentence: Callable[[str], str], options: str = "") -> str:
-    """What failed for one backend: the worst in full, the others by name.
+def print_results(results: Results, to: Console, timed_on: str) -> None:
+    """Everything that ``rnn-backends check`` says at the end; the last line is the whole in short."""
 
-    Args:
-        outcome: of one backend.
-        sentence: gives a law's sentence for its name.
-        options: of the command, for the line that runs a law again.
-    """
+    def say(text: str, style: str = "") -> None:
+        to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    to.print(outcomes_table(results.outcomes))
+    say("worst error  as a share of its tolerance, and the law it is in", style="dim")
+    say(f"time         forward and backward, over torch.nn.LSTM's a trajectory at a time ({timed_on})", style="dim")
+    for outcome in results.outcomes:
+        if outcome.failures:
+            say("\n" + failures_text(outcome, results))
+        elif not outcome.complete:
+            say(f"\n? {outcome.label}: {outcome.reason or 'some laws have no result'}")
+        for waived in outcome.report.waived if outcome.report else ():
+            say(f"\n{waived.label.replace('waived', outcome.label)}: {waived.law} is waived: {waived.waived}")
+    say("\n" + closing(results), style="bold")
+
+
+def closing(results: Results) -> str:
+    """One line: whether all held, what ran, and how much of it is waived."""
+    ran = [outcome for outcome in results.outcomes if outcome.report]
+    found = [result for outcome in ran for result in outcome.results]
+    laws = len({result.law for result in found})
+    failed = sum(len(outcome.failures) for outcome in results.outcomes)
+    says = {HELD: "✓ every law held", FAILED: f"✗ {failed} failed", INCOMPLETE: "? the run is incomplete"}
+    if results.status == HELD and results.waived:
+        says[HELD] = "✓ every law held but for what is waived"
+    return (
+        f"{says[results.status]}: {laws} law{'s' * (laws != 1)} ran on {len(ran)} of {len(results.outcomes)} backends, "
+        f"{sum(r.cases for r in found)} cases, profile {results.profile}, seed {results.seed}, "
+        f"{results.seconds:.0f} s; {results.waived} waived"
+    )
+
+
+def failures_text(outcome: Outcome, results: Results) -> str:
+    """What failed for one backend: the worst in full, the others by name."""
     failures = outcome.failures
-    blocks = [failure_text(result, sentence(result.law), options) for result in failures[:IN_FULL]]
-    rest = [f"✗ {r.backend}: {r.law} ({r.verdict.replace('_', ' ')})" for r in failures[IN_FULL:]]
+    options = f" --profile {results.profile} --seed {results.seed}"
+    blocks = [failure_text(r, results.info(r.law), outcome.device, options) for r in failures[:IN_FULL]]
+    rest = [f"{GLYPHS[r.says]} {outcome.label}: {r.law} ({r.says.replace('_', ' ')})" for r in failures[IN_FULL:]]
     if rest:
-        blocks.append("\n".join(rest) + f"\n  {len(rest)} more in short; --json FILE has all of them in full")
+        blocks.append("\n".join(rest) + f"\n  {len(rest)} more in short; --html FILE has all of them in full")
     return "\n\n".join(blocks)
 
 
-def failure_text(result: LawResult, sentence: str = "", options: str = "") -> str:
+def failure_text(result: LawResult, info: LawInfo | None = None, device: str = "cpu", options: str = "") -> str:
     """What failed, where, and what to do: plain text, a few lines."""
-    lines = [f"✗ {result.backend}: {result.law} ({result.verdict.replace('_', ' ')})"]
-    if sentence:
-        lines.append(f"  law     {sentence}")
+    where = "" if device == "cpu" else f" on {device}"
+    lines = [f"{GLYPHS[result.says]} {result.backend}{where}: {result.law} ({result.says.replace('_', ' ')})"]
+    if info:
+        lines.append(f"  law     {info.sentence}")
     lines += [f"  {'found  ' if not k else '       '} {line}" for k, line in enumerate(result.message.splitlines())]
-    if result.token:
-        lines.append(f"  case    {result.token}")
-    lines.append(f"  again   rnn-backends check {result.backend} -k {result.law}{options}")
+    if result.worst_margin is not None:
+        lines.append(f"  error   {margin(result.worst_margin)} of its tolerance")
+    if result.looks_like:
+        lines.append(f"  looks like: {result.looks_like}")
+    again = f"rnn-backends check {result.backend} -k {result.law}{options}"
+    if device != "cpu":
+        again += f" --device {device}"
+    lines.append(f"  again   {replay_line(result, device) or again}")
     return "\n".join(lines)

@@ -19,6 +19,21 @@ that works and is not claimed, a note. ``declined``: the contract allows to decl
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 BAD: frozenset[Verdict] = frozenset({"silently_wrong", "failed", "crashed"})
 
+GLYPHS = {
+    "silently_wrong": "‼",
+    "failed": "✗",
+    "crashed": "↯",
+    "waived": "~",
+    "declined": "·",
+    "under_claimed": "△",
+    "passed": "✓",
+    "missing": "?",
+}
+"""A sign for each verdict, worst first, and for a failure that is waived; the word always stands beside it."""
+
+PROFILE_NAMES = ("smoke", "quick", "full", "deep")
+"""How much is tried; known here so that the command's help needs no torch."""
+
 
 @dataclass(frozen=True)
 class LawResult:
@@ -34,6 +49,8 @@ class LawResult:
         message: why, if it did not pass: the smallest case's failure, or the reason for declining.
         token: replays the smallest failing case.
         seconds: how long it took.
+        waived: the reason of the waiver that excuses this failure.
+        looks_like: the planted defect that gives the same wrong numbers.
     """
 
     backend: str
@@ -45,16 +62,37 @@ class LawResult:
     message: str = ""
     token: str | None = None
     seconds: float = 0.0
+    waived: str = ""
+    looks_like: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether this is no failure."""
-        return self.verdict not in BAD
+        """Whether this is no failure, or one that is waived."""
+        return self.verdict not in BAD or bool(self.waived)
+
+    @property
+    def says(self) -> str:
+        """The verdict, ``"waived"`` for a failure that is."""
+        return "waived" if self.waived else self.verdict
+
+    @property
+    def label(self) -> str:
+        """Glyph and words: ``✗ failed``."""
+        return f"{GLYPHS[self.says]} {self.says.replace('_', ' ')}"
 
 
 @dataclass(frozen=True)
 class Header:
-    """What ran, on what, and what had to run."""
+    """What ran, on what, and what had to run.
+
+    Attributes:
+        backend, device, profile, seed: as asked for.
+        expected: the laws that must have a result.
+        versions: of what took part.
+        rollouts: names of the recorded rollouts.
+        claimed: the traits the backend claims.
+        strict: whether a capability that works and is not claimed is a failure.
+    """
 
     backend: str
     device: str
@@ -63,6 +101,8 @@ class Header:
     expected: tuple[str, ...]
     versions: dict[str, str] = field(default_factory=lambda: versions())
     rollouts: tuple[str, ...] = ()
+    claimed: tuple[str, ...] = ()
+    strict: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,12 +143,18 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether the run is complete and nothing failed."""
-        return self.complete and all(result.ok for result in self.results)
+        return self.complete and not self.failures
 
     @property
     def failures(self) -> list[LawResult]:
-        """The bad results, worst first."""
-        return sorted((r for r in self.results if not r.ok), key=lambda r: VERDICTS.index(r.verdict))
+        """The bad results, worst first; what is waived is not among them."""
+        bad = [r for r in self.results if not r.ok or (self.header.strict and r.verdict == "under_claimed")]
+        return sorted(bad, key=lambda r: VERDICTS.index(r.verdict))
+
+    @property
+    def waived(self) -> list[LawResult]:
+        """The failures that a waiver excuses."""
+        return [result for result in self.results if result.waived]
 
     @property
     def worst_margin(self) -> float | None:
@@ -121,8 +167,8 @@ class Report:
         return sum(result.seconds for result in self.results)
 
     def count(self, verdict: Verdict) -> int:
-        """How many laws have this verdict."""
-        return sum(result.verdict == verdict for result in self.results)
+        """How many laws have this verdict; what is waived is counted nowhere but in :attr:`waived`."""
+        return sum(result.says == verdict for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -146,7 +192,7 @@ class Report:
         try:
             data = json.loads(text)
             head = data["header"]
-            head = Header(**head | {"expected": tuple(head["expected"]), "rollouts": tuple(head["rollouts"])})
+            head = Header(**head | {n: tuple(head[n]) for n in ("expected", "rollouts", "claimed")})
             report = cls(head, [LawResult(**row) for row in data["results"]])
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a conformance report: {error!r}") from error

@@ -1,0 +1,7 @@
+"""placeholder"""
+
+from .results import Results
+
+
+def page(results: Results) -> str:
+    return ""

@@ -1,0 +1,51 @@
+"""One law over the one case of a token. There are three kinds of token, and a law's results have the one it needs.
+
+``T2.B1.I1.H1.f64.s0`` is a drawn case; ``CartPole-v1:T64.B8....s0`` the same with a rollout's observations;
+``CartPole-v1.H8.s5`` a rollout law's rollout, hidden size and seed.
+"""
+
+from __future__ import annotations
+
+import re
+
+from rnn_backends import Backend, get_backend
+
+from . import rollout_laws, runner
+from .asked import exact_law
+from .cases import Case
+from .catalogue import LAWS
+from .check import as_inputs, recordings
+from .rollouts import Rollout
+from .verdicts import LawResult
+
+
+def replay(backend: str | Backend, law: str, token: str, device: str = "cpu") -> LawResult:
+    """Run one law over the one case of a token, of a result's ``token``.
+
+    Raises:
+        UnknownBackendError: no backend of that name is installed.
+        ValueError: the law is unknown, or the token is not understood.
+    """
+    value = get_backend(backend) if isinstance(backend, str) else backend
+    if exact_law(law) in rollout_laws.LAWS:
+        return _rollout_law(value, law, token, device)
+    name, recorded, case = token.partition(":")
+    if recorded:
+        found = runner.outcome_of(LAWS[law], value, Case.parse(case), device, as_inputs(_rollout(name)))
+        return LawResult(value.name, law, found.verdict, 1, 0, found.margin, found.message, token)
+    return runner.replay(value, law, token, device)
+
+
+def _rollout(name: str) -> Rollout:
+    for rollout in recordings():
+        if rollout.name == name:
+            return rollout
+    raise ValueError(f"there is no rollout {name!r}; there are {', '.join(r.name for r in recordings())}")
+
+
+def _rollout_law(backend: Backend, law: str, token: str, device: str) -> LawResult:
+    found = re.fullmatch(r"(?P<name>[\w-]+)\.H(?P<size>\d+)\.s(?P<seed>\d+)", token)
+    if found is None:
+        raise ValueError(f"the token {token!r} is not one of {law}'s, which look like CartPole-v1.H8.s5")
+    rollout, size, seed = _rollout(found["name"]), int(found["size"]), int(found["seed"])
+    return rollout_laws.RolloutChecks(backend, [rollout], "smoke", device, seed, [size]).run(law)

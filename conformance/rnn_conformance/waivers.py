@@ -1,0 +1,126 @@
+"""Waivers: failures that an author knows of, each with a reason, a link, the case that fails and a last day.
+
+A file holds any number of these::
+
+    [[waiver]]
+    backend = "mine"
+    law = "double_backward"
+    reason = "the kernel has no second derivative yet"
+    link = "https://github.com/me/mine/issues/3"
+    token = "T2.B1.I1.H1.f64.s0"
+    expires = 2027-03-01
+
+It is strict: the case is run again, and if it passes, that is a failure until the waiver is deleted. A law that does
+not exist, a missing reason or a day that is past is an error before anything runs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+from rnn_backends import Backend
+
+from .asked import exact_law
+from .check import changed
+from .replay_token import replay
+from .verdicts import LawResult, Report
+
+
+class WaiverError(ValueError):
+    """A waivers file that cannot be taken as it is."""
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """One failure that is known.
+
+    Attributes:
+        backend: its exact name.
+        law: its exact name.
+        reason: why it is excused.
+        link: where that is discussed.
+        token: of the case that fails, from the report.
+        expires: the last day it holds.
+        device: where the case fails.
+    """
+
+    backend: str
+    law: str
+    reason: str
+    link: str
+    token: str
+    expires: date
+    device: str = "cpu"
+
+
+def read(file: Path, today: date | None = None) -> list[Waiver]:
+    """Read a file.
+
+    Raises:
+        WaiverError: it is not such a file, or a waiver in it is incomplete, unknown, double or expired.
+    """
+    try:
+        data = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise WaiverError(f"{file}: {error}") from None
+    rows = data.get("waiver", [])
+    if set(data) - {"waiver"} or not isinstance(rows, list):
+        raise WaiverError(f"{file}: expected nothing but [[waiver]] tables, found {', '.join(sorted(data))}")
+    found: dict[tuple[str, str, str], Waiver] = {}
+    for number, row in enumerate(rows, 1):
+        try:
+            waiver = _waiver(row, today or datetime.now(UTC).date())
+            if found.setdefault((waiver.backend, waiver.law, waiver.device), waiver) is not waiver:
+                raise WaiverError(f"{waiver.law} is waived twice for {waiver.backend} on {waiver.device}")
+        except ValueError as error:
+            raise WaiverError(f"{file}, waiver {number}: {error}") from None
+    return list(found.values())
+
+
+def _waiver(row: object, today: date) -> Waiver:
+    if not isinstance(row, dict):
+        raise WaiverError("expected a [[waiver]] table")
+    known = {field.name: field for field in fields(Waiver)}
+    missing = [name for name, field in known.items() if field.default is MISSING and name not in row]
+    if missing or set(row) - set(known):
+        unknown = ", ".join(sorted(set(row) - set(known)))
+        raise WaiverError(f"it has no {', '.join(missing)}" if missing else f"there is no such key: {unknown}")
+    for name, value in row.items():
+        day = name == "expires"
+        if type(value) is not (date if day else str) or not value:
+            raise WaiverError(f"{name} = {value!r} is not {'a date like 2027-03-01' if day else 'a text'}")
+    waiver = Waiver(**row)
+    exact_law(waiver.law)
+    if waiver.expires < today:
+        raise WaiverError(f"{waiver.law} for {waiver.backend} expired on {waiver.expires}: fix it, or decide anew")
+    return waiver
+
+
+def apply(
+    waivers: Sequence[Waiver], report: Report, backend: Backend, on_replay: Callable[[str], object] = lambda law: None
+) -> Report:
+    """The report with the failures excused that are waived, and the waivers that are out of date as failures."""
+    for waiver in waivers:
+        mine = waiver.backend == report.backend and waiver.device == report.header.device
+        found = next((r for r in report.results if r.law == waiver.law), None)
+        if not mine or found is None:
+            continue  # another backend's or device's, or the law was not asked for
+        on_replay(waiver.law)
+        report = _apply(waiver, report, found, replay(backend, waiver.law, waiver.token, waiver.device))
+    return report
+
+
+def _apply(waiver: Waiver, report: Report, found: LawResult, again: LawResult) -> Report:
+    if again.ok:
+        passes = f"{again.label}, so this waiver is out of date"
+        also = f" The run found another case: {found.message}" if not found.ok else " Delete it"
+        message = f"the waived case {waiver.token} was run again: {passes} (waived as: {waiver.reason}).{also}"
+        return changed(report, waiver.law, "failed", message=message, token=found.token or waiver.token)
+    reason = f"{waiver.reason} ({waiver.link}, until {waiver.expires})"
+    if found.ok:  # the drawn cases missed what the waiver says is broken
+        return changed(report, waiver.law, again.verdict, message=again.message, token=again.token, waived=reason)
+    return changed(report, waiver.law, waived=reason)
