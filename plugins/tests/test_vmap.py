@@ -1,4 +1,4 @@
-"""The ``vmap`` backend under every transform of ``torch.func``: over weights, data, both; second order; forward mode."""
+"""The ``vmap`` backend under torch.func: over weights, data, both; second order, forward mode."""
 
 import pytest
 import torch

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from .compiler import compiled
 from .layer import Layer
@@ -23,10 +22,12 @@ def run_forward(layer: Layer, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     x, chunks = layer.x, layer.chunks()
     h, c = x.new_empty(T, B, P), x.new_empty(T, B, H)
     gates = x.new_empty(T if keep else chunks[0][1], B, 4, H)
+    bias = x.new_zeros(4 * H) if layer.bias is None else layer.bias
     walk = _Walk(layer, h, c)
     for begin, end in chunks:
         mine = gates[begin:end] if keep else gates[: end - begin]
-        mine.view(end - begin, B, 4 * H).copy_(linear(x[begin:end], layer.w_ih, layer.bias))
+        rows, inputs = mine.view((end - begin) * B, 4 * H), x[begin:end].flatten(0, 1)
+        torch.addmm(bias, inputs, layer.w_ih.t(), out=rows)
         walk.over(mine, begin)
     return h, c, gates if keep else x.new_empty(0)
 
