@@ -54,7 +54,8 @@ def layers_with(ahead: LayerFunction, back: LayerFunction) -> RunLayers:
         states: List[State] = []
         for k in range(0, len(weights), directions):
             if k > 0 and dropout > 0.0:
-                x = drop(x, dropout, True)
+                # which elements a seed drops follows the memory, so all backends must lay it out alike
+                x = drop(x.contiguous(), dropout, True)
             out = ahead(weights[k], x, entry[k], starts)
             output = out.h
             states.append(out if every_end else State(out.h[-1], out.c[-1]))
