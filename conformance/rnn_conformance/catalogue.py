@@ -7,10 +7,13 @@ from difflib import get_close_matches
 from types import ModuleType
 
 from .law import Law
-from .laws import batch, gradients, layout, modules, options, purity, resets, time, transforms, values, weights
+from .laws import (
+    batch, dropout, gradients, layout, modules, options, precision, purity, resets, shapes, time, transforms, values,
+    weights,
+)  # fmt: skip
 
 SUBJECTS: tuple[ModuleType, ...] = (
-    values, resets, time, batch, gradients, options, layout, purity, weights, modules, transforms
+    values, resets, time, batch, gradients, options, dropout, precision, shapes, layout, purity, weights, modules, transforms
 )  # fmt: skip
 
 LAWS: dict[str, Law] = {
@@ -24,7 +27,7 @@ def select(names: Sequence[str] | None, profile: str) -> dict[str, Law]:
     Raises:
         ValueError: a name that fits no law, with the nearest.
     """
-    chosen = {name: law for name, law in LAWS.items() if profile in law.profiles}
+    chosen = {name: law for name, law in LAWS.items() if law.belongs(profile)}
     if names is None:
         return chosen
     found: set[str] = set()

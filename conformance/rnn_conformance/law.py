@@ -40,7 +40,8 @@ class Law:
         tries_unclaimed: whether it is tried on a backend that does not claim the trait.
         costly: whether it compiles something: it then runs on few fixed cases, outside the example loop.
         rollouts: whether it also runs over recorded rollouts.
-        profiles: the profiles it belongs to.
+        profiles: the profiles it belongs to; what belongs to full belongs to deep.
+        lane: seconds after which it is stopped: it then runs in a process of its own. ``None``: it runs here.
     """
 
     name: str
@@ -53,6 +54,11 @@ class Law:
     costly: bool = False
     rollouts: bool = False
     profiles: tuple[str, ...] = ("smoke", "quick", "full")
+    lane: float | None = None
+
+    def belongs(self, profile: str) -> bool:
+        """Whether it runs in this profile."""
+        return ("full" if profile == "deep" else profile) in self.profiles
 
 
 def law(
@@ -61,6 +67,7 @@ def law(
     costly: bool = False,
     rollouts: bool = False,
     profiles: tuple[str, ...] = ("smoke", "quick", "full"),
+    lane: float | None = None,
     **where: Any,
 ) -> Callable[[LawFunction], Law]:
     """Make a function a law. Further keywords are what its cases have in common: ``T=(1,)``, ``dtype=("f32",)``."""
@@ -69,7 +76,8 @@ def law(
         sentence = (function.__doc__ or "").strip().splitlines()[0]
         subject = function.__module__.rpartition(".")[2]
         return Law(
-            function.__name__, sentence, subject, function, where, trait, tries_unclaimed, costly, rollouts, profiles
-        )
+            function.__name__, sentence, subject, function, where, trait, tries_unclaimed, costly or lane is not None,
+            rollouts, profiles, lane,
+        )  # fmt: skip
 
     return decorate

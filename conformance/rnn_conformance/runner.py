@@ -7,7 +7,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rnn_backends import Backend, UnsupportedError, get_backend
@@ -16,17 +16,18 @@ from .cases import Case
 from .catalogue import LAWS, select
 from .explore import Findings, Outcome, explore
 from .inputs import Rollout
+from .lanes import in_a_process
 from .law import Declined, Law, LawBroken
 from .strategies import rich
 from .trial import Trial
-from .verdicts import Header, LawResult, Report
+from .verdicts import BAD, Header, LawResult, Report
 
 __all__ = ["PROFILES", "Progress", "Rollout", "check_backend", "replay"]
 
-PROFILES = {"smoke": 3, "quick": 12, "full": 200}
+PROFILES = {"smoke": 3, "quick": 12, "full": 200, "deep": 2000}
 """Examples a law, by profile; each law also runs over a few fixed rich cases."""
 
-COSTLY_CASES = {"smoke": 1, "quick": 2, "full": 4}
+COSTLY_CASES = {"smoke": 1, "quick": 2, "full": 4, "deep": 4}
 """Cases of a law that compiles something."""
 
 Progress = Callable[[str, int, int], None]
@@ -60,7 +61,7 @@ def check_backend(
 
     Args:
         backend: an installed backend's name, or a value.
-        profile: ``"smoke"``, ``"quick"`` or ``"full"``: how many examples a law.
+        profile: ``"smoke"``, ``"quick"``, ``"full"`` or ``"deep"``: how many examples a law.
         device: where to run.
         laws: names or parts of names; ``None`` for all of the profile.
         seed: of the generated cases; ``None`` for a fresh one, which the header names.
@@ -100,7 +101,7 @@ def replay(backend: str | Backend, law: str, token: str, device: str = "cpu") ->
         select([law], "full")
     findings = Findings()
     case = Case.parse(token)
-    findings.outcomes[case] = _outcome(LAWS[law], value, case, device)
+    findings.outcomes[case] = _answer(LAWS[law], value, case, device)
     return _result(LAWS[law], value.name, findings, {}, 0.0)
 
 
@@ -112,10 +113,10 @@ def _judge(law: Law, run: _Run) -> LawResult:
         return LawResult(run.backend.name, law.name, "declined", message=message)
 
     def check(case: Case) -> Outcome:
-        return _outcome(law, run.backend, case, run.device)
+        return _answer(law, run.backend, case, run.device)
 
     if law.costly:
-        findings = Findings({case: check(case) for case in rich(law.where)[: COSTLY_CASES[run.profile]]})
+        findings = Findings({case: check(case) for case in _few(law, run)})
     else:
         # every law draws cases of its own, whichever other laws run
         seed = run.seed ^ zlib.crc32(law.name.encode())
@@ -123,8 +124,20 @@ def _judge(law: Law, run: _Run) -> LawResult:
     recorded = {}
     for rollout in run.rollouts if law.rollouts else ():
         case = _rollout_case(rollout, law, run.seed)
-        recorded[f"{rollout.name}:{case.token}"] = _outcome(law, run.backend, case, run.device, rollout)
+        recorded[f"{rollout.name}:{case.token}"] = outcome_of(law, run.backend, case, run.device, rollout)
     return _result(law, run.backend.name, findings, recorded, time.perf_counter() - begin)
+
+
+def _answer(law: Law, backend: Backend, case: Case, device: str) -> Outcome:
+    if law.lane is not None:
+        return in_a_process(law.name, backend, case.token, device, law.lane)
+    return outcome_of(law, backend, case, device)
+
+
+def _few(law: Law, run: _Run) -> list[Case]:
+    """The cases of a costly law: the first is the same in every run, the others' numbers are fresh."""
+    first, *others = rich(law.where)[: COSTLY_CASES[run.profile]]
+    return [first, *(replace(case, seed=run.seed % 2**20 + k) for k, case in enumerate(others))]
 
 
 def _rollout_case(rollout: Rollout, law: Law, seed: int) -> Case:
@@ -134,8 +147,8 @@ def _rollout_case(rollout: Rollout, law: Law, seed: int) -> Case:
     return Case(T, B, I, 4, resets=bits, seed=seed % 1000, **allowed)
 
 
-def _outcome(law: Law, backend: Backend, case: Case, device: str, rollout: Rollout | None = None) -> Outcome:
-    """One law over one case, as a verdict."""
+def outcome_of(law: Law, backend: Backend, case: Case, device: str, rollout: Rollout | None = None) -> Outcome:
+    """One law over one case, here and now, as a verdict."""
     claimed = law.trait is None or law.trait in backend.traits
     trial = Trial(backend, case, device, rollout)
     try:
@@ -175,7 +188,7 @@ def _result(law: Law, backend: str, findings: Findings, recorded: dict[str, Outc
         case, outcome = worst
         return LawResult(**common, verdict=outcome.verdict, message=outcome.message, token=case.token)  # type: ignore[arg-type]
     for token, outcome in recorded.items():
-        if outcome.verdict in ("failed", "crashed"):
+        if outcome.verdict in BAD:
             return LawResult(**common, verdict=outcome.verdict, message=outcome.message, token=token)  # type: ignore[arg-type]
     if not answered:
         reason = every[0].message if every else "there was no case"

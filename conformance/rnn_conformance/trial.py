@@ -179,10 +179,17 @@ class Trial:
         return differentiate(loss(Ran(found.output, found.end_h, found.end_c)), inputs.leaves, create_graph)
 
     def agree(
-        self, what: str, came: Tensor, expected: Tensor, dim: int | None = 1, axes: str = "t b unit", scale: float = 1.0
+        self,
+        what: str,
+        came: Tensor,
+        expected: Tensor,
+        dim: int | None = 1,
+        axes: str = "t b unit",
+        scale: float = 1.0,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        """Values within the dtype's tolerance (times ``scale``), judged by the worst row of ``dim``."""
-        limit = TOLERANCES[self.case.torch_dtype]
+        """Values within the tolerance of the case's dtype or of ``dtype``, times ``scale``; worst row of ``dim``."""
+        limit = TOLERANCES[dtype or self.case.torch_dtype]
         self._judge(what, came, expected, limit.values * scale, dim, axes, limit.floor)
 
     def agree_states(self, what: str, came: Ran, h: Tensor, c: Tensor) -> None:

@@ -1,0 +1,122 @@
+"""A lane: one law over one case in a process of its own, stopped when its time is up.
+
+What compiles can hang or take the interpreter with it. Neither may take the run with it, and neither is an answer:
+the verdict is ``crashed``.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from rnn_backends import Backend, get_backend
+from rnn_backends.registry import holds
+
+from .explore import Outcome
+
+
+def in_a_process(law: str, backend: Backend, token: str, device: str, seconds: float) -> Outcome:
+    """One law over the case of a token, elsewhere.
+
+    An installed backend is found again by its name, in a fresh interpreter. One that was made in this process is not,
+    so this process is forked; where it holds a GPU it cannot be, and the law runs here, without a limit.
+
+    Args:
+        law: its name.
+        backend: under test.
+        token: the case's.
+        device: where to run.
+        seconds: how long it may take.
+    """
+    with tempfile.TemporaryDirectory(prefix="rnn-conformance-") as folder:
+        answer = Path(folder, "answer.json")
+        if _installed(backend):
+            ended = _fresh([law, backend.name, token, device, str(answer)], seconds)
+        elif device == "cpu" and not torch.cuda.is_initialized():
+            ended = _forked(law, backend, token, device, answer, seconds)
+        else:
+            return _here(law, backend, token, device)
+        if answer.exists():
+            return Outcome(**json.loads(answer.read_text()))
+        return Outcome("crashed", ended)
+
+
+def _installed(backend: Backend) -> bool:
+    """Whether another interpreter finds this very value by its name: registered values live in this one only."""
+    return holds(backend) and _found_by_entry_point(backend.name)
+
+
+def _found_by_entry_point(name: str) -> bool:
+    from importlib.metadata import entry_points
+
+    return any(point.name == name for point in entry_points(group="rnn_backends"))
+
+
+def _fresh(arguments: list[str], seconds: float) -> str:
+    """Run :func:`main` in a fresh interpreter; how it ended, in words."""
+    command = [sys.executable, "-m", "rnn_conformance.lanes", *arguments]
+    # a session of its own: a compiler's workers must go with it
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, said = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        _stop(process)
+        return f"not done after {seconds:g} seconds"
+    last = next(iter(reversed(said.strip().splitlines())), "")
+    return f"its process ended with status {process.returncode}: {last}"
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _forked(law: str, backend: Backend, token: str, device: str, answer: Path, seconds: float) -> str:
+    """Run in a fork of this process; how it ended, in words."""
+    process = multiprocessing.get_context("fork").Process(target=_write, args=(law, backend, token, device, answer))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return f"not done after {seconds:g} seconds"
+    return f"its process ended with status {process.exitcode}"
+
+
+def _write(law: str, backend: Backend, token: str, device: str, answer: Path) -> None:
+    """Write the outcome to a file, whole or not at all."""
+    found = _here(law, backend, token, device)
+    part = answer.with_suffix(".part")
+    part.write_text(json.dumps({"verdict": found.verdict, "message": found.message, "margin": found.margin}))
+    part.rename(answer)
+
+
+def _here(law: str, backend: Backend, token: str, device: str) -> Outcome:
+    from .cases import Case
+    from .catalogue import LAWS
+    from .runner import outcome_of  # the runner imports this module
+
+    return outcome_of(LAWS[law], backend, Case.parse(token), device)
+
+
+def main() -> None:
+    """``python -m rnn_conformance.lanes LAW BACKEND TOKEN DEVICE ANSWER``: what :func:`in_a_process` starts."""
+    law, name, token, device, answer = sys.argv[1:]
+    torch.set_num_threads(1)
+    _write(law, get_backend(name), token, device, Path(answer))
+
+
+if __name__ == "__main__":
+    main()

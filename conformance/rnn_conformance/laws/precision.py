@@ -1,0 +1,185 @@
+"""Precision and dtype: what comes out has the weights' dtype, whatever torch's defaults are, and is as exact as torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from rnn_backends import UnsupportedError
+from torch import Tensor
+
+from ..compare import demand
+from ..inputs import Inputs
+from ..law import Declined, LawBroken, law
+from ..reference import torch_per_trajectory
+from ..trial import Ran, Trial
+
+
+@law(dtype=("f16",))
+def output_equals_reference_in_float16(trial: Trial) -> None:
+    """In float16 output and end states equal the float64 reference's within its rounding."""
+    ran = trial.run(trial.lstm())
+    trial.agree("output", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+
+
+@law(dtype=("f32", "bf16", "f16", "f64"))
+def everything_has_the_weights_dtype(trial: Trial) -> None:
+    """Output, states and all gradients have the dtype and device of the weights."""
+    lstm, inputs = trial.lstm(), trial.fresh()
+    found = dict(zip(("output", "h", "c"), trial.run(lstm), strict=True))
+    found |= {f"the gradient of {n}": g for n, g in trial.gradients(trial.loss, lstm).items()}
+    found |= dict(zip(("streamed output", "h_n", "c_n"), trial.stream(lstm, inputs.x), strict=True))
+    for name, value in found.items():
+        came, expected = (value.dtype, value.device), (inputs.x.dtype, inputs.x.device)
+        if came != expected:
+            raise LawBroken(f"{name} has dtype and device {came}, expected {expected}")
+
+
+@law(dtype=("f32", "f64"))
+def the_default_dtype_does_not_matter(trial: Trial) -> None:
+    """With another torch default dtype the values are the same, and so is their dtype."""
+    lstm = trial.lstm()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32 if trial.case.dtype == "f64" else torch.float64)
+    try:
+        ran = trial.run(lstm)
+        step, _ = lstm.step(trial.inputs.x[0], None)
+    finally:
+        torch.set_default_dtype(usual)
+    for name, value in (("output", ran.output), ("h", ran.h), ("c", ran.c), ("output of a step", step)):
+        if value.dtype != trial.case.torch_dtype:
+            raise LawBroken(f"{name} has dtype {value.dtype} under another default dtype")
+    trial.agree("output", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+
+
+@law()
+def the_default_device_does_not_matter(trial: Trial) -> None:
+    """With another torch default device nothing is made there: the values are the same."""
+    lstm, inputs = trial.lstm(), trial.inputs
+    try:
+        with torch.device("meta"):
+            ran = trial.run(lstm)
+    except Exception as error:
+        raise LawBroken(f"under another default device: {type(error).__name__}: {error}") from error
+    for name, value in zip(("output", "h", "c"), ran, strict=True):
+        if value.device != inputs.x.device:
+            raise LawBroken(f"{name} is on {value.device} under another default device")
+    trial.agree("output", ran.output, trial.expected.output)
+
+
+@law(dtype=("f32",), T=(4, 5), B=(4,), H=(8,), I=(5,), L=(1, 2))
+def no_worse_than_torch(trial: Trial) -> None:
+    """In float32 the error against float64 is at most four times torch.nn.LSTM's own, root mean square."""
+    x, h, c, starts, weights = trial.inputs
+    own = torch_per_trajectory(weights, x, h, c, starts, trial.case.L, trial.case.bidirectional)
+    ran = trial.run(trial.lstm())
+    for name, came, theirs, right in (
+        ("output", ran.output, own.output, trial.expected.output),
+        ("end c", trial.at_ends(ran.c), trial.at_ends(own.end_c), trial.expected.end_c),
+    ):
+        limit = 4 * _rms(theirs.cpu() - right) + 4 * torch.finfo(torch.float32).eps * _rms(right)
+        error = _rms(came.cpu() - right)
+        if not error <= limit:
+            raise LawBroken(
+                f"{name} is off by {error:.3g} root mean square, torch.nn.LSTM's by {limit / 4:.3g} at most"
+            )
+
+
+def _rms(value: Tensor) -> float:
+    return value.detach().double().square().mean().sqrt().item()
+
+
+@contextmanager
+def _autocast(trial: Trial) -> Iterator[None]:
+    """bfloat16 where the device casts; a backend may decline it when called, as it is asked for then only."""
+    try:
+        with torch.autocast(torch.device(trial.device).type, torch.bfloat16):
+            yield
+    except UnsupportedError as error:
+        raise Declined(error.reason) from error
+
+
+@law(dtype=("f32",))
+def autocast_computes_in_bfloat16(trial: Trial) -> None:
+    """Under autocast the output equals the reference's within bfloat16's rounding, and float32 weights get gradients."""
+    lstm = trial.lstm()
+    with _autocast(trial):
+        ran = trial.run(lstm)
+    trial.agree("output", ran.output, trial.expected.output, dtype=torch.bfloat16)
+    ran.output.float().sum().backward()
+    for name, parameter in lstm.named_parameters():
+        if parameter.grad is None or parameter.grad.dtype != torch.float32:
+            raise LawBroken(f"{name} got no gradient in float32 under autocast")
+
+
+@law(dtype=("f32",), bidirectional=(False,), T=(3, 4, 6))
+def autocast_keeps_the_states_dtype(trial: Trial) -> None:
+    """Under autocast the stored states have one dtype from step to step, and in recurrent mode the same."""
+    module, td = trial.module(), trial.tensordict()
+    with _autocast(trial):
+        whole = module.set_recurrent_mode(True)(td.clone())
+        now = td[:, 0].clone()
+        for t in range(trial.case.T):
+            now = module(now)
+            for key in ("recurrent_state_h", "recurrent_state_c"):
+                for when, value in ((f"after step {t}", now["next", key]), ("in recurrent mode", whole["next", key])):
+                    if value.dtype != torch.float32:
+                        raise LawBroken(f"{key} {when} has dtype {value.dtype} under autocast, expected torch.float32")
+            state = now["next"].select("recurrent_state_h", "recurrent_state_c")
+            now = td[:, min(t + 1, trial.case.T - 1)].select("observation", "is_init").clone().update(state)
+    trial.agree("features", whole["features"].transpose(0, 1), trial.expected.output, dtype=torch.bfloat16)
+
+
+@law(dtype=("f32",))
+def autocast_ends_with_its_context(trial: Trial) -> None:
+    """After a call under autocast the next call without it is exact again."""
+    lstm = trial.lstm()
+    with _autocast(trial):
+        trial.run(lstm)
+    trial.agree("output after autocast", trial.run(lstm).output, trial.expected.output)
+
+
+def _of_inputs(trial: Trial, change: Callable[[Tensor], Tensor]) -> tuple[Ran, Inputs]:
+    inputs = trial.fresh()
+    inputs = inputs._replace(x=change(inputs.x))
+    return trial.run(trial.lstm(), inputs), inputs
+
+
+def _follows(trial: Trial, change: Callable[[Tensor], Tensor]) -> None:
+    ran, inputs = _of_inputs(trial, change)
+    for name, value in zip(("output", "h", "c"), (ran.output, trial.at_ends(ran.h), trial.at_ends(ran.c)), strict=True):
+        demand(name, value.isfinite(), value, "a finite number", "")
+    expected = trial.reference(inputs)
+    trial.agree("output", ran.output, expected.output)
+    trial.agree_states("the end state", ran, expected.end_h, expected.end_c)
+
+
+@law(dtype=("f64", "f32"))
+def large_input_saturates(trial: Trial) -> None:
+    """Input of some ten thousand saturates the gates: finite values that equal the reference's, no overflow."""
+    _follows(trial, lambda x: torch.sign(x) * 3e4)
+
+
+@law(dtype=("f64", "f32"), I=(1,), L=(1,), B=(1, 2, 3))
+def infinite_input_saturates(trial: Trial) -> None:
+    """An infinite input saturates the gates as the limit does: finite values that equal the reference's."""
+    _follows(trial, lambda x: torch.where(x > 0, float("inf"), x))
+
+
+@law(dtype=("f64", "f32"))
+def subnormal_input_is_read(trial: Trial) -> None:
+    """Subnormal numbers in the input are small numbers: finite values that equal the reference's."""
+    _follows(trial, lambda x: x * torch.finfo(x.dtype).tiny / 16)
+
+
+@law(dtype=("f32",), T=(2, 3, 4))
+def gradients_of_large_input_are_finite(trial: Trial) -> None:
+    """Where the gates are saturated the gradients are finite and equal the reference's."""
+    large = torch.sign(trial.fresh().x) * 3e4
+    inputs = trial.fresh()._replace(x=large.clone())
+    found = trial.gradients(trial.loss, inputs=inputs)
+    for name, value in found.items():
+        demand(f"the gradient of {name}", value.isfinite(), value, "a finite number", "")
