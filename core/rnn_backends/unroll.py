@@ -27,7 +27,8 @@ def cell(gates: Tensor, c: Tensor, w_hr: Optional[Tensor]) -> State:
     Returns:
         ``State(h [B, P], c [B, H])``.
     """
-    i, f, g, o = gates.chunk(4, -1)
+    # Not `chunk`: TorchScript's own derivative of it fails where a gate has no gradient (a loss of c alone).
+    i, f, g, o = gates.split(gates.shape[-1] // 4, -1)
     c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
     h = torch.sigmoid(o) * torch.tanh(c)
     if w_hr is not None:

@@ -80,3 +80,14 @@ def test_the_layer_is_one_scripted_function_for_every_size():
     for input, hx, is_init in cases(lstm):
         got, want = (module(input, hx, is_init=is_init) for module in (lstm, lstm.with_backend("vmap")))
         torch.testing.assert_close(got, want)
+
+
+def test_losses_may_leave_gates_without_gradient():
+    """TorchScript's derivative of ``chunk`` failed from the second call on, where a loss reads ``c`` alone."""
+    lstm = LSTM(3, 4, lstm_backend="torchscript", dtype=torch.float64)
+    plain = lstm.with_backend("vmap")
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    for read in (lambda y, h, c: y, lambda y, h, c: c, lambda y, h, c: h) * 2:
+        losses = [read(y, h, c).pow(2).sum() for y, (h, c) in (lstm(x), plain(x))]
+        got, expected = (torch.autograd.grad(loss, list(lstm.parameters())) for loss in losses)
+        torch.testing.assert_close(got, expected)
