@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -102,11 +103,17 @@ def changed(report: Report, law: str, verdict: Verdict | None = None, **fields: 
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Cases are small: on a busy machine threads wait for each other many times longer than they work."""
+def calm() -> Iterator[None]:
+    """One thread and no warnings.
+
+    Cases are small: on a busy machine threads wait for each other many times longer than they work. And a warning that
+    somebody's settings make an error would look like a backend that crashes.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         torch.set_num_threads(before)

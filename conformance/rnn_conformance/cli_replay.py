@@ -33,13 +33,13 @@ def replay_command(ctx: click.Context, token: str, law: str, backend: str, devic
     from rnn_backends import BrokenBackendError, UnknownBackendError, get_backend
 
     from .asked import UnknownLawError, about, exact_law
-    from .check import one_thread
+    from .check import calm
     from .replay_token import replay
-    from .table import margin
+    from .table import error
 
     kinds = ((UnknownBackendError, "--backend"), (BrokenBackendError, "--backend"), (UnknownLawError, "--law"))
     place = str(device_named(device))
-    with refusals(*kinds, (ValueError, "TOKEN")), one_thread():
+    with refusals(*kinds, (ValueError, "TOKEN")), calm():
         value, law = get_backend(backend), exact_law(law)
         if script:
             from .standalone import program
@@ -52,7 +52,7 @@ def replay_command(ctx: click.Context, token: str, law: str, backend: str, devic
     if result.message:
         click.echo(f"  {'why    ' if result.ok else 'found  '} {result.message}")
     if result.worst_margin is not None:
-        click.echo(f"  error   {margin(result.worst_margin)} of its tolerance")
+        click.echo(f"  error   {error(result.worst_margin)}")
     ctx.exit(0 if result.ok else 1)
 
 

@@ -11,7 +11,7 @@ from rnn_backends import Backend, names
 
 from . import rollout_laws
 from .asked import about, known_backend, select_laws
-from .check import changed, check_backend, fresh_seed, one_thread, recordings
+from .check import calm, changed, check_backend, fresh_seed, recordings
 from .looks import looks_like
 from .progress import RunProgress
 from .results import Outcome, Results
@@ -72,7 +72,7 @@ class MainJob:
         started = time.perf_counter()
         self._console.print("rollouts: " + "; ".join(_describe(r) for r in recordings()), highlight=False)
         self._console.print(f"          {recordings()[0].source}", highlight=False)
-        with one_thread(), RunProgress(len(self._runs), Console(stderr=True)) as progress:
+        with calm(), RunProgress(len(self._runs), Console(stderr=True)) as progress:
             self._run_all(progress)
         results = self._results(time.perf_counter() - started)
         print_results(results, self._console, _timed_on(recordings()[0]))

@@ -101,6 +101,13 @@ def margin(value: float | None) -> str:
     return f"{value:.1%}" if value < 10 else f"{value:.2g} x"
 
 
+def error(value: float) -> str:
+    """A margin in words."""
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{margin(value)} of its tolerance" if value < 10 else f"{value:.2g} times its tolerance"
+
+
 def _times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.2f} x"
 
@@ -164,8 +171,8 @@ def failure_text(result: LawResult, info: LawInfo | None = None, device: str = "
     if info:
         lines.append(f"  law     {info.sentence}")
     lines += [f"  {'found  ' if not k else '       '} {line}" for k, line in enumerate(result.message.splitlines())]
-    if result.worst_margin is not None:
-        lines.append(f"  error   {margin(result.worst_margin)} of its tolerance")
+    if result.worst_margin is not None and result.worst_margin > 1:
+        lines.append(f"  error   {error(result.worst_margin)}, the worst of {result.cases} cases")
     if result.looks_like:
         lines.append(f"  looks like: {result.looks_like}")
     again = f"rnn-backends check {result.backend} -k {result.law}{options}"

@@ -1,0 +1,123 @@
+"""The tests that the pytest plugin collects; imported once there are any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rnn_backends import Backend, get_backend
+
+from .asked import about, select_laws
+from .check import calm, changed, check_backend, fresh_seed
+from .looks import looks_like
+from .pytest_plugin import Laws
+from .table import failure_text
+from .verdicts import LawResult, Report
+from .waivers import Waiver, apply, read
+
+
+@cache
+def _seed() -> int:
+    """One seed for the whole session, where none is given."""
+    return fresh_seed()
+
+
+class LawsCollector(pytest.Collector):
+    """All laws of one :func:`~rnn_conformance.pytest_plugin.laws`."""
+
+    def __init__(self, *, asked: Laws, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.asked = asked
+
+    def option(self, name: str) -> Any:
+        """What the command line says, else what the test file says."""
+        given = self.config.getoption(f"rnn_{name}", None)
+        return given if given else self.asked.options.get(name)
+
+    def collect(self) -> Iterator[LawItem]:
+        """One test a law and backend."""
+        backends = self.asked.backends or tuple(self.config.getoption("rnn_backend"))
+        if not backends:
+            raise self.CollectError("no backend is named: pytest --pyargs rnn_conformance --rnn-backend NAME")
+        parts = tuple(self.config.getoption("rnn_law")) or self.asked.options["only"]
+        try:
+            values = [get_backend(b) if isinstance(b, str) else b for b in backends]
+            suite, mine = select_laws(parts, self.option("profile"))
+            waivers = self._waivers()
+        except (ValueError, ImportError) as error:  # unknown or broken backend, unknown law, bad waiver
+            raise self.CollectError(str(error)) from None
+        for backend in values:
+            for law in (*suite, *mine):
+                yield LawItem.from_parent(
+                    self, name=f"{law}[{backend.name}]", law=law, backend=backend, waivers=waivers
+                )
+
+    def _waivers(self) -> list[Waiver]:
+        given = self.config.getoption("rnn_waivers")
+        if given:
+            return read(self.config.invocation_params.dir / given)
+        beside = self.asked.options["waivers"]
+        return read(Path(self.path).parent / beside) if beside else []
+
+
+class LawBrokenError(Exception):
+    """A law does not hold; carries the result."""
+
+    def __init__(self, result: LawResult) -> None:
+        super().__init__(result.message)
+        self.result = result
+
+
+class LawItem(pytest.Item):
+    """One law over one backend."""
+
+    parent: LawsCollector
+
+    def __init__(self, *, law: str, backend: Backend, waivers: list[Waiver], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.law, self.backend, self.waivers = law, backend, waivers
+
+    def runtest(self) -> None:
+        """Run it: a decline is a skip with its reason, a waived failure an expected one."""
+        report = self._report()
+        (result,) = report.results
+        self.user_properties.append(("rnn_law", result.says))
+        if report.failures:
+            raise LawBrokenError(report.failures[0])
+        if result.waived:
+            pytest.xfail(result.waived)
+        if result.verdict == "declined":
+            raise pytest.skip.Exception(result.message, _use_item_location=True)
+
+    def _report(self) -> Report:
+        option, given = self.parent.option, self.config.getoption
+        seed = given("rnn_seed")
+        with calm():
+            report = check_backend(
+                self.backend,
+                profile=option("profile"),
+                device=option("device"),
+                laws=(self.law,),
+                seed=_seed() if seed is None else seed,
+                shrink=not given("rnn_no_shrink"),
+                strict=option("strict"),
+            )
+            report = apply(self.waivers, report, self.backend)
+            for result in report.failures:
+                report = changed(report, self.law, looks_like=looks_like(result, option("device")) or "")
+        self.ran = report.header
+        return report
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The law, what was found, the smallest case and the lines that run it again."""
+        if not isinstance(excinfo.value, LawBrokenError):
+            return super().repr_failure(excinfo, style)
+        text = failure_text(excinfo.value.result, about(self.law), self.ran.device)
+        return f"{text}\n  or      pytest '{self.nodeid}' --rnn-seed {self.ran.seed}"
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Where it stands, and the headline of its failure."""
+        return self.path, 0, f"{self.backend.name}: {self.law}"

@@ -1,0 +1,83 @@
+"""The pytest front: one test a law.
+
+For an installed backend, without a file::
+
+    pytest --pyargs rnn_conformance --rnn-backend mine
+
+In an author's own tests, ``test_mine.py``::
+
+    from rnn_conformance.pytest_plugin import laws
+
+    test_mine = laws("mine")
+
+pytest loads this module in every run on a machine where it is installed. So it imports nothing: torch, hypothesis and
+the suite come with :mod:`rnn_conformance.pytest_items`, once there is a law to collect.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pytest
+    from rnn_backends import Backend
+
+
+class Laws:
+    """What :func:`laws` gives; the plugin collects it as one test a law."""
+
+    def __init__(self, backends: tuple[str | Backend, ...], options: dict[str, Any]) -> None:
+        self.backends, self.options = backends, options
+
+
+def laws(
+    *backends: str | Backend,
+    only: tuple[str, ...] = (),
+    profile: str = "quick",
+    device: str = "cpu",
+    waivers: str | None = None,
+    strict: bool = False,
+) -> Laws:
+    """The laws as tests: ``test_mine = laws("mine")``. What is given on pytest's command line goes before.
+
+    Args:
+        backends: installed names, or ``Backend`` values; none for those of ``--rnn-backend``.
+        only: parts of laws' names; none for all of the profile.
+        profile: ``"smoke"``, ``"quick"``, ``"full"`` or ``"deep"``.
+        device: where to run.
+        waivers: a TOML file of known failures, beside the test file.
+        strict: whether a capability that works and is not claimed is a failure.
+    """
+    options = {"only": only, "profile": profile, "device": device, "waivers": waivers, "strict": strict}
+    return Laws(backends, options)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options; see ``pytest --help``."""
+    group = parser.getgroup("rnn-backends", "laws for LSTM backends (rnn_conformance)")
+    add = group.addoption
+    add("--rnn-backend", action="append", default=[], metavar="NAME", help="backend to check; may be repeated")
+    add("--rnn-profile", choices=("smoke", "quick", "full", "deep"), help="how much is tried (default: quick)")
+    add("--rnn-law", action="append", default=[], metavar="LAW", help="only laws with this in their name")
+    add("--rnn-device", metavar="DEVICE", help="where the backends run (default: cpu)")
+    add("--rnn-seed", type=int, metavar="N", help="of the generated cases (default: fresh, named by every failure)")
+    add("--rnn-waivers", metavar="FILE", help="TOML file of failures that are known")
+    add("--rnn-strict", action="store_true", help="a capability that works and is not claimed is a failure")
+    add("--rnn-no-shrink", action="store_true", help="do not look for smaller failing cases")
+
+
+def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) -> pytest.Collector | None:
+    """Collect what :func:`laws` gave, and nothing else."""
+    if not isinstance(obj, Laws):
+        return None
+    from .pytest_items import LawsCollector
+
+    return LawsCollector.from_parent(collector, name=name, asked=obj)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say how many laws ran and how many were waived, in runs that had any."""
+    called = [r for group in terminalreporter.stats.values() for r in group if getattr(r, "when", "") == "call"]
+    says = [value for report in called for name, value in report.user_properties if name == "rnn_law"]
+    if says:
+        terminalreporter.write_line(f"rnn_conformance: {len(says)} laws ran, {says.count('waived')} waived")
