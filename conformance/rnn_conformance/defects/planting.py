@@ -1,0 +1,113 @@
+"""What a planted defect is: a small named value that puts one error into a backend, or into core under one.
+
+A defect is a function and a decorator: its name is the function's, its sentence the docstring's first line, its family
+the file it is in. The laws that must kill it are named where it is written, before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from unittest import mock
+
+from rnn_backends import Backend, LayerFunction, StepFunction, Trait
+
+from .plain import Reset, layer, restart, right, step
+
+Plant = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Defect:
+    """One planted defect.
+
+    Attributes:
+        name: short and telling.
+        family: the file it is in.
+        sentence: what is wrong, in one sentence.
+        plant: a context manager; within it the backend that it gives is wrong.
+        killed_by: names of the laws that must fail, each with every seed.
+        why_not: where no law can kill it: the reason.
+        by_numbers: whether it shows in numbers alone, so that other failures may be compared with it.
+    """
+
+    name: str
+    family: str
+    sentence: str
+    plant: Plant
+    killed_by: tuple[str, ...]
+    why_not: str = ""
+    by_numbers: bool = True
+
+
+class Patch(NamedTuple):
+    """``owner.name`` is ``value`` while the defect is planted."""
+
+    owner: object
+    name: str
+    value: object
+
+
+def in_step(*laws: str, **more: Any) -> Callable[[StepFunction], Defect]:
+    """The step is wrong; the loop and its resets are right."""
+    return lambda found: _defect(found, lambda: Backend("defect", layer(found)), laws, more)
+
+
+def in_reset(*laws: str, **more: Any) -> Callable[[Reset], Defect]:
+    """The reset rule is wrong; the step is right."""
+    return lambda found: _defect(found, lambda: Backend("defect", layer(step, found)), laws, more)
+
+
+def in_layer(*laws: str, traits: frozenset[Trait] = frozenset(), **more: Any) -> Callable[[LayerFunction], Defect]:
+    """The layer function is wrong."""
+    return lambda found: _defect(found, lambda: Backend("defect", found, traits=traits), laws, more)
+
+
+def made(
+    *laws: str, traits: frozenset[Trait] = frozenset(), **more: Any
+) -> Callable[[Callable[[], LayerFunction]], Defect]:
+    """The layer function keeps something between calls: a fresh one each time it is planted."""
+    return lambda make: _defect(make, lambda: Backend("defect", make(), traits=traits), laws, more)
+
+
+def backend(*laws: str, **more: Any) -> Callable[[Callable[[], Backend]], Defect]:
+    """The whole backend is wrong: its claims, its step, its stack."""
+    return lambda make: _defect(make, make, laws, more)
+
+
+def in_core(*laws: str, on: Backend | None = None, **more: Any) -> Callable[[Callable[[], list[Patch]]], Defect]:
+    """Core is wrong, under a backend that is right."""
+
+    def decorate(make: Callable[[], list[Patch]]) -> Defect:
+        chosen = on or Backend("defect", right)
+        return _defect(make, lambda: chosen, laws, {"by_numbers": False} | more, make)
+
+    return decorate
+
+
+def _no_patches() -> list[Patch]:
+    return []
+
+
+def _defect(
+    written: Any,
+    make: Callable[[], Backend],
+    laws: tuple[str, ...],
+    more: dict[str, Any],
+    patches: Callable[[], list[Patch]] = _no_patches,
+) -> Defect:
+    @contextmanager
+    def plant() -> Iterator[Backend]:
+        with ExitStack() as stack:
+            for patch in patches():
+                stack.enter_context(mock.patch.object(patch.owner, patch.name, patch.value))
+            yield make()
+
+    family = written.__module__.rpartition(".")[2]
+    sentence = (written.__doc__ or "").strip().splitlines()[0]
+    return Defect(written.__name__, family, sentence, plant, laws, **more)
+
+
+__all__ = ["Defect", "Patch", "backend", "in_core", "in_layer", "in_reset", "in_step", "made", "restart"]

@@ -1,0 +1,168 @@
+"""Sequences do not start where, or as, they must."""
+
+from __future__ import annotations
+
+import torch
+from rnn_backends import LayerWeights, State
+from torch import Tensor
+
+from .plain import both, right
+from .planting import in_layer, in_reset, restart
+
+
+@in_reset("nan_stays_in_its_sequence", "nan_in_unread_stored_states_stays_there", "infinity_stays_in_its_sequence")
+def reset_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The old state is multiplied by zero, and NaN survives that."""
+    at = starts[t].unsqueeze(-1).to(state.h.dtype)
+    return State(state.h * (1 - at) + entry.h[t] * at, state.c * (1 - at) + entry.c[t] * at)
+
+
+@in_reset("nan_in_unread_stored_states_stays_there")
+def stored_states_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The old state is dropped rightly; the stored one is multiplied by zero where it is not read."""
+    at = starts[t].unsqueeze(-1)
+    return State(*(torch.where(at, 0, old) + new[t] * at for new, old in zip(entry, state, strict=True)))
+
+
+@in_reset("nan_stays_in_its_sequence")
+def only_nan_cleaned_up(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """States go through nan_to_num at a reset, in all rows: NaN becomes zero where nothing starts, too."""
+    at = starts[t].unsqueeze(-1).to(state.h.dtype)
+    return State(state.h * (1 - at) + entry.h[t] * at, (state.c * (1 - at)).nan_to_num() + entry.c[t] * at)
+
+
+@in_reset("consecutive_resets", "output_equals_reference")
+def one_step_late(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Resets take effect one step late."""
+    return restart(state, entry, starts.roll(1, 0), t) if t > 1 else state
+
+
+@in_reset("reset_at_the_last_step", "output_equals_reference")
+def one_step_early(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Resets take effect one step early: done is read in place of is_init."""
+    if t == len(starts) - 1:
+        return state
+    return restart(state, entry, starts if t == 0 else starts.roll(-1, 0), t)
+
+
+@in_reset("reset_at_the_last_step")
+def h_reset_and_c_not(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A reset sets h and leaves c."""
+    found = restart(state, entry, starts, t)
+    return found if t == 0 else State(found.h, state.c)
+
+
+@in_reset("reset_at_the_last_step")
+def c_reset_and_h_not(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A reset sets c and leaves h."""
+    found = restart(state, entry, starts, t)
+    return found if t == 0 else State(state.h, found.c)
+
+
+@in_reset("a_batch_is_its_rows_alone")
+def one_row_resets_all(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """One row's reset resets the whole batch."""
+    return restart(state, entry, starts.any(1, keepdim=True).expand_as(starts), t)
+
+
+@in_reset("output_equals_reference")
+def only_when_all_rows_reset(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A reset counts only where every row resets at that step."""
+    return restart(state, entry, starts.all(1, keepdim=True).expand_as(starts), t)
+
+
+@in_reset("a_batch_is_its_rows_alone")
+def another_rows_resets(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A row resets where the row before it should."""
+    return restart(state, entry, starts.roll(1, 1), t)
+
+
+@in_reset("a_batch_is_its_rows_alone")
+def another_rows_stored_state(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A sequence starts from the state stored in the next row."""
+    return restart(state, both(lambda v: v.roll(1, 1), entry), starts, t)
+
+
+@in_reset("consecutive_resets", "recurrent_mode_starts_from_stored_states")
+def zeros_for_the_stored_state(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A reset in the middle of a row starts from zeros and not from the stored state."""
+    return restart(state, entry if t == 0 else both(torch.zeros_like, entry), starts, t)
+
+
+@in_reset("consecutive_resets")
+def the_rows_first_stored_state(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Every reset starts from the state stored at t = 0."""
+    return restart(state, both(lambda v: v[:1].expand_as(v), entry), starts, t)
+
+
+@in_reset("consecutive_resets")
+def the_stored_state_before(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A reset starts from the state stored one step before."""
+    return restart(state, both(lambda v: torch.cat([v[:1], v[:-1]]), entry), starts, t)
+
+
+@in_reset("consecutive_resets")
+def stored_h_and_zero_c(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A reset in the middle of a row reads the stored h and takes c as zero."""
+    return restart(state, entry if t == 0 else State(entry.h, 0 * entry.c), starts, t)
+
+
+@in_layer("no_reset", "reset_at_the_first_step")
+def the_initial_state_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A row starts from zeros and not from the state stored at t = 0."""
+    return right(w, x, both(lambda v: torch.cat([0 * v[:1], v[1:]]), entry), starts)
+
+
+@in_reset("reset_at_the_last_step")
+def never(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Resets in the middle of a row are ignored."""
+    return state
+
+
+@in_reset("reset_at_the_last_step")
+def not_at_the_last_step(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A reset at a row's last step is ignored."""
+    return state if t and t == len(starts) - 1 else restart(state, entry, starts, t)
+
+
+@in_reset("nan_in_unread_stored_states_stays_there", "no_reset")
+def stored_states_forced_at_every_step(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The stored state is read at every step, as in teacher forcing."""
+    return both(lambda v: v[t], entry)
+
+
+@in_reset("consecutive_resets")
+def consecutive_resets_merged(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A row that reset at the step before does not reset again."""
+    if t < 2:
+        return restart(state, entry, starts, t)
+    return restart(state, entry, starts & ~starts.roll(1, 0), t)
+
+
+@in_reset("consecutive_resets", "reset_at_every_step_is_independent_steps")
+def not_twice_for_all_rows(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """After a step at which every row reset, none resets."""
+    return state if t > 0 and bool(starts[t - 1].all()) else restart(state, entry, starts, t)
+
+
+@in_reset("consecutive_resets")
+def the_first_reset_of_a_row_only(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Only the first reset in the middle of a row counts."""
+    before = starts[1:t].any(0) if t > 1 else torch.zeros_like(starts[0])
+    return restart(state, entry, starts & ~before, t)
+
+
+@in_reset("output_equals_reference")
+def a_rest_of_the_old_state_left(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A thousandth of the old state is left after a reset, as flushing with too few steps leaves it."""
+    found = restart(state, entry, starts, t)
+    return found if t == 0 else State(found.h + 1e-3 * (state.h - found.h), found.c)
+
+
+@in_reset("nan_in_unread_stored_states_stays_there")
+def stored_states_added(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The state is emptied and the stored one added, times the mask, in all rows that share the step."""
+    if not bool(starts[t].any()):
+        return state
+    at = starts[t].unsqueeze(-1)
+    return State(*(torch.where(at, new[t], old) + 0 * new[t] for new, old in zip(entry, state, strict=True)))

@@ -1,0 +1,219 @@
+"""Claims beyond the contract that do not hold.
+
+No ``from __future__ import annotations`` here: TorchScript reads the annotations.
+"""
+
+from typing import Any
+
+import torch
+from rnn_backends import Backend, LayerWeights, State, Trait
+from rnn_backends.unroll import cell, unroll
+from torch import Tensor
+from torch.nn.functional import linear
+
+from .plain import both, right
+from .planting import backend
+
+
+def _claims(layer: Any, *traits: Trait) -> Backend:
+    return Backend("defect", layer, traits=frozenset(traits))
+
+
+class _Sample0(torch.autograd.Function):
+    """The identity, whose batching rule gives every sample the first one's value."""
+
+    generate_vmap_rule = False
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, value: Tensor) -> Any:
+        first = value.select(in_dims[0], 0)
+        return first.expand(info.batch_size, *first.shape).clone(), 0
+
+
+def _sample0(value: Tensor) -> Tensor:
+    found: Tensor = _Sample0.apply(value)
+    return found
+
+
+@backend("vmap_over_weights", "vmap_over_weights_and_data")
+def vmap_takes_the_first_weights() -> Backend:
+    """Under vmap every member gets the first one's weights."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w._replace(w_hh=_sample0(w.w_hh)), x, entry, starts)
+
+    return _claims(run, Trait.VMAP)
+
+
+@backend("vmap_over_data", "vmap_of_gradients")
+def vmap_takes_the_first_input() -> Backend:
+    """Under vmap every sample gets the first one's input."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w, _sample0(x), entry, starts)
+
+    return _claims(run, Trait.VMAP)
+
+
+class _SharedGradient(torch.autograd.Function):
+    """The identity, whose gradient under vmap is the samples' mean."""
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _sample0(grads[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, value: Tensor) -> Any:
+        return _SharedGradient.apply(value), in_dims[0]
+
+
+@backend("vmap_of_gradients")
+def vmap_of_one_gradient() -> Backend:
+    """Under vmap of grad every sample gets the first one's gradient of the input weights."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w._replace(w_ih=_SharedGradient.apply(w.w_ih)), x, entry, starts)
+
+    return _claims(run, Trait.VMAP)
+
+
+class _NoTangent(torch.autograd.Function):
+    """The identity, with a tangent of zero."""
+
+    @staticmethod
+    def forward(value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return torch.zeros_like(tangents[0])
+
+
+@backend("forward_mode")
+def no_tangent_of_the_recurrent_weights() -> Backend:
+    """Forward-mode AD misses the recurrent weights."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w._replace(w_hh=_NoTangent.apply(w.w_hh)), x, entry, starts)
+
+    return _claims(run, Trait.FORWARD_AD)
+
+
+@backend("forward_mode")
+def no_tangent_of_the_input() -> Backend:
+    """Forward-mode AD misses the input."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w, _NoTangent.apply(x), entry, starts)
+
+    return _claims(run, Trait.FORWARD_AD)
+
+
+class _Once(torch.autograd.Function):
+    """The identity, whose gradient has none itself."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0].detach()
+
+
+@backend("double_backward")
+def double_backward_partial() -> Backend:
+    """Claimed, and the second gradient silently misses what goes through the input."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w, _Once.apply(x), entry, starts)
+
+    return _claims(run, Trait.DOUBLE_BACKWARD)
+
+
+@backend("double_backward")
+def double_backward_unclaimed_and_partial() -> Backend:
+    """Not claimed, and in place of an error the second gradient silently misses the state's part."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        found = right(w, x, entry, starts)
+        return both(_Once.apply, found)
+
+    return _claims(run)
+
+
+def _when_traced(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    if torch.compiler.is_compiling():
+        starts = torch.cat([starts[:1], torch.zeros_like(starts[1:])])
+    return right(w, x, entry, starts)
+
+
+@backend("compiled_in_one_graph")
+def compiled_without_resets() -> Backend:
+    """What is compiled has no resets."""
+    return _claims(_when_traced, Trait.FULLGRAPH)
+
+
+@backend("exported")
+def exported_without_resets() -> Backend:
+    """What is exported has no resets."""
+    return _claims(_when_traced, Trait.EXPORT)
+
+
+@backend("compiled_in_one_graph")
+def compiled_without_the_recurrent_gradient() -> Backend:
+    """What is compiled has no gradient of the recurrent weights."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w._replace(w_hh=w.w_hh.detach()) if torch.compiler.is_compiling() else w, x, entry, starts)
+
+    return _claims(run, Trait.FULLGRAPH)
+
+
+def _scripted(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """TorchScript compiles this one; as Python it goes another way, which is right."""
+    if not torch.jit.is_scripting():
+        return unroll(weights, x, entry, starts)
+    h, c = entry.h[0], entry.c[0]
+    hs: list[Tensor] = []
+    cs: list[Tensor] = []
+    for t in range(x.shape[0]):
+        gates = linear(x[t], weights.w_ih, weights.b_ih) + linear(h, weights.w_hh, weights.b_hh)
+        h, c = cell(gates, c, weights.w_hr)
+        hs.append(h)
+        cs.append(c)
+    return State(torch.stack(hs), torch.stack(cs))
+
+
+@backend("scripted_saved_and_loaded")
+def scripted_without_resets() -> Backend:
+    """What TorchScript compiles has no resets."""
+    return _claims(_scripted, Trait.SCRIPT)

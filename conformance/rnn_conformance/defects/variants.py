@@ -1,0 +1,268 @@
+"""Correct variants: other ways to compute the same, as kernels have them. None may raise an alarm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rnn_backends import Backend, LayerFunction, LayerWeights, LSTMSpec, State
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .plain import both, each, ends, finish, layer, right, step
+
+
+def _layer(found: LayerFunction) -> Callable[[], Backend]:
+    return lambda: Backend("variant", found)
+
+
+def biases_fused(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Both biases are one."""
+    if w.b_ih is not None and w.b_hh is not None:
+        w = w._replace(b_ih=w.b_ih + w.b_hh, b_hh=torch.zeros_like(w.b_hh))
+    return right(w, x, entry, starts)
+
+
+def one_product_of_x_and_h(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Input and state are one vector, the weights one matrix."""
+    weights = torch.cat([w.w_ih, w.w_hh], -1).T
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        a = torch.cat([x, state.h], -1) @ weights
+        i, f, g, o = (a if w.b_ih is None or w.b_hh is None else a + w.b_ih + w.b_hh).chunk(4, -1)
+        return finish(w, (i, f, g, o), state.c)
+
+    return layer(one)(w, x, entry, starts)
+
+
+def summed_backwards(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Products are summed from the last feature to the first."""
+    turned = w._replace(w_ih=w.w_ih.flip(1), w_hh=w.w_hh.flip(1))
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        return step(w, x, State(state.h.flip(-1), state.c))
+
+    return layer(one)(turned, x.flip(-1), entry, starts)
+
+
+def float64_inside(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Everything is computed in float64 and cast back."""
+    wide = torch.Tensor.double
+    return both(lambda v: v.to(x.dtype), right(each(wide, w), wide(x), both(wide, entry), starts))
+
+
+def float32_c_in_sixteen_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """16-bit numbers are accumulated in float32, as kernels do, and cast back at the end."""
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return right(w, x, entry, starts)
+    wide = torch.Tensor.float
+    return both(lambda v: v.to(x.dtype), right(each(wide, w), wide(x), both(wide, entry), starts))
+
+
+def weights_transposed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Weights are copied to the transposed layout first."""
+    w = w._replace(w_ih=w.w_ih.T.contiguous().T, w_hh=w.w_hh.T.contiguous().T)
+    return right(w, x, entry, starts)
+
+
+def weights_in_one_buffer(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Weights are packed into one flat buffer at every call, and read from views of it."""
+    there = [v for v in w if v is not None]
+    flat = torch.cat([v.flatten() for v in there])
+    pieces = iter(flat.split([v.numel() for v in there]))
+    return right(each(lambda v: next(pieces).view(v.shape), w), x, entry, starts)
+
+
+def one_row_at_a_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Every row of the batch runs alone."""
+    if x.shape[1] == 0:
+        return right(w, x, entry, starts)
+    rows = [slice(b, b + 1) for b in range(x.shape[1])]
+    found = [right(w, x[:, r], both(lambda v, r=r: v[:, r], entry), starts[:, r]) for r in rows]  # type: ignore[misc]
+    return State(torch.cat([s.h for s in found], 1), torch.cat([s.c for s in found], 1))
+
+
+def one_sequence_at_a_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Every sequence is cut out, runs alone, and is put back."""
+    T, B = starts.shape
+    rows = []
+    for b in range(B):
+        begins = [0, *(t for t in range(1, T) if bool(starts[t, b]))]
+        runs = []
+        for begin, end in zip(begins, [*begins[1:], T], strict=True):
+            at, row = slice(begin, end), slice(b, b + 1)
+            whole = torch.zeros_like(starts[at, row])
+            runs.append(right(w, x[at, row], both(lambda v, at=at, row=row: v[at, row], entry), whole | _head(whole)))  # type: ignore[misc]
+        rows.append(State(torch.cat([r.h for r in runs]), torch.cat([r.c for r in runs])))
+    if not rows:
+        return right(w, x, entry, starts)
+    return State(torch.cat([r.h for r in rows], 1), torch.cat([r.c for r in rows], 1))
+
+
+def _head(starts: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(starts[:1]), torch.zeros_like(starts[1:])])
+
+
+def padded_and_packed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Sequences are moved to rows of their own, padded to the longest, run without resets, and moved back."""
+    T, B = starts.shape
+    if B == 0:
+        return right(w, x, entry, starts)
+    first = torch.where(starts | _head(starts), torch.arange(T, device=x.device)[:, None], 0).cummax(0)[0]
+    row = torch.cumsum((starts | _head(starts)).T.reshape(-1), 0).view(B, T).T - 1
+    at = torch.arange(T, device=x.device)[:, None] - first
+    N = int(row.max()) + 1
+    begins = torch.nonzero((starts | _head(starts)).T)
+    dense = x.new_zeros(T, N, x.shape[2]).index_put((at, row), x)
+    head = both(lambda v: v[begins[:, 1], begins[:, 0]].expand(T, -1, -1), entry)
+    out = right(w, dense, head, _head(starts.new_zeros(T, N)))
+    return both(lambda v: v[at, row], out)
+
+
+def in_tiles_of_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Time runs in tiles of three steps, the state handed on from tile to tile."""
+    tiles: list[State] = []
+    state = both(lambda v: v[0], entry)
+    for begin in range(0, len(x), 3):
+        at = slice(begin, begin + 3)
+        mine = both(lambda v, at=at: v[at], entry)  # type: ignore[misc]
+        carried = State(*(torch.cat([torch.where(starts[begin, :, None], own[0], old)[None], own[1:]])
+                          for own, old in zip(mine, state, strict=True)))  # fmt: skip
+        out = right(w, x[at], carried, starts[at] | _head(starts[at]))
+        tiles.append(out)
+        state = both(lambda v: v[-1], out)
+    return State(torch.cat([t.h for t in tiles]), torch.cat([t.c for t in tiles]))
+
+
+def in_tiles_of_units(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gates of every two units are computed by a product of their own."""
+    H = w.w_hh.shape[0] // 4
+    tiles = [slice(n, min(n + 2, H)) for n in range(0, H, 2)]
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        gates = []
+        for gate in range(4):
+            parts = []
+            for tile in tiles:
+                rows = slice(gate * H + tile.start, gate * H + tile.stop)
+                a = x @ w.w_ih[rows].T + state.h @ w.w_hh[rows].T
+                parts.append(a if w.b_ih is None or w.b_hh is None else a + w.b_ih[rows] + w.b_hh[rows])
+            gates.append(torch.cat(parts, -1))
+        return finish(w, (gates[0], gates[1], gates[2], gates[3]), state.c)
+
+    return layer(one)(w, x, entry, starts)
+
+
+def recomputed_in_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Nothing is kept for the backward pass: it is computed again."""
+    found: Any = checkpoint(right, w, x, entry, starts, use_reentrant=False, preserve_rng_state=False)
+    return State(*found)
+
+
+def results_not_contiguous(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Results lie batch first in memory."""
+    return both(lambda v: v.transpose(0, 1).contiguous().transpose(0, 1), right(w, x, entry, starts))
+
+
+def results_in_a_wider_buffer(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Results are slices of one buffer that holds h and c side by side."""
+    h, c = right(w, x, entry, starts)
+    wide = torch.cat([h, c], -1)
+    return State(wide[..., : h.shape[-1]], wide[..., h.shape[-1] :])
+
+
+def nan_where_nothing_is_promised(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """c is NaN where no sequence ends: the contract promises nothing there."""
+    h, c = right(w, x, entry, starts)
+    return State(h, torch.where(ends(starts), c, float("nan")))
+
+
+def sigmoid_by_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The sigmoid is (1 + tanh(x / 2)) / 2, exact but for rounding."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        a = x @ w.w_ih.T + state.h @ w.w_hh.T
+        a = a if w.b_ih is None or w.b_hh is None else a + w.b_ih + w.b_hh
+        i, f, g, o = a.chunk(4, -1)
+        i, f, o = ((1 + (v / 2).tanh()) / 2 for v in (i, f, o))
+        c = f * state.c + i * g.tanh()
+        h = o * c.tanh()
+        return State(h if w.w_hr is None else h @ w.w_hr.T, c)
+
+    return layer(one)(w, x, entry, starts)
+
+
+def packed_and_invalidated() -> Backend:
+    """Packed weights are kept without gradients, and packed anew when memory, version or grad mode changed."""
+    kept: dict[int, tuple[LayerWeights, tuple[Any, ...], LayerWeights]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return right(w, x, entry, starts)
+        key = tuple((id(v), v.data_ptr(), v._version) for v in w if v is not None)
+        old = kept.get(id(w.w_ih))
+        if old is None or old[1] != key:
+            old = kept[id(w.w_ih)] = (w, key, each(lambda v: v.detach().T.contiguous().T, w))
+        return right(old[2], x, entry, starts)
+
+    return Backend("variant", run)
+
+
+def declines_options() -> Backend:
+    """Only one plain layer is served, everything else declined with a reason: the core of the contract."""
+
+    def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        more = spec.proj_size or spec.bidirectional or spec.num_layers > 1
+        return "one plain layer only" if more or dtype == torch.float16 else None
+
+    return Backend("variant", right, rejects=rejects)
+
+
+def prepared_at_the_first_call() -> Backend:
+    """The function that runs is made at the first call, as one that compiles does."""
+    made: list[LayerFunction] = []
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if not made:
+            made.append(layer())
+        return made[0](w, x, entry, starts)
+
+    return Backend("variant", run)
+
+
+def a_step_of_its_own() -> Backend:
+    """Acting has a function of its own, and so have the last states."""
+    return Backend("variant", right, step=step, layer_last=nan_where_nothing_is_promised)
+
+
+def all_layers_at_once() -> Backend:
+    """Without resets torch.nn.LSTM runs all layers at once."""
+
+    def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
+        sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.bias, False, 0.0)
+        lstm = nn.LSTM(*sizes, spec.bidirectional, spec.proj_size, device=x.device, dtype=x.dtype)
+        flat = (v for one in w for v in one if v is not None)
+        named = dict(zip((name for name, _ in lstm.named_parameters()), flat, strict=True))
+        hx = (state.h.contiguous(), state.c.contiguous())
+        output, (h, c) = torch.func.functional_call(lstm, named, (x, hx))
+        return output, State(h, c)
+
+    return Backend("variant", right, stack=stack)
+
+
+_LAYERS: tuple[Callable[[LayerWeights, Tensor, State, Tensor], State], ...] = (
+    biases_fused, one_product_of_x_and_h, summed_backwards, float64_inside, float32_c_in_sixteen_bits,
+    weights_transposed, weights_in_one_buffer, one_row_at_a_time, one_sequence_at_a_time, padded_and_packed,
+    in_tiles_of_time, in_tiles_of_units, recomputed_in_the_backward_pass, results_not_contiguous,
+    results_in_a_wider_buffer, nan_where_nothing_is_promised, sigmoid_by_tanh,
+)  # fmt: skip
+_MADE: tuple[Callable[[], Backend], ...] = (
+    packed_and_invalidated, declines_options, prepared_at_the_first_call, a_step_of_its_own, all_layers_at_once
+)  # fmt: skip
+
+VARIANTS: dict[str, Callable[[], Backend]] = {
+    **{found.__name__: _layer(found) for found in _LAYERS},
+    **{found.__name__: found for found in _MADE},
+}
+"""Each makes a fresh backend that is right."""

@@ -1,0 +1,165 @@
+"""Weights are read too seldom, shared where they must not be, or not torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rnn_backends import LSTM, LayerFunction, LayerWeights, State
+from torch import Tensor, nn
+
+from .plain import each, right
+from .planting import Patch, in_core, made
+
+
+def _packed(key: Any) -> LayerFunction:
+    """A layer that packs weights once for each key: the first value is kept alive, so no id comes twice."""
+    kept: dict[Any, tuple[LayerWeights, LayerWeights]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if any(v is not None and v.requires_grad for v in w):
+            found = kept.setdefault(key(w), (w, each(lambda v: v.detach().clone(), w)))[1]
+            return right(found, x, entry, starts)
+        return right(w, x, entry, starts)
+
+    return run
+
+
+@made("edited_weights_are_seen", "a_copy_is_independent")
+def packed_once() -> LayerFunction:
+    """Weights are packed at the first call and never again."""
+    return _packed(lambda w: w.w_ih.shape)
+
+
+@made("edited_weights_are_seen")
+def packed_by_memory() -> LayerFunction:
+    """Packed weights are kept by their memory: an edit in place is not seen."""
+    return _packed(lambda w: w.w_ih.data_ptr())
+
+
+@made("edited_weights_are_seen")
+def packed_by_one_version() -> LayerFunction:
+    """Packed weights are kept by identity and version: .data that is assigned is not seen."""
+    return _packed(lambda w: (id(w.w_ih), w.w_ih._version))
+
+
+@made("edited_weights_are_seen")
+def packed_recurrent_weights_only() -> LayerFunction:
+    """Only the recurrent weights are packed, at the first call."""
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        old = kept.setdefault(id(w.w_hh), (w.w_hh, w.w_hh.detach().clone()))[1]
+        return right(w._replace(w_hh=old), x, entry, starts)
+
+    return run
+
+
+@made("two_modules_do_not_mix")
+def packed_by_shape() -> LayerFunction:
+    """Packed weights are kept by shape: two modules of the same sizes share them."""
+    kept: dict[Any, LayerWeights] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        key = (tuple(w.w_ih.shape), w.w_hr is None, w.b_ih is None, tuple(w.w_hh.shape), len(x))
+        return right(kept.setdefault(key, each(lambda v: v.detach().clone(), w)), x, entry, starts)
+
+    return run
+
+
+@in_core("a_copy_is_independent")
+def a_copy_shares_its_parameters() -> list[Patch]:
+    """A deepcopy shares its parameters with the original."""
+
+    def wrong(self: LSTM, memo: dict[int, object]) -> LSTM:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    return [Patch(LSTM, "__deepcopy__", wrong)] if hasattr(LSTM, "__deepcopy__") else _add_deepcopy(wrong)
+
+
+def _add_deepcopy(wrong: Any) -> list[Patch]:
+    setattr(LSTM, "__deepcopy__", None)  # noqa: B010
+    return [Patch(LSTM, "__deepcopy__", wrong)]
+
+
+@in_core("state_dict_is_torchs")
+def state_dict_by_other_names() -> list[Patch]:
+    """The state_dict has names of its own."""
+    original = nn.Module.state_dict
+
+    def wrong(self: nn.Module, *args: Any, **options: Any) -> Any:
+        found = original(self, *args, **options)
+        return {k.replace("weight", "kernel"): v for k, v in found.items()} if isinstance(self, LSTM) else found
+
+    return [Patch(nn.Module, "state_dict", wrong)]
+
+
+@in_core("state_dict_is_torchs")
+def state_dict_in_another_order() -> list[Patch]:
+    """The state_dict has biases before weights."""
+    original = nn.Module.state_dict
+
+    def wrong(self: nn.Module, *args: Any, **options: Any) -> Any:
+        found = original(self, *args, **options)
+        return dict(sorted(found.items())) if isinstance(self, LSTM) else found
+
+    return [Patch(nn.Module, "state_dict", wrong)]
+
+
+@in_core("the_same_seed_draws_the_same_weights")
+def initial_weights_of_its_own() -> list[Patch]:
+    """Initial weights are drawn from a normal distribution."""
+
+    def wrong(self: nn.RNNBase) -> None:
+        for value in self.parameters():
+            nn.init.normal_(value)
+
+    original = nn.RNNBase.reset_parameters
+    chosen = lambda self: wrong(self) if isinstance(self, LSTM) else original(self)  # noqa: E731
+    return [Patch(nn.RNNBase, "reset_parameters", chosen)]
+
+
+@in_core("the_same_seed_draws_the_same_weights")
+def forget_bias_of_one() -> list[Patch]:
+    """The forget gate's bias starts at one."""
+    original = nn.RNNBase.reset_parameters
+
+    def wrong(self: nn.RNNBase) -> None:
+        original(self)
+        for name, value in self.named_parameters():
+            if isinstance(self, LSTM):
+                with torch.no_grad():
+                    H = self.hidden_size
+                    value[H : 2 * H] += 1 if "bias" in name else 0
+
+    return [Patch(nn.RNNBase, "reset_parameters", wrong)]
+
+
+@in_core("the_same_seed_draws_the_same_weights")
+def initial_weights_in_another_order() -> list[Patch]:
+    """Initial weights are drawn in another order than torch's."""
+    original = nn.RNNBase.reset_parameters
+
+    def wrong(self: nn.RNNBase) -> None:
+        if not isinstance(self, LSTM):
+            return original(self)
+        bound = self.hidden_size**-0.5
+        for value in reversed(list(self.parameters())):
+            nn.init.uniform_(value, -bound, bound)
+        return None
+
+    return [Patch(nn.RNNBase, "reset_parameters", wrong)]
+
+
+@in_core("edited_weights_are_seen")
+def weights_of_the_first_call() -> list[Patch]:
+    """Core keeps the weights' list from the first call: assigned .data is seen, edits are; a copy's are not."""
+    original, kept = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
+
+    def wrong(self: LSTM) -> list[LayerWeights]:
+        found = kept.setdefault(id(self), (self, [each(torch.clone, w) for w in original(self)]))
+        return found[1]
+
+    return [Patch(LSTM, "layer_weights", wrong)]
