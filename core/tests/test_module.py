@@ -55,6 +55,21 @@ def test_one_step_where_is_init_the_incoming_state_is_zero(backend, rows):
     assert_close((out[H_OUT], out[C_OUT]), (h.transpose(0, 1), c.transpose(0, 1)))
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_state_that_is_not_read_may_be_nan(eager_backend, rows, recurrent):
+    """Of one step where a sequence starts, over time where none does."""
+    module, td = make(recurrent=recurrent, lstm_backend=eager_backend), rows((3, 6))
+    unread = td["is_init"].clone()
+    if recurrent:
+        unread[:, 0] = True
+        unread = ~unread
+    broken = td.clone()
+    for key in (H_IN, C_IN):
+        broken[key] = torch.where(unread.unsqueeze(-1), float("nan"), td[key])
+    assert broken[H_IN].isnan().any()
+    assert_close(module(broken).select("y", "next"), module(td).select("y", "next"))
+
+
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "proj_size": 2}, {"bias": False}], ids=str)
 def test_replay_equals_acting_and_ends_may_be_carried_over(eager_backend, rows, options):
     """Where a sequence begins in the data, its stored state is zero, as an environment leaves it."""
