@@ -89,7 +89,7 @@ class LSTM(nn.RNNBase):
             dtype=dtype,
         )
         weight = self.weight_ih_l0
-        self._bind(resolve(lstm_backend, self.spec, weight.device, weight.dtype))
+        self._bind(resolve(lstm_backend, _spec_of(self), weight.device, weight.dtype))
 
     @classmethod
     def from_torch(cls, lstm: nn.RNNBase, lstm_backend: str | Backend | None = None) -> LSTM:
@@ -107,7 +107,7 @@ class LSTM(nn.RNNBase):
         new = cls.__new__(cls)
         new.__dict__.update(lstm.__dict__)
         weight = new.weight_ih_l0
-        new._bind(resolve(lstm_backend, new.spec, weight.device, weight.dtype))
+        new._bind(resolve(lstm_backend, _spec_of(new), weight.device, weight.dtype))
         return new
 
     def with_backend(self, lstm_backend: str | Backend) -> LSTM:
@@ -118,7 +118,7 @@ class LSTM(nn.RNNBase):
             UnsupportedError: it declines this LSTM.
         """
         weight = self.weight_ih_l0
-        backend = resolve(lstm_backend, self.spec, weight.device, weight.dtype)
+        backend = resolve(lstm_backend, _spec_of(self), weight.device, weight.dtype)
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)  # the registries themselves are shared, also for later changes
         new._bind(backend)
@@ -126,7 +126,7 @@ class LSTM(nn.RNNBase):
 
     def _bind(self, backend: Backend) -> None:
         weight = self.weight_ih_l0
-        self._backend = backend
+        self._backend, self._spec = backend, _spec_of(self)
         self._run_layers = layers_with(backend.layer, backend.layer)
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
@@ -148,16 +148,8 @@ class LSTM(nn.RNNBase):
 
     @property
     def spec(self) -> LSTMSpec:
-        """The options, as backends see them."""
-        return LSTMSpec(
-            self.input_size,
-            self.hidden_size,
-            self.num_layers,
-            self.bias,
-            self.dropout,
-            self.bidirectional,
-            self.proj_size,
-        )
+        """The options, as backends see them; as they were when the backend was bound."""
+        return self._spec
 
     def forward(
         self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None
@@ -215,7 +207,7 @@ class LSTM(nn.RNNBase):
     def _over_time(self, x: Tensor, state: State | None, is_init: Tensor | None) -> tuple[Tensor, State]:
         T, B, spec = x.shape[0], x.shape[1], self.spec
         state = self.zero_state((B,), x) if state is None else state
-        stack, drops = self._backend.stack, self.training and spec.dropout > 0 and spec.num_layers > 1
+        stack, drops = self._backend.stack, self.training and self.dropout > 0 and spec.num_layers > 1
         if is_init is None and stack is not None and not drops:
             weights, dtype, uncast = self._ready()
             with uncast:
@@ -223,7 +215,7 @@ class LSTM(nn.RNNBase):
         entry = [State(onset(h, T, is_init), onset(c, T, is_init)) for h, c in zip(state.h, state.c, strict=True)]
         starts = starts_of(x.new_zeros(T, B, dtype=torch.bool) if is_init is None else is_init)
         output, states = self.sequences(x, entry, starts, every_end=False)
-        return output, _stacked(states)
+        return output, _stacked(states, shared=True)
 
     def zero_state(self, shape: tuple[int, ...], like: Tensor) -> State:
         """``State([L*D, *shape, P], [L*D, *shape, H])`` of zeros, with ``like``'s dtype and device."""
@@ -279,7 +271,7 @@ class LSTM(nn.RNNBase):
         output, states = self.sequences(x, self._entry(x, stored), starts)
         if not every_step:
             states = [State(at_ends(s.h, starts), at_ends(s.c, starts)) for s in states]
-        return output, _stacked(states)
+        return output, _stacked(states, shared=every_step)
 
     def replay_output(self, x: Tensor, is_init: Tensor, stored: State | None) -> Tensor:
         """Like :meth:`replay`, the output alone: nobody reads the states, so a backend need not find them."""
@@ -381,7 +373,7 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for bound in ("_run_layers", "_run_layers_last", "_placed"):
+        for bound in ("_run_layers", "_run_layers_last", "_placed", "_spec"):
             state.pop(bound, None)
         if holds(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
@@ -393,8 +385,21 @@ class LSTM(nn.RNNBase):
         self._bind(get_backend(backend) if isinstance(backend, str) else backend)
 
 
-def _stacked(states: list[State]) -> State:
-    if len(states) == 1:  # a view is enough
+def _spec_of(lstm: nn.RNNBase) -> LSTMSpec:
+    return LSTMSpec(
+        lstm.input_size,
+        lstm.hidden_size,
+        lstm.num_layers,
+        lstm.bias,
+        lstm.dropout,
+        lstm.bidirectional,
+        lstm.proj_size,
+    )
+
+
+def _stacked(states: list[State], shared: bool = False) -> State:
+    """``L*D`` states as one; ``shared``: the last one's memory is the output's too, so it is copied."""
+    if len(states) == 1 and not shared:  # a view is enough
         return State(states[0].h.unsqueeze(0), states[0].c.unsqueeze(0))
     return State(torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
 
