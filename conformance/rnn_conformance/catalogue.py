@@ -8,12 +8,13 @@ from types import ModuleType
 
 from .law import Law
 from .laws import (
-    batch, dropout, gradients, layout, modules, options, precision, purity, resets, shapes, time, transforms, values,
-    weights,
+    batch, dropout, evidence, gradients, layout, memory, modules, options, precision, purity, resets, shapes, threads,
+    time, transforms, values, weights,
 )  # fmt: skip
 
 SUBJECTS: tuple[ModuleType, ...] = (
-    values, resets, time, batch, gradients, options, dropout, precision, shapes, layout, purity, weights, modules, transforms
+    values, resets, time, batch, gradients, options, dropout, precision, shapes, layout, purity, memory, weights,
+    modules, threads, evidence, transforms,
 )  # fmt: skip
 
 LAWS: dict[str, Law] = {

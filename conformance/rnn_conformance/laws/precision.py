@@ -1,4 +1,4 @@
-"""Precision and dtype: what comes out has the weights' dtype, whatever torch's defaults are, and is as exact as torch."""
+"""Precision and dtype: results have the weights' dtype, whatever torch's defaults are, and are as exact as torch's."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _autocast(trial: Trial) -> Iterator[None]:
 
 @law(dtype=("f32",))
 def autocast_computes_in_bfloat16(trial: Trial) -> None:
-    """Under autocast the output equals the reference's within bfloat16's rounding, and float32 weights get gradients."""
+    """Under autocast the output is right within bfloat16's rounding, and float32 weights get float32 gradients."""
     lstm = trial.lstm()
     with _autocast(trial):
         ran = trial.run(lstm)

@@ -1,0 +1,84 @@
+"""Memory: nothing is kept, nothing shared, nothing read that was not written."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import torch
+from torch import Tensor
+
+from ..compare import identical
+from ..law import LawBroken, law
+from ..scratch import nan_scratch
+from ..trial import Trial
+
+
+@law(profiles=("quick", "full"))
+def scratch_memory_is_written_before_it_is_read(trial: Trial) -> None:
+    """With NaN in all memory that torch.empty gives, values and gradients are the same."""
+    lstm, inputs = trial.lstm(), trial.fresh()
+    trial.run(lstm)  # what a backend compiles, it compiles before
+    for value in (inputs.x, inputs.h, inputs.c):
+        value.requires_grad_()
+    leaves = {"x": inputs.x, "stored h": inputs.h, "stored c": inputs.c, **dict(lstm.named_parameters())}
+    noise = [trial.noise(part, key) for key, part in enumerate(trial.run(lstm))]
+    with nan_scratch():
+        ran = trial.run(lstm, inputs)
+        parts = (ran.output, trial.at_ends(ran.h), trial.at_ends(ran.c))
+        loss = sum((part * weight.to(part)).sum() for part, weight in zip(parts, noise, strict=True))
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)  # type: ignore[arg-type]
+    trial.agree("output", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+    pairs = zip(leaves.items(), found, strict=True)
+    came = {name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in pairs}
+    trial.agree_gradients(came, trial.expected_gradients(trial.loss))
+
+
+@law(costly=True, T=(3,), B=(2,), profiles=("quick", "full"))
+def a_call_keeps_nothing(trial: Trial) -> None:
+    """When results are gone, inputs and results are freed, gone backward or not: a call keeps no tensor alive."""
+    lstm = trial.lstm()
+    watched: dict[str, weakref.ref[Tensor]] = {}
+
+    def call(backward: bool) -> None:
+        inputs = trial.fresh()
+        inputs.x.requires_grad_()
+        ran = trial.run(lstm, inputs)
+        streamed = trial.stream(lstm, inputs.x)
+        if backward:
+            (ran.output.sum() + streamed.output.sum()).backward()
+        named = {"x": inputs.x, "the stored h": inputs.h, "the stored c": inputs.c, "the output": ran.output}
+        watched.update({name: weakref.ref(value) for name, value in named.items()})
+        watched["the streamed output"] = weakref.ref(streamed.output)
+
+    for backward in (True, False):
+        call(backward)
+        gc.collect()
+        for name, reference in watched.items():
+            if reference() is not None:
+                raise LawBroken(f"{name} is still alive after the call, {backward=}, and all its results are gone")
+
+
+@law()
+def results_share_no_memory_with_each_other(trial: Trial) -> None:
+    """Output, h_n and c_n, and what is written into a TensorDict, may each be changed in place without the others."""
+    with torch.no_grad():
+        ran = trial.stream(trial.lstm(), trial.inputs.x, None, trial.is_init)
+        _separate(dict(zip(("output", "h_n", "c_n"), ran, strict=True)))
+        td = trial.module().set_recurrent_mode(True)(trial.tensordict())
+        step = trial.module()(trial.tensordict()[:, 0].clone())
+        for when, came in (("in recurrent mode", td), ("of a step", step)):
+            entries = {f"{key} {when}": came["next", key] for key in ("recurrent_state_h", "recurrent_state_c")}
+            _separate({f"features {when}": came["features"], **entries})
+
+
+def _separate(results: dict[str, Tensor]) -> None:
+    """Write into one after the other; raise where another changes, or where a place is written twice."""
+    for name, value in results.items():
+        others = {n: v.clone() for n, v in results.items() if n != name}
+        before = value.clone()
+        value += 1
+        identical(f"{name} after adding one in place", value, before + 1, "")
+        for other, kept in others.items():
+            identical(f"{other} after writing into {name}", results[other], kept, "")

@@ -1,0 +1,106 @@
+"""Threads: modules in several threads do not meet, and neither do modes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import torch
+from rnn_backends import set_recurrent_mode
+
+from ..inputs import Inputs
+from ..law import LawBroken, law
+from ..trial import Ran, Trial
+
+
+def _together(*work: Callable[[], None]) -> None:
+    """Run all at once, a thread each; raise what one of them raised."""
+    barrier, raised = threading.Barrier(len(work)), []
+
+    def run(one: Callable[[], None]) -> None:
+        try:
+            barrier.wait(timeout=60)
+            one()
+        except BaseException as error:
+            raised.append(error)
+
+    threads = [threading.Thread(target=run, args=(one,), daemon=True) for one in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    if raised:
+        raise raised[0]
+    if any(thread.is_alive() for thread in threads):
+        raise LawBroken("the threads wait for each other: not done after a minute")
+
+
+@law(T=(3, 6, 16), profiles=("quick", "full"))
+def two_threads_do_not_mix(trial: Trial) -> None:
+    """Two LSTMs of one size, in two threads over different data at once, each give their own answer."""
+    negative = trial.inputs._replace(
+        x=-trial.inputs.x, h=-trial.inputs.h, weights={n: -w for n, w in trial.inputs.weights.items()}
+    )
+    found: list[tuple[Inputs, Ran]] = []
+    trial.run(trial.lstm())  # what a backend compiles, it compiles before
+
+    def work(inputs: Inputs) -> Callable[[], None]:
+        lstm = trial.lstm()
+        lstm.load_state_dict(inputs.weights)
+
+        def run() -> None:
+            for _ in range(8):
+                found.append((inputs, trial.run(lstm, inputs)))
+
+        return run
+
+    _together(work(trial.inputs), work(negative))
+    other = trial.reference(negative)
+    for inputs, ran in found:
+        expected = other if inputs is negative else trial.expected
+        trial.agree("output in its thread", ran.output, expected.output)
+        trial.agree_states("the end state in its thread", ran, expected.end_h, expected.end_c)
+
+
+@law(T=(3,), profiles=("quick", "full"))
+def gradients_may_be_taken_in_another_thread(trial: Trial) -> None:
+    """Backward in another thread than forward gives the same gradients."""
+    lstm = trial.lstm()
+    loss = trial.loss(trial.run(lstm))
+    _together(loss.backward)
+    expected = trial.expected_gradients(trial.loss)
+    came = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in lstm.named_parameters()}
+    trial.agree_gradients(came, {n: v for n, v in expected.items() if n in came})
+
+
+@law(T=(2,), B=(2,))
+def the_mode_stays_in_its_thread(trial: Trial) -> None:
+    """``set_recurrent_mode`` in one thread does not change the mode of the same module in another."""
+    module, inside, done = trial.module(), threading.Event(), threading.Event()
+    modes: list[bool] = []
+
+    def recurrent() -> None:
+        with set_recurrent_mode(True):
+            inside.set()
+            done.wait(timeout=60)
+
+    def sequential() -> None:
+        inside.wait(timeout=60)
+        modes.append(module.recurrent_mode)
+        trial.agree("features", module(trial.tensordict()[:, 0].clone())["features"], _first(trial), 0, "b unit")
+        done.set()
+
+    try:
+        _together(recurrent, sequential)
+    finally:
+        done.set()
+    if modes != [False]:
+        raise LawBroken("set_recurrent_mode(True) in one thread made a module in another recurrent")
+
+
+def _first(trial: Trial) -> torch.Tensor:
+    """A first step in sequential mode: from zeros where is_init is true."""
+    x, h, c, starts, weights = trial.inputs
+    keep = ~trial.is_init[:1].unsqueeze(-1)
+    now = Inputs(x[:1], torch.where(keep, h[:, :1], 0), torch.where(keep, c[:, :1], 0), starts[:1], weights)
+    return trial.reference(now).output[0]
