@@ -1,0 +1,67 @@
+"""Run the conformance suite over the backends of this folder: ``python run.py [NAME...] [--profile quick]``."""
+
+import argparse
+from dataclasses import replace
+
+import nn_lstm
+import torch
+import torchrl_pad
+import torchrl_python
+import torchrl_scan
+from rnn_backends import Backend, LSTMSpec
+from rnn_conformance import check_backend
+from rnn_conformance.check import calm
+from rnn_conformance.verdicts import VERDICTS, Report
+
+
+def backends() -> dict[str, Backend]:
+    """All of them, by name."""
+    hooks = (torchrl_pad, torchrl_scan, torchrl_python, nn_lstm)
+    return {value.name: value for value in (*(hook.lstm_backend() for hook in hooks), nn_lstm.MASKED)}
+
+
+def without_projection(backend: Backend) -> Backend:
+    """The same, declining projections: to see what else there is behind a failure that drowns everything."""
+
+    def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        return "projections are set aside in this run" if spec.proj_size else backend.rejects(spec, device, dtype)
+
+    return replace(backend, rejects=rejects)
+
+
+def line(report: Report) -> str:
+    """How many laws have which verdict, and the worst error as a share of its tolerance."""
+    counts = "".join(f"{report.count(verdict):>9}" for verdict in reversed(VERDICTS))
+    return f"{report.backend:<16}{counts}{report.worst_margin or 0:>10.2g}{report.seconds:>7.0f} s"
+
+
+def failures(report: Report, most: int = 12) -> str:
+    """Each failure in two lines, law and token, and what came; the worst first."""
+    bad = report.failures
+    rows = [f"  {r.label}: {r.law}  {r.token}\n      {r.message.splitlines()[0][:150]}" for r in bad[:most]]
+    rest = [f"  and {len(bad) - most} more: -k LAW asks for one"] if len(bad) > most else []
+    return "\n".join([*rows, *rest])
+
+
+def main() -> None:
+    """Check what is named, else everything."""
+    known = backends()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(known))
+    parser.add_argument("--profile", default="smoke", choices=("smoke", "quick", "full", "deep"))
+    parser.add_argument("-k", "--laws", action="append", default=[], metavar="LAW", help="laws with this in their name")
+    parser.add_argument("--seed", type=int, help="of the generated cases; default: a fresh one")
+    parser.add_argument("--no-projection", action="store_true", help="decline projections, to see what else there is")
+    asked = parser.parse_args()
+    print(" " * 16 + "".join(f"{verdict.split('_')[0]:>9}" for verdict in reversed(VERDICTS)) + "    margin")
+    for name in asked.names or known:
+        if name not in known:
+            parser.error(f"there is no {name!r}; there are {', '.join(known)}")
+        backend = without_projection(known[name]) if asked.no_projection else known[name]
+        with calm():
+            report = check_backend(backend, profile=asked.profile, laws=asked.laws, seed=asked.seed)
+        print(line(report), failures(report), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""``torchrl_python``: TorchRL's LSTM in Python, the one it has for ``vmap``."""
+
+from rnn_backends import Backend, LayerWeights, State, hookimpl
+from torch import Tensor
+from torchrl_module import run
+
+contract_version = 1
+
+
+def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """x [T, B, I], entry State([T, B, P], [T, B, H]), starts [T, B] bool -> State([T, B, P], [T, B, H])."""
+    return run(weights, x, entry, starts, python_based=True)
+
+
+@hookimpl
+def lstm_backend() -> Backend:
+    """The hook."""
+    return Backend("torchrl_python", layer)
