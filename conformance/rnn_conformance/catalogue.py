@@ -8,13 +8,13 @@ from types import ModuleType
 
 from .law import Law
 from .laws import (
-    batch, dropout, evidence, gradients, layout, memory, modules, options, precision, purity, resets, shapes, threads,
-    time, transforms, values, weights,
+    batch, dropout, evidence, gradients, keys, layout, lifecycle, memory, modules, options, precision, purity, refusals,
+    resets, shapes, threads, time, transforms, values, weights,
 )  # fmt: skip
 
 SUBJECTS: tuple[ModuleType, ...] = (
     values, resets, time, batch, gradients, options, dropout, precision, shapes, layout, purity, memory, weights,
-    modules, threads, evidence, transforms,
+    lifecycle, modules, keys, refusals, threads, evidence, transforms,
 )  # fmt: skip
 
 LAWS: dict[str, Law] = {

@@ -1,0 +1,187 @@
+"""Keys: what is read, what is written, and where, in any TensorDict."""
+
+from __future__ import annotations
+
+import torch
+from rnn_backends import LSTMModule, Trait, UnsupportedError
+from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
+
+from ..compare import check_shape, identical
+from ..law import Declined, LawBroken, law
+from ..trial import Ran, Trial
+from .modules import C_KEY, H_KEY, _ran
+
+NESTED_IN = [("agents", "observation"), ("agents", "state", "h"), ("agents", "state", "c"), ("agents", "is_init")]
+NESTED_OUT = [("agents", "features"), ("next", "agents", "state", "h"), ("next", "agents", "state", "c")]
+
+
+def _over_time(trial: Trial) -> LSTMModule:
+    return trial.module().set_recurrent_mode(True)
+
+
+def _right(trial: Trial, td: TensorDictBase) -> None:
+    ran = _ran(td)
+    trial.agree("features", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+
+
+@law()
+def nested_keys(trial: Trial) -> None:
+    """Every key may be nested, the reset mask's too, whatever lies under its last name elsewhere."""
+    module = LSTMModule(lstm=trial.lstm(batch_first=True), in_keys=NESTED_IN, out_keys=NESTED_OUT)
+    flat = trial.tensordict()
+    td = TensorDict({}, flat.batch_size)
+    for key, name in zip(NESTED_IN, ("observation", H_KEY, C_KEY, "is_init"), strict=True):
+        td[key] = flat[name]
+        td[key[-1]] = torch.full_like(flat[name], 1)  # decoys under the leaves' names
+    td = module.set_recurrent_mode(True)(td)
+    h, c = (td[key].permute(2, 1, 0, 3) for key in NESTED_OUT[1:])
+    trial.agree("features", td[NESTED_OUT[0]].transpose(0, 1), trial.expected.output)
+    trial.agree_states("the end state", Ran(h, h, c), trial.expected.end_h, trial.expected.end_c)
+
+
+@law(B=(2, 3), T=(3, 4, 5), L=(1, 2))
+def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
+    """A batch of several dimensions, all of different size, comes out with every row at its place."""
+    td, copies = trial.tensordict(), 7
+    many = torch.stack([td.clone() for _ in range(copies)])  # [7, B, T]
+    many["observation"] = many["observation"] * torch.linspace(0.5, 1, copies).to(td["observation"]).view(-1, 1, 1, 1)
+    out = _over_time(trial)(many.clone())
+    step = trial.module()(many[..., 0].clone())
+    for k in range(copies):
+        alone = _over_time(trial)(many[k].clone())
+        trial.agree(f"features of batch {k}", out["features"][k], alone["features"], 0, "b t unit", scale=2)
+        for key in (H_KEY, C_KEY):
+            came = out["next", key][k]
+            trial.agree(f"{key} of batch {k}", came, alone["next", key], 0, "b t layer unit", scale=2)
+        first = trial.module()(many[k, :, 0].clone())
+        trial.agree(f"features of a step of {k}", step["features"][k], first["features"], 0, "b unit", scale=2)
+
+
+@law()
+def another_tensordict_may_be_written(trial: Trial) -> None:
+    """With ``tensordict_out`` the results go there and that one comes back; what was read stays as it was."""
+    td, other = trial.tensordict(), TensorDict({}, [trial.case.B, trial.case.T], device=trial.device)
+    before = set(td.keys(True, True))
+    out = _over_time(trial)(td, tensordict_out=other)
+    if out is not other:
+        raise LawBroken("the module gave another TensorDict back than tensordict_out")
+    if set(td.keys(True, True)) != before:
+        raise LawBroken("the TensorDict that was read was written to, in spite of tensordict_out")
+    _right(trial, other)
+
+
+@law(B=(2, 3))
+def lazily_stacked_tensordicts_are_read_and_written(trial: Trial) -> None:
+    """A lazy stack of rows is read and written like a dense TensorDict, each row at its place."""
+    lazy = LazyStackedTensorDict(*[row.clone() for row in trial.tensordict().unbind(0)], stack_dim=0)
+    _right(trial, _over_time(trial)(lazy))
+    last = lazy.tensordicts[-1]
+    trial.agree("features of the last row", last["features"], trial.expected.output[:, -1], None, "t unit")
+
+
+@law()
+def a_locked_tensordict_is_refused_or_written_in_place(trial: Trial) -> None:
+    """A locked TensorDict without room for the results is refused; with room it is written in place."""
+    module, td = _over_time(trial), trial.tensordict().lock_()
+    _refused(lambda: module(td), td, "a locked TensorDict that lacks the output keys")
+    room = module(trial.tensordict())
+    for key in ("features", ("next", H_KEY), ("next", C_KEY)):
+        room[key].zero_()
+    place = room["features"].data_ptr()
+    out = module(room.lock_())
+    if out["features"].data_ptr() != place:
+        raise LawBroken("the locked TensorDict's features were replaced instead of written in place")
+    _right(trial, out)
+
+
+def _refused(call: object, td: TensorDictBase, what: str) -> None:
+    before = set(td.keys(True, True))
+    try:
+        call()  # type: ignore[operator]
+    except ValueError:
+        pass
+    else:
+        raise LawBroken(f"{what} was not refused")
+    if set(td.keys(True, True)) != before:
+        raise LawBroken(f"{what} was refused, and written to before")
+
+
+@law()
+def selected_outputs_are_the_only_ones(trial: Trial) -> None:
+    """After ``select_out_keys`` only these are written, and their values are the same."""
+    module = trial.module()
+    module.select_out_keys("features")
+    td = trial.tensordict()
+    before = set(td.keys(True, True))
+    out = module.set_recurrent_mode(True)(td)
+    added = set(out.keys(True, True)) - before
+    if added != {"features"}:
+        raise LawBroken(f"with select_out_keys('features') the module wrote {sorted(map(str, added))}")
+    trial.agree("features", out["features"].transpose(0, 1), trial.expected.output)
+
+
+@law()
+def keyword_calls_equal_the_tensordict(trial: Trial) -> None:
+    """Called with the entries by keyword, the module gives the outputs as a tuple."""
+    td = trial.tensordict()
+    y, h, c = _over_time(trial)(**{key: td[key] for key in ("observation", H_KEY, C_KEY, "is_init")})
+    ran = Ran(y.transpose(0, 1), h.permute(2, 1, 0, 3), c.permute(2, 1, 0, 3))
+    trial.agree("features", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+
+
+@law(B=(1, 2, 3))
+def the_reset_mask_may_lack_its_last_dimension(trial: Trial) -> None:
+    """``is_init [B, T]`` and ``[B, T, 1]`` are the same."""
+    td = trial.tensordict()
+    td["is_init"] = td["is_init"].squeeze(-1)
+    _right(trial, _over_time(trial)(td))
+
+
+@law(B=(0,), resets=("none",))
+def an_empty_batch_passes_through(trial: Trial) -> None:
+    """With no rows both modes write entries of the right shapes with no rows."""
+    case, td = trial.case, trial.tensordict()
+    spec = case.spec
+    for mode, lead, given in ((True, (0, case.T), td), (False, (0,), td[:, 0])):
+        out = trial.module().set_recurrent_mode(mode)(given.clone())
+        check_shape("features", out["features"], torch.empty(*lead, spec.output_size * spec.directions))
+        check_shape("h", out["next", H_KEY], torch.empty(*lead, spec.num_states, spec.output_size))
+        check_shape("c", out["next", C_KEY], torch.empty(*lead, spec.num_states, spec.hidden_size))
+
+
+@law(trait=Trait.CELL_STATES, bidirectional=(False,))
+def every_hidden_state_on_request(trial: Trial) -> None:
+    """``hidden_output="all"`` writes the state after every step, with gradients; who does not claim it refuses."""
+    try:
+        module = trial.module("all")
+    except UnsupportedError as error:
+        raise Declined(error.reason) from error
+    ran = _ran(module.set_recurrent_mode(True)(trial.tensordict()))
+    trial.agree("features", ran.output, trial.expected.output)
+    trial.agree("h", ran.h, trial.expected.h, 2, "layer t b unit")
+    trial.agree("c", ran.c, trial.expected.c, 2, "layer t b unit")
+    weights = {n: w.double().cpu().requires_grad_() for n, w in trial.fresh().weights.items()}
+    found = trial.reference(trial.fresh()._replace(weights=weights))
+    right = torch.autograd.grad(found.h.sin().sum() + found.c.cos().sum(), list(weights.values()))
+    came = torch.autograd.grad(ran.h.sin().sum() + ran.c.cos().sum(), list(module.lstm.parameters()))
+    names = list(weights)
+    trial.agree_gradients(dict(zip(names, came, strict=True)), dict(zip(names, right, strict=True)))
+
+
+@law()
+def no_key_but_its_own_is_touched(trial: Trial) -> None:
+    """Other entries, of ``next`` too, stay: the same tensors with the same values."""
+    td = trial.tensordict()
+    td["reward"] = torch.ones(trial.case.B, trial.case.T, 1, device=trial.device)
+    td["next", "observation"] = -td["observation"]
+    others = {key: td[key] for key in ("reward", ("next", "observation"), "observation", "is_init", H_KEY, C_KEY)}
+    kept = {key: value.clone() for key, value in others.items()}
+    out = _over_time(trial)(td)
+    for key, value in others.items():
+        if out[key] is not value:
+            raise LawBroken(f"the entry {key!r} was replaced")
+        identical(f"the entry {key!r}", value, kept[key], "")
+    if len(list(out.keys(True, True))) != len(others) + 3:
+        raise LawBroken(f"there are scratch keys: {sorted(map(str, out.keys(True, True)))}")

@@ -1,0 +1,173 @@
+"""A module's life: copied, pickled, moved, called with other weights, trained: it never computes with old ones."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from rnn_backends import LSTM, Backend, ContractError, register, unregister
+from rnn_backends.registry import holds
+from torch import nn
+
+from ..inputs import materialise
+from ..law import Declined, LawBroken, law
+from ..trial import Trial
+
+
+@contextmanager
+def registered(backend: Backend) -> Iterator[None]:
+    """Within it the backend is found by its name: pickles carry the name."""
+    if holds(backend):
+        yield
+        return
+    try:
+        register(backend)
+    except ContractError as error:
+        raise Declined(f"it is not the registered backend of its name, which a pickle would find: {error}") from error
+    try:
+        yield
+    finally:
+        unregister(backend.name)
+
+
+@law(dropout=(0, 30), L=(1, 2))
+def a_pickle_keeps_everything(trial: Trial) -> None:
+    """Pickled and loaded, LSTM and module keep backend, options, mode, training flag and values."""
+    with registered(trial.backend):
+        lstm = trial.lstm().eval()
+        trial.run(lstm)
+        module = trial.module().set_recurrent_mode(True).train()
+        again, loaded = (pickle.loads(pickle.dumps(value)) for value in (lstm, module))
+    kept = {
+        "the backend": (again.backend, lstm.backend),
+        "the options": (again.spec, lstm.spec),
+        "the training flag": ((again.training, loaded.training), (False, True)),
+        "the mode": (loaded.recurrent_mode, True),
+        "the module's backend": (loaded.lstm_backend, trial.backend.name),
+    }
+    for what, (came, expected) in kept.items():
+        if came != expected:
+            raise LawBroken(f"a pickle changes {what} from {expected} to {came}")
+    trial.agree("output after pickling", trial.run(again).output, trial.expected.output)
+
+
+@law()
+def a_deepcopy_keeps_backend_and_shares_nothing(trial: Trial) -> None:
+    """A deepcopy has the backend, its own memory, and its own training flag."""
+    lstm = trial.lstm()
+    trial.run(lstm)
+    twin = copy.deepcopy(lstm).eval()
+    if twin.backend is not lstm.backend or not lstm.training:
+        raise LawBroken("a deepcopy changes the backend, or shares its training flag")
+    theirs = {parameter.data_ptr() for parameter in lstm.parameters()}
+    if theirs & {parameter.data_ptr() for parameter in twin.parameters()}:
+        raise LawBroken("a deepcopy shares memory with the original")
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.zero_()
+    trial.agree("output of the original", trial.run(lstm).output, trial.expected.output)
+
+
+@law(dtype=("f64",))
+def moved_to_another_dtype_and_back(trial: Trial) -> None:
+    """After ``.float()`` the module computes with the float32 weights, after ``.double()`` with these again."""
+    lstm, case = trial.lstm(), trial.case
+    trial.run(lstm)
+    reason = trial.backend.rejects(case.spec, torch.device(trial.device), torch.float32)
+    if reason is not None:
+        raise Declined(reason)
+    low = materialise(replace(case, dtype="f32"), trial.device)
+    output = trial.run(lstm.float(), low).output
+    if output.dtype != torch.float32:
+        raise LawBroken(f"after .float() the output has dtype {output.dtype}")
+    trial.agree("output after .float()", output, trial.expected.output, dtype=torch.float32)
+    lstm.double()
+    rounded = {n: w.float().double() for n, w in trial.inputs.weights.items()}
+    right = trial.reference(trial.inputs._replace(weights=rounded)).output
+    trial.agree("output after .double()", trial.run(lstm).output, right)
+
+
+@law()
+def functional_call_uses_the_weights_it_is_given(trial: Trial) -> None:
+    """``torch.func.functional_call`` computes with its own weights, once, and the module's come back."""
+    lstm, inputs = trial.lstm(), trial.inputs
+    trial.run(lstm)
+    other = {n: w * -0.5 for n, w in inputs.weights.items()}
+    hx = (inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous())
+    never = torch.zeros_like(trial.is_init)
+    whole = torch.zeros_like(inputs.starts)
+    whole[0] = True
+    came = torch.func.functional_call(lstm, other, (inputs.x, hx), {"is_init": never})[0]
+    trial.agree("output of functional_call", came, trial.reference(inputs._replace(weights=other, starts=whole)).output)
+    trial.agree("output after it", trial.run(lstm).output, trial.expected.output)
+
+
+@law(T=(2, 3, 4))
+def a_training_step_counts(trial: Trial) -> None:
+    """After an optimizer's step, in the same module, forward and backward use the new weights."""
+    lstm = trial.lstm()
+    weights = {n: w.clone() for n, w in trial.inputs.weights.items()}
+    optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
+    for step in range(3):
+        own = {n: w.detach().double().cpu().requires_grad_() for n, w in weights.items()}
+        right = trial.reference(trial.inputs._replace(weights=own)).output
+        gradients = torch.autograd.grad(right.square().sum(), list(own.values()))
+        optimizer.zero_grad()
+        output = trial.run(lstm).output
+        trial.agree(f"output before step {step + 1}", output, right, scale=10)
+        output.square().sum().backward()
+        optimizer.step()
+        weights = {n: w.detach() - 0.1 * g for (n, w), g in zip(own.items(), gradients, strict=True)}
+
+
+@law()
+def parameters_are_torchs_and_nothing_else(trial: Trial) -> None:
+    """Each weight is one parameter, registered once under torch.nn.LSTM's name; there are no buffers."""
+    case, lstm = trial.case, trial.lstm()
+    trial.run(lstm)
+    other = nn.LSTM(case.I, case.H, case.L, case.bias, bidirectional=case.bidirectional, proj_size=case.P)
+    came = [(n, tuple(p.shape)) for n, p in lstm.named_parameters(remove_duplicate=False)]
+    expected = [(n, tuple(p.shape)) for n, p in other.named_parameters(remove_duplicate=False)]
+    if came != expected:
+        raise LawBroken(f"the parameters are {came}, torch.nn.LSTM's {expected}")
+    if list(lstm.buffers()):
+        raise LawBroken(f"there are buffers: {[n for n, _ in lstm.named_buffers()]}")
+    other.load_state_dict(lstm.state_dict())
+
+
+@law(bidirectional=(False,))
+def copies_in_another_mode_share_the_weights(trial: Trial) -> None:
+    """A copy by ``set_recurrent_mode`` shares the LSTM for good: edits, loading and moving reach both."""
+    module = trial.module()
+    twin = module.set_recurrent_mode(True)
+    if twin is module or twin.set_recurrent_mode(True) is not twin or twin.lstm is not module.lstm:
+        raise LawBroken("set_recurrent_mode gives a copy that shares the LSTM, and itself where nothing differs")
+    negative = {n: -w for n, w in trial.inputs.weights.items()}
+    right = trial.reference(trial.inputs._replace(weights=negative)).output
+    module.load_state_dict({f"lstm.{n}": w.clone() for n, w in negative.items()}, assign=True)
+    trial.agree("features of the copy", twin(trial.tensordict())["features"].transpose(0, 1), right)
+    twin.lstm.load_state_dict(trial.inputs.weights)
+    first = module(trial.tensordict().exclude("recurrent_state_h", "recurrent_state_c")[:, 0].clone())["features"]
+    zero = trial.inputs._replace(h=torch.zeros_like(trial.inputs.h), c=torch.zeros_like(trial.inputs.c))
+    trial.agree("features of the original", first, trial.reference(zero).output[0], 0, "b unit")
+
+
+@law()
+def from_torch_shares_the_weights(trial: Trial) -> None:
+    """An LSTM made from torch.nn.LSTM, and one on another backend, share its parameters from then on."""
+    case = trial.case
+    source = nn.LSTM(
+        case.I, case.H, case.L, case.bias, False, 0.0, case.bidirectional, case.P, trial.device, case.torch_dtype
+    )
+    trial.lstm()  # declines here what it does not serve
+    wrapped = LSTM.from_torch(source, trial.backend)
+    trial.run(wrapped)
+    source.load_state_dict(trial.inputs.weights)
+    trial.agree("output of the wrapped", trial.run(wrapped).output, trial.expected.output)
+    trial.run(wrapped).output.sum().backward()
+    if any(parameter.grad is None for parameter in source.parameters()):
+        raise LawBroken("the wrapped LSTM's gradients do not reach torch.nn.LSTM's parameters")

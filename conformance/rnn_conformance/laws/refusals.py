@@ -1,0 +1,195 @@
+"""Refusals and errors: at construction, with the reason and the way out; nothing is half done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rnn_backends import LSTM, InputError, LSTMSpec, MissingKeyError, RNNBackendsError, UnsupportedError, names
+from tensordict import TensorDictBase
+
+from ..law import Declined, LawBroken, law
+from ..trial import Trial
+from .modules import C_KEY, H_KEY
+
+SPECS = (
+    LSTMSpec(2, 3), LSTMSpec(2, 3, 2), LSTMSpec(2, 3, bias=False), LSTMSpec(2, 3, 2, dropout=0.5),
+    LSTMSpec(2, 3, bidirectional=True), LSTMSpec(2, 3, proj_size=2), LSTMSpec(1, 1), LSTMSpec(3, 257),
+)  # fmt: skip
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _build(trial: Trial, spec: LSTMSpec, dtype: torch.dtype, backend: Any = None) -> LSTM:
+    return LSTM(
+        spec.input_size, spec.hidden_size, spec.num_layers, spec.bias, False, spec.dropout, spec.bidirectional,
+        spec.proj_size, trial.device, dtype, lstm_backend=backend or trial.backend,
+    )  # fmt: skip
+
+
+def _is_a_refusal(error: UnsupportedError, name: str, reason: str) -> None:
+    """The error names backend and reason, and in its message others that are installed and are not itself."""
+    if error.backend != name or error.reason != reason:
+        raise LawBroken(f"the refusal names {error.backend!r} and {error.reason!r}, expected {name!r} and {reason!r}")
+    for word in (name, reason, *error.alternatives):
+        if word not in str(error):
+            raise LawBroken(f"the refusal's message does not say {word!r}: {error}")
+    wrong = [n for n in error.alternatives if n == name or n not in names()]
+    if wrong:
+        raise LawBroken(f"the refusal of {name!r} offers {wrong}")
+
+
+@law(costly=True, T=(1,), B=(1,))
+def what_is_rejected_is_refused_at_construction(trial: Trial) -> None:
+    """Every spec and dtype that the backend rejects raises UnsupportedError when built; every other one is built."""
+    device, reasons = torch.device(trial.device), []
+    for spec in SPECS:
+        for dtype in DTYPES:
+            reason = trial.backend.rejects(spec, device, dtype)
+            if reason is not None and (not isinstance(reason, str) or not reason.strip()):
+                raise LawBroken(f"rejects() gave {reason!r} for {spec}: a refusal is a reason in words")
+            try:
+                _build(trial, spec, dtype)
+            except UnsupportedError as error:
+                if reason is None:
+                    raise LawBroken(f"{spec} in {dtype} is not rejected, and refused: {error}") from error
+                _is_a_refusal(error, trial.backend.name, reason)
+            else:
+                if reason is not None:
+                    raise LawBroken(f"{spec} in {dtype} is rejected ({reason}), and was built")
+            reasons += [reason] if reason else []
+    if len(reasons) == len(SPECS) * len(DTYPES):
+        raise Declined(reasons[0])
+
+
+@law(costly=True, T=(1,), B=(1,))
+def rejects_has_no_moods(trial: Trial) -> None:
+    """``rejects`` gives the same answer whenever it is asked."""
+    for spec in SPECS:
+        for dtype in DTYPES:
+            once, again = (trial.backend.rejects(spec, torch.device(trial.device), dtype) for _ in range(2))
+            if once != again:
+                raise LawBroken(f"rejects() said {once!r} and then {again!r} for {spec} in {dtype}")
+
+
+@law(T=(2,), dtype=("f32",))
+def a_refusal_comes_before_anything_is_done(trial: Trial) -> None:
+    """Moved to a dtype that it rejects, a module raises UnsupportedError with the reason and computes nothing."""
+    calls: list[str] = []
+
+    def counting(*args: Any) -> Any:
+        calls.append("layer")
+        return trial.backend.layer(*args)
+
+    def only_float32(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        return trial.backend.rejects(spec, device, dtype) if dtype == torch.float32 else "only float32 is made here"
+
+    picky = replace(trial.backend, layer=counting, layer_last=counting, step=None, stack=None, rejects=only_float32)
+    module = trial.module().with_backend(picky)
+    td = trial.tensordict()
+    for key in ("observation", H_KEY, C_KEY):
+        td[key] = td[key].double()
+    before = set(td.keys(True, True))
+    module.double()
+    for run in (module, module.set_recurrent_mode(True)):
+        given = td if run is not module else td[:, 0]
+        try:
+            run(given)
+        except UnsupportedError as error:
+            _is_a_refusal(error, trial.backend.name, "only float32 is made here")
+        else:
+            raise LawBroken("a dtype that the backend rejects was computed in")
+    if calls or set(td.keys(True, True)) != before:
+        raise LawBroken("a dtype that the backend rejects was refused, after some of the work was done")
+
+
+Wrong = Callable[[TensorDictBase], None]
+
+
+def _set(key: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
+    def spoil(td: TensorDictBase) -> None:
+        value = change(td[key])
+        td.del_(key)
+        td[key] = value
+
+    return spoil
+
+
+WRONG: dict[str, tuple[Wrong, type[RNNBackendsError], str]] = {
+    "no input": (lambda td: td.del_("observation"), MissingKeyError, "observation"),
+    "no reset mask": (lambda td: td.del_("is_init"), MissingKeyError, "is_init"),
+    "h without c": (lambda td: td.del_(C_KEY), InputError, C_KEY),
+    "c without h": (lambda td: td.del_(H_KEY), InputError, H_KEY),
+    "too many features": (_set("observation", lambda v: torch.cat([v, v], -1)), InputError, "observation"),
+    "another dtype": (_set("observation", lambda v: v.float()), InputError, "float32"),
+    "an integer input": (_set("observation", lambda v: v.long()), InputError, "int64"),
+    "a reset mask of numbers": (_set("is_init", lambda v: v.float()), InputError, "bool"),
+    "a reset mask of bytes": (_set("is_init", lambda v: v.to(torch.uint8)), InputError, "bool"),
+    "a reset mask of two": (_set("is_init", lambda v: torch.cat([v, v], -1)), InputError, "is_init"),
+    "a wider h": (_set(H_KEY, lambda v: torch.cat([v, v], -1)), InputError, H_KEY),
+    "one layer too many": (_set(C_KEY, lambda v: torch.cat([v, v], -2)), InputError, C_KEY),
+    "h in another dtype": (_set(H_KEY, lambda v: v.float()), InputError, H_KEY),
+}
+"""What may be wrong in a TensorDict, the error it raises, and a word that the message must say."""
+
+
+@law(L=(1, 2))
+def wrong_entries_are_refused_and_nothing_is_written(trial: Trial) -> None:
+    """A wrong key, shape or dtype raises the contract's error in both modes, and the TensorDict stays as it was."""
+    for mode in (True, False):
+        module = trial.module().set_recurrent_mode(mode)
+        for what, (spoil, kind, word) in WRONG.items():
+            td = trial.tensordict()
+            td = td if mode else td[:, 0].clone()
+            spoil(td)
+            before = td.clone()
+            _raises(lambda m=module, t=td: m(t), what, kind, word)  # type: ignore[misc]
+            if set(td.keys(True, True)) != set(before.keys(True, True)) or not bool((td == before).all()):
+                raise LawBroken(f"{what}: the TensorDict was changed before the error")
+
+
+def _raises(call: Callable[[], object], what: str, kind: type[Exception], word: str) -> None:
+    try:
+        call()
+    except kind as error:
+        if word not in str(error):
+            raise LawBroken(f"{what}: the message does not say {word!r}: {error}") from error
+    except Exception as error:
+        raise LawBroken(f"{what}: raised {type(error).__name__} ({error}), expected {kind.__name__}") from error
+    else:
+        raise LawBroken(f"{what} was accepted, expected {kind.__name__}")
+
+
+@law(B=(2, 3), T=(3, 4))
+def wrong_tensors_are_refused(trial: Trial) -> None:
+    """A wrong shape or dtype of input, state or reset mask raises InputError that says what came."""
+    lstm, inputs, is_init = trial.lstm(), trial.inputs, trial.is_init
+    x, h, c = inputs.x, inputs.h[:, 0], inputs.c[:, 0]
+    calls: dict[str, tuple[Callable[[], object], str]] = {
+        "too many features": (lambda: lstm(torch.cat([x, x], -1)), str(2 * trial.case.I)),
+        "four dimensions": (lambda: lstm(x.unsqueeze(0)), "shape"),
+        "no step": (lambda: lstm(x[:0]), "time step"),
+        "another dtype": (lambda: lstm(x.float()), "float32"),
+        "h for one row": (lambda: lstm(x, (h[:, :1], c[:, :1])), "h_0"),
+        "h alone": (lambda: lstm(x, (h,)), "pair"),
+        "a reset mask of numbers": (lambda: lstm(x, is_init=is_init.float()), "bool"),
+        "a reset mask of another length": (lambda: lstm(x, is_init=is_init[:-1]), "is_init"),
+    }
+    for what, (call, word) in calls.items():
+        _raises(call, what, InputError, word)
+
+
+@law(costly=True, T=(1,), B=(1,))
+def an_unknown_name_is_an_error(trial: Trial) -> None:
+    """A backend's name with one letter wrong raises an error that names the installed ones: nothing stands in."""
+    for name in (f"{trial.backend.name}x", trial.backend.name.upper() + "_", "", "LSTM"):
+        if name in names():
+            continue
+        try:
+            lstm = _build(trial, SPECS[0], torch.float32, name or "none")
+        except ValueError as error:
+            if not all(known in str(error) for known in names()):
+                raise LawBroken(f"the error for {name!r} does not name the installed backends: {error}") from error
+        else:
+            raise LawBroken(f"the unknown name {name!r} gave {lstm.lstm_backend!r}")
