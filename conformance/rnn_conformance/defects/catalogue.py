@@ -10,6 +10,7 @@ from . import (
     claims,
     dropout,
     dtype,
+    evidence,
     gradients,
     memory,
     modules,
@@ -24,7 +25,7 @@ from . import weights as weights_family
 from .planting import Defect
 
 FAMILIES: tuple[ModuleType, ...] = (
-    cell, stacks, resets, sizes, states, modules, gradients, dropout, dtype, memory, purity, weights_family, transforms,
+    cell, stacks, resets, sizes, states, modules, gradients, dropout, dtype, memory, purity, weights_family, evidence, transforms,
     claims,
 )  # fmt: skip
 
