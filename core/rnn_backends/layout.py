@@ -52,7 +52,7 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], spec: LSTMSpec, weight: 
             "InitTracker() to the environment, or set a bool tensor [*batch, 1], true where a sequence starts"
         )
     _check_shape(keys[0], x, (*batch, spec.input_size), "[*batch, input_size]")
-    check_like(repr(keys[0]), x, weight, casts)
+    _check_like(keys[0], x, weight, casts)
     if is_init.dtype != torch.bool:
         raise InputError(f"{keys[3]!r} must be bool, got {is_init.dtype}: use .bool() if 1 means a start")
     if is_init.device != weight.device:
@@ -67,7 +67,7 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], spec: LSTMSpec, weight: 
     if stored is not None:
         for key, value, size in zip(keys[1:3], stored, (spec.output_size, spec.hidden_size), strict=True):
             _check_shape(key, value, (*batch, spec.num_states, size), "[*batch, layers * directions, size]")
-            check_like(repr(key), value, weight, casts)
+            _check_like(key, value, weight, casts)
     return Inputs(x, is_init.reshape(batch), stored)
 
 
@@ -119,6 +119,11 @@ def unfold_step(value: Tensor, batch: Sequence[int]) -> Tensor:
     """``[B, N]`` -> ``[*batch, N]``; hidden states ``[L*D, B, N]`` -> ``[*batch, L*D, N]``."""
     value = value if value.ndim == 2 else value.transpose(0, 1)
     return value.reshape(*batch, *value.shape[1:])
+
+
+def _check_like(key: NestedKey, value: Tensor, weight: Tensor, casts: bool) -> None:
+    if value.dtype != weight.dtype or value.device != weight.device:  # words only where they are needed
+        check_like(repr(key), value, weight, casts)
 
 
 def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:

@@ -57,7 +57,7 @@ class set_recurrent_mode(ContextDecorator):
     def __init__(self, mode: Mode = True) -> None:
         self.mode = as_mode(mode)
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[override]
         """Decorate a function or a coroutine function."""
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise InputError("a generator would leave its mode to its consumer at each yield: decorate what it calls")
