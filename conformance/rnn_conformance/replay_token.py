@@ -44,8 +44,21 @@ def _rollout(name: str) -> Rollout:
 
 
 def _rollout_law(backend: Backend, law: str, token: str, device: str) -> LawResult:
-    found = re.fullmatch(r"(?P<name>[\w-]+)\.H(?P<size>\d+)\.s(?P<seed>\d+)", token)
+    name, size, seed = _parts(law, token)
+    return rollout_laws.RolloutChecks(backend, [_rollout(name)], "smoke", device, seed, [size]).run(law)
+
+
+def _parts(law: str, token: str) -> tuple[str, int, int]:
+    """Rollout, hidden size and seed."""
+    found = re.fullmatch(r"([\w-]+)\.H(\d+)\.s(\d+)", token)
     if found is None:
         raise ValueError(f"the token {token!r} is not one of {law}'s, which look like CartPole-v1.H8.s5")
-    rollout, size, seed = _rollout(found["name"]), int(found["size"]), int(found["seed"])
-    return rollout_laws.RolloutChecks(backend, [rollout], "smoke", device, seed, [size]).run(law)
+    return found[1], int(found[2]), int(found[3])
+
+
+def check_token(law: str, token: str) -> None:
+    """Raise ValueError unless the token is one of the law's kind."""
+    if law in rollout_laws.LAWS:
+        _parts(law, token)
+    else:
+        Case.parse(token.rpartition(":")[2])

@@ -80,7 +80,7 @@ def read(written: str) -> Results:
     """
     try:
         rows = [json.loads(line) for line in written.split("\n") if line.strip()]
-        if not rows or rows[0].get("format") != FORMAT:
+        if not rows or not isinstance(rows[0], dict) or rows[0].get("format") != FORMAT:
             raise ReportError(f"not a report: the first line is no header of the format {FORMAT!r}")
         if rows[-1].get("kind") != "footer":
             raise ReportError("the report has no footer: it was cut off")

@@ -26,7 +26,7 @@ from rnn_backends import Backend
 
 from .asked import exact_law
 from .check import changed
-from .replay_token import replay
+from .replay_token import check_token, replay
 from .verdicts import LawResult, Report
 
 
@@ -94,7 +94,7 @@ def _waiver(row: object, today: date) -> Waiver:
         if type(value) is not (date if day else str) or not value:
             raise WaiverError(f"{name} = {value!r} is not {'a date like 2027-03-01' if day else 'a text'}")
     waiver = Waiver(**row)
-    exact_law(waiver.law)
+    check_token(exact_law(waiver.law), waiver.token)
     if waiver.expires < today:
         raise WaiverError(f"{waiver.law} for {waiver.backend} expired on {waiver.expires}: fix it, or decide anew")
     return waiver
