@@ -9,7 +9,16 @@ from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
 from torch.testing import assert_close
 from torchrl.collectors import Collector
-from torchrl.envs import Compose, GymEnv, InitTracker, ParallelEnv, TensorDictPrimer, TransformedEnv, step_mdp
+from torchrl.envs import (
+    Compose,
+    GymEnv,
+    InitTracker,
+    ParallelEnv,
+    SerialEnv,
+    TensorDictPrimer,
+    TransformedEnv,
+    step_mdp,
+)
 from torchrl.modules import ProbabilisticActor, ValueOperator, recurrent_mode
 from torchrl.modules import set_recurrent_mode as torchrls_set_recurrent_mode
 from torchrl.modules.utils import get_primers_from_module
@@ -110,6 +119,11 @@ def test_the_primer_tells_the_environment_of_the_states():
     assert not td[H_IN].any()
     assert env.observation_spec[H_IN].shape == (2, 8)
     env.check_env_specs()
+
+
+def test_the_primer_takes_the_batch_size_of_the_environment():
+    td = env_with(make(), SerialEnv(3, cartpole)).reset()
+    assert (td[H_IN].shape, td[C_IN].shape) == ((3, 2, 8), (3, 2, 8))
 
 
 def test_the_primer_with_projection_nested_keys_and_dtype():
