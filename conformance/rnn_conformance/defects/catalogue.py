@@ -12,6 +12,8 @@ from . import (
     dtype,
     evidence,
     gradients,
+    keys,
+    lifecycle,
     memory,
     modules,
     purity,
@@ -25,8 +27,8 @@ from . import weights as weights_family
 from .planting import Defect
 
 FAMILIES: tuple[ModuleType, ...] = (
-    cell, stacks, resets, sizes, states, modules, gradients, dropout, dtype, memory, purity, weights_family, evidence, transforms,
-    claims,
+    cell, stacks, resets, sizes, states, modules, keys, gradients, dropout, dtype, memory, purity, weights_family,
+    lifecycle, evidence, transforms, claims,
 )  # fmt: skip
 
 DEFECTS: dict[str, Defect] = {

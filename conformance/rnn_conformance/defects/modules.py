@@ -77,7 +77,7 @@ def hidden_outputs_detached() -> list[Patch]:
     return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, 0).detach())
 
 
-@in_core("sequential_mode_starts_from_zero")
+@in_core("sequential_mode_starts_from_zero", "any_story_agrees_with_the_model")
 def steps_never_reset() -> list[Patch]:
     """In sequential mode a step with is_init starts from the state that comes in."""
     return [Patch(core, "zero_at", lambda state, is_init: state)]

@@ -171,7 +171,7 @@ def rows_counted_in_sixteen_bits(w: LayerWeights, x: Tensor, entry: State, start
 def a_size_of_one_is_squeezed() -> list[Patch]:
     """squeeze() without a dimension: where layers, steps and rows are one, the stacked states lose them."""
     original = core._stacked
-    return [Patch(core, "_stacked", lambda states: both(_squeezed, original(states)))]
+    return [Patch(core, "_stacked", lambda *args, **more: both(_squeezed, original(*args, **more)))]
 
 
 def _squeezed(value: Tensor) -> Tensor:
