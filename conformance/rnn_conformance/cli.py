@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .bench_cli import bench_command
 from .cli_check import check_command
 from .cli_help import Examples, device_named, refuse
 from .cli_laws import laws_command
@@ -128,5 +129,5 @@ def record_command(file: str) -> None:
     click.echo(f"wrote {file}")
 
 
-for command in (check_command, laws_command, replay_command, diff_command):
+for command in (check_command, laws_command, replay_command, diff_command, bench_command):
     cli.add_command(command)

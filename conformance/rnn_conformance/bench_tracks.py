@@ -1,0 +1,102 @@
+"""Figures that are no times of calls: ratios, memory, errors, and what compiling costs.
+
+Like bench_cases.py, loaded by its path from the asv benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from os import environ
+
+import torch
+from torch import Tensor
+
+from .bench_cases import DENSE, Asked, Shape, build, masks, weights
+from .bench_measure import interleaved, peak_bytes, ratio
+
+KINDS = {"output only": "output", "exact ends": "ends", "stored states": "stored"}
+
+
+def over_dense(who: str, shape: Shape, resets: str, reads: str, seconds: float = 3.0) -> float:
+    """R: time over that of torch's dense ``nn.LSTM`` without resets, forward and backward."""
+    calls = {one: build(Asked(one, shape, resets, "train", reads)) for one in (who, DENSE)}
+    found = interleaved(calls, seconds)
+    return ratio(found[who], found[DENSE]).median
+
+
+def under_torchrl(who: str, shape: Shape, resets: str, peers: Iterable[str], seconds: float = 3.0) -> float:
+    """Q: the time of TorchRL's best backend over ours, the same TensorDict, forward and backward."""
+    calls = {one: build(Asked(one, shape, resets, "train", "module")) for one in (who, *peers)}
+    found = interleaved(calls, seconds)
+    return min(ratio(found[peer], found[who]).median for peer in peers)
+
+
+def memory_over_dense(who: str, shape: Shape, resets: str) -> float:
+    """Peak memory of tensors in forward and backward, over that of torch's dense ``nn.LSTM``."""
+    most = {one: peak_bytes(build(Asked(one, shape, resets, "train"))) for one in (who, DENSE)}
+    return most[who] / most[DENSE]
+
+
+def error(who: str, shape: Shape, resets: str) -> float:
+    """The largest error of the output, against an LSTM in float64 written out here."""
+    ours = build(Asked(who, shape, resets, "forward"))(0)
+    starts = masks(shape, "0" if who == DENSE else resets)[0]
+    x = torch.randn(shape.T, shape.B, shape.I, generator=torch.Generator().manual_seed(2))
+    return float((ours - _written_out(weights(shape), x, starts)).abs().max())
+
+
+def _written_out(named: dict[str, Tensor], x: Tensor, starts: Tensor) -> Tensor:
+    """``x [T, B, I]``, ``starts [T, B]`` -> ``h [T, B, H]``: the textbook's, a step at a time, in float64."""
+    w_ih, w_hh, b_ih, b_hh = (named[f"{name}_l0"].double() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    h = c = torch.zeros(x.shape[1], w_hh.shape[1], dtype=torch.float64)
+    found = []
+    for step, start in zip(x.double(), starts, strict=True):
+        h, c = (torch.where(start.unsqueeze(-1), 0.0, v) for v in (h, c))
+        i, f, g, o = (step @ w_ih.T + b_ih + h @ w_hh.T + b_hh).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        found.append(h)
+    return torch.stack(found)
+
+
+FRESH = """
+import json, sys, time, torch
+from rnn_backends import LSTM
+from torch._dynamo.utils import counters
+
+def once(T):
+    x = torch.randn(T, 8, 16, requires_grad=True)
+    is_init = torch.rand(T, 8) < 0.03
+    lstm(x, is_init=is_init)[0].sum().backward()
+
+torch.set_num_threads(int(sys.argv[2]))
+lstm = LSTM(16, 32, lstm_backend=sys.argv[1])
+begun = time.perf_counter()
+once(int(sys.argv[3]))
+seconds = time.perf_counter() - begun
+before = counters["stats"]["unique_graphs"]
+for T in map(int, sys.argv[4:]):
+    once(T)
+print(json.dumps({"seconds": seconds, "again": counters["stats"]["unique_graphs"] - before}))
+"""
+
+
+def first_call(who: str, T: int, then: Iterable[int] = (), timeout: float = 280.0) -> dict[str, float]:
+    """In a fresh process, without a compiler's cache: ``seconds`` of the first forward and backward at ``T`` steps,
+    and how often other numbers of steps made Dynamo compile ``again``.
+
+    Raises:
+        NotImplementedError: it cannot run, with the last line of the reason.
+    """
+    numbers = [str(value) for value in (torch.get_num_threads(), T, *then)]
+    with tempfile.TemporaryDirectory() as cache:
+        env = {**environ, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, "-c", FRESH, who, *numbers]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise NotImplementedError((done.stderr.strip().splitlines() or ["it failed"])[-1])
+    return dict(json.loads(done.stdout.splitlines()[-1]))
