@@ -8,13 +8,33 @@ from types import ModuleType
 
 from .law import Law
 from .laws import (
-    batch, dropout, evidence, gradients, keys, layout, lifecycle, memory, modules, options, precision, purity, refusals,
-    resets, shapes, threads, time, transforms, values, weights,
+    batch,
+    compiled,
+    dropout,
+    evidence,
+    gradients,
+    keys,
+    layout,
+    lifecycle,
+    memory,
+    modules,
+    options,
+    precision,
+    purity,
+    refusals,
+    resets,
+    shapes,
+    stories,
+    threads,
+    time,
+    transforms,
+    values,
+    weights,
 )  # fmt: skip
 
 SUBJECTS: tuple[ModuleType, ...] = (
     values, resets, time, batch, gradients, options, dropout, precision, shapes, layout, purity, memory, weights,
-    lifecycle, modules, keys, refusals, threads, evidence, transforms,
+    lifecycle, modules, keys, refusals, threads, stories, evidence, transforms, compiled,
 )  # fmt: skip
 
 LAWS: dict[str, Law] = {

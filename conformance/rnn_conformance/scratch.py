@@ -24,7 +24,7 @@ _EMPTY = frozenset(
 )
 
 
-class nan_scratch(TorchDispatchMode):  # noqa: N801 - used like a function
+class nan_scratch(TorchDispatchMode):
     """Context manager: fill floating-point memory that nobody has written yet with NaN, integers with their maximum.
 
     Works below autograd, so what C++ allocates through the dispatcher is filled too.

@@ -90,7 +90,8 @@ def _counted(backend: Backend, counts: Counter[str]) -> Backend:
         return run
 
     found = {name: getattr(backend, name) for name in FUNCTIONS}
-    return replace(backend, **{name: counting(name, f) for name, f in found.items() if f is not None})
+    changed: dict[str, Any] = {name: counting(name, f) for name, f in found.items() if f is not None}
+    return replace(backend, **changed)
 
 
 @law()

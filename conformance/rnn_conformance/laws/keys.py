@@ -44,7 +44,7 @@ def nested_keys(trial: Trial) -> None:
 def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
     """A batch of several dimensions, all of different size, comes out with every row at its place."""
     td, copies = trial.tensordict(), 7
-    many = torch.stack([td.clone() for _ in range(copies)])  # [7, B, T]
+    many = td.expand(copies, *td.batch_size).clone()  # [7, B, T]
     many["observation"] = many["observation"] * torch.linspace(0.5, 1, copies).to(td["observation"]).view(-1, 1, 1, 1)
     out = _over_time(trial)(many.clone())
     step = trial.module()(many[..., 0].clone())

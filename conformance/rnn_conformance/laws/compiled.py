@@ -1,0 +1,147 @@
+"""Compiled by torch's own compiler, in a process of its own with a time limit."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import torch
+from rnn_backends import Trait, set_recurrent_mode
+from tensordict import TensorDict
+from torch import Tensor
+
+from ..inputs import Inputs
+from ..law import law
+from ..trial import Ran, Trial, differentiate
+
+LANE: dict[str, Any] = {
+    "costly": True, "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "T": (3,), "B": (2,), "I": (3,), "H": (4,),
+    "L": (1,), "P": (0,), "bidirectional": (False,), "layout": ("contiguous",),
+}  # fmt: skip
+
+
+def _from_zeros(trial: Trial, x: Tensor, is_init: Tensor) -> Tensor:
+    """The reference's output of a stream without a state."""
+    starts = is_init.clone()
+    starts[0] = True
+    T, B = starts.shape
+    rows, case = trial.case.spec.num_states, trial.case
+    h, c = torch.zeros(rows, T, B, case.spec.output_size), torch.zeros(rows, T, B, case.H)
+    return trial.reference(Inputs(x, h, c, starts, trial.inputs.weights)).output
+
+
+@law(trait=Trait.FULLGRAPH, **LANE)
+def inductor_in_one_graph(trial: Trial) -> None:
+    """torch.compile(fullgraph=True) with the real compiler follows changed resets, weights, B and T, and gradients."""
+    lstm, x, is_init = trial.lstm(), trial.inputs.x, trial.is_init
+
+    @torch.compile(fullgraph=True)
+    def run(x: Tensor, is_init: Tensor) -> Tensor:
+        return lstm(x, is_init=is_init)[0]
+
+    for starts in (is_init, ~is_init, torch.zeros_like(is_init)):
+        trial.agree("output", run(x, starts), _from_zeros(trial, x, starts))
+    came = differentiate((run(x, is_init) ** 2).sum(), dict(lstm.named_parameters()))
+    eager = differentiate((lstm(x, is_init=is_init)[0] ** 2).sum(), dict(lstm.named_parameters()))
+    trial.agree_gradients(came, {n: v.double() for n, v in eager.items()}, scale=2)
+    for few, fewer in ((2, 2), (3, 1)):
+        trial.agree(
+            f"output of {few} steps of {fewer} rows",
+            run(x[:few, :fewer], is_init[:few, :fewer]),
+            _from_zeros(trial, x[:few, :fewer], is_init[:few, :fewer]),
+        )
+    with torch.no_grad():
+        for parameter in lstm.parameters():
+            parameter.zero_()
+        trial.agree("output after the weights were zeroed", run(x, is_init), torch.zeros_like(run(x, is_init)).double())
+
+
+@law(trait=Trait.FULLGRAPH, **LANE)
+def a_compiled_result_outlives_the_next_call(trial: Trial) -> None:
+    """What a compiled call gave does not change with the next call."""
+    lstm, x = trial.lstm(), trial.inputs.x
+    run = torch.compile(lambda x: lstm(x), fullgraph=True)
+    with torch.no_grad():
+        once, (h, c) = run(x)
+        kept = [value.clone() for value in (once, h, c)]
+        run(-x)
+    for name, value, expected in zip(("output", "h_n", "c_n"), (once, h, c), kept, strict=True):
+        trial.agree(name, value, expected.double(), None, "")
+
+
+@law(trait=Trait.FULLGRAPH, **LANE)
+def a_compiled_module_follows_its_mode(trial: Trial) -> None:
+    """A compiled LSTMModule goes from mode to mode as it does eagerly."""
+    module, td = trial.module(), trial.tensordict()
+
+    @torch.compile(fullgraph=True)
+    def run(td: TensorDict) -> Tensor:
+        return module(td)["features"]
+
+    for _ in range(2):
+        step = run(td[:, 0].clone())
+        trial.agree("features of a step", step, module(td[:, 0].clone())["features"].double(), 0, "b unit")
+        with set_recurrent_mode(True):
+            whole = run(td.clone())
+        trial.agree("features over time", whole.transpose(0, 1), trial.expected.output)
+
+
+@law(
+    costly=True,
+    lane=300.0,
+    profiles=("full",),
+    dtype=("f32",),
+    T=(3,),
+    B=(2,),
+    L=(1, 2),
+    P=(0,),
+    layout=("contiguous",),
+)
+def compiled_with_graph_breaks(trial: Trial) -> None:
+    """torch.compile without fullgraph gives the right values and gradients on every backend, claimed or not."""
+    lstm, inputs = trial.lstm(), trial.inputs
+    run = torch.compile(lambda x, starts: lstm.sequences(x, inputs.entry, starts))
+    for starts in (inputs.starts, torch.ones_like(inputs.starts)):
+        expected = trial.reference(inputs._replace(starts=starts))
+        output, states = run(inputs.x, starts)
+        trial.agree("output", output, expected.output)
+    output, states = run(inputs.x, inputs.starts)
+    ran = Ran(output, torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+    right = trial.expected_gradients(trial.loss)
+    trial.agree_gradients(differentiate(trial.loss(ran), dict(lstm.named_parameters())), {
+        name: value for name, value in right.items() if name in trial.inputs.weights
+    }, scale=2)  # fmt: skip
+
+
+@law(trait=Trait.SCRIPT, **{**LANE, "L": (2,), "dropout": (30,), "bidirectional": (True,)})
+def a_script_keeps_training_and_dropout(trial: Trial) -> None:
+    """Scripted, saved and loaded, the module drops in training as it does unscripted, and not in evaluation."""
+    lstm, x = trial.lstm(), trial.inputs.x
+    for training in (True, False):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript: the docs say it
+            buffer = io.BytesIO()
+            torch.jit.save(torch.jit.script(lstm.train(training)), buffer)
+            buffer.seek(0)
+            loaded = torch.jit.load(buffer)
+        torch.manual_seed(3)
+        expected = lstm(x, is_init=trial.is_init)[0]
+        torch.manual_seed(3)
+        came = loaded(x, None, trial.is_init)[0]
+        trial.agree(f"output, {training=}", came, expected.double(), scale=2)
+
+
+@law(trait=Trait.EXPORT, **LANE)
+def exported_saved_and_loaded(trial: Trial) -> None:
+    """An exported program, saved and loaded, follows changed inputs and resets."""
+    lstm, x, is_init = trial.lstm(), trial.inputs.x, trial.is_init
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(lstm, (x,), {"is_init": is_init}), buffer)
+    buffer.seek(0)
+    program = torch.export.load(buffer).module()
+    for scale in (1, 0, -1):
+        other = x * scale
+        for starts in (is_init, ~is_init):
+            trial.agree("output", program(other, is_init=starts)[0], _from_zeros(trial, other, starts))

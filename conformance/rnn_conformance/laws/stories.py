@@ -1,0 +1,24 @@
+"""Stories: whatever happens to a module in a rollout, in any order, it goes on computing what the reference does."""
+
+from __future__ import annotations
+
+from ..law import law
+from ..machine import play
+from ..trial import Trial
+from .lifecycle import registered
+
+
+@law(costly=True, B=(2,), T=(1,), bidirectional=(False,), profiles=("quick", "full"))
+def any_story_agrees_with_the_model(trial: Trial) -> None:
+    """Steps, resets, modes, copies, pickles, edits, training, dtypes, in any order: all equals the plain model."""
+    trial.lstm()  # declines here what it does not serve
+    with registered(trial.backend):
+        play(trial, programs=10, steps=12)
+
+
+@law(costly=True, B=(3,), T=(1,), bidirectional=(False,), profiles=("full",))
+def any_long_story_agrees_with_the_model(trial: Trial) -> None:
+    """The same over forty events at a time, and many more of them."""
+    trial.lstm()
+    with registered(trial.backend):
+        play(trial, programs=20, steps=40)

@@ -1,0 +1,141 @@
+"""What a story is told against: the module under test, the model beside it, and the events so far."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from hypothesis.stateful import RuleBasedStateMachine
+from rnn_backends import LSTMModule, State, recurrent_mode, set_recurrent_mode
+from tensordict import TensorDict
+from torch import Tensor
+
+from .inputs import Inputs
+from .law import LawBroken
+from .trial import Trial
+
+H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
+
+
+class Story(RuleBasedStateMachine):
+    """One module under test, and the reference stepped by hand: weights in float64 and the state of each row."""
+
+    trial: Trial
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.story: list[str] = []
+        self.numbers = torch.Generator().manual_seed(self.trial.case.seed)
+        self.module: LSTMModule = self.trial.module()
+        self.weights = {name: w.double().cpu() for name, w in self.trial.inputs.weights.items()}
+        self.globals = settings_of_torch()
+        K, B, spec = self.trial.case.spec.num_states, self.trial.case.B, self.trial.case.spec
+        self.state = State(*(torch.zeros(K, B, n, dtype=torch.float64) for n in (spec.output_size, spec.hidden_size)))
+        self.carried: State | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The module's."""
+        return self.module.lstm.weight_ih_l0.dtype
+
+    def tell(self, what: str) -> None:
+        """Add to the story, which a failure's message repeats."""
+        self.story.append(what)
+
+    def draw(self, *shape: int) -> Tensor:
+        """Numbers from U(-1, 1) in the module's dtype."""
+        drawn = torch.rand(*shape, generator=self.numbers, dtype=torch.float64) * 2 - 1
+        return drawn.to(self.trial.device, self.dtype)
+
+    def agree(self, what: str, came: Tensor, expected: Tensor) -> None:
+        """Within the dtype's tolerance, as errors add up over the whole story."""
+        try:
+            self.trial.agree(what, came.detach(), expected, None, "", 10, dtype=self.dtype)
+        except LawBroken as broken:
+            raise LawBroken(f"after {', '.join(self.story)}: {broken}", broken.margin) from broken
+
+    def entries(self, T: int, is_init: Tensor) -> TensorDict:
+        """``T`` steps with ``is_init [B, T]`` and the carried state at each of them."""
+        B = self.trial.case.B
+        entries: dict[str, Any] = {"observation": self.draw(B, T, self.trial.case.I), "is_init": is_init.unsqueeze(-1)}
+        if self.carried is not None:
+            h, c = (v.unsqueeze(1).expand(B, T, *v.shape[1:]).clone() for v in self.carried)
+            entries |= {H_KEY: h.to(self.dtype), C_KEY: c.to(self.dtype)}
+        return TensorDict(entries, [B, T], device=self.trial.device)
+
+    def model_step(self, x: Tensor, is_init: Tensor, zero: bool = True) -> Tensor:
+        """Step the model with ``x [B, I]``; a start is from zeros, as in sequential mode."""
+        keep = ~is_init.reshape(1, -1, 1) if zero else torch.ones(1, len(is_init), 1, dtype=torch.bool)
+        h, c = (torch.where(keep, v, 0).unsqueeze(1) for v in self.state)
+        starts = torch.ones(1, len(is_init), dtype=torch.bool)
+        found = self.trial.reference(Inputs(x.unsqueeze(0), h, c, starts, self.weights))
+        self.state = State(found.h[:, 0], found.c[:, 0])
+        return found.output[0]
+
+    def expect(self, out: Any, features: Tensor) -> None:
+        """Compare a step's results with the model's, and carry them on."""
+        h, c = out["next", H_KEY], out["next", C_KEY]
+        self.agree("features", out["features"], features)
+        self.agree("h", h.transpose(0, 1), self.state.h)
+        self.agree("c", c.transpose(0, 1), self.state.c)
+        if h.dtype != self.dtype:
+            raise LawBroken(f"after {', '.join(self.story)}: h has dtype {h.dtype}, the weights {self.dtype}")
+        # agreed on: from here both go on from the same numbers, so that rounding does not add up over the story
+        self.carried = State(h.detach(), c.detach())
+        self.state = State(*(v.transpose(0, 1).double().cpu() for v in self.carried))
+
+    def recurrent(self, td: TensorDict, how: str) -> Any:
+        """The module in recurrent mode, entered in one of several ways."""
+        if how == "by copy":
+            return self.module.set_recurrent_mode(True)(td)
+        if how == "by context":
+            with set_recurrent_mode("recurrent"):
+                return self.module(td)
+        if how == "nested":
+            with set_recurrent_mode(True):
+                try:
+                    with set_recurrent_mode(False):
+                        raise KeyError
+                except KeyError:
+                    return self.module(td)
+        with elsewhere(False), set_recurrent_mode(True):
+            return self.module(td)
+
+
+def settings_of_torch() -> dict[str, object]:
+    """What no call may leave changed."""
+    return {
+        "the mode": recurrent_mode(),
+        "gradient mode": torch.is_grad_enabled(),
+        "the default dtype": torch.get_default_dtype(),
+        "the number of threads": torch.get_num_threads(),
+        "the random state": hash(torch.random.get_rng_state().numpy().tobytes()),
+    }
+
+
+def accepts(trial: Trial, dtype: torch.dtype | None) -> bool:
+    """Whether the backend serves the case in this dtype."""
+    return dtype is not None and trial.backend.rejects(trial.case.spec, torch.device(trial.device), dtype) is None
+
+
+@contextmanager
+def elsewhere(mode: bool) -> Iterator[None]:
+    """Another thread is in this mode meanwhile."""
+    inside, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with set_recurrent_mode(mode):
+            inside.set()
+            done.wait(60)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    thread.start()
+    inside.wait(60)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(60)
