@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint format clean
+.PHONY: help setup check test lint format browser clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -39,6 +39,9 @@ lint: $(READY) ## ruff (lint and format) and mypy, changing nothing
 format: $(READY) ## let ruff fix and format the sources
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+browser: ## install chromium and its driver (Debian, as root), so that the tests of the HTML report run too
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver
 
 clean: ## remove .venv and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

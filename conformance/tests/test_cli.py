@@ -11,8 +11,10 @@ import torch
 from click.testing import CliRunner, Result
 from rnn_backends import Backend, LayerWeights, State, names, register, unregister
 from rnn_backends.unroll import unroll
-from rnn_conformance import check, job, report_lines, rollout_laws, rollouts
+from rnn_conformance import check, job, report_lines, rollout_laws, rollouts, runner
+from rnn_conformance.asked import known_laws
 from rnn_conformance.cli import cli
+from rnn_conformance.verdicts import PROFILE_NAMES
 from torch import Tensor
 
 ONE_LAW = ("--profile", "smoke", "-k", "rollout_equals_torch_lstm")
@@ -51,9 +53,10 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_teaches_with_examples() -> None:
     assert "rnn-backends explain" in call("--help").output
-    for command in ("list", "explain", "check"):
+    for command in ("list", "explain", "check", "laws", "replay", "diff"):
         said = call(command, "--help").output
-        assert f"Examples:\n  rnn-backends {command}" in said
+        assert "Examples:\n  rnn-backends " in said
+        assert f"  rnn-backends {command} " in said.partition("Examples:")[2]
     assert "0 every law held   1 a law failed" in call("check", "--help").output
 
 
@@ -206,3 +209,169 @@ def test_a_missing_package_is_named_with_its_extra(missing: str, arguments: list
     assert done.stderr.strip() == (
         f"rnn-backends: {missing} is not installed. Run: pip install 'rnn-backends[{extra}]'"
     )
+
+
+def test_laws_are_listed_by_subject_with_a_sentence_each() -> None:
+    said = call("laws").output
+    assert said.index("values\n") < said.index("  output_equals_reference\n") < said.index("rollouts\n")
+    assert f"{len(known_laws())} laws;" in said
+    rows = json.loads(call("laws", "--json").output)
+    assert [row["law"] for row in rows] == list(known_laws())
+    assert all(row["sentence"].endswith(".") for row in rows)
+
+
+def test_every_law_is_explained() -> None:
+    for law in known_laws():
+        said = call("laws", law).output
+        for word in (law, "subject", "tolerance", "profiles", "def "):
+            assert word in said
+
+
+def test_an_unknown_law_exits_2() -> None:
+    result = call("laws", "one_roww")
+    assert result.exit_code == 2
+    assert "Did you mean 'one_row'?" in result.output
+
+
+TOKEN = "T2.B1.I1.H1.f64.r2.s0"
+
+
+@pytest.mark.usefixtures("_shipped")
+@pytest.mark.parametrize(
+    ("law", "token"),
+    [
+        ("output_equals_reference", TOKEN),
+        ("output_equals_reference", "CartPole-v1:T64.B8.I4.H4.f64.r100.s0"),
+        ("rollout_gradients", "CartPole-v1.H8.s5"),
+    ],
+)
+def test_every_kind_of_token_is_replayed(wrong: str, law: str, token: str) -> None:
+    good = call("replay", token, "--law", law, "--backend", "vmap")
+    assert (good.exit_code, good.output.splitlines()[0]) == (0, f"✓ passed  vmap: {law}")
+    bad = call("replay", token, "--law", law, "--backend", wrong)
+    assert bad.exit_code == 1
+    assert "differs first at" in bad.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("T2.Q", "--law", "one_row", "--backend", "vmap"), "'Q' in the token"),
+        ((TOKEN, "--law", "one_roww", "--backend", "vmap"), "Did you mean 'one_row'?"),
+        ((TOKEN, "--law", "one_row", "--backend", "vmpa"), "Did you mean 'vmap'?"),
+        ((TOKEN, "--law", "rollout_gradients", "--backend", "vmap"), "which look like CartPole-v1.H8.s5"),
+        (("Pole:" + TOKEN, "--law", "one_row", "--backend", "vmap"), "there is no rollout 'Pole'"),
+    ],
+)
+def test_a_replay_of_nothing_exits_2(arguments: tuple[str, ...], says: str) -> None:
+    result = call("replay", *arguments)
+    assert result.exit_code == 2
+    assert says in result.output
+
+
+@pytest.mark.parametrize("token", [TOKEN, "T3.B2.I2.H3.L2.P2.nobias.bi.f32.r5.strided.s9"])
+def test_a_script_runs_and_ends_with_the_law(token: str) -> None:
+    script = call("replay", token, "--law", "output_equals_reference_in_float32", "--backend", "vmap", "--script")
+    done = run_python(script.stdout)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "the law holds for this case"
+    assert "what torch.nn.LSTM gives" in done.stdout
+
+
+@pytest.mark.usefixtures("_shipped")
+def test_check_writes_a_script_for_each_failure_that_fails_where_it_should(wrong: str, tmp_path: Path) -> None:
+    options = ("--profile", "smoke", "--no-shrink", "-k", "one_row", "-k", "rollout_gradients")
+    result = call("check", wrong, *options, "--script", str(tmp_path / "failures"))
+    assert result.exit_code == 1
+    files = sorted(path.name for path in (tmp_path / "failures").iterdir())
+    assert files == ["never-resets_one_row.py", "never-resets_rollout_gradients.py"]
+    for name in files:
+        source = (tmp_path / "failures" / name).read_text()
+        assert "differs first at" in source
+        with pytest.raises((AssertionError, SystemExit)) as caught:
+            exec(compile(source, name, "exec"), {"__name__": "__main__"})
+        assert not isinstance(caught.value, SystemExit) or caught.value.code
+
+
+@pytest.mark.usefixtures("_shipped")
+def test_two_devices_are_two_rows_and_columns(wrong: str, tmp_path: Path) -> None:
+    html = tmp_path / "report.html"
+    result = call("check", "vmap", wrong, *ONE_LAW, "--device", "cpu,cpu:0", "--html", str(html), "--seed", "3")
+    assert "1 law ran on 4 of 4 backends" in result.output
+    assert "never-resets on cpu:0: rollout_equals_torch_lstm (failed)" in result.output
+    assert f"--backend {wrong} --device cpu:0" in result.output
+    assert '<th scope="col">vmap on cpu:0</th>' in html.read_text()
+
+
+@pytest.mark.usefixtures("_shipped")
+def test_waivers_excuse_and_the_last_line_counts_them(wrong: str, tmp_path: Path) -> None:
+    file = tmp_path / "waivers.toml"
+    row = 'law = "rollout_equals_torch_lstm"\nreason = "known"\nlink = "https://example.org"\n'
+    row += 'token = "CartPole-v1.H8.s5"\nexpires = 2999-01-01\n'
+    file.write_text(f'[[waiver]]\nbackend = "{wrong}"\n{row}')
+    result = call("check", wrong, *ONE_LAW, "--waivers", str(file))
+    assert result.exit_code == 0, result.output
+    assert result.output.strip().splitlines()[-1].endswith("; 1 waived")
+    assert "✓ every law held but for what is waived" in result.output
+    file.write_text(f'[[waiver]]\nbackend = "vmap"\n{row}')
+    result = call("check", "vmap", *ONE_LAW, "--waivers", str(file))
+    assert result.exit_code == 1
+    assert "this waiver is out of date" in result.output
+    file.write_text(file.read_text().replace("2999", "1999"))
+    result = call("check", "vmap", *ONE_LAW, "--waivers", str(file))
+    assert result.exit_code == 2
+    assert "expired on 1999-01-01" in result.output
+
+
+@pytest.mark.usefixtures("_shipped")
+def test_what_is_not_claimed_and_works_fails_only_if_strict() -> None:
+    register(Backend("modest", unroll))
+    try:
+        options = ("check", "modest", "--profile", "smoke", "-k", "double_backward")
+        assert call(*options).exit_code == 0
+        result = call(*options, "--strict")
+    finally:
+        unregister("modest")
+    assert result.exit_code == 1
+    assert "double_backward works and is not claimed" in result.output
+
+
+@pytest.mark.usefixtures("_shipped")
+def test_diff_says_what_is_worse_and_exits_1(wrong: str, tmp_path: Path) -> None:
+    files = [str(tmp_path / name) for name in ("old.jsonl", "new.jsonl")]
+    assert call("check", "vmap", *ONE_LAW, "--seed", "3", "--json", files[0]).exit_code == 0
+    Path(files[1]).write_text(Path(files[0]).read_text().replace('"passed"', '"failed"'))
+    same = call("diff", files[0], files[0])
+    assert (same.exit_code, same.output) == (0, "0 worse, 0 gone, 0 new, 0 better, 1 the same\n")
+    worse = call("diff", *files)
+    assert worse.exit_code == 1
+    assert "worse   vmap: rollout_equals_torch_lstm  ✓ passed -> ✗ failed" in worse.output
+    assert call("diff", *reversed(files)).exit_code == 0
+    Path(files[1]).write_text(Path(files[0]).read_text().rpartition('{"kind": "footer"')[0])
+    refused = call("diff", *files)
+    assert refused.exit_code == 3
+    assert "new.jsonl: the report has no footer: it was cut off" in refused.output
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_file_that_cannot_be_written_is_refused_before_the_run(option: str, tmp_path: Path) -> None:
+    result = call("check", "vmap", option, str(tmp_path / "nowhere" / "report"))
+    assert result.exit_code == 2
+    assert "there is no folder" in result.output
+
+
+def test_profiles_are_the_runners() -> None:
+    assert tuple(runner.PROFILES) == PROFILE_NAMES
+    assert set(rollout_laws.HIDDEN_SIZES) == set(PROFILE_NAMES)
+
+
+def test_the_python_front_is_lazy_and_runs_the_same_laws() -> None:
+    code = (
+        "import sys, rnn_conformance; assert not {'torch', 'hypothesis', 'click'} & set(sys.modules);"
+        "report = rnn_conformance.check_backend('vmap', laws=['rollout_equals_torch', 'one_row'], profile='smoke');"
+        "assert report.ok and 'vmap' in report.header.claimed, report; assert 'click' not in sys.modules;"
+        "print(*report.header.expected)"
+    )
+    done = run_python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["one_row", "rollout_equals_torch_lstm"]
