@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from hypothesis.stateful import RuleBasedStateMachine
@@ -24,6 +24,7 @@ class Story(RuleBasedStateMachine):
     """One module under test, and the reference stepped by hand: weights in float64 and the state of each row."""
 
     trial: Trial
+    first: list[LawBroken]
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +56,17 @@ class Story(RuleBasedStateMachine):
         try:
             self.trial.agree(what, came.detach(), expected, None, "", 10, dtype=self.dtype)
         except LawBroken as broken:
-            raise LawBroken(f"after {', '.join(self.story)}: {broken}", broken.margin) from broken
+            self.fail(str(broken), broken.margin)
+
+    def fail(self, message: str, margin: float | None = None) -> NoReturn:
+        """Raise with the story so far, and keep the first one: a backend with a memory may not do it again.
+
+        Raises:
+            LawBroken: always.
+        """
+        broken = LawBroken(f"after {', '.join(self.story)}: {message}", margin)
+        self.first.append(broken)
+        raise broken
 
     def entries(self, T: int, is_init: Tensor) -> TensorDict:
         """``T`` steps with ``is_init [B, T]`` and the carried state at each of them."""
@@ -82,7 +93,7 @@ class Story(RuleBasedStateMachine):
         self.agree("h", h.transpose(0, 1), self.state.h)
         self.agree("c", c.transpose(0, 1), self.state.c)
         if h.dtype != self.dtype:
-            raise LawBroken(f"after {', '.join(self.story)}: h has dtype {h.dtype}, the weights {self.dtype}")
+            self.fail(f"h has dtype {h.dtype}, the weights {self.dtype}")
         # agreed on: from here both go on from the same numbers, so that rounding does not add up over the story
         self.carried = State(h.detach(), c.detach())
         self.state = State(*(v.transpose(0, 1).double().cpu() for v in self.carried))

@@ -1,0 +1,39 @@
+"""Lanes: an answer from another process, and none is never a pass."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from rnn_backends import Backend, State, get_backend
+from rnn_conformance.lanes import in_a_process
+
+LAW, TOKEN = "output_equals_reference", "T2.B1.I1.H2.f64.s0"
+right = get_backend("vmap").layer
+
+
+def run(layer, seconds=60.0):
+    return in_a_process(LAW, Backend("mine", layer), TOKEN, "cpu", seconds)
+
+
+def test_an_installed_backend_answers_from_a_fresh_interpreter():
+    found = in_a_process(LAW, get_backend("vmap"), TOKEN, "cpu", 120)
+    assert found.verdict == "passed", found
+    assert found.margin is not None
+
+
+def test_a_backend_of_this_process_answers_from_a_fork():
+    assert run(right).verdict == "passed"
+    wrong = run(lambda w, x, entry, starts: State(*(2 * v for v in right(w, x, entry, starts))))
+    assert wrong.verdict == "failed"
+    assert wrong.message.startswith("output differs first")
+
+
+def test_a_hang_is_a_crash():
+    found = run(lambda *args: time.sleep(60), seconds=1)
+    assert (found.verdict, found.message) == ("crashed", "not done after 1 seconds")
+
+
+def test_an_interpreter_that_dies_is_a_crash():
+    found = run(lambda *args: os._exit(7))
+    assert (found.verdict, found.message) == ("crashed", "its process ended with status 7")

@@ -1,0 +1,49 @@
+"""The rollout state machine: right backends survive it, and a failure tells a short story."""
+
+from __future__ import annotations
+
+import pytest
+from rnn_backends import Backend, State, get_backend
+from rnn_conformance.cases import Case
+from rnn_conformance.law import LawBroken
+from rnn_conformance.laws.lifecycle import registered
+from rnn_conformance.machine import play
+from rnn_conformance.trial import Trial
+
+right = get_backend("vmap").layer
+CASE = Case.parse("T1.B2.I2.H3.L2.f64.s4")
+
+
+def story_of(layer):
+    backend = Backend("teller", layer)
+    with registered(backend):
+        play(Trial(backend, CASE), programs=20, steps=12)
+
+
+def test_right_backends_survive():
+    play(Trial(get_backend("cudnn"), CASE), programs=4, steps=10)
+    story_of(right)
+
+
+def test_stale_weights_are_told_in_a_short_story():
+    packed = {}
+
+    def stale(w, x, entry, starts):
+        old = packed.setdefault((w.w_ih.shape, x.dtype, w.w_ih.data_ptr()), w.w_ih.detach().clone())
+        return right(w._replace(w_ih=old), x, entry, starts)
+
+    with pytest.raises(LawBroken, match=r"^after a step with resets 11, .*(in place|optimizer|load_state_dict)"):
+        story_of(stale)
+
+
+def test_a_state_kept_between_calls_is_seen():
+    kept = {}
+
+    def remembers(w, x, entry, starts):
+        h = kept.get(entry.h.shape, entry.h).to(x.dtype)
+        found = right(w, x, State(entry.h + 0.1 * (h - entry.h), entry.c), starts)
+        kept[entry.h.shape] = entry.h.detach()
+        return found
+
+    with pytest.raises(LawBroken, match=r"^after .*a step"):
+        story_of(remembers)
