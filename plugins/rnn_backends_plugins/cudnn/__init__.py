@@ -13,7 +13,7 @@ from rnn_backends import Backend, LayerWeights, LSTMSpec, State, hookimpl
 from rnn_backends.unroll import cell
 from torch import Tensor
 
-from .flush import collect_steps, fused, is_clean, run_plan
+from .flush import collect_steps, fused, is_clean, run_plan, spread
 from .plan import Plan, Sequences, make_plan
 
 contract_version = 1
@@ -64,7 +64,7 @@ def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, ever
     """``[T, B, H]``: the cell states found, at their places; a view of the last ones if only those are asked for."""
     if every_end:
         at = torch.cat([plan.tails, plan.probed])
-        return tails.new_zeros(T * B, tails.shape[1]).index_copy(0, at, torch.cat([tails, probed])).view(T, B, -1)
+        return spread(torch.cat([tails, probed]), at, T * B).view(T, B, -1)
     final = plan.tails >= (T - 1) * B
     last = tails[final][plan.tails[final].argsort()]
     return last.expand(T, B, -1)

@@ -119,6 +119,11 @@ def collect_steps(y: Tensor, plan: Plan) -> Tensor:
     return _Collect.apply(y, plan.cell)
 
 
+def spread(values: Tensor, cell: Tensor, cells: int) -> Tensor:
+    """``values [N, F]`` -> ``[cells, F]``, each at its place and zero elsewhere; the inverse of collecting."""
+    return _Spread.apply(values, cell, cells, 0)
+
+
 def is_clean(y: Tensor, plan: Plan) -> bool:
     """Whether every cut did its work: NaN and Inf survive a FLUSH (zero times NaN), and then are seen here."""
     if len(plan.probes):
