@@ -221,6 +221,9 @@ class TestInABrowser:
             shown.run("return [...document.querySelectorAll('#laws button')].filter(b => b.tabIndex === 0).length") == 1
         )
 
+    def test_nothing_is_wider_than_the_window(self, shown) -> None:
+        assert shown.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
     def test_words_stand_out_from_their_ground(self, shown) -> None:
         ratios = shown.run((Path(__file__).with_name("contrast.js")).read_text())
         assert min(ratios.values()) >= 4.5, ratios

@@ -1,16 +1,18 @@
-"""The pytest front, as an author runs it: in processes of its own, with its own settings."""
+"""The pytest front, as an author runs it, in a folder of their own."""
 
 from __future__ import annotations
 
-import os
-import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rnn_conformance import pytest_plugin
+from rnn_conformance.check import recordings
 from rnn_conformance.verdicts import PROFILE_NAMES
+
+pytest_plugins = ["pytester"]
 
 THREE_LINES = """
 from rnn_conformance.pytest_plugin import laws
@@ -42,19 +44,21 @@ expires = 2999-01-01
 QUIET = ("-p", "no:cacheprovider", "--rnn-seed", "1", "--rnn-no-shrink")
 
 
-def run(folder: Path, *arguments: str, code: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *(("-c", code) if code else ("-m", "pytest")), *QUIET * (code is None), *arguments]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RNN_BACKENDS"))}
-    return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
-        env=inherited | {"COLUMNS": "200"}, check=False,
-    )  # fmt: skip
+@pytest.fixture(autouse=True, scope="module")
+def _imported() -> None:
+    recordings()  # what is imported within a run is forgotten after it, and torch's extensions load only once
 
 
-def outcomes(done: subprocess.CompletedProcess[str]) -> dict[str, int]:
-    """pytest's last line, by word."""
-    last = done.stdout.strip().splitlines()[-1]
-    return {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|skipped|xfailed|error)", last)}
+@pytest.fixture
+def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
+    return lambda *arguments: pytester.runpytest_inprocess(*QUIET, *arguments)
+
+
+def in_a_process(folder: Path) -> str:
+    """What a run says in a process of its own."""
+    command = [sys.executable, "-c", SEEN]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    return done.stdout + done.stderr
 
 
 SEEN = """
@@ -69,41 +73,41 @@ raise SystemExit(pytest.main(["-p", "no:cacheprovider", "-q", "-s", *sys.argv[1:
 
 def test_it_costs_other_runs_nothing(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text("def test_nothing():\n    pass\n")
-    done = run(tmp_path, code=SEEN)
-    assert "SEEN ['rnn_conformance', 'rnn_conformance.pytest_plugin']" in done.stdout, done.stdout + done.stderr
-    assert outcomes(done) == {"passed": 1}
-    assert "rnn_conformance:" not in done.stdout
+    said = in_a_process(tmp_path)
+    assert "SEEN ['rnn_conformance', 'rnn_conformance.pytest_plugin']" in said
+    assert "1 passed" in said
+    assert "rnn_conformance:" not in said
 
 
 def test_a_file_that_only_imports_laws_brings_in_nothing_either(tmp_path: Path) -> None:
     (tmp_path / "test_other.py").write_text(
         "from rnn_conformance.pytest_plugin import laws\ndef test_nothing(): pass\n"
     )
-    assert "SEEN ['rnn_conformance', 'rnn_conformance.pytest_plugin']" in run(tmp_path, code=SEEN).stdout
+    assert "SEEN ['rnn_conformance', 'rnn_conformance.pytest_plugin']" in in_a_process(tmp_path)
 
 
-def test_three_lines_are_one_test_a_law(tmp_path: Path) -> None:
-    (tmp_path / "test_mine.py").write_text(THREE_LINES)
-    done = run(tmp_path, "-v", "-W", "error")
-    assert outcomes(done) == {"passed": 2}, done.stdout + done.stderr
-    assert "test_mine.py::test_mine::one_row[vmap] PASSED" in done.stdout
-    assert "rnn_conformance: 2 laws ran, 0 waived" in done.stdout
-    assert outcomes(run(tmp_path, "test_mine.py::test_mine::one_row[vmap]")) == {"passed": 1}
+def test_three_lines_are_one_test_a_law(run, pytester: pytest.Pytester) -> None:
+    (pytester.path / "test_mine.py").write_text(THREE_LINES)
+    done = run("-v", "-W", "error")
+    done.assert_outcomes(passed=2)
+    assert "test_mine.py::test_mine::one_row[vmap] PASSED" in done.stdout.str()
+    assert "rnn_conformance: 2 laws ran, 0 waived" in done.stdout.str()
+    run("test_mine.py::test_mine::one_row[vmap]").assert_outcomes(passed=1)
 
 
-def test_an_installed_backend_needs_no_file(tmp_path: Path) -> None:
+def test_an_installed_backend_needs_no_file(run) -> None:
     done = run(
-        tmp_path, "--pyargs", "rnn_conformance", "--rnn-backend", "vmap", "--rnn-backend", "cudnn",
+        "--pyargs", "rnn_conformance", "--rnn-backend", "vmap", "--rnn-backend", "cudnn",
         "--rnn-profile", "smoke", "--rnn-law", "one_row",
     )  # fmt: skip
-    assert outcomes(done) == {"passed": 2}, done.stdout + done.stderr
+    done.assert_outcomes(passed=2)
 
 
-def test_a_failure_has_the_laws_sentence_and_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "test_wrong.py").write_text(WRONG)
-    done = run(tmp_path, "-ra")
-    assert done.returncode == 1
-    assert outcomes(done) == {"failed": 1, "skipped": 1}, done.stdout + done.stderr
+def test_a_failure_has_the_laws_sentence_and_says_what_to_do(run, pytester: pytest.Pytester) -> None:
+    (pytester.path / "test_wrong.py").write_text(WRONG)
+    done = run("-ra")
+    assert done.ret == 1
+    done.assert_outcomes(failed=1, skipped=1)
     for says in (
         "✗ wrong: one_row (failed)",
         "law     A batch of one is a batch: output and states equal the reference's.",
@@ -112,21 +116,21 @@ def test_a_failure_has_the_laws_sentence_and_says_what_to_do(tmp_path: Path) -> 
         "or      pytest 'test_wrong.py::test_wrong::one_row[wrong]' --rnn-seed 1",
         "SKIPPED [1] test_wrong.py:1:",
     ):
-        assert says in done.stdout
-    assert "Traceback" not in done.stdout
+        assert says in done.stdout.str()
+    assert "Traceback" not in done.stdout.str()
 
 
-def test_waivers_beside_the_file_and_on_the_command_line(tmp_path: Path) -> None:
-    (tmp_path / "waivers.toml").write_text(WAIVER)
-    tests = tmp_path / "tests"
+def test_waivers_beside_the_file_and_on_the_command_line(run, pytester: pytest.Pytester) -> None:
+    (pytester.path / "waivers.toml").write_text(WAIVER)
+    tests = pytester.path / "tests"
     tests.mkdir()
     (tests / "test_wrong.py").write_text(WRONG.replace('profile="smoke"', 'profile="smoke", waivers="../waivers.toml"'))
-    done = run(tmp_path, "--rnn-law", "one_row", "-rx")
-    assert outcomes(done) == {"xfailed": 1}, done.stdout + done.stderr
-    assert "not yet (https://example.org/3, until 2999-01-01)" in done.stdout
-    assert "rnn_conformance: 1 laws ran, 1 waived" in done.stdout
+    done = run("--rnn-law", "one_row", "-rx")
+    done.assert_outcomes(xfailed=1)
+    assert "not yet (https://example.org/3, until 2999-01-01)" in done.stdout.str()
+    assert "rnn_conformance: 1 laws ran, 1 waived" in done.stdout.str()
     (tests / "test_wrong.py").write_text(WRONG)
-    assert outcomes(run(tmp_path, "--rnn-law", "one_row", "--rnn-waivers", "waivers.toml")) == {"xfailed": 1}
+    run("--rnn-law", "one_row", "--rnn-waivers", "waivers.toml").assert_outcomes(xfailed=1)
 
 
 @pytest.mark.parametrize(
@@ -138,12 +142,10 @@ def test_waivers_beside_the_file_and_on_the_command_line(tmp_path: Path) -> None
         (("--rnn-backend", "vmap", "--rnn-waivers", "nowhere.toml"), "nowhere.toml"),
     ],
 )
-def test_what_is_not_there_is_an_error_and_not_an_empty_run(
-    tmp_path: Path, arguments: tuple[str, ...], says: str
-) -> None:
-    done = run(tmp_path, "--pyargs", "rnn_conformance", *arguments)
-    assert done.returncode == 2
-    assert says in done.stdout
+def test_what_is_not_there_is_an_error_and_not_an_empty_run(run, arguments: tuple[str, ...], says: str) -> None:
+    done = run("--pyargs", "rnn_conformance", *arguments)
+    assert done.ret == 2
+    assert says in done.stdout.str()
 
 
 def test_the_options_know_every_profile() -> None:
