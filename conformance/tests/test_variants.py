@@ -15,7 +15,7 @@ PARTS = 4
 
 
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
-@pytest.mark.parametrize(("place", "name"), enumerate(VARIANTS), ids=list(VARIANTS))
+@pytest.mark.parametrize(("place", "name"), list(enumerate(VARIANTS)), ids=list(VARIANTS))
 def test_a_correct_variant_passes(place, name):
     report = check_backend(VARIANTS[name](), profile="smoke", laws=CHEAP[place % PARTS :: PARTS])
     assert report.ok, f"seed {report.header.seed}: {report.failures[0]}"

@@ -61,7 +61,7 @@ def rows_beyond_a_block(w: LayerWeights, x: Tensor, entry: State, starts: Tensor
     return both(lambda v: torch.cat([v[:, :2], 0 * v[:, 2:]], 1), found)
 
 
-@in_layer(VALUES)
+@in_layer("any_hidden_size")
 def units_beyond_a_block(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Units beyond a block of four are not computed."""
     found = right(w, x, entry, starts)
