@@ -1,6 +1,8 @@
 """Laws that no planted defect names, each with the reason: a list that may only become shorter."""
 
-_LANE = "a lane of compiled code, newer than the table: its defect is still due, planted where the lane's process sees it"
+_LANE = (
+    "a lane of compiled code, newer than the table: its defect is still due, planted where the lane's process sees it"
+)
 
 UNCOVERED: dict[str, str] = {
     "any_long_story_agrees_with_the_model": "any_story_agrees_with_the_model over longer stories: minutes a defect",
