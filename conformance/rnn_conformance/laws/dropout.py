@@ -61,7 +61,7 @@ def dropout_is_torchs_between_layers(trial: Trial) -> None:
     trial.agree_states("the end state", ran, expected.h, expected.c)
 
 
-@law(**DEEP)
+@law(profiles=("quick", "full"), **DEEP)
 def dropout_goes_backward_through_the_same_mask(trial: Trial) -> None:
     """The gradients in training are those of the masks that were drawn going forward."""
     inputs, masks = trial.fresh(), _masks(trial, trial.case.T, 7)
@@ -73,7 +73,7 @@ def dropout_goes_backward_through_the_same_mask(trial: Trial) -> None:
     trial.agree_gradients(trial.gradients(trial.loss, lstm), expected)
 
 
-@law(bidirectional=(False,), **DEEP)
+@law(profiles=("quick", "full"), bidirectional=(False,), **DEEP)
 def dropout_of_a_step_is_torchs(trial: Trial) -> None:
     """A step in training draws the mask of one step, and draws anew at the next."""
     lstm, inputs = trial.lstm().train(), trial.inputs
@@ -87,7 +87,7 @@ def dropout_of_a_step_is_torchs(trial: Trial) -> None:
         trial.agree(f"c of step {t}", state.c, expected.c[:, 0], 1, "layer b unit")
 
 
-@law(dropout=(50,), L=(2, 3), bias=(True,))
+@law(dropout=(50,), L=(2, 3), bias=(True,), profiles=("quick", "full"))
 def training_and_evaluation_follow_the_module(trial: Trial) -> None:
     """``train()`` and ``eval()`` count from the next call on, and evaluation draws no random numbers."""
     lstm = trial.lstm()
@@ -101,7 +101,7 @@ def training_and_evaluation_follow_the_module(trial: Trial) -> None:
         identical("the random state after evaluation", torch.random.get_rng_state(), before, "byte")
 
 
-@law(dropout=(50,), L=(2,), H=(8,), T=(6,), B=(3,), P=(0,), bidirectional=(False,))
+@law(dropout=(50,), L=(2,), H=(8,), T=(6,), B=(3,), P=(0,), bidirectional=(False,), profiles=("quick", "full"))
 def every_step_and_row_has_a_mask_of_its_own(trial: Trial) -> None:
     """What is dropped differs from step to step, from row to row, and from call to call."""
     lstm = trial.lstm().train()

@@ -34,7 +34,7 @@ def registered(backend: Backend) -> Iterator[None]:
         unregister(backend.name)
 
 
-@law(dropout=(0, 30), L=(1, 2))
+@law(dropout=(0, 30), L=(1, 2), profiles=("quick", "full"))
 def a_pickle_keeps_everything(trial: Trial) -> None:
     """Pickled and loaded, LSTM and module keep backend, options, mode, training flag and values."""
     with registered(trial.backend):
@@ -55,7 +55,7 @@ def a_pickle_keeps_everything(trial: Trial) -> None:
     trial.agree("output after pickling", trial.run(again).output, trial.expected.output)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def a_deepcopy_keeps_backend_and_shares_nothing(trial: Trial) -> None:
     """A deepcopy has the backend, its own memory, and its own training flag."""
     lstm = trial.lstm()
@@ -72,7 +72,7 @@ def a_deepcopy_keeps_backend_and_shares_nothing(trial: Trial) -> None:
     trial.agree("output of the original", trial.run(lstm).output, trial.expected.output)
 
 
-@law(dtype=("f64",))
+@law(dtype=("f64",), profiles=("quick", "full"))
 def moved_to_another_dtype_and_back(trial: Trial) -> None:
     """After ``.float()`` the module computes with the float32 weights, after ``.double()`` with these again."""
     lstm, case = trial.lstm(), trial.case
@@ -91,7 +91,7 @@ def moved_to_another_dtype_and_back(trial: Trial) -> None:
     trial.agree("output after .double()", trial.run(lstm).output, right)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def functional_call_uses_the_weights_it_is_given(trial: Trial) -> None:
     """``torch.func.functional_call`` computes with its own weights, once, and the module's come back."""
     lstm, inputs = trial.lstm(), trial.inputs
@@ -106,7 +106,7 @@ def functional_call_uses_the_weights_it_is_given(trial: Trial) -> None:
     trial.agree("output after it", trial.run(lstm).output, trial.expected.output)
 
 
-@law(T=(2, 3, 4))
+@law(T=(2, 3, 4), profiles=("quick", "full"))
 def a_training_step_counts(trial: Trial) -> None:
     """After an optimizer's step, in the same module, forward and backward use the new weights."""
     lstm = trial.lstm()
@@ -124,7 +124,7 @@ def a_training_step_counts(trial: Trial) -> None:
         weights = {n: w.detach() - 0.1 * g for (n, w), g in zip(own.items(), gradients, strict=True)}
 
 
-@law()
+@law(profiles=("quick", "full"))
 def parameters_are_torchs_and_nothing_else(trial: Trial) -> None:
     """Each weight is one parameter, registered once under torch.nn.LSTM's name; there are no buffers."""
     case, lstm = trial.case, trial.lstm()
@@ -139,7 +139,7 @@ def parameters_are_torchs_and_nothing_else(trial: Trial) -> None:
     other.load_state_dict(lstm.state_dict())
 
 
-@law(bidirectional=(False,))
+@law(bidirectional=(False,), profiles=("quick", "full"))
 def copies_in_another_mode_share_the_weights(trial: Trial) -> None:
     """A copy by ``set_recurrent_mode`` shares the LSTM for good: edits, loading and moving reach both."""
     module = trial.module()
@@ -156,7 +156,7 @@ def copies_in_another_mode_share_the_weights(trial: Trial) -> None:
     trial.agree("features of the original", first, trial.reference(zero).output[0], 0, "b unit")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def from_torch_shares_the_weights(trial: Trial) -> None:
     """An LSTM made from torch.nn.LSTM, and one on another backend, share its parameters from then on."""
     case = trial.case

@@ -16,7 +16,7 @@ from ..reference import torch_per_trajectory
 from ..trial import Ran, Trial
 
 
-@law(dtype=("f16",))
+@law(dtype=("f16",), profiles=("quick", "full"))
 def output_equals_reference_in_float16(trial: Trial) -> None:
     """In float16 output and end states equal the float64 reference's within its rounding."""
     ran = trial.run(trial.lstm())
@@ -24,7 +24,7 @@ def output_equals_reference_in_float16(trial: Trial) -> None:
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
 
-@law(dtype=("f32", "bf16", "f16", "f64"))
+@law(dtype=("f32", "bf16", "f16", "f64"), profiles=("quick", "full"))
 def everything_has_the_weights_dtype(trial: Trial) -> None:
     """Output, states and all gradients have the dtype and device of the weights."""
     lstm, inputs = trial.lstm(), trial.fresh()
@@ -37,7 +37,7 @@ def everything_has_the_weights_dtype(trial: Trial) -> None:
             raise LawBroken(f"{name} has dtype and device {came}, expected {expected}")
 
 
-@law(dtype=("f32", "f64"))
+@law(dtype=("f32", "f64"), profiles=("quick", "full"))
 def the_default_dtype_does_not_matter(trial: Trial) -> None:
     """With another torch default dtype the values are the same, and so is their dtype."""
     lstm = trial.lstm()
@@ -55,7 +55,7 @@ def the_default_dtype_does_not_matter(trial: Trial) -> None:
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def the_default_device_does_not_matter(trial: Trial) -> None:
     """With another torch default device nothing is made there: the values are the same."""
     lstm, inputs = trial.lstm(), trial.inputs
@@ -70,7 +70,7 @@ def the_default_device_does_not_matter(trial: Trial) -> None:
     trial.agree("output", ran.output, trial.expected.output)
 
 
-@law(dtype=("f32",), T=(4, 5), B=(4,), H=(8,), I=(5,), L=(1, 2))
+@law(dtype=("f32",), T=(4, 5), B=(4,), H=(8,), I=(5,), L=(1, 2), profiles=("quick", "full"))
 def no_worse_than_torch(trial: Trial) -> None:
     """In float32 the error against float64 is at most four times torch.nn.LSTM's own, root mean square."""
     x, h, c, starts, weights = trial.inputs
@@ -102,7 +102,7 @@ def _autocast(trial: Trial) -> Iterator[None]:
         raise Declined(error.reason) from error
 
 
-@law(dtype=("f32",))
+@law(dtype=("f32",), profiles=("quick", "full"))
 def autocast_computes_in_bfloat16(trial: Trial) -> None:
     """Under autocast the output is right within bfloat16's rounding, and float32 weights get float32 gradients."""
     lstm = trial.lstm()
@@ -115,7 +115,7 @@ def autocast_computes_in_bfloat16(trial: Trial) -> None:
             raise LawBroken(f"{name} got no gradient in float32 under autocast")
 
 
-@law(dtype=("f32",), bidirectional=(False,), T=(3, 4, 6))
+@law(dtype=("f32",), bidirectional=(False,), T=(3, 4, 6), profiles=("quick", "full"))
 def autocast_keeps_the_states_dtype(trial: Trial) -> None:
     """Under autocast the stored states have one dtype from step to step, and in recurrent mode the same."""
     module, td = trial.module(), trial.tensordict()
@@ -133,7 +133,7 @@ def autocast_keeps_the_states_dtype(trial: Trial) -> None:
     trial.agree("features", whole["features"].transpose(0, 1), trial.expected.output, dtype=torch.bfloat16)
 
 
-@law(dtype=("f32",))
+@law(dtype=("f32",), profiles=("quick", "full"))
 def autocast_ends_with_its_context(trial: Trial) -> None:
     """After a call under autocast the next call without it is exact again."""
     lstm = trial.lstm()
@@ -157,25 +157,25 @@ def _follows(trial: Trial, change: Callable[[Tensor], Tensor]) -> None:
     trial.agree_states("the end state", ran, expected.end_h, expected.end_c)
 
 
-@law(dtype=("f64", "f32"))
+@law(dtype=("f64", "f32"), profiles=("quick", "full"))
 def large_input_saturates(trial: Trial) -> None:
     """Input of some ten thousand saturates the gates: finite values that equal the reference's, no overflow."""
     _follows(trial, lambda x: torch.sign(x) * 3e4)
 
 
-@law(dtype=("f64", "f32"), I=(1,), L=(1,), B=(1, 2, 3))
+@law(dtype=("f64", "f32"), I=(1,), L=(1,), B=(1, 2, 3), profiles=("quick", "full"))
 def infinite_input_saturates(trial: Trial) -> None:
     """An infinite input saturates the gates as the limit does: finite values that equal the reference's."""
     _follows(trial, lambda x: torch.where(x > 0, float("inf"), x))
 
 
-@law(dtype=("f64", "f32"))
+@law(dtype=("f64", "f32"), profiles=("quick", "full"))
 def subnormal_input_is_read(trial: Trial) -> None:
     """Subnormal numbers in the input are small numbers: finite values that equal the reference's."""
     _follows(trial, lambda x: x * torch.finfo(x.dtype).tiny / 16)
 
 
-@law(dtype=("f32",), T=(2, 3, 4))
+@law(dtype=("f32",), T=(2, 3, 4), profiles=("quick", "full"))
 def gradients_of_large_input_are_finite(trial: Trial) -> None:
     """Where the gates are saturated the gradients are finite and equal the reference's."""
     large = torch.sign(trial.fresh().x) * 3e4

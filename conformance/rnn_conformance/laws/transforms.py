@@ -141,7 +141,10 @@ def _head(output: Tensor, trial: Trial) -> Tensor:
     return trial.reference(few).output
 
 
-@law(trait=Trait.FULLGRAPH, costly=True, T=(3,), B=(2,), dtype=("f32",), stored=("zeros",), bidirectional=(False,))
+@law(
+    trait=Trait.FULLGRAPH, profiles=("quick", "full"), costly=True, T=(3,), B=(2,), dtype=("f32",), stored=("zeros",),
+    bidirectional=(False,),
+)  # fmt: skip
 def compiled_in_one_graph(trial: Trial) -> None:
     """torch.compile(fullgraph=True) traces the module, and the graph follows changed resets and gradients."""
     lstm, x = trial.lstm(), trial.inputs.x
