@@ -129,6 +129,10 @@ def measure(groups: list[Group], to: Console, device: str = "cpu", **options: An
         for group in groups:
             about = next(iter(group.asked.values()))
             told = f"{about.shape}, resets {about.resets}: "
-            figures.rows += run(group, lambda who, told=told: bar.update(task, description=told + who), **options)
+
+            def tick(who: str, told: str = told) -> None:
+                bar.update(task, description=told + who)
+
+            figures.rows += run(group, tick, **options)
             bar.advance(task)
     return figures

@@ -21,8 +21,8 @@ ROUNDS = (3, 61)
 """At least and at most as many rounds, whatever the time."""
 BLOCK = 0.005
 """Seconds: shorter calls are repeated until a sample is about as long, so that the clock does not count."""
-SLOW = 8.0
-"""Seconds: what takes longer is called once."""
+SLOW, HOPELESS = 8.0, 20.0
+"""Seconds: a second call that takes longer is the last, and so is a first one: that may have compiled something."""
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,24 @@ def interleaved(
     tick: Callable[[str], None] = lambda name: None,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds a call, by name: one number a round, or a single one (the first call's) for what is slow.
+    """Seconds a call, by name: one number a round, or a single one for what is slow.
 
     Args:
         calls: what to measure.
         seconds: for all of them together; exceeded by the least number of rounds only.
         rounds: the least and the most.
-        slow: a first call that takes longer is not repeated.
+        slow: what takes longer when called a second time is not repeated.
         tick: told whose turn it is.
         clock: seconds.
     """
     begun, found, blocks = clock(), {}, {}
     for name, call in calls.items():
         tick(name)
-        found[name] = [_timed(call, 0, 1, clock)]
-        if found[name][0] < slow:
-            blocks[name] = max(1, ceil(BLOCK / max(_timed(call, 1, 1, clock), 1e-7)))
+        took = _timed(call, 0, 1, clock)
+        took = took if took > HOPELESS else _timed(call, 1, 1, clock)
+        found[name] = [took]
+        if took < slow:
+            blocks[name] = max(1, ceil(BLOCK / max(took, 1e-7)))
     lists: dict[str, list[float]] = {name: [] for name in blocks}
     names = list(blocks)
     for k in range(rounds[1] if names else 0):

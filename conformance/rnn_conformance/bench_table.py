@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from rich import box
 from rich.markup import escape
@@ -54,3 +54,26 @@ def _cells(row: Row) -> list[str]:
     spread = f"{over.low:.2f} .. {over.high:.2f}" if over and over.samples > 1 and row.label != row.base else "-"
     shown = [escape(row.label), seconds(time.median), between, str(time.samples)]
     return [*shown, f"[bold]{ratio_text(over)}[/]", spread, escape(row.base), note]
+
+
+def pivot(
+    rows: Iterable[Row], down: Callable[[Row], str], across: Callable[[Row], str], cell: Callable[[Row], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Column heads and lines of a table with one ``cell`` a row; ``-`` where there is none."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(across(row) for row in rows))
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        lines.setdefault(down(row), {})[across(row)] = cell(row)
+    return columns, [[name, *(cells.get(column, "-") for column in columns)] for name, cells in lines.items()]
+
+
+def pivot_table(corner: str, heads: list[str], lines: list[list[str]], title: str) -> Table:
+    """The same on the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left", pad_edge=False)
+    table.add_column(corner, no_wrap=True)
+    for head in heads:
+        table.add_column(escape(head), justify="right")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    return table

@@ -1,0 +1,230 @@
+"""``rnn-backends bench`` and the figures: what they do, never how fast it was."""
+
+import json
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from rich.console import Console
+from rnn_backends import names
+from rnn_conformance import bench_page, bench_plans, bench_quick
+from rnn_conformance.bench_cases import DENSE, MASKS, READS, SHAPES, Asked, Shape, build, masks
+from rnn_conformance.bench_measure import Spread, interleaved, peak_bytes, ratio
+from rnn_conformance.bench_run import Figures, Group, Row, run
+from rnn_conformance.bench_table import seconds
+from rnn_conformance.bench_tracks import error, memory_over_dense
+from rnn_conformance.cli import cli
+
+TINY = Shape(3, 5, 2, 4)
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+class Clock:
+    """A clock that only the calls move."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def call(self, takes: float) -> Callable[[int], None]:
+        def spend(k: int) -> None:
+            self.now += takes
+
+        return spend
+
+
+def bench(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, ["bench", *arguments], env={"COLUMNS": "200"}, catch_exceptions=False)
+
+
+def test_contestants_take_turns_and_slow_ones_are_called_once() -> None:
+    clock, turns = Clock(), []
+    calls = {"quick": clock.call(0.1), "twice": clock.call(0.2), "slow": clock.call(30.0)}
+    found = interleaved(calls, 1.0, rounds=(2, 4), slow=5.0, tick=turns.append, clock=clock)
+    assert found["slow"] == [30.0]
+    assert found["quick"] == pytest.approx([0.1, 0.1])
+    assert turns[3:] == ["quick", "twice", "twice", "quick"]  # nobody is always first
+    assert ratio(found["twice"], found["quick"]).median == pytest.approx(2)
+    assert ratio(found["slow"], found["quick"]).median == pytest.approx(300)
+
+
+def test_short_calls_are_repeated_until_the_clock_does_not_count() -> None:
+    clock = Clock()
+    found = interleaved({"short": clock.call(1e-4)}, 0.0, rounds=(3, 3), clock=clock)
+    assert found["short"] == pytest.approx([1e-4] * 3)
+    assert clock.now == pytest.approx(1e-4 * (2 + 3 * 50))
+
+
+def test_spread_has_quartiles() -> None:
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0, 5)
+    assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 1)
+
+
+@pytest.mark.parametrize("reads", READS)
+@pytest.mark.parametrize("who", [name for name in names() if name != "compile"])
+def test_every_backend_computes_the_same_case(who: str, reads: str) -> None:
+    mine, others = (build(Asked(name, TINY, "0.20", "train", reads))(1) for name in (who, "vmap"))
+    assert len(mine) == 5
+    for a, b in zip(mine, others, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # TorchRL's scan
+@pytest.mark.parametrize("who", ["torchrl-pad", "torchrl-scan"])
+def test_torchrl_computes_the_same_case(who: str) -> None:
+    pytest.importorskip("torchrl")
+    mine, theirs = (build(Asked(name, TINY, "0.20", "train", "module"))(1) for name in ("vmap", who))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_measured_says_why() -> None:
+    with pytest.raises(NotImplementedError, match="no-such"):
+        build(Asked("no-such", TINY))
+
+
+def test_masks_differ_from_call_to_call_and_once_is_once() -> None:
+    found = masks(SHAPES["S2"], "0.03")
+    assert len({mask.numpy().tobytes() for mask in found}) == MASKS
+    assert all(mask.sum(0).eq(1).all() and not mask[0].any() for mask in masks(SHAPES["S2"], "once"))
+    assert masks(TINY._replace(T=1), "once")[0].all()
+
+
+def test_shapes_are_read() -> None:
+    assert Shape.parse("S5") == Shape.parse("8,64,16,64") == Shape.parse("B8-T64-I16-H64") == SHAPES["S5"]
+    with pytest.raises(ValueError, match="four numbers"):
+        Shape.parse("1,2,3")
+
+
+def test_memory_is_counted_exactly() -> None:
+    assert peak_bytes(lambda k: torch.zeros(1000) + torch.zeros(1000)) == 12000
+    assert memory_over_dense("cudnn", TINY, "0") >= 1
+
+
+@pytest.mark.parametrize("who", ["cudnn", "vmap"])
+def test_error_is_against_float64(who: str) -> None:
+    assert 0 < error(who, TINY, "0.20") < 1e-5
+
+
+def test_command_prints_and_writes(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    said = bench("vmap", "--vs", "cudnn", "--shape", "2,3,2,4", "--resets", "0.1", "--seconds", "0", "--json", str(out))
+    assert said.exit_code == 0, said.output
+    assert "cudnn" in said.output
+    assert "quartiles" in said.output
+    rows = json.loads(out.read_text())["rows"]
+    assert [row["label"] for row in rows] == ["vmap", "cudnn"]
+    assert {row["base"] for row in rows} == {"cudnn"}
+    assert Figures.load(out).rows[0].seconds.samples >= 3
+
+
+def test_command_acts(tmp_path: Path) -> None:
+    said = bench("vmap", "--vs", "nn.LSTM", "--mode", "step", "--shape", "1,1,2,4", "--seconds", "0")
+    assert said.exit_code == 0, said.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("nobody",), "unknown: 'nobody'"),
+        (("vmap", "--vs", "nobody"), "unknown: 'nobody'"),
+        (("vmap", "--shape", "1,2"), "four numbers"),
+        (("vmap", "--resets", "often"), "shares between 0 and 1"),
+        (("vmap", "--json", "no/such/folder.json"), "no folder"),
+    ],
+)
+def test_command_refuses(arguments: tuple[str, ...], says: str) -> None:
+    said = bench(*arguments)
+    assert said.exit_code == 2
+    assert says in said.output
+
+
+def test_png_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import util
+
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    said = bench("vmap", "--png", "x.png")
+    assert said.exit_code == 2
+    assert "rnn-backends[bench]" in said.output
+
+
+def test_png_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    file = tmp_path / "x.png"
+    said = bench("vmap", "--vs", "cudnn", "--shape", "2,3,2,4", "--seconds", "0", "--png", str(file))
+    assert said.exit_code == 0, said.output
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
+def fake(groups: list[Group], seconds: float = 1e9) -> Figures:
+    """Figures of the whole plan without a measurement."""
+    clock = Clock()
+    figures = Figures({"date": "-", "processor": "-", "cores": 2, "threads": 2, "python": "-", "torch": "-"})
+    figures.where["torchrl"] = "-"
+    made: dict[str, Any] = {"make": lambda asked: clock.call(0.1), "rounds": (1, 1)}
+    bench_plans.run_all(groups, figures, seconds, clock=clock, **made)
+    return figures
+
+
+def test_what_the_time_does_not_reach_is_noted_and_can_be_resumed() -> None:
+    groups = list(bench_plans.quick())
+    figures = fake(groups, seconds=0.0)
+    measured = [row for row in figures.rows if row.note != bench_plans.TIME_UP]
+    assert len(measured) == len(groups[0].asked)  # what has begun is finished
+    assert len(figures.rows) == sum(len(group.asked) for group in groups)
+    calls: list[Asked] = []
+
+    def make(asked: Asked) -> Callable[[int], None]:
+        calls.append(asked)
+        return lambda k: None
+
+    bench_plans.run_all(groups[:2], figures, 1e9, make=make, rounds=(1, 1))
+    assert calls == list(groups[1].asked.values())
+    assert not any(row.note == bench_plans.TIME_UP for row in figures.rows)
+
+
+def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
+    figures = fake(list(bench_plans.full()))
+    figures.numbers = {"memory/vmap/S1": 1.5, "error/vmap/S1": 1e-7, "compile/first call/T = 16": "no compiler"}
+    figures.save(tmp_path / "figures.json")
+    figures = Figures.load(tmp_path / "figures.json")
+    page = tmp_path / "performance.md"
+    page.write_text((DOCS / "performance.md").read_text())
+    bench_page.fill(figures, page)
+    text = page.read_text()
+    assert "Not measured yet" not in text
+    assert "| S5 B8-T64-I16-H64, 3 % | " in text
+    bench_page.fill(figures, page)
+    assert page.read_text() == text  # filling twice changes nothing
+    pytest.importorskip("matplotlib")
+    bench_page.draw(figures, tmp_path / "plots")
+    assert {file.name for file in (tmp_path / "plots").iterdir()} == {"resets.png", "shapes.png", "time.png"}
+
+
+def test_quick_table_has_ratios_and_reasons() -> None:
+    figures = fake(list(bench_plans.quick()))
+    figures.rows.append(Row("R", "gone", "B1-T1-I1-H1", "0", "train", "output", note="it is not installed"))
+    console = Console(width=200, record=True, file=StringIO())
+    bench_quick.show(figures, console)
+    said = console.export_text()
+    assert "S3, 3 %" in said
+    assert "Q 1.00" in said
+    assert "it is not installed" in said
+
+
+def test_a_contestant_that_is_refused_keeps_its_reason() -> None:
+    group = Group("x", {"no-such": Asked("no-such", TINY), DENSE: Asked(DENSE, TINY)}, DENSE, 0.0)
+    gone, dense = run(group, rounds=(1, 1))
+    assert gone.seconds is None
+    assert "no-such" in gone.note
+    assert dense.over is not None
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.5, "1.5 s"), (0.0123, "12.3 ms"), (2e-6, "2 us"), (0.9999, "1000 ms")])
+def test_times_have_units(value: float, text: str) -> None:
+    assert seconds(value) == text
