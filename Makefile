@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 1
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv and install everything (done by the others when needed)
 	@$(BIN)/python -V
@@ -55,4 +55,40 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) torch
 	@echo "== set-up: installing rnn-backends and its tools"
 	@$(PIP) --editable . --group dev
+	@touch $@
+
+# Benchmarks: docs/performance.md. asv and matplotlib come with the first of them; N commits, BENCH a regex of names.
+N ?= 3
+BENCH ?= .
+MACHINE ?= local
+BENCH_READY := .venv/.bench
+ASV = cd asv_benchmarks && ../$(BIN)/asv
+ASV_ENV = -E virtualenv:$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+.PHONY: bench figures dashboard bench-compare dashboard-check
+
+bench: $(READY) ## R and Q of every backend and shape, under five minutes
+	@$(BIN)/python -m rnn_conformance.bench_quick
+
+figures: $(BENCH_READY) ## measure docs/performance.md's tables and pictures anew, a quarter of an hour
+	@$(BIN)/python -m rnn_conformance.bench_page measure fill
+
+dashboard: $(BENCH_READY) ## asv over the last N commits, and its site in .asv/html; BENCH=regex for a part
+	@$(ASV) machine --yes --machine $(MACHINE)
+	@git rev-list -n $(N) HEAD | (cd asv_benchmarks && ../$(BIN)/asv run $(ASV_ENV) HASHFILE:- --machine $(MACHINE) \
+		--skip-existing --bench '$(BENCH)')
+	@$(ASV) publish
+	@echo "look at it: python3 -m http.server -d .asv/html"
+
+# The table counts: asv's exit status is 1 for a regression and also where nothing could be measured.
+bench-compare: $(BENCH_READY) ## asv: what changed from BASE to HEAD; BENCH=regex for a part
+	@test -n "$(BASE)" || { echo "say which commit: make bench-compare BASE=main"; exit 2; }
+	@$(ASV) machine --yes --machine $(MACHINE)
+	-@$(ASV) continuous $(ASV_ENV) --machine $(MACHINE) --factor 1.1 --show-stderr --bench '$(BENCH)' $(BASE) HEAD
+
+dashboard-check: $(BENCH_READY) ## the dashboard in a real browser (chromium), minutes
+	@RNN_BENCH_BROWSER=1 $(BIN)/python -m pytest -q asv_benchmarks/tests
+
+$(BENCH_READY): $(READY)
+	@echo "== set-up: installing asv and matplotlib"
+	@$(PIP) --editable '.[bench]'
 	@touch $@
