@@ -65,8 +65,9 @@ right = layer()
 
 def each(change: Callable[[Tensor], Tensor], w: LayerWeights) -> LayerWeights:
     """Weights with a change to every one that is there."""
+    w_ih, w_hh = change(w.w_ih), change(w.w_hh)
     b_ih, b_hh, w_hr = (None if v is None else change(v) for v in w[2:])
-    return LayerWeights(change(w.w_ih), change(w.w_hh), b_ih, b_hh, w_hr)
+    return LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr)
 
 
 def both(change: Callable[[Tensor], Tensor], state: State) -> State:
