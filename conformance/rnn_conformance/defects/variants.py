@@ -203,7 +203,7 @@ def packed_and_invalidated() -> Backend:
         key = tuple((id(v), v.data_ptr(), v._version) for v in w if v is not None)
         old = kept.get(id(w.w_ih))
         if old is None or old[1] != key:
-            old = kept[id(w.w_ih)] = (w, key, each(lambda v: v.detach().T.contiguous().T, w))
+            old = kept[id(w.w_ih)] = (w, key, each(lambda v: v.detach().clone(), w))
         return right(old[2], x, entry, starts)
 
     return Backend("variant", run)
