@@ -20,9 +20,11 @@ def seconds(value: float) -> str:
 
 
 def ratio_text(value: Spread | None) -> str:
-    """A ratio with two digits behind the point, fewer if it is large."""
+    """A ratio with two digits behind the point, fewer if it is large and more if it is small."""
     if value is None:
         return "-"
+    if value.median < 0.1:
+        return f"{value.median:.2g}"
     return f"{value.median:.2f}" if value.median < 10 else f"{value.median:.0f}"
 
 

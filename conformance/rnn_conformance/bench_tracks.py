@@ -96,7 +96,10 @@ def first_call(who: str, T: int, then: Iterable[int] = (), timeout: float = 280.
     with tempfile.TemporaryDirectory() as cache:
         env = {**environ, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, "-c", FRESH, who, *numbers]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+        try:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise NotImplementedError(f"it took longer than {timeout:.0f} s") from None
     if done.returncode:
         raise NotImplementedError((done.stderr.strip().splitlines() or ["it failed"])[-1])
     return dict(json.loads(done.stdout.splitlines()[-1]))
