@@ -24,7 +24,7 @@ from .verdicts import BAD, Header, LawResult, Report
 
 __all__ = ["PROFILES", "Progress", "Rollout", "check_backend", "replay"]
 
-PROFILES = {"smoke": 3, "quick": 12, "full": 200, "deep": 2000}
+PROFILES = {"smoke": 2, "quick": 12, "full": 200, "deep": 2000}
 """Examples a law, by profile; each law also runs over a few fixed rich cases."""
 
 COSTLY_CASES = {"smoke": 1, "quick": 2, "full": 4, "deep": 4}

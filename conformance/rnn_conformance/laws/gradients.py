@@ -29,13 +29,13 @@ def gradients_equal_reference_in_float32(trial: Trial) -> None:
     _right(trial)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def gradients_of_the_output_alone(trial: Trial) -> None:
     """A loss of the output alone has the reference's gradients."""
     _right(trial, "y")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def gradients_of_the_end_states_alone(trial: Trial) -> None:
     """A loss of the end states alone, h or c, has the reference's gradients."""
     _right(trial, "h")
@@ -87,7 +87,7 @@ def gradient_of_unread_stored_states_is_zero(trial: Trial) -> None:
     trial.agree_gradients(found, trial.expected_gradients(trial.loss))
 
 
-@law(B=(2, 3))
+@law(B=(2, 3), profiles=("quick", "full"))
 def gradient_of_other_rows_is_zero(trial: Trial) -> None:
     """A loss of one row has exactly zero gradient by every other row."""
     found = trial.gradients(lambda ran: ran.output[:, 0].sum())
@@ -96,7 +96,7 @@ def gradient_of_other_rows_is_zero(trial: Trial) -> None:
         demand(f"the gradient of {name} by other rows", others == 0, others, "exactly 0", "")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def backward_twice_gives_the_same(trial: Trial) -> None:
     """Going backward a second time through a retained graph gives the same gradients."""
     lstm, x = trial.lstm(), trial.inputs.x.requires_grad_()
@@ -108,7 +108,7 @@ def backward_twice_gives_the_same(trial: Trial) -> None:
         trial.agree("the second gradient", came, expected, None, "")
 
 
-@law(bias=(True,))
+@law(bias=(True,), profiles=("quick", "full"))
 def frozen_weights_get_no_gradient(trial: Trial) -> None:
     """Weights that need no gradient get none, and the others' gradients do not change."""
     lstm = trial.lstm()
@@ -142,7 +142,7 @@ def without_gradients_the_same_values(trial: Trial) -> None:
                 raise LawBroken(f"the output needs a gradient under {mode.__name__}")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def gradients_do_not_depend_on_what_needs_them(trial: Trial) -> None:
     """The gradient by the input alone is the one that comes with those of the weights."""
     loss = trial.loss
@@ -153,7 +153,7 @@ def gradients_do_not_depend_on_what_needs_them(trial: Trial) -> None:
     trial.agree("the gradient of x", alone, every, scale=4)
 
 
-@law(T=(1, 2, 3))
+@law(T=(1, 2, 3), profiles=("quick", "full"))
 def gradients_accumulate(trial: Trial) -> None:
     """Two backward passes add up in ``.grad``, as they do everywhere in torch."""
     lstm = trial.lstm()

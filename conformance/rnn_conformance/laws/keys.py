@@ -40,7 +40,7 @@ def nested_keys(trial: Trial) -> None:
     trial.agree_states("the end state", Ran(h, h, c), trial.expected.end_h, trial.expected.end_c)
 
 
-@law(B=(2, 3), T=(3, 4, 5), L=(1, 2))
+@law(B=(2, 3), T=(3, 4, 5), L=(1, 2), profiles=("quick", "full"))
 def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
     """A batch of several dimensions, all of different size, comes out with every row at its place."""
     td, copies = trial.tensordict(), 7
@@ -58,7 +58,7 @@ def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
         trial.agree(f"features of a step of {k}", step["features"][k], first["features"], 0, "b unit", scale=2)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def another_tensordict_may_be_written(trial: Trial) -> None:
     """With ``tensordict_out`` the results go there and that one comes back; what was read stays as it was."""
     td, other = trial.tensordict(), TensorDict({}, [trial.case.B, trial.case.T], device=trial.device)
@@ -71,7 +71,7 @@ def another_tensordict_may_be_written(trial: Trial) -> None:
     _right(trial, other)
 
 
-@law(B=(2, 3))
+@law(B=(2, 3), profiles=("quick", "full"))
 def lazily_stacked_tensordicts_are_read_and_written(trial: Trial) -> None:
     """A lazy stack of rows is read and written like a dense TensorDict, each row at its place."""
     lazy = LazyStackedTensorDict(*[row.clone() for row in trial.tensordict().unbind(0)], stack_dim=0)
@@ -80,7 +80,7 @@ def lazily_stacked_tensordicts_are_read_and_written(trial: Trial) -> None:
     trial.agree("features of the last row", last["features"], trial.expected.output[:, -1], None, "t unit")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def a_locked_tensordict_is_refused_or_written_in_place(trial: Trial) -> None:
     """A locked TensorDict without room for the results is refused; with room it is written in place."""
     module, td = _over_time(trial), trial.tensordict().lock_()
@@ -107,7 +107,7 @@ def _refused(call: object, td: TensorDictBase, what: str) -> None:
         raise LawBroken(f"{what} was refused, and written to before")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def selected_outputs_are_the_only_ones(trial: Trial) -> None:
     """After ``select_out_keys`` only these are written, and their values are the same."""
     module = trial.module()
@@ -121,7 +121,7 @@ def selected_outputs_are_the_only_ones(trial: Trial) -> None:
     trial.agree("features", out["features"].transpose(0, 1), trial.expected.output)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def keyword_calls_equal_the_tensordict(trial: Trial) -> None:
     """Called with the entries by keyword, the module gives the outputs as a tuple."""
     td = trial.tensordict()
@@ -131,7 +131,7 @@ def keyword_calls_equal_the_tensordict(trial: Trial) -> None:
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
 
-@law(B=(1, 2, 3))
+@law(B=(1, 2, 3), profiles=("quick", "full"))
 def the_reset_mask_may_lack_its_last_dimension(trial: Trial) -> None:
     """``is_init [B, T]`` and ``[B, T, 1]`` are the same."""
     td = trial.tensordict()

@@ -23,7 +23,7 @@ def memory_layout_does_not_matter(trial: Trial) -> None:
     trial.agree_states("the end state", ran, plain.h, plain.c)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def expanded_states_are_read(trial: Trial) -> None:
     """A state that is one row expanded over the batch and over time is read like the rows it stands for."""
     inputs, (rows, T, B, P) = trial.inputs, trial.inputs.h.shape
@@ -57,7 +57,7 @@ def unbatched_is_a_batch_of_one(trial: Trial) -> None:
     trial.agree("c_n", bare.c, batched.c[:, 0], None, "layer unit", scale=2)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def is_init_may_have_a_trailing_one(trial: Trial) -> None:
     """``is_init [T, B]`` and ``[T, B, 1]`` are the same."""
     lstm, x = trial.lstm(), trial.inputs.x
@@ -66,7 +66,7 @@ def is_init_may_have_a_trailing_one(trial: Trial) -> None:
     identical("output", trailing.output, flat.output, "t b unit")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def output_is_dense_and_plain(trial: Trial) -> None:
     """What comes out has memory of its own at every place, so that it can be written in place."""
     with torch.no_grad():

@@ -60,7 +60,7 @@ def a_call_keeps_nothing(trial: Trial) -> None:
                 raise LawBroken(f"{name} is still alive after the call, {backward=}, and all its results are gone")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def results_share_no_memory_with_each_other(trial: Trial) -> None:
     """Output, h_n and c_n, and what is written into a TensorDict, may each be changed in place without the others."""
     with torch.no_grad():

@@ -67,7 +67,7 @@ def sequential_mode_starts_from_zero(trial: Trial) -> None:
     trial.agree("hidden c", ran.c, expected.c, 2, "layer t b unit")
 
 
-@law(bidirectional=(False,), stored=("zeros",), rollouts=True)
+@law(bidirectional=(False,), stored=("zeros",), rollouts=True, profiles=("quick", "full"))
 def steps_equal_recurrent_mode(trial: Trial) -> None:
     """With zeros stored at every is_init, stepping sequentially gives what recurrent mode gives."""
     whole = _ran(trial.module().set_recurrent_mode(True)(trial.tensordict()))
@@ -76,7 +76,7 @@ def steps_equal_recurrent_mode(trial: Trial) -> None:
     trial.agree_states("the end state", steps, whole.h, whole.c)
 
 
-@law(bidirectional=(False,))
+@law(bidirectional=(False,), profiles=("quick", "full"))
 def carrying_zero_padded_states_on_is_exact(trial: Trial) -> None:
     """The hidden output of a batch's last step, stored at the next batch's first, continues the sequence exactly."""
     module, td = trial.module().set_recurrent_mode(True), trial.tensordict()
@@ -128,7 +128,7 @@ def the_tensordict_is_filled_in_place(trial: Trial) -> None:
         raise LawBroken(f"the module wrote {sorted(map(str, added))}")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def gradients_flow_through_recurrent_mode(trial: Trial) -> None:
     """Gradients of features and hidden outputs by the input and every weight equal the reference's."""
     module = trial.module()
@@ -142,7 +142,7 @@ def gradients_flow_through_recurrent_mode(trial: Trial) -> None:
     trial.agree_gradients(dict(zip(leaves, found, strict=True)), trial.expected_gradients(trial.loss))
 
 
-@law(B=(2, 4), T=(3,))
+@law(B=(2, 4), T=(3,), profiles=("quick", "full"))
 def any_batch_shape(trial: Trial) -> None:
     """The batch may have one dimension or several: the rows come out the same."""
     td, module = trial.tensordict(), trial.module().set_recurrent_mode(True)

@@ -43,7 +43,7 @@ def no_bias(trial: Trial) -> None:
     _right(trial)
 
 
-@law(bias=(True,))
+@law(bias=(True,), profiles=("quick", "full"))
 def both_biases_count(trial: Trial) -> None:
     """The input's and the recurrent bias are both added: values and gradients equal the reference's."""
     _right(trial)
@@ -61,7 +61,7 @@ def no_dropout_in_evaluation(trial: Trial) -> None:
     trial.agree("output", _stream(trial, train=False).output, trial.expected.output)
 
 
-@law(dropout=(30, 100), L=(1,), stored=("zeros",))
+@law(dropout=(30, 100), L=(1,), stored=("zeros",), profiles=("quick", "full"))
 def no_dropout_after_the_last_layer(trial: Trial) -> None:
     """In training the last layer's output is not dropped, so one layer has no dropout at all."""
     with warnings.catch_warnings():
@@ -69,7 +69,15 @@ def no_dropout_after_the_last_layer(trial: Trial) -> None:
         trial.agree("output", _stream(trial, train=True).output, trial.expected.output)
 
 
-@law(dropout=(100,), L=(2,), stored=("zeros",), resets=("none",), bidirectional=(False,), P=(0,))
+@law(
+    dropout=(100,),
+    L=(2,),
+    stored=("zeros",),
+    resets=("none",),
+    bidirectional=(False,),
+    P=(0,),
+    profiles=("quick", "full"),
+)
 def dropout_of_everything_leaves_the_biases(trial: Trial) -> None:
     """With dropout 1 in training the second layer reads zeros: it gives the same whatever the first layer reads."""
     came = _stream(trial, train=True).output
@@ -80,7 +88,17 @@ def dropout_of_everything_leaves_the_biases(trial: Trial) -> None:
     trial.agree("output", came, second(x)[0], scale=2)
 
 
-@law(dropout=(50,), L=(2, 3), H=(8,), T=(4, 6), B=(3,), bias=(True,), P=(0,), stored=("zeros",))
+@law(
+    dropout=(50,),
+    L=(2, 3),
+    H=(8,),
+    T=(4, 6),
+    B=(3,),
+    bias=(True,),
+    P=(0,),
+    stored=("zeros",),
+    profiles=("quick", "full"),
+)
 def dropout_follows_the_seed(trial: Trial) -> None:
     """In training the same seed drops the same, another seed drops something else."""
     once, again, other = (_stream(trial, True, seed).output for seed in (1, 1, 2))

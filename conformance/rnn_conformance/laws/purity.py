@@ -70,7 +70,7 @@ def results_share_no_memory_with_inputs(trial: Trial) -> None:
         identical(f"{name} after writing into the results", parameter.detach(), same.weights[name], "")
 
 
-@law()
+@law(profiles=("quick", "full"))
 def h_and_c_share_no_memory(trial: Trial) -> None:
     """Writing into h changes no c, and writing into one layer's state no other's."""
     inputs = trial.inputs

@@ -83,7 +83,7 @@ def nan_stays_in_its_sequence(trial: Trial) -> None:
     _poisoned(trial, float("nan"))
 
 
-@law(B=(1, 2), T=(2, 3, 4, 6))
+@law(B=(1, 2), T=(2, 3, 4, 6), profiles=("quick", "full"))
 def infinity_stays_in_its_sequence(trial: Trial) -> None:
     """Infinity in one sequence's input and stored state comes out of no other sequence."""
     _poisoned(trial, float("inf"))

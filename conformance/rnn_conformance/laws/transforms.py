@@ -46,7 +46,7 @@ def _vmapped(trial: Trial, over_weights: bool, over_data: bool) -> None:
         trial.agree(f"output of sample {k}", came[k], expected)
 
 
-@law(trait=Trait.VMAP)
+@law(trait=Trait.VMAP, profiles=("quick", "full"))
 def vmap_over_weights(trial: Trial) -> None:
     """torch.vmap over stacked weights gives every member's own output, resets included."""
     _vmapped(trial, True, False)
@@ -64,7 +64,7 @@ def vmap_over_weights_and_data(trial: Trial) -> None:
     _vmapped(trial, True, True)
 
 
-@law(trait=Trait.VMAP, **SMALL)
+@law(trait=Trait.VMAP, profiles=("quick", "full"), **SMALL)
 def vmap_of_gradients(trial: Trial) -> None:
     """torch.vmap of torch.func.grad gives every sample's own gradient of every weight."""
     run, (x, _, _, _, weights) = _functional(trial.lstm()), trial.inputs
@@ -101,7 +101,7 @@ def double_backward(trial: Trial) -> None:
     trial.agree_gradients(second({n: came[n] for n in first}, leaves), second(first, expected_leaves))
 
 
-@law(trait=Trait.FORWARD_AD, **SMALL)
+@law(trait=Trait.FORWARD_AD, profiles=("quick", "full"), **SMALL)
 def forward_mode(trial: Trial) -> None:
     """torch.func.jvp along directions of input and weights equals the reference's."""
     run, (x, _, _, _, weights) = _functional(trial.lstm()), trial.inputs
@@ -164,7 +164,16 @@ def compiled_in_one_graph(trial: Trial) -> None:
     trial.agree_gradients(came, {n: v.double() for n, v in eager.items()}, scale=2)
 
 
-@law(trait=Trait.EXPORT, costly=True, T=(3,), B=(2,), dtype=("f32",), stored=("zeros",), bidirectional=(False,))
+@law(
+    trait=Trait.EXPORT,
+    costly=True,
+    T=(3,),
+    B=(2,),
+    dtype=("f32",),
+    stored=("zeros",),
+    bidirectional=(False,),
+    profiles=("quick", "full"),
+)
 def exported(trial: Trial) -> None:
     """torch.export takes the module, and the exported program follows changed resets."""
     lstm = trial.lstm()

@@ -66,7 +66,7 @@ def edited_weights_are_seen(trial: Trial) -> None:
     trial.agree("output after assigning .data", trial.run(lstm).output, trial.reference(halved).output)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def a_copy_is_independent(trial: Trial) -> None:
     """A deepcopy gives the same and does not change with the original."""
     lstm = trial.lstm()
@@ -78,7 +78,7 @@ def a_copy_is_independent(trial: Trial) -> None:
     trial.agree("output of the copy", trial.run(twin).output, trial.expected.output)
 
 
-@law()
+@law(profiles=("quick", "full"))
 def two_modules_do_not_mix(trial: Trial) -> None:
     """Two LSTMs of the same sizes on one backend, called in turn, each use their own weights."""
     one, two = trial.lstm(), trial.lstm()
