@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .cli_help import Examples, device_named, refusals, writable
+from .cli_help import Examples, device_called, refusals, writable
 from .verdicts import PROFILE_NAMES
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ FILE = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
 
 
 def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(device_named(name.strip())) for name in value.split(",")))
+    return tuple(dict.fromkeys(str(device_called(name.strip())) for name in value.split(",")))
 
 
 @click.command("check", cls=Examples, epilog=EXAMPLES)

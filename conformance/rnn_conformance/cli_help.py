@@ -36,14 +36,21 @@ def refusals(*which: tuple[type[Exception], str]) -> Iterator[None]:
         raise click.BadParameter(str(error), param_hint=f"'{option}'") from None
 
 
+def device_called(name: str) -> torch.device:
+    """A device by its name, whether it is there or not."""
+    import torch
+
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        refuse("--device", str(error).splitlines()[0])
+
+
 def device_named(name: str) -> torch.device:
     """A device that is there."""
     import torch
 
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        refuse("--device", str(error).splitlines()[0])
+    device = device_called(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         refuse("--device", "no CUDA device is available here")
     return device

@@ -12,6 +12,7 @@ from rnn_backends import Backend, names
 from . import rollout_laws
 from .asked import about, known_backend, select_laws
 from .check import calm, changed, check_backend, fresh_seed, recordings
+from .devices import absent
 from .looks import looks_like
 from .progress import RunProgress
 from .results import Outcome, Results
@@ -83,8 +84,9 @@ class MainJob:
             for name, backend, device in self._runs:
                 blank = Outcome(name, device=device)
                 progress.backend(blank.label)
-                if isinstance(backend, str):
-                    self._outcomes.append(replace(blank, reason=backend))
+                reason = backend if isinstance(backend, str) else absent(device)
+                if isinstance(backend, str) or reason:
+                    self._outcomes.append(replace(blank, reason=reason))
                 else:
                     self._outcomes.append(self._run_one(backend, device, progress))
         except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from rnn_backends import Backend, UnsupportedError
 from torch import Tensor
 
 from .compare import demand, judge
+from .devices import absent, exact_float32
 from .law import LawBroken
 from .rollout_trial import RolloutTrial, per_trajectory
 from .rollouts import Rollout
@@ -110,13 +111,17 @@ class RolloutChecks:
 
     def run(self, name: str) -> LawResult:
         """Run one law over every rollout and hidden size; stops at the first case that breaks it."""
+        reason = absent(self._device)
+        if reason:
+            return LawResult(self._backend.name, name, "declined", message=reason)
         started, worst, ran, refusals = time.perf_counter(), 0.0, 0, []
         verdict: Verdict = "passed"
         message = ""
         token: str | None = None
         for rollout, size in self._cases:
             try:
-                worst = max(worst, LAWS[name](self._trial(rollout, size)))
+                with exact_float32(self._device):
+                    worst = max(worst, LAWS[name](self._trial(rollout, size)))
                 ran += 1
             except UnsupportedError as error:
                 refusals.append(error.reason)

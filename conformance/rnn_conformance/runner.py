@@ -14,6 +14,7 @@ from rnn_backends import Backend, UnsupportedError, get_backend
 
 from .cases import Case
 from .catalogue import LAWS, select
+from .devices import absent, exact_float32
 from .explore import Findings, Outcome, explore
 from .inputs import Rollout
 from .lanes import in_a_process
@@ -108,6 +109,9 @@ def replay(backend: str | Backend, law: str, token: str, device: str = "cpu") ->
 def _judge(law: Law, run: _Run) -> LawResult:
     """All cases of one law."""
     begin = time.perf_counter()
+    reason = absent(run.device)
+    if reason:
+        return LawResult(run.backend.name, law.name, "declined", message=reason)
     if law.trait and law.trait not in run.backend.traits and not law.tries_unclaimed:
         message = f"{law.trait.value} is not claimed"
         return LawResult(run.backend.name, law.name, "declined", message=message)
@@ -152,7 +156,7 @@ def outcome_of(law: Law, backend: Backend, case: Case, device: str, rollout: Rol
     claimed = law.trait is None or law.trait in backend.traits
     trial = Trial(backend, case, device, rollout)
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]), exact_float32(device):
             law.function(trial)
     except Declined as declined:
         return Outcome("declined", str(declined))

@@ -93,7 +93,7 @@ def test_report_round_trips_and_an_incomplete_one_is_refused():
 def test_laws_are_chosen_by_name_or_part_and_unknown_ones_are_errors():
     assert [r.law for r in check(unroll, laws=["one_row"]).results] == ["one_row"]
     names = [r.law for r in check(unroll, laws=["batch_"]).results]
-    assert names == [n for n in LAWS if "batch_" in n]
+    assert names == [n for n, law in LAWS.items() if "batch_" in n and law.belongs("smoke")]
     with pytest.raises(ValueError, match="one_row"):
         check(unroll, laws=["one_roww"])
     with pytest.raises(ValueError, match="smoke, quick, full"):

@@ -1,0 +1,49 @@
+"""A device that is not there: no law runs, none is said to hold, and the run is incomplete."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from click.testing import CliRunner
+from rnn_conformance.check import check_backend
+from rnn_conformance.cli_check import check_command
+from rnn_conformance.devices import exact_float32
+
+SOME = ["one_row", "rollout_equals_torch_lstm", "a_compiled_result_outlives_the_next_call"]
+
+
+@pytest.fixture(autouse=True)
+def _no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def test_without_a_gpu_every_law_declines_and_the_report_is_incomplete():
+    report = check_backend("vmap", device="cuda", laws=SOME, profile="full")
+    assert [(r.verdict, r.message, r.cases) for r in report.results] == [("declined", "no CUDA device", 0)] * 3
+    assert not report.complete
+    assert not report.ok
+    assert report.failures == []
+
+
+def test_without_a_gpu_the_command_says_so_and_ends_with_status_3(tmp_path):
+    file = tmp_path / "report.jsonl"
+    options = ["vmap", "--profile", "smoke", "-k", "one_row", "--device", "cpu,cuda", "--json", str(file)]
+    ran = CliRunner().invoke(check_command, options)
+    assert ran.exit_code == 3, ran.output
+    assert "? vmap on cuda: no CUDA device" in ran.output
+    assert "1 law ran on 1 of 2 backends" in ran.output
+    assert '"no CUDA device"' in file.read_text()
+
+
+def test_a_device_of_no_kind_is_bad_usage():
+    assert CliRunner().invoke(check_command, ["vmap", "--device", "warp"]).exit_code == 2
+
+
+def test_float32_is_float32_on_cuda_and_the_settings_come_back(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with exact_float32("cuda"):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    with exact_float32("cpu"):
+        assert torch.backends.cudnn.allow_tf32
