@@ -152,6 +152,19 @@ def test_double_backward_is_not_silently_wrong():
         torch.testing.assert_close(got, expected)
 
 
+def test_torch_func_grad():
+    lstm = LSTM(3, 4, 2, lstm_backend="cudnn")
+    x, is_init = torch.randn(9, 2, 3), torch.rand(9, 2) < 0.4
+    weights = dict(lstm.named_parameters())
+
+    def loss(weights):
+        return torch.func.functional_call(lstm, weights, (x,), {"is_init": is_init})[0].sum()
+
+    expected = torch.autograd.grad(lstm(x, is_init=is_init)[0].sum(), list(weights.values()))
+    for got, wanted in zip(torch.func.grad(loss)(weights).values(), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
 def test_other_devices_are_declined_with_a_reason():
     verdicts = {v.name: v for v in explain(LSTMSpec(3, 4), "mps")}
     assert not verdicts["cudnn"].accepted

@@ -12,6 +12,7 @@ import torch
 from rnn_backends import Backend, LayerWeights, LSTMSpec, State, hookimpl
 from rnn_backends.unroll import cell
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .flush import collect_steps, fused, is_clean, run_plan, spread
 from .plan import Plan, Sequences, make_plan
@@ -25,7 +26,7 @@ _REASON = "the plan is made from the resets' positions, which a traced graph doe
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
     T, B = starts.shape
-    seqs = Sequences.of(starts.cpu().numpy())
+    seqs = Sequences.of(_as_numpy(starts))
     if len(seqs.row) == B:  # every row is one sequence: nothing to plan
         y, c = fused(_params(weights), x, State(entry.h[0], entry.c[0]), weights.b_ih is not None)
         return State(y, c.expand(T, B, -1))
@@ -52,7 +53,7 @@ def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: 
         return np.ones(len(seqs.row), bool)
     at = torch.from_numpy(seqs.start_index).to(entry.h.device)
     h, c = _states_at(entry, at, seqs.B)
-    return ((h != 0).any(-1) | (c != 0).any(-1)).cpu().numpy()
+    return _as_numpy((h != 0).any(-1) | (c != 0).any(-1))
 
 
 def _states_at(entry: State, index: Tensor, B: int) -> State:
@@ -70,8 +71,16 @@ def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, ever
     return last.expand(T, B, -1)
 
 
+def _as_numpy(value: Tensor) -> np.ndarray:
+    """Also inside ``torch.func.grad``, whose wrapped tensors have no memory of their own."""
+    while torch._C._functorch.is_gradtrackingtensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    with temporarily_clear_interpreter_stack():  # or every call wraps its result again
+        return value.cpu().numpy()
+
+
 def _key(starts: Tensor) -> tuple[bytes, int, int]:
-    return starts.cpu().numpy().tobytes(), *starts.shape
+    return _as_numpy(starts).tobytes(), *starts.shape
 
 
 @lru_cache(maxsize=16)  # epochs over one rollout see the same resets again

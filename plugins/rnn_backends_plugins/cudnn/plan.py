@@ -12,7 +12,7 @@ one of a row stand steps that hold it. A sequence that starts from a stored stat
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -88,6 +88,7 @@ class Plan:
         tails: likewise, of the last step of its last sequence: the kernel's own final state is that one's.
         probes: cells that show a cell state.
         probed: index of the step whose cell state each of them shows.
+        flushes: the cells that are ``FLUSH``.
     """
 
     blocks: tuple[Block, ...]
@@ -97,10 +98,13 @@ class Plan:
     tails: Tensor
     probes: Tensor
     probed: Tensor
+    flushes: Tensor
 
     def to(self, device: torch.device) -> Plan:
         """The same plan with its indices on ``device``."""
-        parts = (v.to(device) for v in (self.kind, self.cell, self.heads, self.tails, self.probes, self.probed))
+        if device.type == "cpu":
+            return self
+        parts = (getattr(self, field.name).to(device) for field in fields(self) if field.name != "blocks")
         return Plan(self.blocks, *parts)
 
 
@@ -253,7 +257,8 @@ def _assemble(seqs: Sequences, places: list[_Place], gap: int) -> Plan:
     kind, cell = np.concatenate(kinds), _cell_of_steps(seqs, cell_of, stride)
     kind[cell] = REAL
     none = [np.empty(0, np.int64)]
-    arrays = (kind, cell, *(np.concatenate(v or none) for v in (heads, tails, probes, probed)))
+    lists = (np.concatenate(v or none) for v in (heads, tails, probes, probed))
+    arrays = (kind, cell, *lists, np.flatnonzero(kind == FLUSH))
     return Plan(tuple(blocks), *(torch.from_numpy(v) for v in arrays))
 
 
