@@ -10,6 +10,7 @@ from .law import Law
 from .laws import (
     batch,
     compiled,
+    distributed,
     dropout,
     evidence,
     gradients,
@@ -21,6 +22,7 @@ from .laws import (
     options,
     precision,
     purity,
+    recompiling,
     refusals,
     resets,
     shapes,
@@ -35,6 +37,7 @@ from .laws import (
 SUBJECTS: tuple[ModuleType, ...] = (
     values, resets, time, batch, gradients, options, dropout, precision, shapes, layout, purity, memory, weights,
     lifecycle, modules, keys, refusals, threads, stories, evidence, transforms, compiled,
+    recompiling, distributed,
 )  # fmt: skip
 
 LAWS: dict[str, Law] = {

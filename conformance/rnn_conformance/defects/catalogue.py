@@ -13,6 +13,7 @@ from . import (
     evidence,
     gradients,
     keys,
+    lanes,
     lifecycle,
     memory,
     modules,
@@ -28,7 +29,7 @@ from .planting import Defect
 
 FAMILIES: tuple[ModuleType, ...] = (
     cell, stacks, resets, sizes, states, modules, keys, gradients, dropout, dtype, memory, purity, weights_family,
-    lifecycle, evidence, transforms, claims,
+    lifecycle, evidence, transforms, claims, lanes,
 )  # fmt: skip
 
 DEFECTS: dict[str, Defect] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, State
+from rnn_backends import Backend, LayerFunction, LayerWeights, State
 from torch import Tensor
 
 from .plain import both, each, finish, gates_of, layer, right, step
-from .planting import in_layer, in_reset, in_step, made, restart
+from .planting import backend, in_layer, in_reset, in_step, made, restart
 
 GRADIENTS = "gradients_equal_reference"
 
@@ -246,3 +246,28 @@ def gradients_overwritten(w: LayerWeights, x: Tensor, entry: State, starts: Tens
         return grad if old.grad is None else grad - old.grad
 
     return right(w._replace(w_ih=_changed(old, overwrite)), x, entry, starts)
+
+
+@in_layer("gradients_of_the_stored_states_alone")
+def gradient_of_entry_averaged(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where the stored states need gradients and the input does not, they get none at t = 0."""
+    if entry.h.requires_grad and not x.requires_grad:
+        entry = both(lambda v: torch.cat([v[:1].detach(), v[1:]]), entry)
+    return right(w, x, entry, starts)
+
+
+@backend("gradients_of_a_call_with_hx")
+def last_layer_function_detached() -> Backend:
+    """The function for the last states gives c without its gradient."""
+
+    def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        h, c = right(w, x, entry, starts)
+        return State(h, c.detach())
+
+    return Backend("defect", right, layer_last=last)
+
+
+@backend("gradients_flow_through_steps")
+def step_without_gradient_of_the_state() -> Backend:
+    """The step for acting detaches the state that comes in: training step by step is truncated."""
+    return Backend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))

@@ -72,14 +72,6 @@ def c_flushed_when_small(w: LayerWeights, x: Tensor, state: State) -> State:
     return step(w, x, State(state.h, torch.where(state.c.abs() < 1e-6, 0, state.c)))
 
 
-@in_layer()
-def gradient_of_entry_averaged(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the stored states need gradients and the input does not, they get none at t = 0."""
-    if entry.h.requires_grad and not x.requires_grad:
-        entry = both(lambda v: torch.cat([v[:1].detach(), v[1:]]), entry)
-    return right(w, x, entry, starts)
-
-
 @in_core()
 def step_mode_ignores_stored_c_for_many_rows() -> list[Patch]:
     """In sequential mode with more than three rows the incoming c is taken as zero."""
@@ -90,18 +82,6 @@ def step_mode_ignores_stored_c_for_many_rows() -> list[Patch]:
         return original(self, x, state, is_init)
 
     return [Patch(LSTM, "step", wrong)]
-
-
-@in_core()
-def td_out_filled_with_detached_features() -> list[Patch]:
-    """The features that are written into a TensorDict have no gradient where there are no stored states."""
-    original = LSTM.replay
-
-    def wrong(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
-        output, state = original(self, x, is_init, stored, every_step)
-        return output if stored is not None else output.detach(), state
-
-    return [Patch(LSTM, "replay", wrong)]
 
 
 @in_core()
@@ -152,23 +132,6 @@ def hidden_size_read_from_input_size() -> list[Patch]:
         return State(found.h, found.c + 0.5 * rest.to(found.c.dtype))
 
     return [Patch(LSTM, "zero_state", wrong)]
-
-
-@backend()
-def last_layer_function_detached() -> Backend:
-    """The function for the last states gives c without its gradient."""
-
-    def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        h, c = right(w, x, entry, starts)
-        return State(h, c.detach())
-
-    return Backend("defect", right, layer_last=last)
-
-
-@backend()
-def step_without_gradient_of_the_state() -> Backend:
-    """The step for acting detaches the state that comes in: training step by step is truncated."""
-    return Backend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))
 
 
 @in_core()

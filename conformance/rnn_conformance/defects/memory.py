@@ -45,7 +45,7 @@ def starts_read_as_contiguous(w: LayerWeights, x: Tensor, entry: State, starts: 
     return right(w, x, entry, _as_if_contiguous(starts))
 
 
-@in_layer("output_equals_reference")
+@in_layer("output_equals_reference", LAYOUT)
 def storage_offset_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The input is read from the beginning of its storage."""
     return right(w, x.as_strided(x.shape, x.stride(), 0), entry, starts)
@@ -58,10 +58,7 @@ def expanded_states_taken_as_absent(w: LayerWeights, x: Tensor, entry: State, st
     return right(w, x, both(torch.zeros_like, entry) if absent else entry, starts)
 
 
-@made(
-    "a_result_outlives_the_next_call",
-    why_not="A hole: the trial stacks the states of a run, which copies them, before that law looks at them.",
-)
+@made("a_result_outlives_the_next_call")
 def c_in_shared_scratch() -> LayerFunction:
     """Without gradients the cell state lies in scratch memory kept by shape."""
     scratch: dict[tuple[int, ...], Tensor] = {}

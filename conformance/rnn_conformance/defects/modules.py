@@ -62,10 +62,7 @@ def padded_with_almost_zero() -> list[Patch]:
     return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, 1e-30))
 
 
-@in_core(
-    "gradients_flow_through_recurrent_mode",
-    why_not="A hole: that law puts cotangents on sequences' ends only, and none on the padding between them.",
-)
+@in_core("gradients_flow_through_recurrent_mode")
 def padding_passes_gradients() -> list[Patch]:
     """The padded positions are zero, and gradients that arrive there flow on into the states."""
     return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, states - states.detach()))
@@ -223,10 +220,7 @@ def no_state_is_ones() -> list[Patch]:
     return [Patch(LSTM, "zero_state", lambda *args: both(torch.ones_like, original(*args)))]
 
 
-@in_core(
-    "no_state_is_zero_state",
-    why_not="A hole: no law calls twice without hx and compares, so a state that is kept for the next call passes.",
-)
+@in_core("no_state_is_zero_state")
 def no_state_is_the_last_one() -> list[Patch]:
     """Without hx a stream goes on from where the last call ended."""
     original, left = LSTM._over_time, dict[int, tuple[LSTM, State]]()
@@ -345,3 +339,15 @@ def the_last_end_not_filled() -> list[Patch]:
         return torch.where(torch.cat([at[:-1], ~at[-1:]]).unsqueeze(-1), states, 0)
 
     return _padding(wrong)
+
+
+@in_core("gradients_flow_without_stored_states")
+def td_out_filled_with_detached_features() -> list[Patch]:
+    """The features that are written into a TensorDict have no gradient where there are no stored states."""
+    original = LSTM.replay
+
+    def wrong(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
+        output, state = original(self, x, is_init, stored, every_step)
+        return output if stored is not None else output.detach(), state
+
+    return [Patch(LSTM, "replay", wrong)]

@@ -97,6 +97,17 @@ def vmap_of_one_gradient() -> Backend:
     return _claims(run, Trait.VMAP)
 
 
+@backend("functional_gradients_are_right")
+def functional_gradient_without_the_recurrent_weights() -> Backend:
+    """Under torch.func.grad the recurrent weights are taken as constants: their gradient is zero."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        tracked = torch._C._functorch.is_gradtrackingtensor(w.w_hh)
+        return right(w._replace(w_hh=w.w_hh.detach()) if tracked else w, x, entry, starts)
+
+    return _claims(run)
+
+
 class _NoTangent(torch.autograd.Function):
     """The identity, with a tangent of zero."""
 

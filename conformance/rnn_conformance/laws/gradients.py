@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import torch
+from rnn_backends import LSTM, State
 from torch import Tensor
 
 from ..compare import demand, identical
+from ..inputs import Inputs, materialise
 from ..law import LawBroken, law
-from ..trial import Ran, Trial
+from ..trial import Ran, Trial, differentiate
 
 
 def _right(trial: Trial, parts: str = "yhc") -> None:
@@ -151,6 +153,64 @@ def gradients_do_not_depend_on_what_needs_them(trial: Trial) -> None:
     inputs.x.requires_grad_()
     (alone,) = torch.autograd.grad(loss(trial.run(lstm, inputs)), inputs.x)
     trial.agree("the gradient of x", alone, every, scale=4)
+
+
+@law(profiles=("quick", "full"))
+def gradients_of_the_stored_states_alone(trial: Trial) -> None:
+    """Where neither input nor weights need a gradient, the stored states get the reference's all the same."""
+    lstm, inputs = trial.lstm().requires_grad_(False), trial.fresh()
+    leaves = {"stored h": inputs.h.requires_grad_(), "stored c": inputs.c.requires_grad_()}
+    found = differentiate(trial.loss(trial.run(lstm, inputs)), leaves)
+    expected = trial.expected_gradients(trial.loss)
+    trial.agree_gradients(found, {name: expected[name] for name in leaves})
+
+
+@law(profiles=("quick", "full"))
+def gradients_of_a_call_with_hx(trial: Trial) -> None:
+    """Gradients of ``lstm(x, hx, is_init=is_init)`` through output, h_n and c_n equal the reference's."""
+    lstm, inputs = trial.lstm(), _needing(trial.fresh())
+    ran = trial.stream(lstm, inputs.x, (inputs.h[:, 0], inputs.c[:, 0]), trial.is_init)
+    _right_from_hx(trial, lstm, inputs, ran)
+
+
+@law(bidirectional=(False,), profiles=("quick", "full"))
+def gradients_flow_through_steps(trial: Trial) -> None:
+    """Gradients through ``LSTM.step``, one step after the other, equal the reference's over the whole row."""
+    lstm, inputs = trial.lstm(), _needing(trial.fresh())
+    state, outputs = State(inputs.h[:, 0], inputs.c[:, 0]), []
+    for x, is_init in zip(inputs.x, trial.is_init, strict=True):
+        output, state = lstm.step(x, state, is_init)
+        outputs.append(output)
+    _right_from_hx(trial, lstm, inputs, Ran(torch.stack(outputs), state.h, state.c))
+
+
+def _needing(inputs: Inputs) -> Inputs:
+    """Input and stored states that need gradients."""
+    for value in (inputs.x, inputs.h, inputs.c):
+        value.requires_grad_()
+    return inputs
+
+
+def _right_from_hx(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran) -> None:
+    """Gradients of a run from the first stored state, with later resets to zeros, against the reference's."""
+
+    def loss(ran: Ran) -> Tensor:
+        total = ran.output.new_zeros(())
+        for key, value in enumerate(ran):
+            total = total + (value * trial.noise(value, key).to(value)).sum()
+        return total
+
+    x, h, c, starts, weights = materialise(trial.case, "cpu", trial.rollout)
+    own = Inputs(x.double(), h.double(), c.double(), starts, {n: w.double() for n, w in weights.items()})
+    for value in own.leaves.values():
+        value.requires_grad_()
+    read = torch.zeros_like(starts)
+    read[0] = ~trial.case.is_init[0]
+    at = read.unsqueeze(-1)
+    found = trial.reference(own._replace(h=torch.where(at, own.h, 0), c=torch.where(at, own.c, 0)))
+    right = Ran(found.output, found.end_h[:, -1], found.end_c[:, -1])
+    leaves = {"x": inputs.x, "stored h": inputs.h, "stored c": inputs.c, **dict(lstm.named_parameters())}
+    trial.agree_gradients(differentiate(loss(ran), leaves), differentiate(loss(right), own.leaves))
 
 
 @law(T=(1, 2, 3), profiles=("quick", "full"))

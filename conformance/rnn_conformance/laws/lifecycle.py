@@ -34,7 +34,7 @@ def registered(backend: Backend) -> Iterator[None]:
         unregister(backend.name)
 
 
-@law(dropout=(0, 30), L=(1, 2), profiles=("quick", "full"))
+@law(dropout=(0, 30), L=(2, 3), profiles=("quick", "full"))
 def a_pickle_keeps_everything(trial: Trial) -> None:
     """Pickled and loaded, LSTM and module keep backend, options, mode, training flag and values."""
     with registered(trial.backend):

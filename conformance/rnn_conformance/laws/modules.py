@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..compare import demand, identical
 from ..law import LawBroken, law
-from ..trial import Ran, Trial
+from ..trial import Ran, Trial, differentiate
 
 H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
 
@@ -130,7 +130,7 @@ def the_tensordict_is_filled_in_place(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def gradients_flow_through_recurrent_mode(trial: Trial) -> None:
-    """Gradients of features and hidden outputs by the input and every weight equal the reference's."""
+    """Gradients of features and hidden outputs equal the reference's; what arrives on the padding reaches nothing."""
     module = trial.module()
     inputs = trial.fresh()
     for value in (inputs.x, inputs.h, inputs.c):
@@ -138,8 +138,27 @@ def gradients_flow_through_recurrent_mode(trial: Trial) -> None:
     ran = _ran(module.set_recurrent_mode(True)(trial.tensordict(inputs)))
     leaves: dict[str, Tensor] = {"x": inputs.x, "stored h": inputs.h, "stored c": inputs.c}
     leaves |= dict(module.lstm.named_parameters())
-    found = torch.autograd.grad(trial.loss(ran), list(leaves.values()))
-    trial.agree_gradients(dict(zip(leaves, found, strict=True)), trial.expected_gradients(trial.loss))
+    trial.agree_gradients(differentiate(_everywhere(trial, ran), leaves), trial.expected_gradients(trial.loss))
+
+
+@law(stored=("zeros",), profiles=("quick", "full"))
+def gradients_flow_without_stored_states(trial: Trial) -> None:
+    """In recurrent mode without hidden keys the gradients by the input and every weight equal the reference's."""
+    module, inputs = trial.module(), trial.fresh()
+    inputs.x.requires_grad_()
+    td = trial.tensordict(inputs).exclude(H_KEY, C_KEY)
+    ran = _ran(module.set_recurrent_mode(True)(td))
+    leaves: dict[str, Tensor] = {"x": inputs.x, **dict(module.lstm.named_parameters())}
+    expected = trial.expected_gradients(trial.loss)
+    trial.agree_gradients(differentiate(_everywhere(trial, ran), leaves), {name: expected[name] for name in leaves})
+
+
+def _everywhere(trial: Trial, ran: Ran) -> Tensor:
+    """The trial's loss, with random cotangents on the padding too: it is constant, so they must reach nothing."""
+    total = ran.output.new_zeros(())
+    for key, value in enumerate(ran):
+        total = total + (value * trial.noise(value, key).to(value)).sum()
+    return total
 
 
 @law(B=(2, 4), T=(3,), profiles=("quick", "full"))

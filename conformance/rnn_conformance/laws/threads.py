@@ -85,15 +85,14 @@ def the_mode_stays_in_its_thread(trial: Trial) -> None:
             done.wait(timeout=60)
 
     def sequential() -> None:
-        inside.wait(timeout=60)
-        modes.append(module.recurrent_mode)
-        trial.agree("features", module(trial.tensordict()[:, 0].clone())["features"], _first(trial), 0, "b unit")
-        done.set()
+        try:
+            inside.wait(timeout=60)
+            modes.append(module.recurrent_mode)
+            trial.agree("features", module(trial.tensordict()[:, 0].clone())["features"], _first(trial), 0, "b unit")
+        finally:  # also where it fails: the other thread waits
+            done.set()
 
-    try:
-        _together(recurrent, sequential)
-    finally:
-        done.set()
+    _together(recurrent, sequential)
     if modes != [False]:
         raise LawBroken("set_recurrent_mode(True) in one thread made a module in another recurrent")
 

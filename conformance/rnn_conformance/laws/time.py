@@ -77,10 +77,12 @@ def without_resets_is_init_may_be_left_out(trial: Trial) -> None:
 
 @law(stored=("zeros",))
 def no_state_is_zero_state(trial: Trial) -> None:
-    """Called without hx, a stream starts from zeros."""
+    """Called without hx, a stream starts from zeros, whatever calls came before."""
     lstm, inputs = trial.lstm(), trial.inputs
     none = trial.stream(lstm, inputs.x, None, trial.is_init)
     zero = trial.stream(lstm, inputs.x, (inputs.h[:, 0].clone(), inputs.c[:, 0].clone()), trial.is_init)
-    for name, came, expected in zip(("output", "h_n", "c_n"), none, zero, strict=True):
+    again = trial.stream(lstm, inputs.x, None, trial.is_init)
+    for name, came, expected, later in zip(("output", "h_n", "c_n"), none, zero, again, strict=True):
         identical(name, came, expected, "t b unit")
+        identical(f"{name} of a second call", later, expected, "t b unit")
     trial.agree("output", none.output, trial.expected.output)

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, Trait
+from rnn_backends import LSTM, Trait, UnsupportedError
 from torch import Tensor
 
 from ..inputs import Inputs
-from ..law import law
+from ..law import Declined, law
 from ..trial import Ran, Trial, differentiate
 
 SMALL: dict[str, Any] = {"T": (3,), "B": (2,), "L": (1, 2), "P": (0,), "bidirectional": (False,), "bias": (True,)}
@@ -78,6 +78,23 @@ def vmap_of_gradients(trial: Trial) -> None:
         own = {n: v.clone().double().cpu().requires_grad_() for n, v in weights.items()}
         expected = differentiate(_streamed(trial, sample, own).sin().sum(), own)
         trial.agree_gradients({n: v[k] for n, v in came.items()}, expected)
+
+
+@law(profiles=("quick", "full"))
+def functional_gradients_are_right(trial: Trial) -> None:
+    """torch.func.grad over functional_call, resets included, equals autograd, or is declined with a reason."""
+    run, (x, _, _, _, weights) = _functional(trial.lstm()), trial.inputs
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        return run(weights, x, trial.is_init).sin().sum()
+
+    try:
+        by_weights, by_x = torch.func.grad(loss, argnums=(0, 1))(weights, x)
+    except UnsupportedError as error:
+        raise Declined(error.reason) from error
+    own = {n: v.clone().double().cpu().requires_grad_() for n, v in {"x": x, **weights}.items()}
+    right = _streamed(trial, own["x"], {n: own[n] for n in weights})
+    trial.agree_gradients({"x": by_x, **by_weights}, differentiate(right.sin().sum(), own))
 
 
 @law(trait=Trait.DOUBLE_BACKWARD, **SMALL)
