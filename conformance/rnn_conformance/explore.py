@@ -17,6 +17,9 @@ from .verdicts import VERDICTS, Verdict
 
 SHRINK_SECONDS = 4.0
 
+FEW = 3
+"""Rich cases of a run of no more examples than that: smoke leaves the largest out."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -69,7 +72,7 @@ def explore(
             raise _Bad
 
     try:
-        for case in rich(where):
+        for case in rich(where)[: FEW if examples <= FEW else None]:
             example(case)
     except _Bad:
         if not shrink:

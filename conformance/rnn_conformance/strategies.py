@@ -31,8 +31,9 @@ RICH = (
     Case(6, 3, 3, 4, resets=0b000110_101000_010010, seed=1, layout="transposed"),
     Case(5, 2, 2, 5, L=2, P=3, resets=0b01100_10010, seed=2),
     Case(7, 2, 3, 3, L=2, bidirectional=True, resets=0b0010010_0101100, seed=3, layout="strided"),
+    Case(5, 4, 3, 9, L=2, resets=0b00100_01010_00000_10001, seed=4),
 )
-"""Cases that run first whatever the seed: everything at once, every size different."""
+"""Cases that run first whatever the seed: everything at once, every size different; the last with many units."""
 
 
 @st.composite

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .catalogue import DEFECTS, killers
-from .invented import INVENTED
+from .invented import INVENTED, SURVIVED
 from .kill import KILLS, Kill, survives
 from .uncovered import UNCOVERED
 
@@ -45,7 +45,7 @@ def page(kills: Mapping[str, Sequence[Kill]], found: Mapping[str, str | None] | 
             rate=len(dead) / max(len(kills), 1),
             excused=len(kills) - len(dead) - len(surviving),
             surviving=len(surviving),
-            invented=_rate(found),
+            invented=_rate(found, dead),
         )
     ]
     for family in dict.fromkeys(DEFECTS[name].family for name in kills):
@@ -63,11 +63,16 @@ def _row(name: str, kills: Sequence[Kill]) -> str:
     return f"| `{name}` | {DEFECTS[name].sentence} | {laws}{f' **survives**: {why}' if why else ''} |"
 
 
-def _rate(found: Mapping[str, str | None] | None) -> str:
+def _rate(found: Mapping[str, str | None] | None, dead: Sequence[str]) -> str:
     if found is None:
         return ""
-    dead = sum(law is not None for law in found.values())
-    return f"- Invented after the suite, no law named: **{dead} of {len(found)}** died of some law of the profile.\n"
+    every = len(found) + len(SURVIVED)
+    now = sum(law is not None for law in found.values()) + sum(name in dead for name in SURVIVED)
+    return (
+        f"- Invented after the suite, no law named: **{every - len(SURVIVED)} of {every}** died of some law of the "
+        f"profile in the\n  first run. Laws were then written for the other {len(SURVIVED)}; **{now} of {every}** "
+        "die now.\n"
+    )
 
 
 def _invented(found: Mapping[str, str | None] | None) -> list[str]:
@@ -75,7 +80,11 @@ def _invented(found: Mapping[str, str | None] | None) -> list[str]:
         return []
     head = "\n## Invented afterwards\n\n| defect | what is wrong | first law that killed it |\n| --- | --- | --- |"
     killer = {name: f"`{law}`" if law else "**none**" for name, law in found.items()}
-    return [head, *(f"| `{name}` | {INVENTED[name].sentence} | {killer[name]} |" for name in found)]
+    rows = [f"| `{name}` | {INVENTED[name].sentence} | {killer[name]} |" for name in found]
+    for name in SURVIVED:
+        laws = ", ".join(f"`{law}`" for law in DEFECTS[name].killed_by)
+        rows.append(f"| `{name}` | {DEFECTS[name].sentence} | **none** in the first run; since then {laws} |")
+    return [head, *rows]
 
 
 def _by_law() -> list[str]:
