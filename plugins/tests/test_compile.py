@@ -276,3 +276,21 @@ def test_without_a_compiler_it_says_so():
     says = pytest.raises(UnsupportedError, match=r"needs a C\+\+ compiler.*Backends that can: .*vmap")
     with mock.patch.object(shutil, "which", return_value=None), says:
         LSTM(3, 5, lstm_backend="compile")
+
+
+def test_torch_func_grad_and_no_second_one():
+    lstm = LSTM(3, 4, 2, lstm_backend="compile")
+    x, is_init = torch.randn(9, 2, 3), torch.rand(9, 2) < 0.4
+    weights = dict(lstm.named_parameters())
+
+    def loss(weights):
+        return torch.func.functional_call(lstm, weights, (x,), {"is_init": is_init})[0].sum()
+
+    def length(weights):
+        return sum(v.square().sum() for v in torch.func.grad(loss)(weights).values())
+
+    expected = torch.autograd.grad(lstm(x, is_init=is_init)[0].sum(), list(weights.values()))
+    for came, wanted in zip(torch.func.grad(loss)(weights).values(), expected, strict=True):
+        torch.testing.assert_close(came, wanted)
+    with pytest.raises(UnsupportedError, match="gradient of a gradient"):
+        torch.func.grad(length)(weights)

@@ -17,7 +17,7 @@ from rnn_backends.unroll import cell
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .ops import lstm_layer
+from .ops import FunctionalLayer, lstm_layer
 
 contract_version = 1
 
@@ -31,8 +31,14 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
         bias = bias + b_hh  # the operator takes the sum: autograd gives both their gradient
     read = [v for v in (x, w_ih, w_hh, bias, w_hr, *entry) if v is not None]
     keep = torch.is_grad_enabled() and any(v.requires_grad for v in read)
-    h, c, _ = lstm_layer(x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts, keep)
+    run = FunctionalLayer.apply if _inside_functional() else lstm_layer
+    h, c, _ = run(x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts, keep)
     return State(h, c)
+
+
+def _inside_functional() -> bool:
+    """Within ``torch.func.grad`` and its like; a compiler traces the operator itself."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:

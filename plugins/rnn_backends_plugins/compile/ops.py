@@ -112,11 +112,13 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, *output)
 
 
-def _gradient(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _gradient(
+    ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, _: None, run: Any = lstm_layer_backward
+) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:7]
     if grad_h is None and grad_c is None:
         return (None,) * 9
-    grads = lstm_layer_backward(grad_h, grad_c, *ctx.saved_tensors, list(needs))
+    grads = run(grad_h, grad_c, *ctx.saved_tensors, list(needs))
     return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None, None)
 
 
@@ -127,3 +129,35 @@ def _no_second_gradient(ctx: Any, *grads: Tensor | None) -> NoReturn:
 
 lstm_layer.register_autograd(_gradient, setup_context=_keep)
 lstm_layer_backward.register_autograd(_no_second_gradient)
+
+
+class _FunctionalBackward(torch.autograd.Function):
+    """``lstm_layer_backward`` for ``torch.func``, which takes no operator's gradient but such a function's."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Gradients:
+        found: Gradients = lstm_layer_backward(*inputs)
+        return found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Gradients) -> None:
+        pass
+
+    backward = staticmethod(_no_second_gradient)
+
+
+class FunctionalLayer(torch.autograd.Function):
+    """``lstm_layer`` for ``torch.func``: the same operators, and the same gradient."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """The operator's arguments and results."""
+        found: tuple[Tensor, Tensor, Tensor] = lstm_layer(*inputs)
+        return found
+
+    setup_context = staticmethod(_keep)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The operator's gradient."""
+        return _gradient(ctx, grads[0], grads[1], None, _FunctionalBackward.apply)
