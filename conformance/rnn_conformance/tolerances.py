@@ -51,6 +51,10 @@ FLOOR = 0.05
 """Rows whose largest expected value is below this share of the whole tensor's are judged by that share: where a row
 cancels to almost nothing, rounding noise is all there is."""
 
+GRADIENT_FLOOR = 0.01
+"""No row's gradients are judged against less. They are sums of terms of the order of one: a single gradient (``H = 1``,
+one step) that cancels to 3e-4 has float32's rounding of those terms, 7e-9, and nothing is wrong with it."""
+
 
 def worst_row(came: Tensor, expected: Tensor, dim: int | None, floor: float = 0.0) -> float:
     """The worst row's error: largest error in the row over the row's largest expected value.

@@ -16,7 +16,7 @@ from .cases import Case
 from .inputs import Inputs, Rollout, materialise
 from .law import Declined, LawBroken
 from .reference import Expected, reference
-from .tolerances import TOLERANCES
+from .tolerances import GRADIENT_FLOOR, TOLERANCES
 
 
 class Ran(NamedTuple):
@@ -216,7 +216,7 @@ class Trial:
             }.get(name, (None, "row column"))
             if name not in came:
                 raise LawBroken(f"there is no gradient of {name}")
-            self._judge(f"the gradient of {name}", came[name], value, limit, dim, axes, 0.0)
+            self._judge(f"the gradient of {name}", came[name], value, limit, dim, axes, GRADIENT_FLOOR)
 
     def _judge(
         self, what: str, came: Tensor, expected: Tensor, limit: float, dim: int | None, axes: str, floor: float

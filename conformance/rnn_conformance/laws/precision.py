@@ -157,9 +157,10 @@ def _follows(trial: Trial, change: Callable[[Tensor], Tensor]) -> None:
     trial.agree_states("the end state", ran, expected.end_h, expected.end_c)
 
 
-@law(dtype=("f64", "f32"), profiles=("quick", "full"))
+@law(dtype=("f64", "f32"), I=(1,), profiles=("quick", "full"))
 def large_input_saturates(trial: Trial) -> None:
     """Input of some ten thousand saturates the gates: finite values that equal the reference's, no overflow."""
+    # one feature: two could cancel to a gate that is not saturated, and to rounding
     _follows(trial, lambda x: torch.sign(x) * 3e4)
 
 
