@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 Verdict = Literal["silently_wrong", "failed", "crashed", "under_claimed", "declined", "passed"]
 """Worst first.
@@ -174,37 +173,38 @@ class Report:
         """How many laws have this verdict; what is waived is counted nowhere but in :attr:`waived`."""
         return sum(result.says == verdict for result in self.results)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {
-            "header": asdict(self.header),
-            "results": [asdict(result) for result in self.results],
-            "summary": {v: self.count(v) for v in VERDICTS} | {"ok": self.ok, "missing": list(self.missing)},
-        }
-
     def to_json(self) -> str:
-        """One JSON object: header, results, summary. An infinite margin is written as ``Infinity``."""
-        return json.dumps(self.to_dict(), indent=1)
+        """JSON lines, as ``rnn-backends check --json`` writes them, of this run alone."""
+        from .report_lines import text  # it is made of what is here
+        from .results import Outcome, Results
+
+        head = self.header
+        run = Outcome(self.backend, self, device=head.device)
+        return text(
+            Results(
+                head.profile,
+                head.seed,
+                {},
+                head.expected,
+                (run,),
+                head.strict,
+                head.rollouts,
+                self.seconds,
+                head.versions,
+            )
+        )
 
     @classmethod
-    def from_json(cls, text: str) -> Report:
-        """Read :meth:`to_json`.
+    def from_json(cls, written: str) -> Report:
+        """Read :meth:`to_json`, or the first run of a file of ``rnn-backends check --json``.
 
         Raises:
-            ValueError: it is not a report, or its results do not reconcile with the laws its header expects.
+            ReportError: a ``ValueError``: it is no report, or its results are not those that its header expects.
         """
-        try:
-            data = json.loads(text)
-            head = data["header"]
-            head = Header(**head | {n: tuple(head[n]) for n in ("expected", "rollouts", "claimed")})
-            report = cls(head, [LawResult(**row) for row in data["results"]])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a conformance report: {error!r}") from error
-        if not report.complete:
-            raise ValueError(
-                f"the report is incomplete: laws without a result {list(report.missing)}, "
-                f"results that were not expected {list(report.unexpected)}"
-            )
+        from .report_lines import read
+
+        report = read(written).outcomes[0].report
+        assert report is not None, "a run without a report is refused"
         return report
 
 

@@ -86,7 +86,7 @@ def test_report_round_trips_and_an_incomplete_one_is_refused():
         Report.from_json(short.to_json())
     twice = Report(report.header, [*report.results, report.results[0]])
     assert twice.unexpected == ("one_step",)
-    with pytest.raises(ValueError, match="not a conformance report"):
+    with pytest.raises(ValueError, match="not a report"):
         Report.from_json("{}")
 
 
