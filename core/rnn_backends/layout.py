@@ -57,7 +57,7 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], spec: LSTMSpec, weight: 
         raise InputError(f"{keys[3]!r} must be bool, got {is_init.dtype}: use .bool() if 1 means a start")
     if is_init.device != weight.device:
         raise InputError(f"{keys[3]!r} is on {is_init.device}, the weights on {weight.device}: move one of them")
-    if tuple(is_init.shape) not in (batch, (*batch, 1)):
+    if is_init.shape not in (batch, (*batch, 1)):
         came = tuple(is_init.shape)
         raise InputError(f"{keys[3]!r} must have the batch shape {batch} or {(*batch, 1)}, got {came}")
     if (h is None) != (c is None):
@@ -107,18 +107,18 @@ def unfold_time(value: Tensor, batch: Sequence[int]) -> Tensor:
 
 def fold_step(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
     """``[*batch, .]`` -> ``x [B, I]``, ``is_init [B]``, states ``[L*D, B, .]``."""
-    B = inputs.is_init.numel()
-    x, is_init = inputs.x.reshape(B, inputs.x.shape[-1]), inputs.is_init.reshape(B)
-    if inputs.stored is None:
-        return x, is_init, None
-    h, c = (s.reshape(B, *s.shape[-2:]).transpose(0, 1) for s in inputs.stored)
-    return x, is_init, State(h, c)
+    x, is_init, stored = inputs
+    if is_init.ndim != 1:  # one batch dimension, the usual case when acting, is as it should be
+        B = is_init.numel()
+        x, is_init = x.reshape(B, x.shape[-1]), is_init.reshape(B)
+        stored = stored and State(*(s.reshape(B, *s.shape[-2:]) for s in stored))
+    return x, is_init, stored and State(stored.h.transpose(0, 1), stored.c.transpose(0, 1))
 
 
 def unfold_step(value: Tensor, batch: Sequence[int]) -> Tensor:
     """``[B, N]`` -> ``[*batch, N]``; hidden states ``[L*D, B, N]`` -> ``[*batch, L*D, N]``."""
     value = value if value.ndim == 2 else value.transpose(0, 1)
-    return value.reshape(*batch, *value.shape[1:])
+    return value if len(batch) == 1 else value.reshape(*batch, *value.shape[1:])
 
 
 def _check_like(key: NestedKey, value: Tensor, weight: Tensor, casts: bool) -> None:
@@ -127,7 +127,7 @@ def _check_like(key: NestedKey, value: Tensor, weight: Tensor, casts: bool) -> N
 
 
 def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:
-    if tuple(value.shape) != shape:
+    if value.shape != shape:
         raise InputError(f"{key!r} must have shape {words} = {shape}, got {tuple(value.shape)}")
 
 

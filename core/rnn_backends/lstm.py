@@ -130,6 +130,7 @@ class LSTM(nn.RNNBase):
         self._run_layers = layers_with(backend.layer, backend.layer)
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
+        self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function it may not trace
 
     @property
     def lstm_backend(self) -> str:
@@ -207,8 +208,9 @@ class LSTM(nn.RNNBase):
     def _over_time(self, x: Tensor, state: State | None, is_init: Tensor | None) -> tuple[Tensor, State]:
         T, B, spec = x.shape[0], x.shape[1], self.spec
         state = self.zero_state((B,), x) if state is None else state
-        stack, drops = self._backend.stack, self.training and self.dropout > 0 and spec.num_layers > 1
-        if is_init is None and stack is not None and not drops:
+        drops = self.training and self.dropout > 0 and spec.num_layers > 1
+        stack = self._backend.stack if self._has_stack and is_init is None and not drops else None
+        if stack is not None:
             weights, dtype, uncast = self._ready()
             with uncast:
                 return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
@@ -333,10 +335,7 @@ class LSTM(nn.RNNBase):
         if (weight.device, weight.dtype) != self._placed:
             demand(self._backend, self.spec, weight.device, weight.dtype)
             self._placed = (weight.device, weight.dtype)
-        if Trait.VMAP not in self._backend.traits and _inside_vmap():
-            self._decline("torch.vmap", "its kernel has no batching rule", Trait.VMAP)
-        if Trait.FORWARD_AD not in self._backend.traits and _inside_forward_ad():
-            self._decline("forward-mode AD", "its kernel has no forward derivative", Trait.FORWARD_AD)
+        self._check_transforms()
         casts = self.autocast_dtype()
         weights = self.layer_weights()
         if casts is None:
@@ -344,6 +343,15 @@ class LSTM(nn.RNNBase):
         demand(self._backend, self.spec, weight.device, casts)
         cast = [_cast(layer, casts) for layer in weights]
         return cast, casts, torch.autocast(weight.device.type, enabled=False)
+
+    def _check_transforms(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        traits, forward = self._backend.traits, forward_ad._current_level >= 0  # torch.func.jvp opens a level too
+        if forward and Trait.FORWARD_AD not in traits:
+            self._decline("forward-mode AD", "its kernel has no forward derivative", Trait.FORWARD_AD)
+        if torch._C._are_functorch_transforms_active() and Trait.VMAP not in traits and _inside_vmap():
+            self._decline("torch.vmap", "its kernel has no batching rule", Trait.VMAP)
 
     def layer_weights(self) -> list[LayerWeights]:
         """The parameters as backends see them: ``L*D`` entries, layer by layer, forward then reverse."""
@@ -373,7 +381,7 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for bound in ("_run_layers", "_run_layers_last", "_placed", "_spec"):
+        for bound in ("_run_layers", "_run_layers_last", "_placed", "_spec", "_has_stack"):
             state.pop(bound, None)
         if holds(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
@@ -409,12 +417,5 @@ def _cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
     return LayerWeights(w.w_ih.to(dtype), w.w_hh.to(dtype), b_ih, b_hh, w_hr)
 
 
-def _inside_forward_ad() -> bool:
-    """Also within ``torch.func.jvp``, which opens a level of forward AD."""
-    return not torch.compiler.is_compiling() and forward_ad._current_level >= 0
-
-
 def _inside_vmap() -> bool:
-    if torch.compiler.is_compiling():
-        return False
     return any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters())

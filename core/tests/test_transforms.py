@@ -1,5 +1,7 @@
 """torch's transforms: functional_call, vmap over weights and data, per-sample gradients, jvp, compile, export."""
 
+import itertools
+
 import pytest
 import torch
 from rnn_backends import LSTM, LSTMModule, LSTMNet, Trait, UnsupportedError, get_backend
@@ -156,3 +158,14 @@ def test_exported_it_computes_the_same():
     program = torch.export.export(lstm, (x,), {"is_init": is_init})
     other, reset = data()
     assert_close(program.module()(other, is_init=reset), lstm(other, is_init=reset))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("order", list(itertools.permutations(["cudnn", "vmap", "torchscript"])), ids="-".join)
+def test_graphs_of_one_backend_are_not_run_for_another(order):
+    """All share one code object, and Dynamo does not guard the functions that it may not trace."""
+    torch._dynamo.reset()
+    lstm, x = LSTM(3, 4, 2), torch.randn(5, 2, 3)
+    run = torch.no_grad()(torch.compile(lambda lstm: lstm(x)[0], backend="eager"))
+    for name in order:
+        torch.testing.assert_close(run(lstm.with_backend(name)), lstm(x)[0])
