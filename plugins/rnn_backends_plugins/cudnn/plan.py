@@ -22,10 +22,13 @@ from torch import Tensor
 REAL, FLUSH, HOLD, PROBE = range(4)
 """What a cell of a block holds: a real step, or a synthetic one (see flush.py)."""
 
-OVERHEAD = 32
+OVERHEAD = 8
 """What a step costs beside its rows, in rows. Measured: docs/performance.md, "What a step costs"."""
 
-MAX_BLOCKS = 6
+PER_BLOCK = 128
+"""What one more call of the kernel costs (it packs the weights, and adds up their gradients), in rows times steps."""
+
+MAX_BLOCKS = 12
 
 _FULL = 1 << 40
 
@@ -130,7 +133,7 @@ def make_plan(seqs: Sequences, must_head: Ints, every_end: bool) -> Plan:
 
 
 def _cost(places: list[_Place]) -> int:
-    return sum(place.steps * (place.rows + OVERHEAD) for place in places)
+    return sum(place.steps * (place.rows + OVERHEAD) + PER_BLOCK for place in places)
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ def _cuts(length: Ints) -> list[tuple[int, int]]:
     """Cut a falling list of lengths into at most MAX_BLOCKS pieces of least total cost, by dynamic programming."""
     edges = np.unique(np.linspace(0, len(length), 33).astype(int))
     ahead = edges[None, :] - edges[:, None]  # [from, to]
-    price = np.where(ahead > 0, np.append(length, 0)[edges][:, None] * (ahead + OVERHEAD), _FULL)
+    price = np.where(ahead > 0, np.append(length, 0)[edges][:, None] * (ahead + OVERHEAD) + PER_BLOCK, _FULL)
     best, came = np.where(edges == 0, 0, _FULL), []
     for _ in range(MAX_BLOCKS):
         total = np.concatenate([best[:, None] + price, best[None, :]])  # one block more, or none
