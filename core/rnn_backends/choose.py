@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from .contract import Backend, LSTMSpec, Trait
+from .crossovers import table_for
 from .errors import BrokenBackendError, InputError, UnsupportedError
+from .ranking import Ranking
 from .registry import get_backend, list_backends, names
 
 DEFAULT_VARIABLE = "RNN_BACKENDS_LSTM"
 AUTO_ORDER = ("cudnn", "vmap")
-"""What ``"auto"`` prefers, fastest first; then the other installed backends by name."""
+"""What ``"auto"`` prefers where nothing was measured, or nobody is clearly faster; then the others by name."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Verdict:
     Attributes:
         name: the backend's name.
         accepted: whether it runs it.
-        reason: why not, or why ``"auto"`` chose it, or ``None``.
+        reason: why not; or why ``"auto"`` chose it: on which measured figure, and whose; or ``None``.
         chosen: whether ``"auto"`` takes it.
     """
 
@@ -116,21 +118,23 @@ def explain(
     for name, reason in reasons.items():
         if reason is None:
             reasons[name] = _refusal(get_backend(name), spec, device, dtype)
-    best = next((name for name in _ranked() if reasons[name] is None), None)
-    why = f"preferred by auto: first of {', '.join(AUTO_ORDER)}, then the others, that accepts"
+    ranking = _ranking([name for name, reason in reasons.items() if reason is None], spec, device)
+    best = ranking.first()
     return [
-        Verdict(name, reason is None, why if name == best else reason, name == best)
+        Verdict(name, reason is None, ranking.why() if name == best else reason, name == best)
         for name, reason in sorted(reasons.items())
     ]
 
 
-def _ranked() -> list[str]:
-    installed = names()
-    return [n for n in AUTO_ORDER if n in installed] + [n for n in installed if n not in AUTO_ORDER]
+def _ranking(among: Sequence[str], spec: LSTMSpec, device: torch.device) -> Ranking:
+    """Fastest first, as far as it was measured."""
+    return Ranking(among, AUTO_ORDER, table_for(device), spec)
 
 
 def _loadable() -> Iterator[Backend]:
-    for name in _ranked():
+    installed = names()
+    first = [name for name in AUTO_ORDER if name in installed]
+    for name in [*first, *(name for name in installed if name not in first)]:
         try:
             yield get_backend(name)
         except BrokenBackendError:
@@ -138,9 +142,16 @@ def _loadable() -> Iterator[Backend]:
 
 
 def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> Backend:
-    for backend in _loadable():
-        if needs <= backend.traits and _refusal(backend, spec, device, dtype) is None:
-            return backend
+    def able(name: str) -> bool:
+        try:
+            backend = get_backend(name)
+        except BrokenBackendError:
+            return False
+        return needs <= backend.traits and _refusal(backend, spec, device, dtype) is None
+
+    best = _ranking(names(), spec, device).first(able)
+    if best is not None:
+        return get_backend(best)
     verdicts = explain(spec, device, dtype)
     said = "; ".join(f"{v.name}: {f'lacks {_listed(needs)}' if v.accepted else v.reason}" for v in verdicts)
     raise UnsupportedError("auto", _words(spec, device, dtype), said or "none is installed")

@@ -14,7 +14,8 @@ ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 LAYERS = (
     {"contract", "errors"},
     {"hooks"},
-    {"registry"},
+    {"registry", "crossovers"},
+    {"ranking"},
     {"choose"},
     {"resets", "unroll"},
     {"stack", "checks"},

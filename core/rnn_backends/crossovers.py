@@ -1,0 +1,172 @@
+"""What was measured: the table that comes with the package, and this machine's own, which goes before it.
+
+Times of every backend over a grid of cells (hidden size, mode, resets, rows, steps), one table a kind of device.
+``rnn-backends tune`` makes them; ``choose.py`` decides by them. A file that cannot be used is said once and left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT = 1
+"""Raised when the meaning of a file changes; files of another format are not read."""
+SHIPPED = Path(__file__).with_name("crossovers.json")
+MODES = ("train", "forward", "step")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measured case: ``hidden`` size, ``mode`` (one of ``MODES``), share of ``resets`` (or ``"once"`` a row).
+
+    ``batch``, ``time`` and ``features`` are B, T and I; ``seconds`` a call, by the backend's name.
+    """
+
+    hidden: int
+    mode: str
+    resets: str
+    batch: int
+    time: int
+    features: int
+    seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of one device, and where they come from.
+
+    Attributes:
+        device: its type: ``"cpu"``, ``"cuda"``.
+        where: ``date``, ``processor``, ``threads``, ``torch`` and ``rnn-backends`` (versions).
+        cells: what was measured.
+        first_call: seconds that the first forward and backward took in a fresh process, by backend.
+        allow_compile: whether ``"auto"`` may take a backend whatever its first call takes.
+        shipped: whether it came with the package.
+    """
+
+    device: str
+    where: Mapping[str, Any]
+    cells: tuple[Cell, ...]
+    first_call: Mapping[str, float] = field(default_factory=dict)
+    allow_compile: bool = False
+    shipped: bool = False
+
+    def origin(self) -> str:
+        """Whose table it is, of when and of what, in words."""
+        whose, said = "the shipped table" if self.shipped else "this machine's table", self.where
+        return f"{whose} of {said['date']}, {said['processor']}, {said['threads']} threads, torch {said['torch']}"
+
+
+def table_for(device: torch.device) -> Table | None:
+    """This machine's table for the device, else the shipped one for its type, else ``None``."""
+    own = machine_file(device)
+    mine = _read(own, own.stat().st_mtime_ns) if own is not None and own.is_file() else ()
+    found = [*mine, *_read(SHIPPED, 0)]
+    return next((table for table in found if table.device == device.type), None)
+
+
+def machine_file(device: torch.device) -> Path | None:
+    """Where this machine's table is kept: one file for each processor or GPU and (on the CPU) number of threads."""
+    name = processor(device)
+    if name is None:
+        return None
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    except RuntimeError:  # no home folder
+        return None
+    threads = f"-{torch.get_num_threads()}-threads" if device.type == "cpu" else ""
+    key = re.sub(r"[^a-z0-9]+", "-", f"{device.type}-{name}".lower()).strip("-")
+    return folder / "rnn_backends" / f"tune-{key}{threads}.json"
+
+
+@lru_cache
+def processor(device: torch.device) -> str | None:
+    """The processor's or GPU's name; ``None`` where a device has none or is not there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    uname = os.uname() if hasattr(os, "uname") else None
+    return next(named, uname.machine if uname else "cpu")
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """What a machine's table was made with, and must be again for it to count."""
+    try:
+        ours = version("rnn-backends")
+    except PackageNotFoundError:
+        ours = "not installed"
+    return {"torch": str(torch.__version__), "rnn-backends": ours}
+
+
+@lru_cache
+def _read(path: Path, changed: int) -> tuple[Table, ...]:
+    """The tables of a file; none, and one warning, if it is broken or (this machine's) of other versions."""
+    try:
+        tables = parse(path.read_text(encoding="utf-8"), shipped=path == SHIPPED)
+        for table in tables:
+            made = {name: table.where[name] for name in versions()}
+            if not table.shipped and made != versions():
+                raise ValueError("it was measured with " + " and ".join(f"{k} {v}" for k, v in made.items()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
+        warnings.warn(
+            f"the table of measured backends in {path} is not used: {why}. "
+            f"Delete it, or measure again with: rnn-backends tune",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return ()
+    return tables
+
+
+def parse(text: str, shipped: bool = False) -> tuple[Table, ...]:
+    """The tables of a file's text.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is not such a file.
+    """
+    said = json.loads(text)
+    if said["format"] != FORMAT:
+        raise ValueError(f"its format is {said['format']!r}, and this rnn-backends reads {FORMAT}")
+    return tuple(_table(entry, shipped) for entry in said["tables"])
+
+
+def _table(said: dict[str, Any], shipped: bool) -> Table:
+    cells = tuple(Cell(**cell) for cell in said["cells"])
+    for cell in cells:
+        if cell.mode not in MODES or not isinstance(cell.hidden, int) or cell.hidden < 1:
+            raise ValueError(f"no such cell: mode {cell.mode!r}, hidden {cell.hidden!r}")
+    times = [*said["first_call"].values(), *(second for cell in cells for second in cell.seconds.values())]
+    if not all(isinstance(t, (int, float)) and math.isfinite(t) and t > 0 for t in times):
+        raise ValueError("a time in it is not a number above 0")
+    where = {name: str(said["where"][name]) for name in ("date", "processor", "threads", "torch", "rnn-backends")}
+    return Table(str(said["device"]), where, cells, said["first_call"], said["allow_compile"] is True, shipped)
+
+
+def text_of(tables: list[Table]) -> str:
+    """What :func:`parse` reads: one cell a line."""
+    written = []
+    for table in tables:
+        about = {name: value for name, value in asdict(table).items() if name not in ("cells", "shipped")}
+        cells = ",\n   ".join(json.dumps(asdict(cell)) for cell in table.cells)
+        written.append(f'  {{{json.dumps(about)[1:-1]}, "cells": [\n   {cells}]}}')
+    return f'{{"format": {FORMAT}, "tables": [\n' + ",\n".join(written) + "\n]}\n"

@@ -1,0 +1,111 @@
+"""In which order ``"auto"`` asks the backends: by what was measured, and on which figure that rests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from .contract import LSTMSpec
+from .crossovers import Cell, Table
+
+WEIGHTS = {"train": 0.7, "step": 0.2, "forward": 0.1}
+"""What a mode counts. A backend is chosen once, at construction, where neither the mode, nor B, nor T, nor the resets
+are known: so the choice is for a policy that acts and is trained, and training takes most of its time."""
+MARGIN = 0.05
+"""By how much another one must be faster than the first of the fixed order: less is noise."""
+PATIENCE = 5.0
+"""Seconds: whose first call takes longer (it compiles) is not taken by ``"auto"`` unless the table allows it."""
+
+
+class Ranking:
+    """Names in the order of preference for one spec, and why the first is the first.
+
+    Args:
+        names: of backends; who declines is asked in :meth:`first` only, or left out before.
+        order: the fixed order: decides where nothing was measured, and within the margin.
+        table: what was measured on this kind of device, if anything.
+        spec: the LSTM's options.
+    """
+
+    def __init__(self, names: Sequence[str], order: Sequence[str], table: Table | None, spec: LSTMSpec) -> None:
+        self._table = table
+        self._fixed = [name for name in order if name in names] + [name for name in names if name not in order]
+        self._cells = _nearest(table.cells, spec.hidden_size) if table else []
+        self._slow = [name for name in self._fixed if self._first_call(name) > PATIENCE]
+        measured = [name for name in self._fixed if all(name in cell.seconds for cell in self._cells)]
+        self.cost = costs(self._cells, measured)
+        ready = [name for name in self.cost if name not in self._slow]
+        self._ready = sorted(ready, key=self.cost.__getitem__)
+
+    def first(self, able: Callable[[str], bool] = lambda name: True) -> str | None:
+        """The first that is able: of those within the margin of the fastest, the first of the fixed order.
+
+        Then those that were not measured, in the fixed order; then those whose first call takes long. No more are
+        asked than needed: to be asked, a plugin is imported.
+        """
+        fastest = next(filter(able, self._ready), None)
+        if fastest is not None:
+            near = [n for n in self._fixed if n in self._ready and self.cost[n] * (1 - MARGIN) <= self.cost[fastest]]
+            return next(filter(able, near))
+        rest = [name for name in self._fixed if name not in self._ready]
+        return next(filter(able, sorted(rest, key=self._slow.__contains__)), None)
+
+    def _first_call(self, name: str) -> float:
+        return 0.0 if self._table is None or self._table.allow_compile else self._table.first_call.get(name, 0.0)
+
+    def why(self) -> str:
+        """Why :meth:`first` is the first, with the figure that decided."""
+        if self._table is None:
+            return "the first of the fixed order that accepts: nothing is measured on this kind of device"
+        first = self.first()
+        if first not in self._ready:
+            return f"the first of the fixed order that accepts: none that does is in {self._table.origin()}"
+        cell = _shown(self._cells)
+        said = [f"measured: {_time(cell.seconds[first])} at {_words(cell)}"]
+        others = [name for name in self._ready if name != first]
+        if others:
+            times = self.cost[others[0]] / self.cost[first]
+            said.append(f"next {others[0]} {_time(cell.seconds[others[0]])}, {times:.2f} times as long over all modes")
+        if first != self._ready[0]:
+            said.append(f"less than {MARGIN:.0%} decides nothing, and {first} is first in the fixed order")
+        said += [
+            f"{name} is faster but its first call takes {self._first_call(name):.0f} s"
+            for name in self._slow
+            if name in self.cost and self.cost[name] < self.cost[first] * (1 - MARGIN)
+        ]
+        return "; ".join([*said, self._table.origin()])
+
+
+def costs(cells: Iterable[Cell], names: Iterable[str]) -> dict[str, float]:
+    """Seconds, by name: the geometric mean over the cells of a mode, then over modes by their weights."""
+    by_mode: dict[str, list[Cell]] = {}
+    for cell in cells:
+        by_mode.setdefault(cell.mode, []).append(cell)
+    total = sum(WEIGHTS[mode] for mode in by_mode)
+
+    def cost(name: str) -> float:
+        means = {mode: sum(math.log(c.seconds[name]) for c in found) / len(found) for mode, found in by_mode.items()}
+        return math.exp(sum(WEIGHTS[mode] * mean for mode, mean in means.items()) / total)
+
+    return {name: cost(name) for name in names} if by_mode else {}
+
+
+def _nearest(cells: Sequence[Cell], hidden: int) -> list[Cell]:
+    """The cells of the measured hidden size that is nearest, as a ratio."""
+    sizes = sorted({cell.hidden for cell in cells}, key=lambda size: (abs(math.log(size / hidden)), size))
+    return [cell for cell in cells if sizes and cell.hidden == sizes[0]]
+
+
+def _shown(cells: Sequence[Cell]) -> Cell:
+    """The cell whose times are told: training, with resets, many rows."""
+    return max(cells, key=lambda cell: (WEIGHTS[cell.mode], cell.resets == "0.03", cell.batch, cell.time))
+
+
+def _words(cell: Cell) -> str:
+    """A cell, for people."""
+    resets = "resets once a row" if cell.resets == "once" else f"{float(cell.resets):.0%} resets"
+    return f"H {cell.hidden} ({cell.mode}, {resets}, B {cell.batch}, T {cell.time})"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
