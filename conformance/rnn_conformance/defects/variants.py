@@ -155,7 +155,9 @@ def in_tiles_of_units(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 
 def recomputed_in_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Nothing is kept for the backward pass: it is computed again."""
+    """Nothing is kept for the backward pass: it is computed again; not in torch.func, where torch cannot do that."""
+    if torch._C._are_functorch_transforms_active():
+        return right(w, x, entry, starts)
     found: Any = checkpoint(right, w, x, entry, starts, use_reentrant=False, preserve_rng_state=False)
     return State(*found)
 
