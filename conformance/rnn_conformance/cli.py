@@ -14,6 +14,7 @@ from .cli_help import Examples, device_named, refuse
 from .cli_laws import laws_command
 from .cli_replay import diff_command, replay_command
 from .defects_cli import defects_command
+from .tune_cli import tune_command
 
 if TYPE_CHECKING:
     from rnn_backends import LSTMSpec
@@ -34,6 +35,7 @@ def cli() -> None:
       rnn-backends laws               what is checked, law by law
       rnn-backends replay TOKEN ...   one failing case once more
       rnn-backends diff OLD NEW       what changed between two reports
+      rnn-backends tune               let auto choose by what is fastest on this machine
       rnn-backends defects            what the suite itself catches: the kill table
     """
 
@@ -131,5 +133,13 @@ def record_command(file: str) -> None:
     click.echo(f"wrote {file}")
 
 
-for command in (check_command, laws_command, replay_command, diff_command, bench_command, defects_command):
+for command in (
+    check_command,
+    laws_command,
+    replay_command,
+    diff_command,
+    bench_command,
+    tune_command,
+    defects_command,
+):
     cli.add_command(command)
