@@ -207,14 +207,17 @@ class LSTM(nn.RNNBase):
 
     def _over_time(self, x: Tensor, state: State | None, is_init: Tensor | None) -> tuple[Tensor, State]:
         T, B, spec = x.shape[0], x.shape[1], self.spec
-        state = self.zero_state((B,), x) if state is None else state
         drops = self.training and self.dropout > 0 and spec.num_layers > 1
         stack = self._backend.stack if self._has_stack and is_init is None and not drops else None
         if stack is not None:
+            state = self.zero_state((B,), x) if state is None else state
             weights, dtype, uncast = self._ready()
             with uncast:
                 return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
-        entry = [State(onset(h, T, is_init), onset(c, T, is_init)) for h, c in zip(state.h, state.c, strict=True)]
+        if state is None:
+            entry = self._entry(x, None)
+        else:
+            entry = [State(onset(h, T, is_init), onset(c, T, is_init)) for h, c in zip(state.h, state.c, strict=True)]
         starts = starts_of(x.new_zeros(T, B, dtype=torch.bool) if is_init is None else is_init)
         output, states = self.sequences(x, entry, starts, every_end=False)
         return output, _stacked(states, shared=True)

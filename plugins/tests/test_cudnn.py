@@ -180,3 +180,17 @@ def test_the_plan_of_a_batch_seen_again_is_not_made_again():
     for _ in range(3):
         lstm(x, is_init=is_init)
     assert _cached_plan.cache_info().misses == 1
+
+
+def test_every_law_holds_for_plans_that_are_searched_for(monkeypatch):
+    """The laws' batches are small, and a small batch stays aligned: here tiles and buckets carry them."""
+    from rnn_backends_plugins import cudnn
+    from rnn_conformance import check_backend
+    from rnn_conformance.catalogue import LAWS
+
+    monkeypatch.setattr(cudnn.plan, "PLANNING", -(10**9))
+    cudnn._cached_plan.cache_clear()
+    eager = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
+    report = check_backend("cudnn", profile="smoke", laws=eager)
+    cudnn._cached_plan.cache_clear()
+    assert report.ok, f"seed {report.header.seed}: {report.failures[0]}"

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rnn_backends_plugins.cudnn import plan as planning
 from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, OVERHEAD, PROBE, REAL, Sequences, make_plan
+
+
+@pytest.fixture(
+    params=[planning.PLANNING, -(10**9)], ids=["as it is", "always searching"], autouse=True, scope="module"
+)
+def _search(request):
+    """Small batches stay aligned, so that tiles and buckets would not be seen here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planning, "PLANNING", request.param)
+        yield
 
 
 @st.composite
@@ -109,3 +120,25 @@ def test_few_resets_cost_few_steps(every_end, rate):
     seqs = Sequences.of(starts)
     plan = make_plan(seqs, np.zeros(len(seqs.row), bool), every_end)
     assert sum(b.steps * (b.rows + OVERHEAD) for b in plan.blocks) < 1.3 * 128 * (64 + OVERHEAD)
+
+
+def test_a_small_batch_stays_aligned(monkeypatch):
+    """Nothing is sought where little can be saved: row and order remain, each cut is one step more."""
+    monkeypatch.setattr(planning, "PLANNING", 400)
+    starts = np.zeros((12, 3), bool)
+    starts[0], starts[4, 1], starts[6, 1], starts[5, 2] = True, True, True, True
+    seqs = Sequences.of(starts)
+    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), False)
+    assert [(block.steps, block.rows) for block in plan.blocks] == [(14, 3)]
+    t, b = np.divmod(np.arange(36), 3)
+    late = np.cumsum(starts, 0)[t, b] - 1
+    assert (plan.cell.numpy() == (t + late) * 3 + b).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_the_last_step_of_each_row_is_found_in_the_rows_order(batch):
+    starts, seqs, must_head, _ = batch
+    T, B = starts.shape
+    plan = make_plan(seqs, must_head, False)
+    assert plan.tails[plan.last].tolist() == [(T - 1) * B + b for b in range(B)]

@@ -26,16 +26,18 @@ _REASON = "the plan is made from the resets' positions, which a traced graph doe
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
     T, B = starts.shape
-    seqs = Sequences.of(_as_numpy(starts))
+    where = _as_numpy(starts)
+    seqs = Sequences.of(where)
     if len(seqs.row) == B:  # every row is one sequence: nothing to plan
         y, c = fused(_params(weights), x, State(entry.h[0], entry.c[0]), weights.b_ih is not None)
         return State(y, c.expand(T, B, -1))
     must_head = _must_head(weights, entry, seqs, every_end)
-    plan = _cached_plan(*_key(starts), must_head.tobytes(), every_end).to(x.device)
+    key = where.tobytes()
+    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end).to(x.device)
     y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     if not must_head.all() and not is_clean(y, plan):
         every = np.ones_like(must_head)
-        plan = _cached_plan(*_key(starts), every.tobytes(), every_end).to(x.device)
+        plan = _cached_plan(key, T, B, every.tobytes(), every_end).to(x.device)
         y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     h = collect_steps(y, plan).view(T, B, -1)
     return State(h, _cell_states(plan, tails, probed, T, B, every_end))
@@ -51,12 +53,21 @@ def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: 
         return np.ones(len(seqs.row), bool)
     if torch.is_grad_enabled() and (entry.h.requires_grad or entry.c.requires_grad):
         return np.ones(len(seqs.row), bool)
+    if _is_one_state(entry):
+        return np.full(len(seqs.row), bool(torch.cat([v[0, 0] for v in entry]).any()))
     at = torch.from_numpy(seqs.start_index).to(entry.h.device)
     h, c = _states_at(entry, at, seqs.B)
-    return _as_numpy((h != 0).any(-1) | (c != 0).any(-1))
+    return _as_numpy(h.any(-1) | c.any(-1))
+
+
+def _is_one_state(entry: State) -> bool:
+    """Whether the same memory is seen at every step and in every row, as where core says "zeros"."""
+    return all(v.stride()[:2] == (0, 0) for v in entry)
 
 
 def _states_at(entry: State, index: Tensor, B: int) -> State:
+    if _is_one_state(entry):
+        return State(*(v[0, :1].expand(len(index), -1) for v in entry))
     t, b = index // B, index % B
     return State(entry.h[t, b], entry.c[t, b])
 
@@ -66,9 +77,7 @@ def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, ever
     if every_end:
         at = torch.cat([plan.tails, plan.probed])
         return spread(torch.cat([tails, probed]), at, T * B).view(T, B, -1)
-    final = plan.tails >= (T - 1) * B
-    last = tails[final][plan.tails[final].argsort()]
-    return last.expand(T, B, -1)
+    return tails.index_select(0, plan.last).expand(T, B, -1)
 
 
 def _as_numpy(value: Tensor) -> np.ndarray:
@@ -77,10 +86,6 @@ def _as_numpy(value: Tensor) -> np.ndarray:
         value = torch._C._functorch.get_unwrapped(value)
     with temporarily_clear_interpreter_stack():  # or every call wraps its result again
         return value.cpu().numpy()
-
-
-def _key(starts: Tensor) -> tuple[bytes, int, int]:
-    return _as_numpy(starts).tobytes(), *starts.shape
 
 
 @lru_cache(maxsize=16)  # epochs over one rollout see the same resets again

@@ -19,11 +19,14 @@ gradient. The idea of a step that empties the state is old (Element-Research/rnn
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .plan import FLUSH, HOLD, PROBE, Plan
 
@@ -112,11 +115,10 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
         ``y [cells, P]``, the final cell states ``[rows, H]``, and the probed ones ``[probes, H]``.
     """
     params = _widened(weights, probing=len(plan.probes) > 0)
-    table = x.new_tensor([FEATURES.get(kind, (0.0, 0.0, 0.0)) for kind in range(4)])
-    extra = params[0].shape[1] - x.shape[2]
-    table = torch.nn.functional.pad(table, (0, max(0, extra - 3)))[:, :extra]
-    wide = _spread(x.reshape(-1, x.shape[2]), plan.cell, len(plan.kind), extra)
-    wide[:, x.shape[2] :] = table[plan.kind]
+    I = x.shape[2]  # noqa: E741
+    extra = params[0].shape[1] - I
+    wide = _spread(x.reshape(-1, I), plan.cell, len(plan.kind), extra)
+    wide[:, I:] = _features(extra, x.dtype, x.device).index_select(0, plan.kind)
     ys, cs, row = [], [], 0
     for block in plan.blocks:
         piece = wide[block.first_cell : block.first_cell + block.steps * block.rows].view(block.steps, block.rows, -1)
@@ -163,22 +165,41 @@ def _unprobed(y: Tensor, plan: Plan, like: Tensor) -> Tensor:
 def _widened(w: LayerWeights, probing: bool) -> list[Tensor]:
     """The kernel's parameters, ``w_ih`` with the columns of the added features."""
     biases = [b for b in (w.b_ih, w.b_hh) if b is not None]
-    bound = _bound(w, biases)
-    i, f, _, o = bound.chunk(4)
-    zero = torch.zeros_like(i)
-    columns = [torch.cat([-i, zero, zero, -o]), torch.cat([zero, f, zero, zero])]
-    if probing:
-        cancelled = zero + LOGIT
-        for bias in biases:
-            cancelled = cancelled - bias.chunk(4)[1]
-        columns.append(torch.cat([-i, cancelled, zero, o]))
+    width = 3 if probing else 2
     if w.w_ih.is_cuda:  # tensor cores want rows of a multiple of 8
-        columns += [torch.zeros_like(bound)] * (-(w.w_ih.shape[1] + len(columns)) % 8)
-    w_ih = torch.cat([w.w_ih, torch.stack(columns, 1)], 1)
-    return [w_ih, w.w_hh, *biases, *([] if w.w_hr is None else [w.w_hr])]
+        width += -(w.w_ih.shape[1] + width) % 8
+    H = w.w_ih.shape[0] // 4
+    columns = (_reach(w, biases).view(4, H, 1) * _signs(width, w.w_ih.dtype, w.w_ih.device)).view(4 * H, width)
+    if probing:
+        columns[H : 2 * H, 2] = LOGIT - sum(b[H : 2 * H] for b in biases)
+    return [torch.cat([w.w_ih, columns], 1), w.w_hh, *biases, *([] if w.w_hr is None else [w.w_hr])]
 
 
-def _bound(w: LayerWeights, biases: list[Tensor]) -> Tensor:
+DRIVES = {0: (-1.0, 0.0, -1.0), 1: (0.0, 1.0, 0.0), 3: (-1.0, 0.0, 1.0)}
+"""Which way each added feature drives the gates i, f and o; on a PROBE f is the bias's affair."""
+
+
+def _signs(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[4, 1, width]``: ``DRIVES``, gate by gate."""
+    return _table(tuple(DRIVES.items()), width, dtype, device).unsqueeze(1)
+
+
+def _features(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[4, width]``: what the added features are on a step of each kind."""
+    return _table(tuple(FEATURES.items()), width, dtype, device)
+
+
+@lru_cache(maxsize=64)
+def _table(rows: tuple[Any, ...], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[4, width]`` with the given rows, cut or filled up with zeros; outside every mode and transform, to be kept."""
+    found = np.zeros((4, max(3, width)))
+    for place, values in rows:
+        found[place, :3] = values
+    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+        return torch.as_tensor(np.ascontiguousarray(found[:, :width]), dtype=dtype, device=device)
+
+
+def _reach(w: LayerWeights, biases: list[Tensor]) -> Tensor:
     """``[4H]``: more, by far, than what the state and the biases can bring against a saturated gate."""
     with torch.no_grad():
         reach = w.w_hh.abs().sum(1)

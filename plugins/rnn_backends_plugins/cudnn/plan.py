@@ -30,6 +30,9 @@ PER_BLOCK = 128
 
 MAX_BLOCKS = 12
 
+PLANNING = 400
+"""What the search for a better plan costs, in rows times steps: not begun for less than it could save."""
+
 _FULL = 1 << 40
 
 Ints = np.ndarray
@@ -89,6 +92,7 @@ class Plan:
         cell: ``[T * B]``: the cell of each real step.
         heads: ``[rows of all blocks]``: index of the first step of each row's first sequence.
         tails: likewise, of the last step of its last sequence: the kernel's own final state is that one's.
+        last: ``[B]``: for each row of the batch, which of ``tails`` is its last step, where there is one for every row.
         probes: cells that show a cell state.
         probed: index of the step whose cell state each of them shows.
         flushes: the cells that are ``FLUSH``.
@@ -99,6 +103,7 @@ class Plan:
     cell: Tensor
     heads: Tensor
     tails: Tensor
+    last: Tensor
     probes: Tensor
     probed: Tensor
     flushes: Tensor
@@ -122,6 +127,10 @@ def make_plan(seqs: Sequences, must_head: Ints, every_end: bool) -> Plan:
     """
     gap = 3 if every_end else 1
     everything = np.arange(len(seqs.row))
+    if not (must_head & (seqs.first > 0)).any():
+        aligned = _aligned(seqs, gap)
+        if _cost([aligned]) <= _least_cost(seqs) + PLANNING:
+            return _assemble(seqs, [aligned], gap)
     options = [_buckets(seqs, everything)]
     if must_head.sum() <= seqs.B:
         options.append([_tile(seqs, everything, must_head, gap, every_end)])
@@ -136,6 +145,11 @@ def _cost(places: list[_Place]) -> int:
     return sum(place.steps * (place.rows + OVERHEAD) + PER_BLOCK for place in places)
 
 
+def _least_cost(seqs: Sequences) -> int:
+    """What no plan can cost less than: without a synthetic step, in one block."""
+    return seqs.T * seqs.B + int(seqs.length.max()) * OVERHEAD + PER_BLOCK
+
+
 @dataclass(frozen=True)
 class _Place:
     """Sequences of one block: which, in which row, at which step, and whether first and last of that row."""
@@ -147,6 +161,14 @@ class _Place:
     is_tail: Ints
     steps: int
     rows: int
+
+
+def _aligned(seqs: Sequences, gap: int) -> _Place:
+    """Every sequence stays in its row of the batch, a gap later than before for each one ahead of it there."""
+    is_head = seqs.first == 0
+    n = np.arange(len(seqs.row))
+    step = seqs.first + gap * (n - np.maximum.accumulate(np.where(is_head, n, 0)))
+    return _Place(n, seqs.row, step, is_head, seqs.is_final, int((step + seqs.length).max()), seqs.B)
 
 
 def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bool) -> _Place:
@@ -260,8 +282,10 @@ def _assemble(seqs: Sequences, places: list[_Place], gap: int) -> Plan:
     kind, cell = np.concatenate(kinds), _cell_of_steps(seqs, cell_of, stride)
     kind[cell] = REAL
     none = [np.empty(0, np.int64)]
-    lists = (np.concatenate(v or none) for v in (heads, tails, probes, probed))
-    arrays = (kind, cell, *lists, np.flatnonzero(kind == FLUSH))
+    head, tail, probe, shows = (np.concatenate(v or none) for v in (heads, tails, probes, probed))
+    final = np.flatnonzero(tail >= (seqs.T - 1) * seqs.B)
+    last = final[tail[final].argsort()]
+    arrays = (kind, cell, head, tail, last, probe, shows, np.flatnonzero(kind == FLUSH))
     return Plan(tuple(blocks), *(torch.from_numpy(v) for v in arrays))
 
 
