@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,12 +104,16 @@ def measure(
             tick(f"{told}{one.who} (set-up)")
             with suppress(NotImplementedError):  # it declines this size: it has no time in this cell
                 calls[one.who] = make(one)
-        found = interleaved(calls, seconds / len(cases), tick=lambda who, told=told: tick(told + who), **options)
+        found = interleaved(calls, seconds / len(cases), tick=partial(_tell, tick, told), **options)
         spreads += [Spread.of(times) for times in found.values()]
         times = {who: float(f"{min(times):.4g}") for who, times in found.items()}
         cells.append(Cell(shape.H, mode, rate, shape.B, shape.T, shape.I, times))
         done()
     return Timed(cells, sum(spread.noise > BUSY for spread in spreads) / max(1, len(spreads)))
+
+
+def _tell(tick: Tick, told: str, who: str) -> None:
+    tick(told + who)
 
 
 def first_calls(

@@ -12,6 +12,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -65,13 +66,17 @@ class Table:
     def origin(self) -> str:
         """Whose table it is, of when and of what, in words."""
         whose, said = "the shipped table" if self.shipped else "this machine's table", self.where
-        return f"{whose} of {said['date']}, {said['processor']}, {said['threads']} threads, torch {said['torch']}"
+        threads = f"{said['threads']} thread{'s' * (str(said['threads']) != '1')}"
+        return f"{whose} of {said['date']}, {said['processor']}, {threads}, torch {said['torch']}"
 
 
 def table_for(device: torch.device) -> Table | None:
     """This machine's table for the device, else the shipped one for its type, else ``None``."""
     own = machine_file(device)
-    mine = _read(own, own.stat().st_mtime_ns) if own is not None and own.is_file() else ()
+    mine: tuple[Table, ...] = ()
+    if own is not None:
+        with suppress(OSError):  # there is none, which is no error
+            mine = _read(own, own.stat().st_mtime_ns)
     found = [*mine, *_read(SHIPPED, 0)]
     return next((table for table in found if table.device == device.type), None)
 
@@ -153,8 +158,10 @@ def parse(text: str, shipped: bool = False) -> tuple[Table, ...]:
 def _table(said: dict[str, Any], shipped: bool) -> Table:
     cells = tuple(Cell(**cell) for cell in said["cells"])
     for cell in cells:
-        if cell.mode not in MODES or not isinstance(cell.hidden, int) or cell.hidden < 1:
-            raise ValueError(f"no such cell: mode {cell.mode!r}, hidden {cell.hidden!r}")
+        sizes = (cell.hidden, cell.batch, cell.time, cell.features)
+        shares = cell.resets == "once" or 0 <= float(cell.resets) <= 1
+        if cell.mode not in MODES or not shares or not all(isinstance(n, int) and n > 0 for n in sizes):
+            raise ValueError(f"no such cell: {cell.mode!r} at {sizes}, resets {cell.resets!r}")
     times = [*said["first_call"].values(), *(second for cell in cells for second in cell.seconds.values())]
     if not all(isinstance(t, (int, float)) and math.isfinite(t) and t > 0 for t in times):
         raise ValueError("a time in it is not a number above 0")
