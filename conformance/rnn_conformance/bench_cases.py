@@ -52,6 +52,15 @@ SHAPES = {
     "S4": Shape(1024, 32, 64, 128),
     "S5": Shape(8, 64, 16, 64),
 }
+OPTIONS: dict[str, Callable[[Shape], dict[str, Any]]] = {
+    "": lambda shape: {},
+    "2 layers": lambda shape: {"num_layers": 2},
+    "3 layers": lambda shape: {"num_layers": 3},
+    "2 layers, dropout 0.2": lambda shape: {"num_layers": 2, "dropout": 0.2},
+    "projection to H / 2": lambda shape: {"proj_size": shape.H // 2},
+    "bfloat16": lambda shape: {"dtype": torch.bfloat16},
+}
+"""What the tensor interface may be asked for beside the plain LSTM, in torch.nn.LSTM's words."""
 STEPS = {f"B{B}-H{H}": Shape(B, 1, 64, H) for B in (1, 32) for H in (64, 256)}
 RESETS = ("0", "0.01", "0.03", "0.10", "0.20", "once")
 
@@ -68,6 +77,7 @@ class Asked:
         reads: the tensor interface with the ``output`` only, with the states at every sequence's end (``ends``), the
             same from non-zero ``stored`` states; or an LSTM ``module`` over a TensorDict.
         device: where.
+        option: one of ``OPTIONS``, for the tensor interface.
     """
 
     who: str
@@ -76,6 +86,7 @@ class Asked:
     mode: str = "train"
     reads: str = "output"
     device: str = "cpu"
+    option: str = ""
 
 
 Call = Callable[[int], Any]
@@ -117,7 +128,7 @@ def _make(asked: Asked) -> Call:
     run, wanted = over_time(asked)
     if asked.mode == "forward":
         return torch.no_grad()(run)
-    down = torch.ones(1, device=asked.device) / asked.shape.H
+    down = torch.ones(1, device=asked.device, dtype=wanted[0].dtype) / asked.shape.H
 
     def train(k: int) -> Any:
         y = run(k)
@@ -138,10 +149,10 @@ def masks(shape: Shape, resets: str, device: str = "cpu", count: int = MASKS) ->
     return [mask.to(device) for mask in found]
 
 
-def weights(shape: Shape) -> dict[str, Tensor]:
+def weights(shape: Shape, option: str = "") -> dict[str, Tensor]:
     """What every contestant computes with, by torch.nn.LSTM's names."""
     torch.manual_seed(1)
-    return nn.LSTM(shape.I, shape.H).state_dict()
+    return nn.LSTM(shape.I, shape.H, **OPTIONS[option](shape)).state_dict()
 
 
 def _input(asked: Asked) -> Tensor:
@@ -153,10 +164,12 @@ def _input(asked: Asked) -> Tensor:
 def _tensor(asked: Asked) -> tuple[Call, list[Tensor]]:
     from rnn_backends import LSTM
 
-    shape, x = asked.shape, _input(asked).requires_grad_(asked.mode == "train")
-    kind: dict[str, Any] = {} if asked.who == DENSE else {"lstm_backend": asked.who}
-    lstm: Any = (nn.LSTM if asked.who == DENSE else LSTM)(shape.I, shape.H, device=asked.device, **kind)
-    lstm.load_state_dict(weights(shape))
+    shape, more = asked.shape, OPTIONS[asked.option](asked.shape)
+    x = _input(asked).to(more.get("dtype", torch.float32)).requires_grad_(asked.mode == "train")
+    if asked.who != DENSE:
+        more["lstm_backend"] = asked.who
+    lstm: Any = (nn.LSTM if asked.who == DENSE else LSTM)(shape.I, shape.H, device=asked.device, **more)
+    lstm.load_state_dict(weights(shape, asked.option))
     wanted = [x, *lstm.parameters()]
     if asked.who == DENSE:
         return (lambda k: lstm(x)[0]), wanted

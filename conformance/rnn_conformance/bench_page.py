@@ -14,7 +14,25 @@ from functools import partial
 from pathlib import Path
 
 from .bench_cases import DENSE, SHAPES
-from .bench_plans import ACTING, ENDS, FULL, OURS, OVER_RESETS, OVER_TIME, STORED, Q, R, full, name_of, run_all
+from .bench_picture import draw_all
+from .bench_plans import (
+    ACTING,
+    ENDS,
+    FULL,
+    LONG,
+    OURS,
+    OVER_RESETS,
+    OVER_TIME,
+    SIXTEEN,
+    STORED,
+    VARIED,
+    WITH,
+    Q,
+    R,
+    full,
+    name_of,
+    run_all,
+)
 from .bench_plot import draw_lines, percent
 from .bench_run import Figures, Group, Row, where
 from .bench_table import pivot, ratio_text, seconds
@@ -48,6 +66,14 @@ def _numbers(figures: Figures) -> None:
                 if key not in figures.numbers:
                     print(key, flush=True)
                     figures.numbers[key] = _or_reason(partial(figure, who, shape, "0.03"))
+    for name, shape in SHAPES.items():
+        key = f"products/bare products/{name}"
+        if key not in figures.numbers:
+            print(key, flush=True)
+            figures.numbers[key] = tracks.products_over_dense(shape)
+    if (key := "critics/vmap/S2") not in figures.numbers:
+        print(key, flush=True)
+        figures.numbers[key] = tracks.critics("vmap", SHAPES["S2"], "0.03")
     for T, then in ((16, (32, 64, 128, 256, 512)), (512, ())):
         key = f"compile/first call/T = {T}"
         if key not in figures.numbers:
@@ -73,7 +99,14 @@ def tables(figures: Figures) -> dict[str, str]:
     here = figures.where
     r = [row for row in figures.of(R) if row.label != DENSE]
     kinds = [row for title in KINDS for row in figures.of(title) if row.label == "cudnn" and row.resets == "0.03"]
+    varied = [row for option in VARIED for row in figures.of(WITH + option) if row.label == "cudnn"]
+    long = [row for row in figures.of(LONG) if row.label == "cudnn"]
     return {
+        "R by option": _pivot("option", varied, lambda row: row.title.removeprefix(WITH), _shape, _over),
+        "R at T = 512": _pivot("shape", long, lambda row: row.shape, _resets, _over),
+        "bfloat16": _pivot("shape", figures.of(SIXTEEN), _shape, _label, _both),
+        "products": _numbers_table(figures, "products", "{:.2f}"),
+        "critics": _numbers_table(figures, "critics", "{:.1f}"),
         "where": f"Measured on {here['date']}: {here['processor']}, {here['cores']} cores, {here['threads']} threads; "
         f"Python {here['python']}, torch {here['torch']}, TorchRL {here['torchrl']}.",
         "R over resets": _pivot("shape", [row for row in r if row.label == "cudnn"], _shape, _resets, _over),
@@ -126,8 +159,9 @@ def _numbers_table(figures: Figures, what: str, form: str) -> str:
         kind, who, name = key.split("/")
         if kind == what:
             found.setdefault(who, {})[name] = form.format(value) if isinstance(value, float) else "-"
-    lines = [[who, *(cells.get(name, "-") for name in SHAPES)] for who, cells in found.items()]
-    return markdown("backend", list(SHAPES), lines) if lines else "Not measured yet."
+    shapes = [name for name in SHAPES if any(name in cells for cells in found.values())]
+    lines = [[who, *(cells.get(name, "-") for name in shapes)] for who, cells in found.items()]
+    return markdown("what" if what == "products" else "backend", shapes, lines) if lines else "Not measured yet."
 
 
 def _compile_lines(figures: Figures) -> str:
@@ -143,6 +177,7 @@ def _compile_lines(figures: Figures) -> str:
 
 def draw(figures: Figures, folder: Path) -> None:
     """docs/plots/*.png, those that there is something for."""
+    draw_all(folder)
     here = figures.where
     about = f"{here['processor']}, {here['threads']} threads"
     if rows := [replace(row, label=name_of(row.shape)) for row in figures.of(R) if row.label == "cudnn"]:
@@ -167,6 +202,18 @@ def fill(figures: Figures, page: Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
+def _begun(file: Path, resume: bool, only: list[str]) -> Figures:
+    """Nothing yet; or with ``only`` what other parts have, and with ``resume`` everything there is."""
+    if not file.exists() or not (resume or only):
+        return Figures(where())
+    figures = Figures.load(file)
+    if not resume:
+        figures = Figures(where(), [row for row in figures.rows if row.title not in only], figures.numbers)
+        if "numbers" in only:
+            figures.numbers = {}
+    return figures
+
+
 def _options() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="+", choices=["measure", "fill"])
@@ -186,7 +233,7 @@ def main() -> None:
     file = options.docs / "figures.json"
     if "measure" in options.what:
         torch.set_num_threads(options.threads)
-        figures = Figures.load(file) if options.resume and file.exists() else Figures(where())
+        figures = _begun(file, options.resume, options.only)
         measure(figures, file, options.seconds, options.only)
     if "fill" in options.what:
         figures = Figures.load(file)

@@ -12,10 +12,13 @@ from .bench_run import Figures, Group, Row, module_group, run, tensor_group
 OURS = ("cudnn", "vmap", "compile", "torchscript", "auto")
 THEIRS = ("torchrl-pad", "torchrl-scan")
 LENGTHS = (16, 32, 64, 128, 256, 512)
-QUICK, FULL = 280.0, 900.0
+QUICK, FULL = 280.0, 1200.0
 """Seconds for a whole run; what has not begun by then is left out, and said to be."""
 
 R, ENDS, STORED, Q = "R", "R, exact ends", "R, stored states", "Q"
+WITH = "R, "
+LONG, SIXTEEN = "R, T = 512", "bfloat16"
+VARIED = ("2 layers", "3 layers", "2 layers, dropout 0.2", "projection to H / 2")
 OVER_RESETS, OVER_TIME, ACTING = "over resets", "over time", "acting"
 
 
@@ -49,6 +52,26 @@ def full() -> Iterator[Group]:
             yield tensor_group(title, ("cudnn", "auto"), shape, "0.03", "train", 7.0, reads)
         for resets in ("0", "0.03"):
             yield module_group(Q, ("auto", *THEIRS), shape, resets, "train", 6.0, "auto")
+
+    for option in VARIED:
+        for name in ("S1", "S2", "S4"):
+            yield _varied(option, SHAPES[name])
+    for name in ("S1", "S2"):
+        for resets in ("0.03", "0.20"):
+            yield tensor_group(LONG, ("cudnn",), SHAPES[name]._replace(T=512), resets, "train", 7.0)
+    for name in ("S1", "S3"):
+        yield _sixteen(SHAPES[name])
+
+
+def _varied(option: str, shape: Shape) -> Group:
+    asked = {who: Asked(who, shape, "0.03", option=option) for who in (DENSE, "cudnn")}
+    return Group(WITH + option, asked, DENSE, 6.0)
+
+
+def _sixteen(shape: Shape) -> Group:
+    asked = {who: Asked(who, shape) for who in ("cudnn", DENSE)}
+    asked |= {f"{who}, {SIXTEEN}": Asked(who, shape, option=SIXTEEN) for who in ("cudnn", DENSE)}
+    return Group(SIXTEEN, asked, "cudnn", 7.0)
 
 
 def _acting(shape: Shape) -> Group:

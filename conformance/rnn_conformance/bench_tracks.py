@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from os import environ
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .bench_cases import DENSE, Asked, Shape, build, masks, weights
 from .bench_measure import interleaved, peak_bytes, ratio
@@ -33,6 +33,58 @@ def under_torchrl(who: str, shape: Shape, resets: str, peers: Iterable[str], sec
     calls = {one: build(Asked(one, shape, resets, "train", "module")) for one in (who, *peers)}
     found = interleaved(calls, seconds)
     return min(ratio(found[peer], found[who]).median for peer in peers)
+
+
+def products_over_dense(shape: Shape, seconds: float = 3.0) -> float:
+    """The time of the bare matrix products of a forward and backward pass, over that of dense ``nn.LSTM``.
+
+    What no kernel can be faster than with these products: ``x`` against ``w_ih`` for all steps at once, ``h`` against
+    ``w_hh`` a step at a time; for the backward pass the gates' gradient against both, and both weights' gradients.
+    """
+    named = weights(shape)
+    w_ih, w_hh = named["weight_ih_l0"], named["weight_hh_l0"]
+    x, h = torch.randn(shape.T, shape.B, shape.I), torch.randn(shape.T, shape.B, shape.H)
+    gates = torch.randn(shape.T, shape.B, 4 * shape.H)
+    out, back = torch.empty(shape.B, 4 * shape.H), torch.empty(shape.B, shape.H)
+
+    @torch.no_grad()
+    def products(k: int) -> None:
+        x.flatten(0, 1) @ w_ih.T
+        for t in range(shape.T):
+            torch.mm(h[t], w_hh.T, out=out)
+            torch.mm(gates[t], w_hh, out=back)
+        flat = gates.flatten(0, 1)
+        flat @ w_ih, flat.T @ x.flatten(0, 1), flat.T @ h.flatten(0, 1)
+
+    found = interleaved({"products": products, DENSE: build(Asked(DENSE, shape, "0", "train"))}, seconds)
+    return ratio(found["products"], found[DENSE]).median
+
+
+def critics(who: str, shape: Shape, resets: str, count: int = 10, seconds: float = 6.0) -> float:
+    """How many times faster ``count`` LSTMs run over one batch under ``torch.vmap`` than one after another.
+
+    Forward and backward to all weights.
+    """
+    from rnn_backends import LSTM
+
+    lstms = [LSTM(shape.I, shape.H, lstm_backend=who) for _ in range(count)]
+    x, starts = torch.randn(shape.T, shape.B, shape.I), masks(shape, resets)
+    stacked, buffers = torch.func.stack_module_state(list[nn.Module](lstms))
+
+    def together(k: int) -> object:
+        def one(params: dict[str, Tensor]) -> Tensor:
+            made: Tensor = torch.func.functional_call(lstms[0], (params, buffers), (x,), {"is_init": starts[k % 32]})[0]
+            return made
+
+        return torch.autograd.grad(torch.vmap(one)(stacked).sum(), list(stacked.values()))
+
+    def in_turn(k: int) -> object:
+        return [
+            torch.autograd.grad(lstm(x, is_init=starts[k % 32])[0].sum(), list(lstm.parameters())) for lstm in lstms
+        ]
+
+    found = interleaved({"together": together, "in turn": in_turn}, seconds)
+    return ratio(found["in turn"], found["together"]).median
 
 
 def memory_over_dense(who: str, shape: Shape, resets: str) -> float:

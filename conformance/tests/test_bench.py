@@ -11,8 +11,8 @@ import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
 from rnn_backends import names
-from rnn_conformance import bench_page, bench_plans, bench_quick
-from rnn_conformance.bench_cases import DENSE, MASKS, READS, SHAPES, Asked, Shape, build, masks
+from rnn_conformance import bench_page, bench_plans, bench_quick, bench_tracks
+from rnn_conformance.bench_cases import DENSE, MASKS, OPTIONS, READS, SHAPES, Asked, Shape, build, masks
 from rnn_conformance.bench_measure import Spread, interleaved, peak_bytes, ratio
 from rnn_conformance.bench_run import Figures, Group, Row, run
 from rnn_conformance.bench_table import seconds
@@ -191,6 +191,7 @@ def test_what_the_time_does_not_reach_is_noted_and_can_be_resumed() -> None:
 def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     figures = fake(list(bench_plans.full()))
     figures.numbers = {"memory/vmap/S1": 1.5, "error/vmap/S1": 1e-7, "compile/first call/T = 16": "no compiler"}
+    figures.numbers |= {"products/bare products/S1": 0.6, "critics/vmap/S2": 2.5}
     figures.save(tmp_path / "figures.json")
     figures = Figures.load(tmp_path / "figures.json")
     page = tmp_path / "performance.md"
@@ -203,7 +204,51 @@ def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     assert page.read_text() == text  # filling twice changes nothing
     pytest.importorskip("matplotlib")
     bench_page.draw(figures, tmp_path / "plots")
-    assert {file.name for file in (tmp_path / "plots").iterdir()} == {"resets.png", "shapes.png", "time.png"}
+    assert {"resets.png", "shapes.png", "time.png", "plan.png"} <= {
+        file.name for file in (tmp_path / "plots").iterdir()
+    }
+
+
+def test_one_part_measured_anew_leaves_the_others(tmp_path: Path) -> None:
+    figures = fake(list(bench_plans.full()))
+    figures.numbers = {"memory/vmap/S1": 1.5}
+    file = tmp_path / "figures.json"
+    figures.save(file)
+    begun = bench_page._begun(file, resume=False, only=[bench_plans.Q])
+    assert not begun.of(bench_plans.Q)
+    assert begun.of(bench_plans.R) == figures.of(bench_plans.R)
+    assert begun.numbers == figures.numbers
+    assert not bench_page._begun(file, resume=False, only=["numbers"]).numbers
+    assert not bench_page._begun(file, resume=False, only=[]).rows
+    assert bench_page._begun(file, resume=True, only=[]).rows == figures.rows
+
+
+def test_the_map_names_the_fastest(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from rnn_backends.crossovers import Cell
+    from rnn_conformance.bench_picture import draw_map
+
+    times = {"cudnn": 1e-3, "vmap": 4e-3}
+    cells = [Cell(64, mode, resets, 8, 64, 16, times) for mode, resets in (("train", "0.03"), ("step", "0"))]
+    draw_map(cells, tmp_path / "map.png")
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("option", [name for name in OPTIONS if name])
+def test_every_option_is_measured_beside_torch_with_the_same_weights(option: str) -> None:
+    """Without resets both give the same output, dropout aside: the same LSTM is measured."""
+    outputs = [build(Asked(who, Shape(2, 5, 3, 4), "0", "forward", option=option))(0) for who in ("vmap", "nn.LSTM")]
+    assert outputs[0].shape == outputs[1].shape
+    assert outputs[0].dtype == outputs[1].dtype
+    if "dropout" not in option:
+        tolerance = 0.02 if option == "bfloat16" else 1e-5
+        torch.testing.assert_close(*outputs, rtol=tolerance, atol=tolerance)
+
+
+def test_critics_and_products_give_ratios() -> None:
+    shape = Shape(2, 3, 2, 4)
+    assert bench_tracks.critics("vmap", shape, "0.03", count=2, seconds=0.0) > 0
+    assert bench_tracks.products_over_dense(shape, seconds=0.0) > 0
 
 
 def test_quick_table_has_ratios_and_reasons() -> None:

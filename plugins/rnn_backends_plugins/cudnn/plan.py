@@ -141,6 +141,18 @@ def make_plan(seqs: Sequences, must_head: Ints, every_end: bool) -> Plan:
     return _assemble(seqs, min(options, key=_cost), gap)
 
 
+def aligned_plan(seqs: Sequences, every_end: bool) -> Plan:
+    """The plan that keeps every sequence in its row."""
+    gap = 3 if every_end else 1
+    return _assemble(seqs, [_aligned(seqs, gap)], gap)
+
+
+def tiled_plan(seqs: Sequences, rows: int, every_end: bool) -> Plan:
+    """The plan that lays all sequences, none from a stored state, into so many rows."""
+    gap, everything = 3 if every_end else 1, np.arange(len(seqs.row))
+    return _assemble(seqs, [_tile(seqs, everything, np.zeros(len(seqs.row), bool), gap, every_end, rows)], gap)
+
+
 def _cost(places: list[_Place]) -> int:
     return sum(place.steps * (place.rows + OVERHEAD) + PER_BLOCK for place in places)
 
@@ -171,13 +183,13 @@ def _aligned(seqs: Sequences, gap: int) -> _Place:
     return _Place(n, seqs.row, step, is_head, seqs.is_final, int((step + seqs.length).max()), seqs.B)
 
 
-def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bool) -> _Place:
+def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bool, rows: int | None = None) -> _Place:
     """Longest first into the emptiest row; heads before all others, the batch's final sequences after them."""
     length = seqs.length[which]
     final = seqs.is_final[which] & (not every_end)
     lone = must_head & final  # a head that is also final: nothing may follow it, so the others need a row more
     least = (must_head.sum(), final.sum(), lone.sum() + (not must_head.all()))
-    rows = max(_best_rows(length, gap, seqs.B), *map(int, least))
+    rows = max(rows or _best_rows(length, gap, seqs.B), *map(int, least))
     rank = np.where(must_head, 0, np.where(final, 1, 2))
     order = np.lexsort((-length, rank))
     load = np.zeros(rows, np.int64)
