@@ -30,7 +30,7 @@ PER_BLOCK = 128
 
 MAX_BLOCKS = 12
 
-PLANNING = 400
+PLANNING = 150
 """What the search for a better plan costs, in rows times steps: not begun for less than it could save."""
 
 _FULL = 1 << 40
