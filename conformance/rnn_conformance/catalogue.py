@@ -20,6 +20,7 @@ from .laws import (
     memory,
     modules,
     options,
+    plugins,
     precision,
     purity,
     recompiling,
@@ -36,7 +37,7 @@ from .laws import (
 
 SUBJECTS: tuple[ModuleType, ...] = (
     values, resets, time, batch, gradients, options, dropout, precision, shapes, layout, purity, memory, weights,
-    lifecycle, modules, keys, refusals, threads, stories, evidence, transforms, compiled,
+    lifecycle, modules, keys, refusals, plugins, threads, stories, evidence, transforms, compiled,
     recompiling, distributed,
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from . import (
     cell,
     claims,
+    compiled,
     dropout,
     dtype,
     evidence,
@@ -17,6 +18,7 @@ from . import (
     lifecycle,
     memory,
     modules,
+    plugins,
     purity,
     resets,
     sizes,
@@ -29,7 +31,7 @@ from .planting import Defect
 
 FAMILIES: tuple[ModuleType, ...] = (
     cell, stacks, resets, sizes, states, modules, keys, gradients, dropout, dtype, memory, purity, weights_family,
-    lifecycle, evidence, transforms, claims, lanes,
+    lifecycle, evidence, transforms, claims, lanes, compiled, plugins,
 )  # fmt: skip
 
 DEFECTS: dict[str, Defect] = {

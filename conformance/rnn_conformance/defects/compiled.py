@@ -1,0 +1,80 @@
+"""What is right when called as it is, and wrong where torch compiles, exports or scripts it."""
+
+from __future__ import annotations
+
+import torch
+from rnn_backends import Backend, LayerFunction, LayerWeights, LSTMModule, State, Trait, scripting
+from rnn_backends.unroll import unroll
+from torch import Tensor
+
+from .plain import both, right
+from .planting import Patch, backend, in_core, in_layer, made
+
+FULLGRAPH, SCRIPT = frozenset({Trait.FULLGRAPH}), frozenset({Trait.SCRIPT})
+
+
+@in_layer("inductor_in_one_graph", traits=FULLGRAPH, by_numbers=False)
+def compiled_without_gradients_of_the_recurrence(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In compiled code no gradient reaches the recurrent weights."""
+    return right(w._replace(w_hh=w.w_hh.detach()) if torch.compiler.is_compiling() else w, x, entry, starts)
+
+
+@made("a_compiled_result_outlives_the_next_call", traits=FULLGRAPH, by_numbers=False)
+def compiled_into_shared_scratch() -> LayerFunction:
+    """In compiled code without gradients the output lies in memory that the next call writes to."""
+    scratch: dict[tuple[int, ...], Tensor] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        h, c = right(w, x, entry, starts)
+        if h.requires_grad or not torch.compiler.is_compiling():
+            return State(h, c)
+        shape = tuple(h.shape)
+        if shape not in scratch:
+            scratch[shape] = torch.empty_like(h)
+        return State(scratch[shape].copy_(h), c)
+
+    return run
+
+
+@in_core("a_compiled_module_follows_its_mode", on=Backend("defect", right, traits=FULLGRAPH))
+def compiled_modules_keep_their_own_mode() -> list[Patch]:
+    """A compiled module goes by the mode it was made with, whatever the context around the call says."""
+    original = LSTMModule.recurrent_mode
+
+    def wrong(module: LSTMModule) -> bool:
+        return bool(module._recurrent_mode if torch.compiler.is_compiling() else original.__get__(module))
+
+    return [Patch(LSTMModule, "recurrent_mode", property(wrong))]
+
+
+@backend("compiled_with_graph_breaks", by_numbers=False)
+def out_of_the_graph_and_out_of_autograd() -> Backend:
+    """Where its caller is compiled it keeps itself out of the graph, and out of autograd with it."""
+    plainly = torch.compiler.disable(right)
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if torch.compiler.is_compiling():
+            return both(torch.Tensor.detach, plainly(w, x, entry, starts))
+        return right(w, x, entry, starts)
+
+    return Backend("defect", run)
+
+
+@in_layer("exported_saved_and_loaded", traits=frozenset({Trait.EXPORT}), by_numbers=False)
+def exported_without_its_resets(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In an exported program a sequence starts at the row's beginning only."""
+    first = torch.zeros_like(starts)
+    first[0] = True
+    return right(w, x, entry, first if torch.compiler.is_exporting() else starts)
+
+
+@in_core("a_script_keeps_training_and_dropout", on=Backend("defect", unroll, traits=SCRIPT))
+def scripted_for_evaluation() -> list[Patch]:
+    """What is scripted never drops, in training either."""
+    original = scripting.ScriptableLSTM.__init__
+
+    def wrong(self: scripting.ScriptableLSTM, lstm: torch.nn.Module) -> None:
+        original(self, lstm)  # type: ignore[arg-type]
+        self.dropout = 0.0
+
+    return [Patch(scripting.ScriptableLSTM, "__init__", wrong)]

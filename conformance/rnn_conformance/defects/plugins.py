@@ -1,0 +1,143 @@
+"""One plugin's trouble becomes everybody's, and one name is taken for another."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Any
+
+import rnn_backends.lstm as core
+from rnn_backends import Backend, UnknownBackendError, UnsupportedError, errors, registry
+from rnn_backends.registry import Registry
+
+from .planting import Patch, in_core
+
+BROKEN, ALIAS, NAMED = (
+    "a_broken_plugin_hides_itself_only",
+    "an_alias_means_one_backend",
+    "a_named_backend_that_refuses_is_an_error",
+)
+
+
+def _load_guarding(*kinds: type[BaseException]) -> list[Patch]:
+    def wrong(self: Registry, name: str) -> None:
+        try:
+            self._built[name] = registry._build(name, self._found[name][0])
+        except kinds as error:
+            self._broken[name] = str(error)
+
+    return [Patch(Registry, "_load", wrong)]
+
+
+@in_core(BROKEN)
+def one_broken_plugin_stops_all() -> list[Patch]:
+    """A plugin that fails to load raises its error to whoever lists the others."""
+    return _load_guarding()
+
+
+@in_core(BROKEN)
+def a_plugin_that_quits_takes_all_along() -> list[Patch]:
+    """A plugin that calls sys.exit() ends the program."""
+    return _load_guarding(Exception)
+
+
+class _Anything:
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@in_core(BROKEN)
+def plugins_of_any_contract_are_loaded() -> list[Patch]:
+    """The contract version that a plugin names is not compared."""
+    return [Patch(registry, "CONTRACT_VERSION", _Anything())]
+
+
+@in_core(BROKEN)
+def a_broken_plugins_reason_is_lost() -> list[Patch]:
+    """What a broken plugin raised is kept without its words."""
+    return [Patch(registry, "_words", lambda error: type(error).__name__)]
+
+
+@in_core("two_plugins_of_one_name_are_neither")
+def the_first_of_two_plugins_wins() -> list[Patch]:
+    """Of two plugins with one name the first is taken, without a word."""
+    return [Patch(registry, "_clash", lambda name, points: None)]
+
+
+@in_core("a_slip_in_its_name_suggests_it")
+def nothing_is_suggested() -> list[Patch]:
+    """An unknown name's error suggests no other."""
+    return [Patch(errors, "get_close_matches", lambda *args, **more: [])]
+
+
+class _Near(dict[str, str]):
+    def get(self, key: str, default: Any = None) -> Any:
+        all_of = registry._registry
+        known = (*self, *all_of._found, *all_of._local)
+        return next(iter(get_close_matches(key, known, n=1, cutoff=0.6)), default)
+
+
+@in_core("a_slip_in_its_name_suggests_it")
+def nearly_right_is_right() -> list[Patch]:
+    """A name that is nearly another's is taken for it."""
+    return [Patch(registry, "ALIASES", _Near(registry.ALIASES))]
+
+
+@in_core(ALIAS)
+def aliases_swapped() -> list[Patch]:
+    """Each of the two aliases gives the other's backend."""
+    return [Patch(registry, "ALIASES", {"torch": "vmap", "torchrl": "cudnn"})]
+
+
+@in_core(ALIAS)
+def an_aliass_error_is_of_another_name() -> list[Patch]:
+    """Where an alias's backend is not installed, the error does not say what was asked for."""
+
+    def wrong(self: Registry, asked: str, name: str, source: str | None) -> UnknownBackendError:
+        return UnknownBackendError(name, self.names(), source)
+
+    return [Patch(Registry, "_unknown", wrong)]
+
+
+@in_core(ALIAS)
+def reserved_names_may_be_taken() -> list[Patch]:
+    """A backend may be registered as auto, or under an alias, and is then what they mean."""
+    return [Patch(registry, "RESERVED", frozenset())]
+
+
+@in_core("a_disabled_plugin_is_not_there")
+def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
+    """RNN_BACKENDS_DISABLE takes a name off the list, and who asks for it gets it."""
+    hidden, shown = Registry.names, registry._disabled
+
+    def wrong(self: Registry) -> tuple[str, ...]:
+        return tuple(name for name in hidden(self) if name not in shown(self._found))
+
+    return [Patch(Registry, "names", wrong), Patch(registry, "_disabled", lambda known: set())]
+
+
+def _falls_back(when: Any) -> list[Patch]:
+    original = core.resolve
+
+    def wrong(request: Any, *rest: Any) -> Backend:
+        try:
+            return original(request, *rest)
+        except UnsupportedError:
+            if not when(request):
+                raise
+            return original("auto", *rest)
+
+    return [Patch(core, "resolve", wrong)]
+
+
+@in_core(NAMED)
+def a_refusal_falls_back() -> list[Patch]:
+    """Where a backend that was named refuses, another one is taken without a word."""
+    return _falls_back(lambda request: isinstance(request, str))
+
+
+@in_core(NAMED)
+def a_refused_default_falls_back() -> list[Patch]:
+    """Where the backend of RNN_BACKENDS_LSTM refuses, another one is taken without a word."""
+    return _falls_back(lambda request: request is None)

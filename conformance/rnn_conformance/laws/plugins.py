@@ -1,0 +1,199 @@
+"""Plugins and names: one plugin's trouble is its own, a name means one backend, and nothing stands in for another."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+import torch
+from rnn_backends import (
+    LSTM,
+    Backend,
+    BrokenBackendError,
+    ContractError,
+    UnknownBackendError,
+    UnsupportedError,
+    choose,
+    get_backend,
+    hookimpl,
+    names,
+    registry,
+)
+
+from ..law import LawBroken, law
+from ..trial import Trial
+from .lifecycle import registered
+
+PLUGIN = "rnn_conformance_trial_plugin"
+ALIASES = {"torch": "cudnn", "torchrl": "vmap"}
+"""What the README promises."""
+
+
+class _Unloadable(EntryPoint):
+    """An entry point whose module cannot be imported."""
+
+    def load(self) -> Any:
+        raise OSError("libdefect.so: cannot open shared object file")
+
+
+def _plugin(backend: Callable[[], Backend], version: int | None = 1) -> ModuleType:
+    """A plugin's module."""
+    module: Any = ModuleType(PLUGIN)
+    module.contract_version = version
+    module.lstm_backend = hookimpl(backend)
+    return module
+
+
+@contextmanager
+def _installed(points: list[EntryPoint], **modules: ModuleType) -> Iterator[registry.Registry]:
+    """A registry that finds these entry points and no others."""
+    named = {f"{PLUGIN}_{name}": module for name, module in modules.items()}
+    with (
+        mock.patch.dict(sys.modules, named),
+        mock.patch.dict("os.environ", {registry.DISABLE_VARIABLE: ""}),
+        mock.patch.object(registry, "entry_points", return_value=points),
+    ):
+        yield registry.Registry()
+
+
+def _point(name: str, module: str, kind: type[EntryPoint] = EntryPoint) -> EntryPoint:
+    return kind(name, f"{PLUGIN}_{module}", registry.GROUP)
+
+
+def _quits() -> Backend:
+    raise SystemExit("no licence")
+
+
+@law(costly=True, T=(1,), B=(1,))
+def a_broken_plugin_hides_itself_only(trial: Trial) -> None:
+    """Beside plugins that cannot be imported, quit, or are made for another contract, the others are as they were."""
+    mine = trial.backend
+    broken = {
+        "rnn-broken-import": "cannot open shared object file",
+        "rnn-broken-hook": "no licence",
+        "rnn-broken-version": "contract version 99",
+    }
+    points = [
+        _point("rnn-broken-import", "none", _Unloadable),
+        _point("rnn-broken-hook", "quits"),
+        _point("rnn-broken-version", "other"),
+        _point(mine.name, "mine"),
+    ]
+    modules = {"quits": _plugin(_quits), "other": _plugin(lambda: mine, 99), "mine": _plugin(lambda: mine)}
+    with _installed(points, **modules) as found:
+        try:
+            rows = {row.name: row.reason for row in found.listings(load=True)}
+            got = found.get(mine.name)
+        except (Exception, SystemExit) as error:
+            raise LawBroken(f"a broken plugin stops the others: {type(error).__name__}: {error}") from error
+        if got is not mine or rows.get(mine.name, "not listed") is not None:
+            raise LawBroken(f"beside broken plugins {mine.name!r} is {got}, with the reason {rows.get(mine.name)!r}")
+        for name, reason in broken.items():
+            _is_broken(found, name, reason, rows.get(name))
+
+
+def _is_broken(found: registry.Registry, name: str, reason: str, listed: str | None) -> None:
+    """It is listed with its reason, and asking for it raises that reason."""
+    if listed is None or reason not in listed:
+        raise LawBroken(f"the broken plugin {name!r} is listed with {listed!r}, expected {reason!r} in it")
+    try:
+        came = found.get(name)
+    except BrokenBackendError as error:
+        if reason not in str(error):
+            raise LawBroken(f"the error of {name!r} does not say {reason!r}: {error}") from error
+    else:
+        raise LawBroken(f"the broken plugin {name!r} gave {came}")
+
+
+@law(costly=True, T=(1,), B=(1,))
+def two_plugins_of_one_name_are_neither(trial: Trial) -> None:
+    """Where two plugins have one name neither is taken: the error says that there are two."""
+    mine = trial.backend
+    points = [_point(mine.name, "mine"), _point(mine.name, "other")]
+    with _installed(points, mine=_plugin(lambda: mine), other=_plugin(lambda: mine)) as found:
+        _is_broken(found, mine.name, "two plugins", found.listings(load=True)[0].reason)
+
+
+@law(costly=True, T=(1,), B=(1,))
+def a_slip_in_its_name_suggests_it(trial: Trial) -> None:
+    """A backend's name with a slip or in capitals raises UnknownBackendError that suggests the name."""
+    with registered(trial.backend):
+        for name in (f"{trial.backend.name}x", trial.backend.name.capitalize() + "_", f"_{trial.backend.name}"):
+            if name in names():
+                continue
+            try:
+                came = get_backend(name)
+            except UnknownBackendError as error:
+                if f"Did you mean {trial.backend.name!r}?" not in str(error):
+                    raise LawBroken(
+                        f"the error for {name!r} does not suggest {trial.backend.name!r}: {error}"
+                    ) from error
+            else:
+                raise LawBroken(f"the unknown name {name!r} gave {came.name!r}")
+
+
+@law(costly=True, T=(1,), B=(1,))
+def an_alias_means_one_backend(trial: Trial) -> None:
+    """An alias gives the backend that it stands for or names it in its error, and no plugin may take its name."""
+    for alias, name in ALIASES.items():
+        mine = Backend(name, trial.backend.layer)
+        with _installed([_point(name, "mine")], mine=_plugin(lambda made=mine: made)) as found:  # type: ignore[misc]
+            got = _got(found, alias)
+            if got is not mine:
+                raise LawBroken(f"the alias {alias!r} gave {got}, expected {name!r}")
+        with _installed([]) as nothing:
+            said = _got(nothing, alias)
+            if not (isinstance(said, UnknownBackendError) and alias in str(said) and name in str(said)):
+                raise LawBroken(f"with {name!r} not installed the alias {alias!r} gave {said!r}")
+    for word in (*ALIASES, "auto"):
+        thief = Backend(word, trial.backend.layer)
+        with _installed([]) as nothing:
+            try:
+                nothing.register(thief)
+            except ContractError:
+                continue
+        raise LawBroken(f"a backend could be registered under the reserved name {word!r}")
+
+
+def _got(found: registry.Registry, name: str) -> Backend | Exception:
+    try:
+        return found.get(name)
+    except (UnknownBackendError, BrokenBackendError) as error:
+        return error
+
+
+@law(costly=True, T=(1,), B=(1,))
+def a_disabled_plugin_is_not_there(trial: Trial) -> None:
+    """RNN_BACKENDS_DISABLE hides a plugin from names, refuses it by name with that reason, and keeps it listed."""
+    mine = trial.backend
+    with (
+        _installed([_point(mine.name, "mine")], mine=_plugin(lambda: mine)) as found,
+        mock.patch.dict("os.environ", {registry.DISABLE_VARIABLE: mine.name}),
+    ):
+        (row,) = found.listings(load=True)
+        said = _got(found, mine.name)
+        if mine.name in found.names() or row.loaded or row.reason is None or "disabled" not in row.reason:
+            raise LawBroken(f"disabled, {mine.name!r} is among {found.names()} and listed as {row}")
+        if not (isinstance(said, UnknownBackendError) and registry.DISABLE_VARIABLE in str(said)):
+            raise LawBroken(f"disabled, {mine.name!r} gave {said!r}")
+
+
+@law(costly=True, T=(1,), B=(1,))
+def a_named_backend_that_refuses_is_an_error(trial: Trial) -> None:
+    """By name, by value and from the environment: a backend that refuses raises its reason, and no other is taken."""
+    name = "rnn-conformance-refuses"
+    picky = Backend(name, trial.backend.layer, rejects=lambda spec, device, dtype: "it refuses all")
+    with registered(picky), mock.patch.dict("os.environ", {choose.DEFAULT_VARIABLE: name}):
+        for what, request in (("by name", name), ("by value", picky), ("from the environment", None)):
+            try:
+                lstm = LSTM(2, 3, device=trial.device, dtype=torch.float32, lstm_backend=request)
+            except UnsupportedError as error:
+                if (error.backend, error.reason) != (name, "it refuses all"):
+                    raise LawBroken(f"asked for {what}, the error is of {error.backend!r}: {error}") from error
+            else:
+                raise LawBroken(f"asked for {what}, a backend that refuses gave {lstm.lstm_backend!r}")
