@@ -38,8 +38,8 @@ def under_torchrl(who: str, shape: Shape, resets: str, peers: Iterable[str], sec
 def products_over_dense(shape: Shape, seconds: float = 3.0) -> float:
     """The time of the bare matrix products of a forward and backward pass, over that of dense ``nn.LSTM``.
 
-    What no kernel can be faster than with these products: ``x`` against ``w_ih`` for all steps at once, ``h`` against
-    ``w_hh`` a step at a time; for the backward pass the gates' gradient against both, and both weights' gradients.
+    By torch.mm; a kernel may have better ones, so it may be above 1. ``x`` against ``w_ih`` for all steps,
+    ``h`` against ``w_hh`` a step at a time; backward the gates' gradient against both, and both weights' gradients.
     """
     named = weights(shape)
     w_ih, w_hh = named["weight_ih_l0"], named["weight_hh_l0"]
