@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -96,11 +97,27 @@ def _forked(law: str, backend: Backend, token: str, device: str, answer: Path, s
 
 
 def _write(law: str, backend: Backend, token: str, device: str, answer: Path) -> None:
-    """Write the outcome to a file, whole or not at all."""
+    """Write the outcome to a file, whole or not at all; in a process that only does that."""
+    _forget_the_parent()
     found = _here(law, backend, token, device)
     part = answer.with_suffix(".part")
     part.write_text(json.dumps({"verdict": found.verdict, "message": found.message, "margin": found.margin}))
     part.rename(answer)
+
+
+def _forget_the_parent() -> None:
+    """Let a fork compile and warn as a fresh interpreter does.
+
+    Inductor keeps a pool of threads to compile in. A fork inherits the pool without its threads and would wait for
+    them (torch._inductor.async_compile forgets its pool of processes after a fork, not this one). Filters of the
+    parent, pytest's above all, would make errors of what torch warns of when it compiles.
+    """
+    torch.set_num_threads(1)
+    from torch._inductor import config
+
+    config.compile_threads = 1
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore")
 
 
 def _here(law: str, backend: Backend, token: str, device: str) -> Outcome:
@@ -114,7 +131,6 @@ def _here(law: str, backend: Backend, token: str, device: str) -> Outcome:
 def main() -> None:
     """``python -m rnn_conformance.lanes LAW BACKEND TOKEN DEVICE ANSWER``: what :func:`in_a_process` starts."""
     law, name, token, device, answer = sys.argv[1:]
-    torch.set_num_threads(1)
     _write(law, get_backend(name), token, device, Path(answer))
 
 

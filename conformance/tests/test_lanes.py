@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+import warnings
 
+import torch
 from rnn_backends import Backend, State, get_backend
 from rnn_conformance.lanes import in_a_process
+from torch._inductor.async_compile import AsyncCompile
 
 LAW, TOKEN = "output_equals_reference", "T2.B1.I1.H2.f64.s0"
 right = get_backend("vmap").layer
@@ -27,6 +30,32 @@ def test_a_backend_of_this_process_answers_from_a_fork():
     wrong = run(lambda w, x, entry, starts: State(*(2 * v for v in right(w, x, entry, starts))))
     assert wrong.verdict == "failed"
     assert wrong.message.startswith("output differs first")
+
+
+def test_a_fork_does_not_wait_for_the_compiler_threads_of_its_parent(monkeypatch):
+    def compiles(*args):
+        result = AsyncCompile.submit(int)
+        if result != 0:  # a future of a pool
+            result.result()
+        return right(*args)
+
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 2)
+    AsyncCompile.pool.cache_clear()
+    AsyncCompile.submit(int).result()  # a thread of the pool is idle now
+    found = run(compiles, seconds=20)
+    AsyncCompile.pool().shutdown()
+    AsyncCompile.pool.cache_clear()
+    assert found.verdict == "passed", found
+
+
+def test_filters_of_warnings_stay_with_the_parent():
+    def warns(*args):
+        warnings.warn("seen by nobody", stacklevel=1)
+        return right(*args)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(warns).verdict == "passed"
 
 
 def test_a_hang_is_a_crash():
