@@ -1,5 +1,6 @@
 """``rnn-backends tune``: what is asked, kept, shown and judged; times are made up here."""
 
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return real(cases, seconds, tick, done, make=clock.make, clock=clock, slow=100.0)
 
     monkeypatch.setattr(tune, "measure", fake)
+    monkeypatch.setattr(gc, "collect", lambda: 0)  # a large heap takes it half a second, and there are 60 cases
     starts = {"compile": PATIENCE + 10}
     monkeypatch.setattr(tune.first_calls, "__defaults__", (*tune.first_calls.__defaults__[:2], _first(starts)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
