@@ -22,19 +22,27 @@ from rnn_backends import State
 from .compare import identical
 from .inputs import Inputs
 from .law import LawBroken
-from .story import Story, accepts, elsewhere, settings_of_torch
+from .story import PLAIN, Story, accepts, elsewhere, settings_of_torch
 from .trial import Trial
 
 DTYPES = {torch.float64: torch.float32, torch.float32: torch.float64}
+BITS = st.lists(st.booleans(), min_size=16, max_size=16)
+"""Resets of four rows of four steps, whatever is used of them."""
 
 
 class Rollout(Story):
     """The events; each ends with a comparison, or is compared by the next step."""
 
-    @initialize()
-    def begin(self) -> None:
-        """Every row starts anew."""
+    @initialize(training=st.booleans(), resets=BITS)
+    def begin(self, training: bool, resets: list[bool]) -> None:
+        """Every row starts anew, and a sequence follows: rules alone may leave it out for many programs.
+
+        Where there is dropout, in training or in evaluation.
+        """
+        if self.trial.case.dropout:
+            self.train_or_eval(training)
         self.step([True] * self.trial.case.B)
+        self.sequence(3, "by copy", [resets[0], True, *resets[2:]])  # a start in the middle of a row, each time
 
     @rule(resets=st.lists(st.booleans(), min_size=4, max_size=4))
     def step(self, resets: list[bool]) -> None:
@@ -48,17 +56,32 @@ class Rollout(Story):
             identical(f"the entry {key!r}", out[key], before[key], "")
         self.expect(out, self.model_step(td["observation"], is_init))
 
-    @rule(T=st.integers(1, 4), how=st.sampled_from(["by copy", "by context", "nested", "over another thread's mode"]))
-    def sequence(self, T: int, how: str) -> None:
-        """Several steps in recurrent mode, entered in one of several ways, from the carried state."""
-        self.tell(f"{T} steps in recurrent mode {how}")
-        is_init = torch.zeros(self.trial.case.B, T, dtype=torch.bool)
-        td = self.entries(T, is_init)
-        out = self.recurrent(td, how)
-        steps = [self.model_step(td["observation"][:, t], is_init[:, t]) for t in range(T)]
-        self.agree("features over time", out["features"], torch.stack(steps, 1))
-        last = out[:, -1]
-        self.expect(last, steps[-1])
+    @rule(
+        T=st.sampled_from([3, 1, 2, 4]),
+        how=st.sampled_from(["by copy", "by context", "nested", "over another thread's mode"]),
+        resets=BITS,
+    )
+    def sequence(self, T: int, how: str, resets: list[bool]) -> None:
+        """Several steps in recurrent mode, entered in one of several ways; a start is from the state stored there."""
+        bits = [resets[4 * b : 4 * b + T] for b in range(self.trial.case.B)]
+        rows = "|".join("".join("01"[bit] for bit in row) for row in bits)
+        self.tell(f"{T} steps in recurrent mode {how} with resets {rows}")
+        td = self.entries(T, torch.tensor(bits))
+        out = self.recurrent(self.module, td.clone(), how)
+        self.expect(out[:, -1], self.model_steps(td, out))
+
+    @rule(T=st.integers(1, 3), edit=st.booleans(), by=st.booleans())
+    def on_another_backend(self, T: int, edit: bool, by: bool) -> None:
+        """The rollout goes on for some steps on another backend, over the same parameters, and comes back."""
+        there = self.module.with_backend(PLAIN)
+        self.tell(f"{T} steps on another backend" + ", its weights times -0.5" * edit + ", back by with_backend" * by)
+        if edit:
+            self.scale(there)
+        td = self.entries(T, torch.zeros(self.trial.case.B, T, dtype=torch.bool))
+        out = self.recurrent(there, td.clone(), "by copy")
+        self.expect(out[:, -1], self.model_steps(td, out))
+        self.module = there.with_backend(self.trial.backend) if by else self.module
+        self.step([False] * 4)
 
     @rule()
     def modeelsewhere(self) -> None:
@@ -96,10 +119,7 @@ class Rollout(Story):
     def edited_in_place(self) -> None:
         """The weights are scaled in place."""
         self.tell("weights times -0.5 in place")
-        with torch.no_grad():
-            for parameter in self.module.parameters():
-                parameter.mul_(-0.5)
-        self.weights = {name: w * -0.5 for name, w in self.weights.items()}
+        self.scale(self.module)
 
     @rule()
     def trained(self) -> None:
@@ -109,7 +129,7 @@ class Rollout(Story):
         own = {n: w.clone().requires_grad_() for n, w in self.weights.items()}
         lstm, zeros = self.module.lstm.requires_grad_(), State(*(torch.zeros_like(v).unsqueeze(1) for v in self.state))
         starts = torch.ones(1, len(x), dtype=torch.bool)
-        right = self.trial.reference(Inputs(x.unsqueeze(0), *zeros, starts, own)).output.sum()
+        right = self.trial.reference(Inputs(x.unsqueeze(0), *zeros, starts, self.effective_of(own))).output.sum()
         gradients = torch.autograd.grad(right, list(own.values()))
         optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
         optimizer.zero_grad()
@@ -131,7 +151,7 @@ class Rollout(Story):
 
     @rule(training=st.booleans())
     def train_or_eval(self, training: bool) -> None:
-        """Training and evaluation; there is no dropout here, so nothing changes."""
+        """Training and evaluation: with dropout all is dropped or nothing is; without it nothing changes."""
         self.tell("train()" if training else "eval()")
         self.module.train(training)
 

@@ -9,7 +9,8 @@ from typing import Any, NoReturn
 
 import torch
 from hypothesis.stateful import RuleBasedStateMachine
-from rnn_backends import LSTMModule, State, recurrent_mode, set_recurrent_mode
+from rnn_backends import Backend, LSTMModule, State, recurrent_mode, set_recurrent_mode
+from rnn_backends.unroll import unroll
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -18,6 +19,8 @@ from .law import LawBroken
 from .trial import Trial
 
 H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
+PLAIN = Backend("rnn-conformance-plain", unroll)
+"""Core's own loop over time: another backend to go to and come back from, wherever the suite runs."""
 
 
 class Story(RuleBasedStateMachine):
@@ -69,22 +72,53 @@ class Story(RuleBasedStateMachine):
         raise broken
 
     def entries(self, T: int, is_init: Tensor) -> TensorDict:
-        """``T`` steps with ``is_init [B, T]`` and the carried state at each of them."""
+        """``T`` steps with ``is_init [B, T]``, the carried state stored at the first and others at those after it."""
         B = self.trial.case.B
         entries: dict[str, Any] = {"observation": self.draw(B, T, self.trial.case.I), "is_init": is_init.unsqueeze(-1)}
         if self.carried is not None:
-            h, c = (v.unsqueeze(1).expand(B, T, *v.shape[1:]).clone() for v in self.carried)
-            entries |= {H_KEY: h.to(self.dtype), C_KEY: c.to(self.dtype)}
+            for key, carried in zip((H_KEY, C_KEY), self.carried, strict=True):
+                later = self.draw(B, T - 1, *carried.shape[1:])
+                entries[key] = torch.cat([carried.to(self.dtype).unsqueeze(1), later], 1)
         return TensorDict(entries, [B, T], device=self.trial.device)
 
-    def model_step(self, x: Tensor, is_init: Tensor, zero: bool = True) -> Tensor:
-        """Step the model with ``x [B, I]``; a start is from zeros, as in sequential mode."""
-        keep = ~is_init.reshape(1, -1, 1) if zero else torch.ones(1, len(is_init), 1, dtype=torch.bool)
-        h, c = (torch.where(keep, v, 0).unsqueeze(1) for v in self.state)
+    def effective_of(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights that count: where all is dropped between layers, those that read the layer below do not."""
+        if not (self.module.training and self.trial.case.dropout):
+            return weights
+        unread = {name for name in weights if name.startswith("weight_ih") and not name.startswith("weight_ih_l0")}
+        return {name: 0 * w if name in unread else w for name, w in weights.items()}
+
+    def scale(self, module: LSTMModule) -> None:
+        """Weights times -0.5, in place, and the model's."""
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(-0.5)
+        self.weights = {name: w * -0.5 for name, w in self.weights.items()}
+
+    def model_step(self, x: Tensor, is_init: Tensor, stored: State | None = None) -> Tensor:
+        """Step the model with ``x [B, I]``; a start is from ``stored``, in sequential mode from zeros."""
+        at = is_init.cpu().reshape(1, -1, 1)
+        fresh = stored or State(*(torch.zeros_like(v) for v in self.state))
+        h, c = (torch.where(at, new, old).unsqueeze(1) for new, old in zip(fresh, self.state, strict=True))
         starts = torch.ones(1, len(is_init), dtype=torch.bool)
-        found = self.trial.reference(Inputs(x.unsqueeze(0), h, c, starts, self.weights))
+        found = self.trial.reference(Inputs(x.unsqueeze(0), h, c, starts, self.effective_of(self.weights)))
         self.state = State(found.h[:, 0], found.c[:, 0])
         return found.output[0]
+
+    def model_steps(self, td: TensorDict, out: Any) -> Tensor:
+        """Step the model through a row of sequences and compare; the features of the last step."""
+        is_init, features, steps = td["is_init"].squeeze(-1), [], td.shape[1]
+        for t in range(steps):
+            stored = State(*(td[key][:, t].transpose(0, 1).double().cpu() for key in (H_KEY, C_KEY)))
+            # the first step goes on from what is stored there, which is the model's state
+            starts = is_init[:, t] if t else torch.zeros_like(is_init[:, t])
+            features.append(self.model_step(td["observation"][:, t], starts, stored))
+            ends = is_init[:, t + 1] if t + 1 < steps else torch.ones_like(is_init[:, t])
+            for key, state in zip((H_KEY, C_KEY), self.state, strict=True):
+                expected = torch.where(ends.cpu().reshape(-1, 1, 1), state.transpose(0, 1), 0)
+                self.agree(f"{key} at step {t} of {steps}", out["next", key][:, t], expected)
+        self.agree("features over time", out["features"], torch.stack(features, 1))
+        return features[-1]
 
     def expect(self, out: Any, features: Tensor) -> None:
         """Compare a step's results with the model's, and carry them on."""
@@ -98,22 +132,22 @@ class Story(RuleBasedStateMachine):
         self.carried = State(h.detach(), c.detach())
         self.state = State(*(v.transpose(0, 1).double().cpu() for v in self.carried))
 
-    def recurrent(self, td: TensorDict, how: str) -> Any:
-        """The module in recurrent mode, entered in one of several ways."""
+    def recurrent(self, module: LSTMModule, td: TensorDict, how: str) -> Any:
+        """A module in recurrent mode, entered in one of several ways."""
         if how == "by copy":
-            return self.module.set_recurrent_mode(True)(td)
+            return module.set_recurrent_mode(True)(td)
         if how == "by context":
             with set_recurrent_mode("recurrent"):
-                return self.module(td)
+                return module(td)
         if how == "nested":
             with set_recurrent_mode(True):
                 try:
                     with set_recurrent_mode(False):
                         raise KeyError
                 except KeyError:
-                    return self.module(td)
+                    return module(td)
         with elsewhere(False), set_recurrent_mode(True):
-            return self.module(td)
+            return module(td)
 
 
 def settings_of_torch() -> dict[str, object]:

@@ -8,6 +8,7 @@ from rnn_conformance.cases import Case
 from rnn_conformance.law import LawBroken
 from rnn_conformance.laws.lifecycle import registered
 from rnn_conformance.machine import play
+from rnn_conformance.story import PLAIN
 from rnn_conformance.trial import Trial
 
 right = get_backend("vmap").layer
@@ -16,7 +17,7 @@ CASE = Case.parse("T1.B2.I2.H3.L2.f64.s4")
 
 def story_of(layer):
     backend = Backend("teller", layer)
-    with registered(backend):
+    with registered(backend), registered(PLAIN):
         play(Trial(backend, CASE), programs=20, steps=12)
 
 
@@ -47,3 +48,22 @@ def test_a_state_kept_between_calls_is_seen():
 
     with pytest.raises(LawBroken, match=r"^after .*a step"):
         story_of(remembers)
+
+
+def test_a_start_in_the_middle_of_a_row_is_part_of_the_story():
+    def from_the_first(w, x, entry, starts):
+        return right(w, x, State(*(v[:1].expand_as(v) for v in entry)), starts)
+
+    with pytest.raises(LawBroken, match=r"^after .*steps in recurrent mode .* with resets 0*1"):
+        story_of(from_the_first)
+
+
+def test_what_happens_on_another_backend_is_part_of_the_story():
+    def packed(w, x, entry, starts):
+        old = kept.setdefault(w.w_hh.data_ptr(), w.w_hh.detach().clone())
+        kept[w.w_hh.data_ptr()] = w.w_hh.detach().clone()
+        return right(w._replace(w_hh=old), x, entry, starts)
+
+    kept = {}
+    with pytest.raises(LawBroken, match=r"^after .*another backend, its weights|^after .*(in place|optimizer|load)"):
+        story_of(packed)

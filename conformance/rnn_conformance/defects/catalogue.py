@@ -24,6 +24,7 @@ from . import (
     sizes,
     stacks,
     states,
+    stories,
     transforms,
 )
 from . import weights as weights_family
@@ -31,7 +32,7 @@ from .planting import Defect
 
 FAMILIES: tuple[ModuleType, ...] = (
     cell, stacks, resets, sizes, states, modules, keys, gradients, dropout, dtype, memory, purity, weights_family,
-    lifecycle, evidence, transforms, claims, lanes, compiled, plugins,
+    lifecycle, evidence, transforms, claims, lanes, compiled, plugins, stories,
 )  # fmt: skip
 
 DEFECTS: dict[str, Defect] = {

@@ -78,3 +78,36 @@ def scripted_for_evaluation() -> list[Patch]:
         self.dropout = 0.0
 
     return [Patch(scripting.ScriptableLSTM, "__init__", wrong)]
+
+
+@made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
+def compiled_for_the_first_length() -> LayerFunction:
+    """Compiled code runs as many steps as the first call had; what comes after them repeats the last."""
+    first: list[int] = []
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if not torch.compiler.is_compiling():
+            return right(w, x, entry, starts)
+        if not first:
+            first.append(len(x))
+        steps = min(len(x), first[0])
+        ran = right(w, x[:steps], both(lambda v: v[:steps], entry), starts[:steps])
+        return both(lambda v: torch.cat([v, v[-1:].expand(len(x) - steps, -1, -1)]), ran)
+
+    return run
+
+
+@made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
+def compiled_with_resets_kept_by_shape() -> LayerFunction:
+    """Compiled code keeps the resets of the first call of each shape, as a plan that is never made anew."""
+    plans: dict[tuple[int, ...], Tensor] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if not torch.compiler.is_compiling():
+            return right(w, x, entry, starts)
+        shape = tuple(starts.shape)
+        if shape not in plans:
+            plans[shape] = starts.clone()
+        return right(w, x, entry, plans[shape])
+
+    return run

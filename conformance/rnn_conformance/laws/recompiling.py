@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import Trait
+from rnn_backends import Trait, set_recurrent_mode
+from tensordict import TensorDict
 from torch import Tensor
 
+from ..inputs import Inputs
 from ..law import LawBroken, law
 from ..trial import Trial
 
@@ -71,3 +73,49 @@ def a_compiled_function_takes_any_batch(trial: Trial) -> None:
 
     call(3, 3)  # T stays as it is: a loop over time may be traced step by step
     _compiles_nothing(call, ((3, 5), (3, 7), (3, 6)))
+
+
+@law(trait=Trait.FULLGRAPH, tries_unclaimed=False, **LANE)
+def a_compiled_function_follows_sizes_resets_and_mode(trial: Trial) -> None:
+    """In a user's torch.compile(fullgraph=True), T, B, resets and mode may change from call to call."""
+    module = trial.module()
+    torch.compiler.reset()
+
+    @torch.compile(fullgraph=True, backend="eager")
+    def run(td: TensorDict) -> Tensor:
+        return module(td)["features"]
+
+    for T, B in ((2, 2), (5, 3), (3, 2), (4, 3), (2, 4)):  # longer and shorter than the first
+        x, is_init = _sized(trial, T, B)
+        for resets in (is_init, ~is_init):
+            td, expected = _entries(trial, x, resets)
+            with set_recurrent_mode(True):
+                whole = run(td.clone())
+            trial.agree(f"features of T={T}, B={B}", whole.transpose(0, 1), expected)
+        step = run(td[:, 0].clone())
+        trial.agree(f"features of a step of B={B}", step, _first_step(trial, x, td, resets), 0, "b unit")
+
+
+def _entries(trial: Trial, x: Tensor, is_init: Tensor) -> tuple[TensorDict, Tensor]:
+    """A TensorDict ``[B, T]`` with states stored at every step, and the reference's features over time."""
+    T, B = is_init.shape
+    rows, spec = trial.case.spec.num_states, trial.case.spec
+    h = trial.noise(torch.empty(rows, T, B, spec.output_size), T)
+    c = trial.noise(torch.empty(rows, T, B, spec.hidden_size), T + 1)
+    starts = is_init.clone()
+    starts[0] = True
+    entries = {
+        "observation": x.transpose(0, 1),
+        "is_init": is_init.T.unsqueeze(-1),
+        "recurrent_state_h": h.permute(2, 1, 0, 3),
+        "recurrent_state_c": c.permute(2, 1, 0, 3),
+    }
+    expected = trial.reference(Inputs(x, h, c, starts, trial.inputs.weights)).output
+    return TensorDict(entries, [B, T], device=trial.device), expected
+
+
+def _first_step(trial: Trial, x: Tensor, td: TensorDict, is_init: Tensor) -> Tensor:
+    """The reference's features of the first step in sequential mode, where a start is from zeros."""
+    carried = (td[f"recurrent_state_{name}"][:, :1].permute(2, 1, 0, 3) for name in "hc")
+    h, c = (torch.where(is_init[:1].unsqueeze(-1), 0, state) for state in carried)
+    return trial.reference(Inputs(x[:1], h, c, torch.ones_like(is_init[:1]), trial.inputs.weights)).output[0]

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from ..law import law
 from ..machine import play
+from ..story import PLAIN
 from ..trial import Trial
 from .lifecycle import registered
 
 
 @law(costly=True, B=(2,), T=(1,), bidirectional=(False,), profiles=("quick", "full"))
 def any_story_agrees_with_the_model(trial: Trial) -> None:
-    """Steps, resets, modes, copies, pickles, edits, training, dtypes, in any order: all equals the plain model."""
+    """Steps, resets, modes, copies, edits, dtypes, other backends, in any order: all equals the plain model."""
     trial.lstm()  # declines here what it does not serve
-    with registered(trial.backend):
+    with registered(trial.backend), registered(PLAIN):
+        play(trial, programs=25, steps=12)
+
+
+@law(costly=True, B=(2,), T=(1,), L=(2,), bidirectional=(False,), dropout=(100,), profiles=("quick", "full"))
+def any_story_drops_in_training_alone(trial: Trial) -> None:
+    """The same where training drops all between two layers, so that the mask is known, and evaluation nothing."""
+    trial.lstm()
+    with registered(trial.backend), registered(PLAIN):
         play(trial, programs=10, steps=12)
 
 
@@ -20,5 +29,5 @@ def any_story_agrees_with_the_model(trial: Trial) -> None:
 def any_long_story_agrees_with_the_model(trial: Trial) -> None:
     """The same over forty events at a time, and many more of them."""
     trial.lstm()
-    with registered(trial.backend):
+    with registered(trial.backend), registered(PLAIN):
         play(trial, programs=20, steps=40)
