@@ -14,6 +14,7 @@ from rnn_backends.unroll import cell
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from . import kernel
 from .flush import collect_steps, fused, is_clean, run_plan, spread
 from .plan import Plan, Sequences, make_plan
 
@@ -102,9 +103,7 @@ def _params(w: LayerWeights) -> list[Tensor]:
 def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
     """All layers in one call, without resets and dropout: a :data:`~rnn_backends.contract.StackFunction`."""
     flat = [v for w in weights for v in _params(w)]
-    train = torch.is_grad_enabled()
-    y, h, c = torch.lstm(x, tuple(state), flat, spec.bias, spec.num_layers, 0.0, train, spec.bidirectional, False)
-    return y, State(h, c)
+    return kernel.run(flat, x, state, spec.bias, spec.num_layers, spec.bidirectional)
 
 
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:

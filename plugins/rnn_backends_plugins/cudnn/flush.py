@@ -28,6 +28,7 @@ from rnn_backends import LayerWeights, State
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from . import kernel
 from .plan import FLUSH, HOLD, PROBE, Plan
 
 LOGIT = -10.0
@@ -133,9 +134,8 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
 
 def fused(params: list[Tensor], x: Tensor, start: State, bias: bool) -> tuple[Tensor, Tensor]:
     """One layer of torch.nn.LSTM's kernel: ``x [T, B, I]`` -> ``y [T, B, P]``, the final ``c [B, H]``."""
-    hx = (start.h.unsqueeze(0), start.c.unsqueeze(0))
-    y, _, c = torch.lstm(x, hx, params, bias, 1, 0.0, torch.is_grad_enabled(), False, False)
-    return y, c.squeeze(0)
+    y, end = kernel.run(params, x, State(start.h.unsqueeze(0), start.c.unsqueeze(0)), bias)
+    return y, end.c.squeeze(0)
 
 
 def collect_steps(y: Tensor, plan: Plan) -> Tensor:

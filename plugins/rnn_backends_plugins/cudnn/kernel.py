@@ -1,0 +1,85 @@
+"""torch's fused kernel, in pieces of time where one call would take memory that malloc gives back each time.
+
+For training on a CPU oneDNN keeps about 62 bytes a unit and cell until the backward pass. What is larger than 32 MiB
+glibc's malloc takes from the system, page by page, and gives back when it is freed: in the next call every page is a
+fault again, and they are half of a step's time at B64-T128-H256. Pieces in a chain (h and c go from one to the next)
+compute the same and come from memory that malloc keeps. docs/performance.md, "The allocator", has the figures.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from functools import lru_cache
+
+import torch
+from rnn_backends import State
+from torch import Tensor
+
+WORKSPACE = 62
+"""Bytes that the kernel keeps for each unit and cell in float32, measured: 61 to 64."""
+
+GIVEN_BACK = 31 << 20
+"""Bytes: glibc's largest mmap threshold is 32 MiB (M_MMAP_THRESHOLD in mallopt(3)), headers included."""
+
+PIECE = 24 << 20
+"""Bytes of a piece: of 8 to 31 MiB the best over B64-T128-H256, B1024-T32-H128 and B32-T512-H128."""
+
+PER_CALL = 128
+"""What one more call of the kernel costs (it packs the weights, and adds up their gradients), in rows times steps."""
+
+SHARE = 8
+"""All calls after the first may cost this part of the whole at most, or one call it is."""
+
+
+def run(
+    params: list[Tensor], x: Tensor, state: State, bias: bool, layers: int = 1, bidirectional: bool = False
+) -> tuple[Tensor, State]:
+    """``torch.lstm`` over dense rows.
+
+    Args:
+        params: of all layers, in torch's order.
+        x: ``[T, B, I]``.
+        state: ``State([layers * D, B, P], [layers * D, B, H])``.
+        bias: whether there are biases.
+        layers: how many.
+        bidirectional: whether ``D`` is 2.
+
+    Returns:
+        ``y [T, B, D * P]`` and the final state.
+    """
+    T, train = x.shape[0], torch.is_grad_enabled()
+    pieces = 1 if bidirectional else _pieces(x, state, layers)
+    ys = []
+    for k in range(pieces):
+        part = x[T * k // pieces : T * (k + 1) // pieces] if pieces > 1 else x
+        y, h, c = torch.lstm(part, tuple(state), params, bias, layers, 0.0, train, bidirectional, False)
+        ys.append(y)
+        state = State(h, c)
+    return torch.cat(ys) if pieces > 1 else ys[0], state
+
+
+def _pieces(x: Tensor, state: State, layers: int) -> int:
+    """How many calls in a chain."""
+    if x.device.type != "cpu" or not torch.is_grad_enabled() or not _gives_back():
+        return 1
+    size = _workspace(x, state, layers)
+    if size <= GIVEN_BACK:
+        return 1
+    T, B, _ = x.shape
+    pieces = min(-(-size // PIECE), T)
+    return pieces if (pieces - 1) * PER_CALL * SHARE <= T * B else 1
+
+
+def _workspace(x: Tensor, state: State, layers: int) -> int:
+    """Bytes that oneDNN's kernel keeps for the backward pass; under a projection, and in float64, it is not used."""
+    if x.dtype != torch.float32 or state.h.shape[2] != state.c.shape[2]:
+        return 0
+    return WORKSPACE * x.shape[0] * x.shape[1] * state.c.shape[2] * layers
+
+
+@lru_cache(maxsize=1)
+def _gives_back() -> bool:
+    """Whether memory comes from glibc's malloc as it comes, neither set up otherwise nor replaced."""
+    others = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
+    return platform.libc_ver()[0] == "glibc" and not any(os.environ.get(name) for name in others)

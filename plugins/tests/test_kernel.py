@@ -1,0 +1,100 @@
+"""One call of the fused kernel, or a chain of them: the same numbers."""
+
+import pytest
+import torch
+from rnn_backends import LSTM, State
+from rnn_backends_plugins import cudnn
+from rnn_backends_plugins.cudnn import kernel
+from rnn_conformance import check_backend
+from rnn_conformance.catalogue import LAWS
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The numbers of steps of each call of torch.lstm."""
+    seen, original = [], torch.lstm
+
+    def counted(x, *args):
+        seen.append(len(x))
+        return original(x, *args)
+
+    monkeypatch.setattr(torch, "lstm", counted)
+    monkeypatch.setattr(kernel, "_gives_back", lambda: True)
+    return seen
+
+
+@pytest.fixture
+def in_pieces(monkeypatch):
+    """Everything is large: a step is a piece of its own."""
+    monkeypatch.setattr(kernel, "_workspace", lambda *args: 1 << 60)
+    monkeypatch.setattr(kernel, "SHARE", 0)
+
+
+def results(layers, is_init):
+    torch.manual_seed(2)
+    lstm = LSTM(5, 6, layers, lstm_backend="cudnn")
+    x, hx = torch.randn(7, 4, 5, requires_grad=True), tuple(torch.randn(2, layers, 4, 6).requires_grad_())
+    y, (h, c) = lstm(x, hx, is_init=is_init)
+    loss = (y * torch.randn_like(y)).sum() + (h * torch.randn_like(h)).sum() + (c * torch.randn_like(c)).sum()
+    return y, h, c, *torch.autograd.grad(loss, [x, *hx, *lstm.parameters()])
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("resets", [False, True])
+def test_a_chain_computes_what_one_call_does(calls, monkeypatch, request, layers, resets):
+    is_init = (torch.arange(28).reshape(7, 4) % 5 == 3) if resets else None
+    whole = results(layers, is_init)
+    assert 1 not in calls
+    calls.clear()
+    request.getfixturevalue("in_pieces")
+    pieces = results(layers, is_init)
+    assert set(calls) == {1}
+    for got, expected in zip(pieces, whole, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def a_call(T=128, B=64, H=256, P=0, dtype=torch.float32, **more):
+    """Shapes alone count: the memory behind them is one number."""
+    one = torch.zeros(1, dtype=dtype)
+    x = one.expand(T, B, 8)
+    return kernel._pieces(x, State(one.expand(1, B, P or H), one.expand(1, B, H)), more.get("layers", 1))
+
+
+def test_what_malloc_would_give_back_is_cut(calls):
+    assert a_call() == 6
+    assert a_call(B=128, H=128, layers=2) == 11
+    assert a_call(T=32, B=1024, H=128) == 11
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"T": 64, "B": 32, "H": 128},  # small
+        {"B": 256, "H": 512},  # so many pieces that their calls cost more
+        {"P": 100},
+        {"dtype": torch.float64},
+        {"dtype": torch.bfloat16},
+    ],
+)
+def test_everything_else_is_one_call(calls, more):
+    assert a_call(**more) == 1
+
+
+def test_without_gradients_it_is_one_call(calls):
+    with torch.no_grad():
+        assert a_call() == 1
+
+
+@pytest.mark.parametrize("name", ["MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD"])
+def test_another_allocator_is_left_to_do_its_work(monkeypatch, name):
+    kernel._gives_back.cache_clear()
+    monkeypatch.setenv(name, "4000000000")
+    assert not kernel._gives_back()
+    kernel._gives_back.cache_clear()
+
+
+def test_every_law_holds_in_pieces(calls, in_pieces):
+    eager = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
+    report = check_backend(cudnn.lstm_backend(), profile="smoke", laws=eager)
+    assert report.ok, f"seed {report.header.seed}: {report.failures[0]}"
+    assert calls.count(1) > 100
