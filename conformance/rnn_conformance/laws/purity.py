@@ -61,6 +61,21 @@ def a_result_outlives_the_next_call(trial: Trial) -> None:
 
 
 @law()
+def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
+    """What ran under inference_mode first can be trained over next: nothing kept from there is in the way."""
+    lstm, loss = trial.lstm(), trial.loss
+    with torch.inference_mode():
+        trial.run(lstm)
+    try:
+        came = trial.gradients(loss, lstm)
+    except NotImplementedError:
+        raise
+    except RuntimeError as error:
+        raise LawBroken(f"after the same in inference_mode the backward pass fails: {error}") from error
+    trial.agree_gradients(came, trial.expected_gradients(loss))
+
+
+@law()
 def results_share_no_memory_with_inputs(trial: Trial) -> None:
     """Writing into what came out changes neither inputs nor weights."""
     lstm, inputs, same = trial.lstm(), trial.fresh(), trial.fresh()

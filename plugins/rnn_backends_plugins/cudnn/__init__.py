@@ -34,11 +34,11 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_
         return State(y, c.expand(T, B, -1))
     must_head = _must_head(weights, entry, seqs, every_end)
     key = where.tobytes()
-    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end).to(x.device)
+    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device)
     y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     if not must_head.all() and not is_clean(y, plan):
         every = np.ones_like(must_head)
-        plan = _cached_plan(key, T, B, every.tobytes(), every_end).to(x.device)
+        plan = _cached_plan(key, T, B, every.tobytes(), every_end, x.device)
         y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     h = collect_steps(y, plan).view(T, B, -1)
     return State(h, _cell_states(plan, tails, probed, T, B, every_end))
@@ -90,9 +90,10 @@ def _as_numpy(value: Tensor) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)  # epochs over one rollout see the same resets again
-def _cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool) -> Plan:
+def _cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device) -> Plan:
     seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
-    return make_plan(seqs, np.frombuffer(must_head, bool), every_end)
+    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):  # to be kept, whatever is at work now
+        return make_plan(seqs, np.frombuffer(must_head, bool), every_end).to(device)
 
 
 def _params(w: LayerWeights) -> list[Tensor]:

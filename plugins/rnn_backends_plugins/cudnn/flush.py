@@ -42,13 +42,18 @@ FEATURES = {FLUSH: (1.0, -1.0, 0.0), HOLD: (1.0, 1.0, 0.0), PROBE: (0.0, 0.0, 1.
 
 
 class _Spread(torch.autograd.Function):
-    """``values [N, F]`` -> ``[cells, F + extra]``, zero where no value goes. ``cell [N]`` has no index twice."""
+    """``values [N, F]`` -> ``[cells, F + extra]``: zero where no value goes, ``beside [cells, extra]`` at their right.
+
+    ``cell [N]`` has no index twice; ``beside`` is ``None`` where nothing is added.
+    """
 
     @staticmethod
-    def forward(values: Tensor, cell: Tensor, cells: int, extra: int) -> Tensor:
+    def forward(values: Tensor, cell: Tensor, cells: int, beside: Tensor | None) -> Tensor:
         F = values.shape[1]
-        out = values.new_zeros(cells, F + extra)
+        out = values.new_zeros(cells, F + (0 if beside is None else beside.shape[1]))
         out[:, :F].index_copy_(0, cell, values)
+        if beside is not None:
+            out[:, F:] = beside
         return out
 
     @staticmethod
@@ -79,7 +84,7 @@ class _Collect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
-        return _spread(grad, cell, ctx.shape[0], 0), None
+        return _spread(grad, cell, ctx.shape[0], None), None
 
 
 def _quick(function: type[torch.autograd.Function]) -> Callable[..., Any]:
@@ -118,8 +123,7 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
     params = _widened(weights, probing=len(plan.probes) > 0)
     I = x.shape[2]  # noqa: E741
     extra = params[0].shape[1] - I
-    wide = _spread(x.reshape(-1, I), plan.cell, len(plan.kind), extra)
-    wide[:, I:] = _features(extra, x.dtype, x.device).index_select(0, plan.kind)
+    wide = _spread(x.reshape(-1, I), plan.cell, len(plan.kind), _features(plan, extra, x.dtype))
     ys, cs, row = [], [], 0
     for block in plan.blocks:
         piece = wide[block.first_cell : block.first_cell + block.steps * block.rows].view(block.steps, block.rows, -1)
@@ -145,7 +149,7 @@ def collect_steps(y: Tensor, plan: Plan) -> Tensor:
 
 def spread(values: Tensor, cell: Tensor, cells: int) -> Tensor:
     """``values [N, F]`` -> ``[cells, F]``, each at its place and zero elsewhere; the inverse of collecting."""
-    return _spread(values, cell, cells, 0)
+    return _spread(values, cell, cells, None)
 
 
 def is_clean(y: Tensor, plan: Plan) -> bool:
@@ -184,9 +188,11 @@ def _signs(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return _table(tuple(DRIVES.items()), width, dtype, device).unsqueeze(1)
 
 
-def _features(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[4, width]``: what the added features are on a step of each kind."""
-    return _table(tuple(FEATURES.items()), width, dtype, device)
+@lru_cache(maxsize=16)
+def _features(plan: Plan, width: int, dtype: torch.dtype) -> Tensor:
+    """``[cells, width]``: what the added features are in each cell; outside every mode and transform, to be kept."""
+    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+        return _table(tuple(FEATURES.items()), width, dtype, plan.kind.device).index_select(0, plan.kind)
 
 
 @lru_cache(maxsize=64)

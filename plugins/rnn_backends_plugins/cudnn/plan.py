@@ -82,7 +82,7 @@ class Block:
     rows: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """Where everything goes. Indices into a batch are ``t * B + b``; cells are numbered over all blocks.
 
