@@ -275,7 +275,7 @@ class LSTM(nn.RNNBase):
         starts = starts_of(is_init)
         output, states = self.sequences(x, self._entry(x, stored), starts)
         if not every_step:
-            states = [State(at_ends(s.h, starts), at_ends(s.c, starts)) for s in states]
+            states = [at_ends(state, starts) for state in states]
         return output, _stacked(states, shared=every_step)
 
     def replay_output(self, x: Tensor, is_init: Tensor, stored: State | None) -> Tensor:

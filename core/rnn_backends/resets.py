@@ -28,9 +28,10 @@ def first_steps(starts: Tensor) -> Tensor:
     return torch.where(starts, t, 0).cummax(0)[0]
 
 
-def at_ends(states: Tensor, starts: Tensor) -> Tensor:
-    """Zero padding: ``[T, B, N]`` states, exactly zero everywhere but where a sequence ends."""
-    return torch.where(ends_of(starts).unsqueeze(-1), states, 0)
+def at_ends(state: State, starts: Tensor) -> State:
+    """Zero padding: ``State([T, B, P], [T, B, H])``, exactly zero everywhere but where a sequence ends."""
+    ends = ends_of(starts).unsqueeze(-1)
+    return State(torch.where(ends, state.h, 0), torch.where(ends, state.c, 0))
 
 
 def zero_at(state: State, is_init: Tensor) -> State:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_backends import LSTM
+from rnn_backends import LSTM, State
 from rnn_backends.resets import at_ends, ends_of, first_steps, starts_of
 from torch.testing import assert_close
 
@@ -26,8 +26,8 @@ def test_the_reset_rules_by_eye():
 def test_padding_is_zero_even_where_the_state_is_not_a_number():
     states = torch.full((5, 1, 2), float("nan"))
     states[2] = states[4] = 1.0
-    padded = at_ends(states, by_eye("...#."))
-    assert padded[:, 0, 0].tolist() == [0, 0, 1, 0, 1]
+    for padded in at_ends(State(states, states), by_eye("...#.")):
+        assert padded[:, 0, 0].tolist() == [0, 0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("steps", PATTERNS, ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import rnn_backends.lstm as core
@@ -22,8 +23,8 @@ def _nan_between_ends(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
     return State(h, torch.where(ends(starts), c, float("nan")))
 
 
-def _padding(wrong: Any) -> list[Patch]:
-    return [Patch(core, "at_ends", wrong)]
+def _padding(wrong: Callable[[Tensor, Tensor], Tensor]) -> list[Patch]:
+    return [Patch(core, "at_ends", lambda state, starts: both(lambda v: wrong(v, starts), state))]
 
 
 @in_core(PADDING)

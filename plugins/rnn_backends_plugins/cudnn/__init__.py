@@ -28,10 +28,10 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
     T, B = starts.shape
     where = _as_numpy(starts)
-    seqs = Sequences.of(where)
-    if len(seqs.row) == B:  # every row is one sequence: nothing to plan
+    if not where[1:].any():  # every row is one sequence: nothing to plan
         y, c = fused(_params(weights), x, State(entry.h[0], entry.c[0]), weights.b_ih is not None)
         return State(y, c.expand(T, B, -1))
+    seqs = Sequences.of(where)
     must_head = _must_head(weights, entry, seqs, every_end)
     key = where.tobytes()
     plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device)
