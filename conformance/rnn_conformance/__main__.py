@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 
 EXTRAS = {"click": "cli", "rich": "cli", "hypothesis": "conformance", "pytest": "conformance"}
 
 
 def main() -> None:
-    """Run the command. Where a package it needs is not installed: say which extra brings it, exit status 2."""
+    """Run the command. Where a package it needs is not installed: say which extra brings it, exit status 2.
+
+    Where a kernel ends the process (a segmentation fault), the stack of Python calls is printed: it names the law.
+    """
+    faulthandler.enable()
     try:
         from .cli import cli
 

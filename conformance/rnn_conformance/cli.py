@@ -35,6 +35,7 @@ def cli() -> None:
       rnn-backends laws               what is checked, law by law
       rnn-backends replay TOKEN ...   one failing case once more
       rnn-backends diff OLD NEW       what changed between two reports
+      rnn-backends bench NAME         what it costs, beside nn.LSTM and TorchRL's LSTMModule
       rnn-backends tune               let auto choose by what is fastest on this machine
       rnn-backends defects            what the suite itself catches: the kill table
     """

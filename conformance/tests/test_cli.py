@@ -53,11 +53,30 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_teaches_with_examples() -> None:
     assert "rnn-backends explain" in call("--help").output
-    for command in ("list", "explain", "check", "laws", "replay", "diff"):
+    for command in ("list", "explain", "check", "laws", "replay", "diff", "bench", "tune", "defects"):
+        assert f"  rnn-backends {command}" in call("--help").output
         said = call(command, "--help").output
         assert "Examples:\n  rnn-backends " in said
         assert f"  rnn-backends {command} " in said.partition("Examples:")[2]
     assert "0 every law held   1 a law failed" in call("check", "--help").output
+
+
+CRASHES = """
+import ctypes, sys
+from rnn_backends import Backend, register
+from rnn_conformance.__main__ import main
+
+register(Backend("crashing", lambda weights, x, entry, starts: ctypes.string_at(0)))
+sys.argv = ["rnn-backends", "check", "crashing", "--profile", "smoke", "-k", "reset_at_the_last_step"]
+main()
+"""
+
+
+def test_a_kernel_that_ends_the_process_is_located() -> None:
+    done = run_python(CRASHES)
+    assert done.returncode < 0
+    assert "Segmentation fault" in done.stderr
+    assert "in reset_at_the_last_step" in done.stderr
 
 
 def test_list_is_a_table_with_reasons(wrong: str) -> None:
