@@ -22,7 +22,8 @@ Examples:
   rnn-backends bench auto --vs torchrl-pad --mode step          one step, for acting
   rnn-backends bench cudnn --json now.json --seconds 20         longer, so less noise
 
-Besides backends, NAME and --vs take: nn.LSTM (dense, without resets), torchrl-pad, torchrl-scan, torchrl-triton.
+Besides backends, NAME and --vs take: nn.LSTM (dense, without resets), nn.LSTM-packed (the same
+over packed rows of equal length), torchrl-pad, torchrl-scan, torchrl-triton.
 The ratio is a median of ratios, round by round: time over the first --vs, or over nn.LSTM where there is none.
 """
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 from rnn_backends import names
 from rnn_conformance import bench_page, bench_plans, bench_quick, bench_tracks
-from rnn_conformance.bench_cases import DENSE, MASKS, OPTIONS, READS, SHAPES, Asked, Shape, build, masks
+from rnn_conformance.bench_cases import DENSE, MASKS, OPTIONS, PACKED, READS, SHAPES, Asked, Shape, build, masks
 from rnn_conformance.bench_measure import Spread, interleaved, peak_bytes, ratio
 from rnn_conformance.bench_run import Figures, Group, Row, run
 from rnn_conformance.bench_table import seconds
@@ -83,7 +83,15 @@ def test_torchrl_computes_the_same_case(who: str) -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+def test_packed_rows_compute_the_same_as_dense_ones() -> None:
+    dense, packed = (build(Asked(who, TINY, "0", "train"))(1) for who in (DENSE, PACKED))
+    for one, other in zip(dense, packed, strict=True):
+        torch.testing.assert_close(other, one)
+
+
 def test_what_cannot_be_measured_says_why() -> None:
+    with pytest.raises(NotImplementedError, match="over whole rows"):
+        build(Asked(PACKED, TINY, mode="step"))
     with pytest.raises(NotImplementedError, match="no-such"):
         build(Asked("no-such", TINY))
 
