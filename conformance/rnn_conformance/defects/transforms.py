@@ -19,10 +19,8 @@ def _claims(layer: Any, *traits: Trait) -> Backend:
     return Backend("defect", layer, traits=frozenset(traits))
 
 
-class _Sample0(torch.autograd.Function):
-    """The identity, whose batching rule gives every sample the first one's value."""
-
-    generate_vmap_rule = False
+class _Identity(torch.autograd.Function):
+    """What those have in common that get one of its derivatives wrong, or its batching rule."""
 
     @staticmethod
     def forward(value: Tensor) -> Tensor:
@@ -35,6 +33,10 @@ class _Sample0(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return grads[0]
+
+
+class _Sample0(_Identity):
+    """The identity, whose batching rule gives every sample the first one's value."""
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, value: Tensor) -> Any:
@@ -67,16 +69,8 @@ def vmap_takes_the_first_input() -> Backend:
     return _claims(run, Trait.VMAP)
 
 
-class _SharedGradient(torch.autograd.Function):
-    """The identity, whose gradient under vmap is the samples' mean."""
-
-    @staticmethod
-    def forward(value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+class _SharedGradient(_Identity):
+    """The identity, whose gradient under vmap is the first sample's."""
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -108,20 +102,8 @@ def functional_gradient_without_the_recurrent_weights() -> Backend:
     return _claims(run)
 
 
-class _NoTangent(torch.autograd.Function):
+class _NoTangent(_Identity):
     """The identity, with a tangent of zero."""
-
-    @staticmethod
-    def forward(value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0]
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
