@@ -38,6 +38,7 @@ from .bench_run import Figures, Group, Row, where
 from .bench_table import pivot, ratio_text, seconds
 
 BETWEEN = re.compile(r"(<!-- figures: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+BY_BACKEND = ("memory", "error", "critics", "peak")
 KINDS = {R: "output only", ENDS: "exact ends", STORED: "stored states"}
 
 
@@ -71,6 +72,14 @@ def _numbers(figures: Figures) -> None:
         if key not in figures.numbers:
             print(key, flush=True)
             figures.numbers[key] = tracks.products_over_dense(shape)
+        for who, resets in ((DENSE, "0"), ("cudnn", "0.03")):
+            if (key := f"peak/{who}/{name}") not in figures.numbers:
+                print(key, flush=True)
+                figures.numbers[key] = tracks.share_of_peak(who, shape, resets)
+    for H in (64, 128, 256, 512):
+        if (key := f"step/a step/H = {H}") not in figures.numbers:
+            print(key, flush=True)
+            figures.numbers[key] = tracks.step_in_rows(H)
     if (key := "critics/vmap/S2") not in figures.numbers:
         print(key, flush=True)
         figures.numbers[key] = tracks.critics("vmap", SHAPES["S2"], "0.03")
@@ -106,6 +115,8 @@ def tables(figures: Figures) -> dict[str, str]:
         "R at T = 512": _pivot("shape", long, lambda row: row.shape, _resets, _over),
         "bfloat16": _pivot("shape", figures.of(SIXTEEN), _shape, _label, _both),
         "products": _numbers_table(figures, "products", "{:.2f}"),
+        "peak": _numbers_table(figures, "peak", "{:.0%}"),
+        "step": _numbers_table(figures, "step", "{:.1f}"),
         "critics": _numbers_table(figures, "critics", "{:.1f}"),
         "where": f"Measured on {here['date']}: {here['processor']}, {here['cores']} cores, {here['threads']} threads; "
         f"Python {here['python']}, torch {here['torch']}, TorchRL {here['torchrl']}.",
@@ -159,9 +170,14 @@ def _numbers_table(figures: Figures, what: str, form: str) -> str:
         kind, who, name = key.split("/")
         if kind == what:
             found.setdefault(who, {})[name] = form.format(value) if isinstance(value, float) else "-"
-    shapes = [name for name in SHAPES if any(name in cells for cells in found.values())]
-    lines = [[who, *(cells.get(name, "-") for name in shapes)] for who, cells in found.items()]
-    return markdown("what" if what == "products" else "backend", shapes, lines) if lines else "Not measured yet."
+    heads = sorted({name for cells in found.values() for name in cells}, key=_in_order)
+    lines = [[who, *(cells.get(name, "-") for name in heads)] for who, cells in found.items()]
+    return markdown("backend" if what in BY_BACKEND else "what", heads, lines) if lines else "Not measured yet."
+
+
+def _in_order(head: str) -> int:
+    """``S1`` to ``S5``, ``H = 64`` to ``H = 512``."""
+    return int("".join(filter(str.isdigit, head)))
 
 
 def _compile_lines(figures: Figures) -> str:

@@ -60,6 +60,31 @@ def products_over_dense(shape: Shape, seconds: float = 3.0) -> float:
     return ratio(found["products"], found[DENSE]).median
 
 
+def share_of_peak(who: str, shape: Shape, resets: str, seconds: float = 3.0) -> float:
+    """How much of the machine's fastest matrix product a forward and backward pass reaches.
+
+    Only the LSTM's own products count as work, ``24 T B H (I + H)`` operations, and no synthetic step. The fastest
+    product is torch.mm of two square matrices of 1024 rows, ``2 * 1024**3`` operations, in turn with it.
+    """
+    a, b = torch.randn(2, 1024, 1024)
+    work = 24 * shape.T * shape.B * shape.H * (shape.I + shape.H)
+    calls = {who: build(Asked(who, shape, resets, "train")), "product": lambda k: a @ b}
+    found = interleaved(calls, seconds)
+    return work / (2 * 1024**3) * ratio(found["product"], found[who]).median
+
+
+def step_in_rows(H: int, seconds: float = 3.0) -> float:
+    """What a step costs beside its rows, in rows: ``o`` where dense ``nn.LSTM`` takes time like ``T (B + o)``.
+
+    Forward and backward, from 8 and 24 rows of 64 steps.
+    """
+    few, many = 8, 24
+    calls = {str(B): build(Asked(DENSE, Shape(B, 64, 64, H), "0", "train")) for B in (few, many)}
+    found = interleaved(calls, seconds)
+    times = ratio(found[str(many)], found[str(few)]).median  # (many + o) / (few + o)
+    return (many - few * times) / (times - 1)
+
+
 def critics(who: str, shape: Shape, resets: str, count: int = 10, seconds: float = 6.0) -> float:
     """How many times faster ``count`` LSTMs run over one batch under ``torch.vmap`` than one after another.
 

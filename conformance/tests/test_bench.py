@@ -200,6 +200,12 @@ def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     figures = fake(list(bench_plans.full()))
     figures.numbers = {"memory/vmap/S1": 1.5, "error/vmap/S1": 1e-7, "compile/first call/T = 16": "no compiler"}
     figures.numbers |= {"products/bare products/S1": 0.6, "critics/vmap/S2": 2.5}
+    figures.numbers |= {
+        "peak/cudnn/S2": 0.4,
+        "peak/cudnn/S1": 0.5,
+        "step/a step/H = 128": 7.0,
+        "step/a step/H = 64": 9.0,
+    }
     figures.save(tmp_path / "figures.json")
     figures = Figures.load(tmp_path / "figures.json")
     page = tmp_path / "performance.md"
@@ -208,6 +214,8 @@ def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     text = page.read_text()
     assert "Not measured yet" not in text
     assert "| S5 B8-T64-I16-H64, 3 % | " in text
+    assert "| backend | S1 | S2 |\n| --- | ---: | ---: |\n| cudnn | 50% | 40% |" in text
+    assert "| what | H = 64 | H = 128 |\n| --- | ---: | ---: |\n| a step | 9.0 | 7.0 |" in text
     bench_page.fill(figures, page)
     assert page.read_text() == text  # filling twice changes nothing
     pytest.importorskip("matplotlib")
@@ -257,6 +265,16 @@ def test_critics_and_products_give_ratios() -> None:
     shape = Shape(2, 3, 2, 4)
     assert bench_tracks.critics("vmap", shape, "0.03", count=2, seconds=0.0) > 0
     assert bench_tracks.products_over_dense(shape, seconds=0.0) > 0
+
+
+def test_share_of_the_peak_and_cost_of_a_step_follow_from_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_tracks, "interleaved", lambda calls, seconds: {one: times[one] for one in calls})
+    shape = Shape(64, 128, 64, 256)
+    work = 24 * 128 * 64 * 256 * (64 + 256) / (2 * 1024**3)  # in products
+    times = {"vmap": [4 * work * 0.01], "product": [0.01]}
+    assert bench_tracks.share_of_peak("vmap", shape, "0.03") == pytest.approx(1 / 4)
+    times = {"8": [8 + 5.0], "24": [24 + 5.0]}
+    assert bench_tracks.step_in_rows(16) == pytest.approx(5.0)
 
 
 def test_quick_table_has_ratios_and_reasons() -> None:
