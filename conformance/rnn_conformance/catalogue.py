@@ -18,7 +18,9 @@ from .laws import (
     layout,
     lifecycle,
     memory,
+    modes,
     modules,
+    nets,
     options,
     plugins,
     precision,
@@ -37,7 +39,7 @@ from .laws import (
 
 SUBJECTS: tuple[ModuleType, ...] = (
     values, resets, time, batch, gradients, options, dropout, precision, shapes, layout, purity, memory, weights,
-    lifecycle, modules, keys, refusals, plugins, threads, stories, evidence, transforms, compiled,
+    lifecycle, modules, modes, keys, nets, refusals, plugins, threads, stories, evidence, transforms, compiled,
     recompiling, distributed,
 )  # fmt: skip
 

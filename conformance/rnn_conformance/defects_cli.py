@@ -68,8 +68,8 @@ def defects_command(ctx: click.Context, name: str | None, family: str | None, **
 
 def _invented(profile: str) -> dict[str, str | None]:
     from .catalogue import select
-    from .defects.invented import INVENTED
     from .defects.kill import first_kill
+    from .defects.rounds import INVENTED
 
     laws = sorted(select(None, profile).values(), key=lambda law: law.costly)
     names = [law.name for law in laws]

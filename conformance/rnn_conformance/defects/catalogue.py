@@ -13,11 +13,14 @@ from . import (
     dtype,
     evidence,
     gradients,
+    invented_core,
+    invented_kernels,
     keys,
     lanes,
     lifecycle,
     memory,
     modules,
+    nets,
     plugins,
     purity,
     resets,
@@ -32,11 +35,15 @@ from .planting import Defect
 
 FAMILIES: tuple[ModuleType, ...] = (
     cell, stacks, resets, sizes, states, modules, keys, gradients, dropout, dtype, memory, purity, weights_family,
-    lifecycle, evidence, transforms, claims, lanes, compiled, plugins, stories,
+    lifecycle, evidence, transforms, claims, lanes, compiled, plugins, stories, nets,
+    invented_kernels, invented_core,
 )  # fmt: skip
 
 DEFECTS: dict[str, Defect] = {
-    value.name: value for family in FAMILIES for value in vars(family).values() if isinstance(value, Defect)
+    value.name: value
+    for family in FAMILIES
+    for value in vars(family).values()
+    if isinstance(value, Defect) and (value.killed_by or value.why_not)
 }
 
 

@@ -15,7 +15,7 @@ from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMModule, State, l
 from torch import Tensor, nn
 
 from .plain import both, finish, gates_of, layer, right, step
-from .planting import Defect, Patch, in_core, in_layer, in_reset, in_step, made, restart
+from .planting import Patch, in_core, in_layer, in_reset, in_step, made, restart
 
 
 @in_step()
@@ -194,8 +194,6 @@ def unbatched_hidden_states_stay_batched() -> list[Patch]:
 
     return [Patch(core, "onset", wrong)]
 
-
-INVENTED: dict[str, Defect] = {value.name: value for value in list(vars().values()) if isinstance(value, Defect)}
 
 SURVIVED = (
     "gradient_of_entry_averaged",

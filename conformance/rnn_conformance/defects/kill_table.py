@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .catalogue import DEFECTS, killers
-from .invented import INVENTED, SURVIVED
 from .kill import KILLS, Kill, survives
+from .rounds import ROUNDS
 from .uncovered import UNCOVERED
 
 HEAD = """\
@@ -66,25 +66,28 @@ def _row(name: str, kills: Sequence[Kill]) -> str:
 def _rate(found: Mapping[str, str | None] | None, dead: Sequence[str]) -> str:
     if found is None:
         return ""
-    every = len(found) + len(SURVIVED)
-    now = sum(law is not None for law in found.values()) + sum(name in dead for name in SURVIVED)
+    first = "; ".join(f"**{len(one.unnamed)} of {one.count}** {one.what}" for one in ROUNDS)
+    every, survived = sum(one.count for one in ROUNDS), [name for one in ROUNDS for name in one.survived]
+    now = sum(law is not None for law in found.values()) + sum(name in dead for name in survived)
     return (
-        f"- Invented after the suite, no law named: **{every - len(SURVIVED)} of {every}** died of some law of the "
-        f"profile in the\n  first run. Laws were then written for the other {len(SURVIVED)}; **{now} of {every}** "
-        "die now.\n"
+        f"- Invented after the suite, no law named, and dead in the first run of the quick profile:\n  {first}.\n"
+        f"  Laws were then written or widened for the other {len(survived)}; **{now} of {every}** die now.\n"
     )
 
 
 def _invented(found: Mapping[str, str | None] | None) -> list[str]:
     if found is None:
         return []
-    head = "\n## Invented afterwards\n\n| defect | what is wrong | first law that killed it |\n| --- | --- | --- |"
-    killer = {name: f"`{law}`" if law else "**none**" for name, law in found.items()}
-    rows = [f"| `{name}` | {INVENTED[name].sentence} | {killer[name]} |" for name in found]
-    for name in SURVIVED:
-        laws = ", ".join(f"`{law}`" for law in DEFECTS[name].killed_by)
-        rows.append(f"| `{name}` | {DEFECTS[name].sentence} | **none** in the first run; since then {laws} |")
-    return [head, *rows]
+    head = "\n## Invented {what}\n\n| defect | what is wrong | first law that killed it |\n| --- | --- | --- |"
+    rows = []
+    for one in ROUNDS:
+        rows.append(head.format(what=one.what))
+        for name, defect in one.unnamed.items():
+            rows.append(f"| `{name}` | {defect.sentence} | {f'`{found[name]}`' if found[name] else '**none**'} |")
+        for name in one.survived:
+            laws = ", ".join(f"`{law}`" for law in DEFECTS[name].killed_by)
+            rows.append(f"| `{name}` | {DEFECTS[name].sentence} | **none** in the first run; since then {laws} |")
+    return rows
 
 
 def _by_law() -> list[str]:

@@ -10,6 +10,7 @@ from rnn_backends import Backend, LayerFunction, LayerWeights, LSTMSpec, State
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .hand_written import Kernel
 from .plain import both, each, ends, finish, layer, right, step
 
 
@@ -233,6 +234,11 @@ def prepared_at_the_first_call() -> Backend:
     return Backend("variant", run)
 
 
+def a_backward_pass_written_by_hand(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradients are written out; differentiated twice it says that it cannot."""
+    return Kernel()(w, x, entry, starts)
+
+
 def a_step_of_its_own() -> Backend:
     """Acting has a function of its own, and so have the last states."""
     return Backend("variant", right, step=step, layer_last=nan_where_nothing_is_promised)
@@ -257,7 +263,7 @@ _LAYERS: tuple[Callable[[LayerWeights, Tensor, State, Tensor], State], ...] = (
     biases_fused, one_product_of_x_and_h, summed_backwards, float64_inside, float32_c_in_sixteen_bits,
     weights_transposed, weights_in_one_buffer, one_row_at_a_time, one_sequence_at_a_time, padded_and_packed,
     in_tiles_of_time, in_tiles_of_units, recomputed_in_the_backward_pass, results_not_contiguous,
-    results_in_a_wider_buffer, nan_where_nothing_is_promised, sigmoid_by_tanh,
+    results_in_a_wider_buffer, nan_where_nothing_is_promised, sigmoid_by_tanh, a_backward_pass_written_by_hand,
 )  # fmt: skip
 _MADE: tuple[Callable[[], Backend], ...] = (
     packed_and_invalidated, declines_options, prepared_at_the_first_call, a_step_of_its_own, all_layers_at_once

@@ -131,6 +131,11 @@ def a_script_keeps_training_and_dropout(trial: Trial) -> None:
         torch.manual_seed(3)
         came = loaded(x, None, trial.is_init)[0]
         trial.agree(f"output, {training=}", came, expected.double(), scale=2)
+        torch.manual_seed(3)
+        other = lstm.train(not training)(x, is_init=trial.is_init)[0]
+        torch.manual_seed(3)
+        came = loaded.train(not training)(x, None, trial.is_init)[0]
+        trial.agree(f"output, scripted with {training=} and changed since", came, other.double(), scale=2)
 
 
 @law(trait=Trait.EXPORT, **LANE)

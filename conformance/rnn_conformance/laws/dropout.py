@@ -73,7 +73,7 @@ def dropout_goes_backward_through_the_same_mask(trial: Trial) -> None:
     trial.agree_gradients(trial.gradients(trial.loss, lstm), expected)
 
 
-@law(profiles=("quick", "full"), bidirectional=(False,), **DEEP)
+@law(profiles=("quick", "full"), **DEEP)
 def dropout_of_a_step_is_torchs(trial: Trial) -> None:
     """A step in training draws the mask of one step, and draws anew at the next."""
     lstm, inputs = trial.lstm().train(), trial.inputs

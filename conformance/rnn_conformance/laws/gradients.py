@@ -213,6 +213,25 @@ def _right_from_hx(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran) -> None:
     trial.agree_gradients(differentiate(loss(ran), leaves), differentiate(loss(right), own.leaves))
 
 
+@law(profiles=("quick", "full"))
+def gradients_asked_for_leave_grad_alone(trial: Trial) -> None:
+    """``torch.autograd.grad`` gives the gradients, and what lies in ``.grad`` already stays as it is."""
+    lstm = trial.lstm()
+    for k, parameter in enumerate(lstm.parameters()):
+        parameter.grad = trial.noise(parameter, 51 + k).to(parameter)
+    kept = {name: parameter.grad.clone() for name, parameter in lstm.named_parameters() if parameter.grad is not None}
+    trial.agree_gradients(trial.gradients(trial.loss, lstm), trial.expected_gradients(trial.loss))
+    for name, parameter in lstm.named_parameters():
+        assert parameter.grad is not None
+        identical(f".grad of {name}", parameter.grad, kept[name], "row column")
+
+
+@law(B=(33, 17, 65, 130), T=(5, 2, 3), H=(3, 8), L=(1,), profiles=("quick", "full"))
+def gradients_of_many_rows(trial: Trial) -> None:
+    """In large batches of odd sizes, too, every row and step counts in the gradients."""
+    trial.agree_gradients(trial.gradients(trial.loss), trial.expected_gradients(trial.loss))
+
+
 @law(T=(1, 2, 3), profiles=("quick", "full"))
 def gradients_accumulate(trial: Trial) -> None:
     """Two backward passes add up in ``.grad``, as they do everywhere in torch."""

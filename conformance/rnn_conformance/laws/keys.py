@@ -69,6 +69,27 @@ def another_tensordict_may_be_written(trial: Trial) -> None:
     if set(td.keys(True, True)) != before:
         raise LawBroken("the TensorDict that was read was written to, in spite of tensordict_out")
     _right(trial, other)
+    elsewhere = TensorDict({}, other.batch_size, device=trial.device)
+    try:
+        _over_time(trial)(trial.tensordict().lock_(), tensordict_out=elsewhere)
+    except ValueError as error:
+        raise LawBroken(f"a locked TensorDict was refused although the results go elsewhere: {error}") from error
+    _right(trial, elsewhere)
+
+
+@law(bidirectional=(False,), profiles=("quick", "full"))
+def the_primer_fits_the_first_step(trial: Trial) -> None:
+    """What TorchRL's primer puts into an environment has the shapes and the dtype of the states that a step reads."""
+    module, case = trial.module(), trial.case
+    try:
+        primer = module.make_tensordict_primer()
+    except ImportError as error:
+        raise Declined(f"TorchRL is not installed: {error}") from error
+    expected = {H_KEY: case.spec.output_size, C_KEY: case.H}
+    found = {key: (tuple(spec.shape), spec.dtype) for key, spec in primer.primers.items()}
+    right = {key: ((case.spec.num_states, size), trial.inputs.x.dtype) for key, size in expected.items()}
+    if found != right:
+        raise LawBroken(f"the primer makes states of shape and dtype {found}, a step reads {right}")
 
 
 @law(B=(2, 3), profiles=("quick", "full"))
@@ -109,16 +130,18 @@ def _refused(call: object, td: TensorDictBase, what: str) -> None:
 
 @law(profiles=("quick", "full"))
 def selected_outputs_are_the_only_ones(trial: Trial) -> None:
-    """After ``select_out_keys`` only these are written, and their values are the same."""
-    module = trial.module()
-    module.select_out_keys("features")
-    td = trial.tensordict()
-    before = set(td.keys(True, True))
-    out = module.set_recurrent_mode(True)(td)
-    added = set(out.keys(True, True)) - before
-    if added != {"features"}:
-        raise LawBroken(f"with select_out_keys('features') the module wrote {sorted(map(str, added))}")
-    trial.agree("features", out["features"].transpose(0, 1), trial.expected.output)
+    """After ``select_out_keys`` only these are written, whichever they are, and their values are the same."""
+    whole = _over_time(trial)(trial.tensordict())
+    for key in ("features", ("next", H_KEY), ("next", C_KEY)):
+        module = trial.module()
+        module.select_out_keys(key)
+        td = trial.tensordict()
+        before = set(td.keys(True, True))
+        out = module.set_recurrent_mode(True)(td)
+        added = set(out.keys(True, True)) - before
+        if added != {key}:
+            raise LawBroken(f"with select_out_keys({key!r}) the module wrote {sorted(map(str, added))}")
+        trial.agree(f"{key}", out[key], whole[key].double(), None, "b t ...", scale=2)
 
 
 @law(profiles=("quick", "full"))

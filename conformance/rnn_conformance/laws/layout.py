@@ -23,6 +23,18 @@ def memory_layout_does_not_matter(trial: Trial) -> None:
 
 
 @law(profiles=("quick", "full"))
+def weights_may_lie_in_any_way(trial: Trial) -> None:
+    """Weights that are transposed or strided in memory give the same values and gradients as contiguous ones."""
+    lstm = trial.lstm()
+    for parameter in lstm.parameters():
+        value = parameter.data
+        strided = value.T.contiguous().T if value.ndim == 2 else torch.stack([value, value], -1)[:, 0]
+        parameter.data = strided
+    trial.agree("output", trial.run(lstm).output, trial.expected.output)
+    trial.agree_gradients(trial.gradients(trial.loss, lstm), trial.expected_gradients(trial.loss))
+
+
+@law(profiles=("quick", "full"))
 def expanded_states_are_read(trial: Trial) -> None:
     """A state that is one row expanded over the batch and over time is read like the rows it stands for."""
     inputs, (rows, T, B, P) = trial.inputs, trial.inputs.h.shape

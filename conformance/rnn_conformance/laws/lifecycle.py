@@ -72,6 +72,21 @@ def a_deepcopy_keeps_backend_and_shares_nothing(trial: Trial) -> None:
     trial.agree("output of the original", trial.run(lstm).output, trial.expected.output)
 
 
+@law(profiles=("quick", "full"))
+def copies_keep_what_is_frozen(trial: Trial) -> None:
+    """Parameters that need no gradient need none in a deepcopy, a pickle or on another backend, and the others do."""
+    lstm = trial.lstm()
+    next(lstm.parameters()).requires_grad_(False)
+    with registered(trial.backend):
+        twins = {"a deepcopy": copy.deepcopy(lstm), "a pickle": pickle.loads(pickle.dumps(lstm))}
+    twins["with_backend"] = lstm.with_backend(trial.backend)
+    expected = {name: parameter.requires_grad for name, parameter in lstm.named_parameters()}
+    for what, twin in twins.items():
+        came = {name: parameter.requires_grad for name, parameter in twin.named_parameters()}
+        if came != expected:
+            raise LawBroken(f"{what} changes what needs a gradient from {expected} to {came}")
+
+
 @law(dtype=("f64",), profiles=("quick", "full"))
 def moved_to_another_dtype_and_back(trial: Trial) -> None:
     """After ``.float()`` the module computes with the float32 weights, after ``.double()`` with these again."""

@@ -142,6 +142,21 @@ def autocast_ends_with_its_context(trial: Trial) -> None:
     trial.agree("output after autocast", trial.run(lstm).output, trial.expected.output)
 
 
+@law(dtype=("f32",), profiles=("quick", "full"))
+def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
+    """Weights edited between two autocast contexts count in the second one, without gradients too."""
+    lstm = trial.lstm()
+    halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in trial.inputs.weights.items()})
+    with torch.no_grad():
+        with _autocast(trial):
+            trial.run(lstm)
+        for parameter in lstm.parameters():
+            parameter.mul_(-0.5)
+        with _autocast(trial):
+            output = trial.run(lstm).output
+    trial.agree("output", output, trial.reference(halved).output, dtype=torch.bfloat16)
+
+
 def _of_inputs(trial: Trial, change: Callable[[Tensor], Tensor]) -> tuple[Ran, Inputs]:
     inputs = trial.fresh()
     inputs = inputs._replace(x=change(inputs.x))

@@ -75,6 +75,36 @@ def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
     trial.agree_gradients(came, trial.expected_gradients(loss))
 
 
+@law(T=(2, 3, 5), profiles=("quick", "full"))
+def gradients_handed_in_are_not_written(trial: Trial) -> None:
+    """The gradients that a backward pass is handed are the same afterwards."""
+    lstm, inputs = trial.lstm(), trial.fresh()
+    output, _ = lstm.sequences(inputs.x.requires_grad_(), inputs.entry, inputs.starts)
+    handed = trial.noise(output, 31).to(output)
+    kept = handed.clone()
+    torch.autograd.grad(output, [inputs.x, *lstm.parameters()], handed)
+    identical("the gradient by the output, after the backward pass", handed, kept, "t b unit")
+
+
+@law(profiles=("quick", "full"))
+def results_may_be_written_over_before_the_backward_pass(trial: Trial) -> None:
+    """Where the output was changed in place, the backward pass is right or torch's own error stops it."""
+    lstm, inputs = trial.lstm(), trial.fresh()
+    leaves = {"x": inputs.x.requires_grad_(), **dict(lstm.named_parameters())}
+    output, _ = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
+    loss = (output * trial.noise(output, 0).to(output)).sum()
+    with torch.no_grad():
+        output.zero_()
+    try:
+        came = torch.autograd.grad(loss, list(leaves.values()))
+    except RuntimeError as error:
+        if "modified by an inplace operation" in str(error):
+            return
+        raise
+    expected = trial.expected_gradients(lambda ran: trial.loss(ran, "y"))
+    trial.agree_gradients(dict(zip(leaves, came, strict=True)), {n: expected[n] for n in leaves})
+
+
 @law()
 def results_share_no_memory_with_inputs(trial: Trial) -> None:
     """Writing into what came out changes neither inputs nor weights."""

@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, InputError, LSTMSpec, MissingKeyError, RNNBackendsError, UnsupportedError, names
+from rnn_backends import LSTM, InputError, LSTMSpec, MissingKeyError, RNNBackendsError, Trait, UnsupportedError, names
 from tensordict import TensorDictBase
+from torch import Tensor
+from torch.func import grad
 
 from ..law import Declined, LawBroken, law
 from ..trial import Trial
@@ -38,6 +40,32 @@ def _is_a_refusal(error: UnsupportedError, name: str, reason: str) -> None:
     wrong = [n for n in error.alternatives if n == name or n not in names()]
     if wrong:
         raise LawBroken(f"the refusal of {name!r} offers {wrong}")
+
+
+@law(T=(2,), B=(2,), L=(1,), bidirectional=(False,))
+def vmap_that_is_not_claimed_is_refused(trial: Trial) -> None:
+    """Where VMAP is not claimed, torch.vmap is refused, also around a gradient and within one."""
+    lstm, x = trial.lstm(), torch.stack([trial.inputs.x, -trial.inputs.x])
+    if Trait.VMAP in trial.backend.traits:
+        raise Declined("it claims vmap")
+
+    def loss(x: Tensor) -> Tensor:
+        return lstm(x)[0].sum()
+
+    def of_both(x: Tensor) -> Tensor:
+        return torch.vmap(loss)(x).sum()
+
+    nested: dict[str, Callable[[Tensor], object]] = {
+        "vmap": torch.vmap(loss), "vmap of grad": torch.vmap(grad(loss)), "grad of vmap": grad(of_both),
+    }  # fmt: skip
+    for name, run in nested.items():
+        try:
+            run(x)
+        except UnsupportedError as error:
+            if error.backend != trial.backend.name:
+                raise LawBroken(f"the refusal under {name} names {error.backend!r}") from error
+        else:
+            raise LawBroken(f"{name} is not claimed and was not refused")
 
 
 @law(costly=True, T=(1,), B=(1,))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from rnn_backends import set_recurrent_mode
@@ -58,6 +60,43 @@ def two_threads_do_not_mix(trial: Trial) -> None:
     other = trial.reference(negative)
     for inputs, ran in found:
         expected = other if inputs is negative else trial.expected
+        trial.agree("output in its thread", ran.output, expected.output)
+        trial.agree_states("the end state in its thread", ran, expected.end_h, expected.end_c)
+
+
+@contextmanager
+def _switching_often() -> Iterator[None]:
+    """Python goes from thread to thread every microsecond, not every 5 ms: what can be mixed up is."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
+@law(T=(16,), B=(3, 4), P=(0,), L=(1,), bidirectional=(False,), profiles=("quick", "full"))
+def one_module_acts_in_two_threads(trial: Trial) -> None:
+    """Without gradients, one LSTM called in two threads at once over different data answers each its own."""
+    lstm, inputs = trial.lstm(), trial.inputs
+    negative = inputs._replace(x=-inputs.x, h=-inputs.h, c=-inputs.c)
+    found: list[tuple[Inputs, Ran]] = []
+    with torch.no_grad():
+        trial.run(lstm)  # what a backend compiles, it compiles before
+
+    def work(mine: Inputs) -> Callable[[], None]:
+        @torch.no_grad()
+        def run() -> None:
+            for _ in range(40):
+                found.append((mine, trial.run(lstm, mine)))
+
+        return run
+
+    with _switching_often():
+        _together(work(inputs), work(negative))
+    other = trial.reference(negative)
+    for mine, ran in found:
+        expected = other if mine is negative else trial.expected
         trial.agree("output in its thread", ran.output, expected.output)
         trial.agree_states("the end state in its thread", ran, expected.end_h, expected.end_c)
 

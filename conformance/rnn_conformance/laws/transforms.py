@@ -12,7 +12,7 @@ from rnn_backends import LSTM, Trait, UnsupportedError
 from torch import Tensor
 
 from ..inputs import Inputs
-from ..law import Declined, law
+from ..law import Declined, LawBroken, law
 from ..trial import Ran, Trial, differentiate
 
 SMALL: dict[str, Any] = {"T": (3,), "B": (2,), "L": (1, 2), "P": (0,), "bidirectional": (False,), "bias": (True,)}
@@ -108,6 +108,11 @@ def double_backward(trial: Trial) -> None:
 
     lstm, inputs = trial.lstm(), trial.fresh()
     came = trial.gradients(trial.loss, lstm, create_graph=True, inputs=inputs)
+    if not any(g.requires_grad for g in came.values()):
+        raise LawBroken(
+            "with create_graph=True the gradients have no graph, and nothing says so: a penalty on them would be lost "
+            "(torch's once_differentiable is silent where the loss is linear in the output)"
+        )
     leaves = {"x": inputs.x, **dict(lstm.named_parameters())}
     own = trial.fresh()
     expected_leaves = {"x": own.x, **own.weights}

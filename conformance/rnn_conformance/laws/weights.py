@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from ..compare import identical
 from ..law import LawBroken, law
@@ -64,6 +65,45 @@ def edited_weights_are_seen(trial: Trial) -> None:
     for parameter in lstm.parameters():
         parameter.data = parameter.data * -0.5
     trial.agree("output after assigning .data", trial.run(lstm).output, trial.reference(halved).output)
+
+
+@law()
+def edited_weights_are_seen_while_acting(trial: Trial) -> None:
+    """Without gradients, too, weights edited in place count from the next call and the next step on."""
+    lstm, (x, h, c, starts, weights) = trial.lstm(), trial.inputs
+    halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in weights.items()})
+    one = halved._replace(x=x[:1], h=torch.zeros_like(h[:, :1]), c=torch.zeros_like(c[:, :1]), starts=starts[:1])
+    with torch.no_grad():
+        trial.run(lstm)
+        lstm.step(x[0], None)
+        for parameter in lstm.parameters():
+            parameter.mul_(-0.5)
+        trial.agree("output after an edit in place", trial.run(lstm).output, trial.reference(halved).output)
+        step, _ = lstm.step(x[0], None)
+    trial.agree("output of a step after an edit in place", step, trial.reference(one).output[0], 0, "b unit")
+
+
+class _Scaled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Minus a half of the weight."""
+        return weight * -0.5
+
+
+@law(profiles=("quick", "full"))
+def parametrized_weights_are_read(trial: Trial) -> None:
+    """A weight that torch.nn.utils.parametrize computes is read as it is computed, and trains its original."""
+    lstm = trial.lstm()
+    for name in trial.inputs.weights:
+        register_parametrization(lstm, name, _Scaled())
+    halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in trial.inputs.weights.items()})
+    output = trial.run(lstm).output
+    trial.agree("output", output, trial.reference(halved).output)
+    output.sum().backward()
+    without = [name for name, parameter in lstm.named_parameters() if parameter.grad is None]
+    if without:
+        raise LawBroken(f"no gradient came to {', '.join(without)}")
 
 
 @law(profiles=("quick", "full"))

@@ -1,0 +1,52 @@
+"""Modes: what is in force, within contexts and copies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rnn_backends import LSTMModule, set_recurrent_mode
+
+from ..law import LawBroken, law
+from ..trial import Trial
+
+SMALL: dict[str, Any] = {"T": (2,), "B": (2,), "L": (1,)}
+
+
+class _Stop(Exception):
+    """Raised and caught here."""
+
+
+def _runs_in(module: LSTMModule, expected: bool, where: str) -> None:
+    if module.recurrent_mode != expected:
+        raise LawBroken(f"{where} recurrent_mode is {module.recurrent_mode}, expected {expected}")
+
+
+@law(**SMALL)
+def contexts_of_a_mode_nest(trial: Trial) -> None:
+    """The innermost context decides, ``None`` gives each module its own mode back, and errors leave nothing behind."""
+    for own in (False, True):
+        module = trial.module().set_recurrent_mode(own)
+        with set_recurrent_mode(not own):
+            _runs_in(module, not own, "within a context")
+            with set_recurrent_mode(None):
+                _runs_in(module, own, "within None in a context")
+                with set_recurrent_mode(not own):
+                    _runs_in(module, not own, "within a context in None")
+            try:
+                with set_recurrent_mode(own):
+                    _runs_in(module, own, "within a context in a context")
+                    raise _Stop
+            except _Stop:
+                _runs_in(module, not own, "after an error in an inner context")
+        _runs_in(module, own, "after all contexts")
+
+
+@law(**SMALL)
+def a_copy_has_its_mode_wherever_it_is_made(trial: Trial) -> None:
+    """``module.set_recurrent_mode(mode)`` gives a module of that mode, whatever context it is called in."""
+    for mode in (True, False):
+        module = trial.module().set_recurrent_mode(not mode)
+        for context in (True, False, None):
+            with set_recurrent_mode(context):
+                twin = module.set_recurrent_mode(mode)
+            _runs_in(twin, mode, f"of a copy made by set_recurrent_mode({mode}) within a context of {context},")
