@@ -160,9 +160,8 @@ def outcome_of(law: Law, backend: Backend, case: Case, device: str, rollout: Rol
             law.function(trial)
     except Declined as declined:
         return Outcome("declined", str(declined))
-    except AssertionError as broken:
-        margin = broken.margin if isinstance(broken, LawBroken) else None
-        return Outcome("failed" if claimed else "silently_wrong", str(broken), margin or trial.margin)
+    except LawBroken as broken:  # not any AssertionError: torch and backends raise their own, and that is a crash
+        return Outcome("failed" if claimed else "silently_wrong", str(broken), broken.margin or trial.margin)
     except UnsupportedError as error:
         if not claimed:
             return Outcome("declined", error.reason)

@@ -49,6 +49,15 @@ def test_the_same_seed_gives_the_same_report():
     ]
 
 
+def test_an_assertion_of_somebody_else_is_a_crash():
+    def asserts(w, x, entry, starts):
+        raise AssertionError("of the backend's own")
+
+    (result,) = check(asserts, shrink=False).results
+    assert result.verdict == "crashed"
+    assert "of the backend's own" in result.message
+
+
 def test_a_crash_is_not_a_failure_of_the_law():
     def crashes(w, x, entry, starts):
         raise RuntimeError("no such kernel")
