@@ -13,6 +13,7 @@ from . import (
     dtype,
     evidence,
     gradients,
+    invented_again,
     invented_core,
     invented_kernels,
     keys,
@@ -36,7 +37,7 @@ from .planting import Defect
 FAMILIES: tuple[ModuleType, ...] = (
     cell, stacks, resets, sizes, states, modules, keys, gradients, dropout, dtype, memory, purity, weights_family,
     lifecycle, evidence, transforms, claims, lanes, compiled, plugins, stories, nets,
-    invented_kernels, invented_core,
+    invented_kernels, invented_core, invented_again,
 )  # fmt: skip
 
 DEFECTS: dict[str, Defect] = {

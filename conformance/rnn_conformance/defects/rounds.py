@@ -1,6 +1,6 @@
 """What was invented after the suite was written, without touching it: the honest figure of what it catches.
 
-The first round is by who wrote the suite. The second is by others, who had read the contract and core, and neither the
+The first round is by who wrote the suite. The others are by people who had read the contract and core, and neither the
 laws nor the planted defects. What survived the first run of the quick profile got a law of its own, or a wider one, and
 belongs to the catalogue from then on.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from . import invented, invented_core, invented_kernels
+from . import invented, invented_again, invented_core, invented_kernels
 from .catalogue import DEFECTS
 from .planting import Defect
 
@@ -45,6 +45,7 @@ ROUNDS = (
     _round("by who wrote the suite", invented, invented.SURVIVED),
     _round("in kernels, by somebody who had not read it", invented_kernels),
     _round("in core, by somebody who had not read it", invented_core),
+    _round("in core, by a third, after laws for what survived the second", invented_again),
 )
 INVENTED: dict[str, Defect] = {name: defect for one in ROUNDS for name, defect in one.unnamed.items()}
 """Those that no law names."""

@@ -7,9 +7,10 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
-from rnn_backends import LSTM, Backend, ContractError, register, unregister
+from rnn_backends import LSTM, Backend, ContractError, names, register, unregister
 from rnn_backends.registry import holds
 from torch import nn
 
@@ -169,6 +170,43 @@ def copies_in_another_mode_share_the_weights(trial: Trial) -> None:
     first = module(trial.tensordict().exclude("recurrent_state_h", "recurrent_state_c")[:, 0].clone())["features"]
     zero = trial.inputs._replace(h=torch.zeros_like(trial.inputs.h), c=torch.zeros_like(trial.inputs.c))
     trial.agree("features of the original", first, trial.reference(zero).output[0], 0, "b unit")
+
+
+@law(dropout=(50,), L=(2,), bias=(True,), profiles=("quick", "full"))
+def from_torch_keeps_the_training_flag(trial: Trial) -> None:
+    """An LSTM made from a torch.nn.LSTM in evaluation is in evaluation, and one in training in training."""
+    case = trial.case
+    trial.lstm()  # declines here what it does not serve
+    for training in (True, False):
+        source = nn.LSTM(
+            case.I, case.H, case.L, case.bias, False, 0.5, case.bidirectional, case.P, trial.device, case.torch_dtype
+        ).train(training)
+        wrapped = LSTM.from_torch(source, trial.backend)
+        if wrapped.training != training or wrapped.with_backend(trial.backend).training != training:
+            raise LawBroken(f"wrapped with training={training}, it is the other way")
+
+
+@law(profiles=("quick", "full"))
+def a_copy_keeps_the_very_backend(trial: Trial) -> None:
+    """A copy runs on the backend value that it was made on, also where an installed one has its name."""
+    trial.lstm()  # declines here what it does not serve
+    impostor = replace(trial.backend, name=names()[0], layer=_Own(trial.backend))
+    twin = copy.deepcopy(trial.lstm().with_backend(impostor))
+    if twin.backend is not impostor:
+        raise LawBroken(f"a deepcopy runs on the installed {impostor.name!r} and not on the value it was given")
+
+
+class _Own:
+    """A layer function that is nobody else's."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._layer = backend.layer
+
+    def __call__(self, *args: Any) -> Any:
+        return self._layer(*args)
+
+    def __deepcopy__(self, memo: Any) -> _Own:
+        return self
 
 
 @law(profiles=("quick", "full"))

@@ -42,6 +42,25 @@ def contexts_of_a_mode_nest(trial: Trial) -> None:
 
 
 @law(**SMALL)
+def a_context_may_be_entered_within_itself(trial: Trial) -> None:
+    """One ``set_recurrent_mode`` object, as a recursive decorated function has it, ends as often as it began."""
+    module, mode = trial.module(), set_recurrent_mode(True)
+
+    @mode
+    def recursive(depth: int) -> None:
+        _runs_in(module, True, "within a decorated function")
+        if depth:
+            recursive(depth - 1)
+        _runs_in(module, True, "after a decorated function called itself")
+
+    recursive(2)
+    _runs_in(module, False, "after a recursive decorated function")
+    with set_recurrent_mode(False), mode, mode:
+        _runs_in(module, True, "within one context twice")
+    _runs_in(module, False, "after one context twice")
+
+
+@law(**SMALL)
 def a_copy_has_its_mode_wherever_it_is_made(trial: Trial) -> None:
     """``module.set_recurrent_mode(mode)`` gives a module of that mode, whatever context it is called in."""
     for mode in (True, False):

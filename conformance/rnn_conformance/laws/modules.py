@@ -53,6 +53,17 @@ def hidden_outputs_are_zero_padded(trial: Trial) -> None:
         trial.agree(f"hidden {name}", value, expected, 2, "layer t b unit")
 
 
+@law(T=(3, 4, 5, 6), profiles=("quick", "full"))
+def padding_is_zero_where_states_are_nan(trial: Trial) -> None:
+    """Where NaN or infinity is in a sequence's states, hidden outputs within it are zero all the same."""
+    td = trial.tensordict()
+    td["observation"] = torch.full_like(td["observation"], torch.nan)
+    ran = _ran(trial.module().set_recurrent_mode(True)(td))
+    for name, value in (("h", ran.h), ("c", ran.c)):
+        padding = ~trial.ends.unsqueeze(-1)
+        demand(f"hidden {name} where no sequence ends", ~padding | (value == 0), value, "exactly 0", "layer t b unit")
+
+
 @law(bidirectional=(False,), rollouts=True)
 def sequential_mode_starts_from_zero(trial: Trial) -> None:
     """In sequential mode a step with is_init starts from zeros, any other from the state that comes in."""

@@ -113,6 +113,17 @@ def gradients_flow_through_a_net(trial: Trial) -> None:
 
 
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
+def a_net_leaves_its_options_alone(trial: Trial) -> None:
+    """The dictionaries of options that an LSTMNet is made from are the same afterwards: they may make another."""
+    trial.lstm()  # declines here what it does not serve
+    lstm, mlp = {"input_size": 2, "hidden_size": 2}, {"in_features": 3, "out_features": 2}
+    kept = dict(lstm), dict(mlp)
+    LSTMNet(OUT, lstm, mlp, trial.device, lstm_backend=trial.backend)
+    if (lstm, mlp) != kept:
+        raise LawBroken(f"LSTMNet changed its options from {kept} to {(lstm, mlp)}")
+
+
+@law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
 def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
     """``bias_last_layer=False`` leaves the MLP's last layer without bias, whether in_features is given or found out."""
     for features in (FEATURES, None):

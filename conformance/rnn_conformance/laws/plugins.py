@@ -16,6 +16,9 @@ from rnn_backends import (
     Backend,
     BrokenBackendError,
     ContractError,
+    LSTMModule,
+    LSTMNet,
+    Trait,
     UnknownBackendError,
     UnsupportedError,
     choose,
@@ -24,6 +27,7 @@ from rnn_backends import (
     names,
     registry,
 )
+from rnn_backends.unroll import unroll
 
 from ..law import LawBroken, law
 from ..trial import Trial
@@ -181,6 +185,24 @@ def a_disabled_plugin_is_not_there(trial: Trial) -> None:
             raise LawBroken(f"disabled, {mine.name!r} is among {found.names()} and listed as {row}")
         if not (isinstance(said, UnknownBackendError) and registry.DISABLE_VARIABLE in str(said)):
             raise LawBroken(f"disabled, {mine.name!r} gave {said!r}")
+
+
+@law(costly=True, T=(1,), B=(1,))
+def the_environment_names_the_default(trial: Trial) -> None:
+    """RNN_BACKENDS_LSTM names the backend of whatever is made without one: LSTM, LSTMModule in its forms, LSTMNet."""
+    name, sizes = "rnn-conformance-default", {"input_size": 2, "hidden_size": 3}
+    keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "device": trial.device}
+    mine = Backend(name, unroll, traits=frozenset({Trait.CELL_STATES}))
+    made: dict[str, Callable[[], LSTM]] = {
+        "LSTM": lambda: LSTM(2, 3, device=trial.device),
+        "LSTMModule": lambda: LSTMModule(2, 3, **keys).lstm,
+        'LSTMModule(hidden_output="all")': lambda: LSTMModule(2, 3, hidden_output="all", **keys).lstm,
+        "LSTMNet": lambda: LSTMNet(1, sizes, {"in_features": 2, "out_features": 2}, trial.device).lstm,
+    }
+    with registered(mine), mock.patch.dict("os.environ", {choose.DEFAULT_VARIABLE: name}):
+        for what, make in made.items():
+            if (came := make().lstm_backend) != name:
+                raise LawBroken(f"with {choose.DEFAULT_VARIABLE}={name} {what} runs on {came!r}")
 
 
 @law(costly=True, T=(1,), B=(1,))

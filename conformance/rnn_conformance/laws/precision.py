@@ -157,6 +157,22 @@ def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
     trial.agree("output", output, trial.reference(halved).output, dtype=torch.bfloat16)
 
 
+@law(dtype=("f32",), T=(2, 3, 4), profiles=("quick", "full"))
+def autocast_trains_after_acting(trial: Trial) -> None:
+    """Under autocast a call without gradients leaves nothing behind that keeps the next from reaching the weights."""
+    lstm = trial.lstm()
+    with _autocast(trial):
+        with torch.no_grad():
+            trial.run(lstm)
+        output = trial.run(lstm).output
+    if not output.requires_grad:
+        raise LawBroken("after a call under no_grad the output needs no gradient")
+    output.float().sum().backward()
+    without = [name for name, parameter in lstm.named_parameters() if parameter.grad is None]
+    if without:
+        raise LawBroken(f"no gradient came to {', '.join(without)} after a call under no_grad")
+
+
 def _of_inputs(trial: Trial, change: Callable[[Tensor], Tensor]) -> tuple[Ran, Inputs]:
     inputs = trial.fresh()
     inputs = inputs._replace(x=change(inputs.x))

@@ -189,7 +189,7 @@ def _raises(call: Callable[[], object], what: str, kind: type[Exception], word: 
         raise LawBroken(f"{what} was accepted, expected {kind.__name__}")
 
 
-@law(B=(2, 3), T=(3, 4))
+@law(B=(2, 3), T=(4, 5))
 def wrong_tensors_are_refused(trial: Trial) -> None:
     """A wrong shape or dtype of input, state or reset mask raises InputError that says what came."""
     lstm, inputs, is_init = trial.lstm(), trial.inputs, trial.is_init
@@ -203,6 +203,7 @@ def wrong_tensors_are_refused(trial: Trial) -> None:
         "h alone": (lambda: lstm(x, (h,)), "pair"),
         "a reset mask of numbers": (lambda: lstm(x, is_init=is_init.float()), "bool"),
         "a reset mask of another length": (lambda: lstm(x, is_init=is_init[:-1]), "is_init"),
+        "a reset mask with batch first": (lambda: lstm(x, is_init=is_init.T), "is_init"),
     }
     for what, (call, word) in calls.items():
         _raises(call, what, InputError, word)
