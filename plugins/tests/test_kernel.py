@@ -30,10 +30,11 @@ def in_pieces(monkeypatch):
     monkeypatch.setattr(kernel, "SHARE", 0)
 
 
-def results(layers, is_init):
+def results(layers, is_init, dtype=torch.float32):
     torch.manual_seed(2)
-    lstm = LSTM(5, 6, layers, lstm_backend="cudnn")
-    x, hx = torch.randn(7, 4, 5, requires_grad=True), tuple(torch.randn(2, layers, 4, 6).requires_grad_())
+    lstm = LSTM(5, 6, layers, lstm_backend="cudnn", dtype=dtype)
+    x = torch.randn(7, 4, 5).to(dtype).requires_grad_()
+    hx = tuple(torch.randn(2, layers, 4, 6).to(dtype).requires_grad_())
     y, (h, c) = lstm(x, hx, is_init=is_init)
     loss = (y * torch.randn_like(y)).sum() + (h * torch.randn_like(h)).sum() + (c * torch.randn_like(c)).sum()
     return y, h, c, *torch.autograd.grad(loss, [x, *hx, *lstm.parameters()])
@@ -53,6 +54,17 @@ def test_a_chain_computes_what_one_call_does(calls, monkeypatch, request, layers
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_chain_in_bfloat16_is_as_near_as_one_call(request, calls):
+    whole = results(1, None, torch.bfloat16)
+    request.getfixturevalue("in_pieces")
+    pieces = results(1, None, torch.bfloat16)
+    assert set(calls) == {7, 1}
+    right = results(1, None)
+    for got, one, expected in zip(pieces, whole, right, strict=True):
+        limit = 2 * (one - expected).abs().max() + 0.01 * expected.abs().max()
+        assert (got - expected).abs().max() <= limit
+
+
 def a_call(T=128, B=64, H=256, P=0, dtype=torch.float32, **more):
     """Shapes alone count: the memory behind them is one number."""
     one = torch.zeros(1, dtype=dtype)
@@ -64,6 +76,7 @@ def test_what_malloc_would_give_back_is_cut(calls):
     assert a_call() == 6
     assert a_call(B=128, H=128, layers=2) == 11
     assert a_call(T=32, B=1024, H=128) == 11
+    assert a_call(dtype=torch.bfloat16) == 4
 
 
 @pytest.mark.parametrize(
@@ -73,7 +86,8 @@ def test_what_malloc_would_give_back_is_cut(calls):
         {"B": 256, "H": 512},  # so many pieces that their calls cost more
         {"P": 100},
         {"dtype": torch.float64},
-        {"dtype": torch.bfloat16},
+        {"dtype": torch.float16},
+        {"dtype": torch.bfloat16, "B": 32, "H": 128},  # it keeps less
     ],
 )
 def test_everything_else_is_one_call(calls, more):

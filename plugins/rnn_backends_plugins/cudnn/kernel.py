@@ -1,9 +1,10 @@
 """torch's fused kernel, in pieces of time where one call would take memory that malloc gives back each time.
 
-For training on a CPU oneDNN keeps about 62 bytes a unit and cell until the backward pass. What is larger than 32 MiB
-glibc's malloc takes from the system, page by page, and gives back when it is freed: in the next call every page is a
-fault again, and they are half of a step's time at B64-T128-H256. Pieces in a chain (h and c go from one to the next)
-compute the same and come from memory that malloc keeps. docs/performance.md, "The allocator", has the figures.
+For training on a CPU oneDNN keeps about 62 bytes a unit and cell until the backward pass, 43 in bfloat16. What is
+larger than 32 MiB glibc's malloc takes from the system, page by page, and gives back when it is freed: in the next
+call every page is a fault again, and they are half of a step's time at B64-T128-H256. Pieces in a chain (h and c go
+from one to the next) compute the same and come from memory that malloc keeps. docs/performance.md, "The allocator",
+has the figures.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import torch
 from rnn_backends import State
 from torch import Tensor
 
-WORKSPACE = 62
-"""Bytes that the kernel keeps for each unit and cell in float32, measured: 61 to 64."""
+WORKSPACE = {torch.float32: 62, torch.bfloat16: 43}
+"""Bytes that the kernel keeps for each unit and cell, measured; in other dtypes it is another kernel."""
 
 GIVEN_BACK = 31 << 20
 """Bytes: glibc's largest mmap threshold is 32 MiB (M_MMAP_THRESHOLD in mallopt(3)), headers included."""
@@ -72,10 +73,10 @@ def _pieces(x: Tensor, state: State, layers: int) -> int:
 
 
 def _workspace(x: Tensor, state: State, layers: int) -> int:
-    """Bytes that oneDNN's kernel keeps for the backward pass; under a projection, and in float64, it is not used."""
-    if x.dtype != torch.float32 or state.h.shape[2] != state.c.shape[2]:
+    """Bytes that oneDNN's kernel keeps for the backward pass; under a projection it is not used."""
+    if state.h.shape[2] != state.c.shape[2]:
         return 0
-    return WORKSPACE * x.shape[0] * x.shape[1] * state.c.shape[2] * layers
+    return WORKSPACE.get(x.dtype, 0) * x.shape[0] * x.shape[1] * state.c.shape[2] * layers
 
 
 @lru_cache(maxsize=1)
