@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .compiler import compiled
 from .layer import Layer
+from .products import Product, add_product
 from .steps import backward_step
 
 
@@ -53,7 +54,7 @@ class _Walk:
     def __init__(self, layer: Layer, run: Run, needs: Needs) -> None:
         (T, B, H, P), c, longest = layer.sizes, run.c, layer.chunks()[0][1]
         self.run, self.needs = compiled(backward_step, c.device, c.dtype), needs
-        self.w_hh, self.w_hr = layer.w_hh, layer.w_hr
+        self.by_w_hh, self.w_hr = Product(layer.w_hh, B), layer.w_hr
         self.gates, self.c, self.before = run.gates.unbind(0), c.unbind(0), c.unbind(0)
         self.entry_c = layer.entry_c.unbind(0)
         self.starts, self.cuts = layer.starts.contiguous().unbind(0), layer.next_starts().unbind(0)
@@ -93,7 +94,7 @@ class _Walk:
                 into_c[t % len(into_c)],
             )
             if t > 0 or self.needs.entry_h:
-                torch.mm(sums[t - begin], self.w_hh, out=into_h[t % len(into_h)])
+                self.by_w_hh.into(sums[t - begin], into_h[t % len(into_h)])
 
 
 class _Sums:
@@ -101,6 +102,7 @@ class _Sums:
 
     def __init__(self, layer: Layer, run: Run, needs: Needs) -> None:
         self.layer, self.run = layer, run
+        self.by_w_ih = Product(layer.w_ih, layer.chunks()[0][1] * layer.x.shape[1]) if needs.x else None
         dtype = run.c.dtype
         self.sum_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
         self.x = torch.empty_like(layer.x, memory_format=torch.contiguous_format) if needs.x else None
@@ -116,23 +118,15 @@ class _Sums:
         """Add a chunk's part; ``grad_gates [n, B, 4, H]``, ``grad_h [n, B, P]`` where there is a projection."""
         layer, run, chunk = self.layer, self.run, slice(begin, end)
         rows = grad_gates.flatten(2).flatten(0, 1)
-        if self.x is not None:
-            torch.mm(rows, layer.w_ih, out=self.x[chunk].flatten(0, 1))
+        if self.x is not None and self.by_w_ih is not None:
+            self.by_w_ih.into(rows, self.x[chunk].flatten(0, 1))
         if self.bias is not None:
             self.bias += rows.sum(0, dtype=self.sum_dtype)
         if self.w_ih is not None:
-            _add_product(self.w_ih, rows, layer.x[chunk])
+            add_product(self.w_ih, rows, layer.x[chunk])
         if self.w_hh is not None:
             before = run.h[begin - 1 : end - 1] if begin else torch.cat([run.h[:1], run.h[: end - 1]])
-            _add_product(self.w_hh, rows, torch.where(layer.starts[chunk].unsqueeze(-1), layer.entry_h[chunk], before))
+            add_product(self.w_hh, rows, torch.where(layer.starts[chunk].unsqueeze(-1), layer.entry_h[chunk], before))
         if self.w_hr is not None:
             m = run.gates[chunk, :, 3] * torch.tanh(run.c[chunk])
-            _add_product(self.w_hr, grad_h.flatten(0, 1), m)
-
-
-def _add_product(total: Tensor, rows: Tensor, values: Tensor) -> None:
-    columns = values.flatten(0, 1)
-    if total.dtype == rows.dtype:
-        total.addmm_(rows.t(), columns)
-    else:
-        total += rows.t() @ columns  # float32 over many chunks of bfloat16 or float16
+            add_product(self.w_hr, grad_h.flatten(0, 1), m)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .compiler import compiled
 from .layer import Layer
+from .products import Product
 from .steps import forward_step
 
 
@@ -23,11 +24,11 @@ def run_forward(layer: Layer, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     h, c = x.new_empty(T, B, P), x.new_empty(T, B, H)
     gates = x.new_empty(T if keep else chunks[0][1], B, 4, H)
     bias = x.new_zeros(4 * H) if layer.bias is None else layer.bias
-    walk = _Walk(layer, h, c)
+    walk, by_w_ih = _Walk(layer, h, c), Product(layer.w_ih.t(), chunks[0][1] * B)
     for begin, end in chunks:
         mine = gates[begin:end] if keep else gates[: end - begin]
         rows, inputs = mine.view((end - begin) * B, 4 * H), x[begin:end].flatten(0, 1)
-        torch.addmm(bias, inputs, layer.w_ih.t(), out=rows)
+        by_w_ih.into(inputs, rows, bias)
         walk.over(mine, begin)
     return h, c, gates if keep else x.new_empty(0)
 
@@ -37,7 +38,7 @@ class _Walk:
 
     def __init__(self, layer: Layer, h: Tensor, c: Tensor) -> None:
         self.run = compiled(forward_step, h.device, h.dtype)
-        self.w_hh, self.w_hr = layer.w_hh.t(), layer.w_hr
+        self.by_w_hh, self.w_hr = Product(layer.w_hh.t(), h.shape[1]), layer.w_hr
         self.h, self.c = h.unbind(0), c.unbind(0)
         self.starts, self.next_starts = layer.starts.contiguous().unbind(0), layer.next_starts().unbind(0)
         self.entry_h, self.entry_c = layer.entry_h.unbind(0), layer.entry_c.unbind(0)
@@ -48,7 +49,7 @@ class _Walk:
     def over(self, gates: Tensor, begin: int) -> None:
         """Run the steps whose pre-activations, of the inputs alone, are ``gates [n, B, 4, H]``."""
         for t, (sums, blocks) in enumerate(zip(gates.flatten(2).unbind(0), gates.unbind(0), strict=True), begin):
-            sums.addmm_(self.h_in, self.w_hh)
+            self.by_w_hh.onto(self.h_in, sums)
             entering = self.entry_h[min(t + 1, len(self.h) - 1)]  # past the end it is read by nobody
             entry_c, starts, cut = self.entry_c[t].contiguous(), self.starts[t], self.next_starts[t]
             if self.w_hr is None:
