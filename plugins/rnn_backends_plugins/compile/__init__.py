@@ -1,8 +1,9 @@
 """``compile``: one step of the LSTM through ``torch.compile``, in a loop over time that is never traced.
 
 Unrolled, the time to compile grows with T. Here only the pointwise half of a step is compiled (``steps.py``), once
-for all T, B and H; the loops over time (``forward.py``, ``backward.py``) and the matrix products (``products.py``: on a
-CPU by oneDNN where they are large) stay outside; and the whole layer is one operator with a hand-written gradient (``ops.py``), so it goes into a user's compiled function as a single node.
+for all T, B and H; the loops over time (``forward.py``, ``backward.py``) and the matrix products (``products.py``: on
+a CPU by oneDNN where they are large) stay outside; and the whole layer is one operator with a hand-written gradient
+(``ops.py``), so it goes into a user's compiled function as a single node.
 """
 
 import os
