@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 from click.testing import CliRunner
+from rnn_backends import recurrent_mode
 from rnn_conformance.catalogue import LAWS
 from rnn_conformance.defects import DEFECTS, looks_like
 from rnn_conformance.defects.catalogue import FAMILIES, killers
@@ -48,6 +49,13 @@ def test_what_is_invented_names_no_law():
     assert [one.count for one in ROUNDS] == [20, 20, 20, 12]
     assert {name for one in ROUNDS for name in one.survived} <= set(DEFECTS)
     assert all(not defect.killed_by and defect.name not in DEFECTS for defect in INVENTED.values())
+
+
+def test_a_wrong_context_leaves_no_mode_behind():
+    with DEFECTS["mode_before_kept_on_the_instance"].plant() as backend:
+        (result,) = check_backend(backend, laws=["a_context_may_be_entered_within_itself"], seed=1).results
+    assert result.verdict == "failed"
+    assert recurrent_mode() is None
 
 
 def test_looks_like_finds_the_defect_with_the_same_numbers():

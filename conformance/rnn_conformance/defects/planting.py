@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest import mock
 
-from rnn_backends import Backend, LayerFunction, StepFunction, Trait
+from rnn_backends import Backend, LayerFunction, StepFunction, Trait, mode, set_recurrent_mode
 
 from .plain import Reset, layer, restart, right, step
 
@@ -101,6 +101,7 @@ def _defect(
     @contextmanager
     def plant() -> Iterator[Backend]:
         with ExitStack() as stack:
+            stack.callback(set_recurrent_mode._set, mode._stack())  # a wrong context may leave its mode behind
             for patch in patches():
                 stack.enter_context(mock.patch.object(patch.owner, patch.name, patch.value))
             yield make()
