@@ -30,7 +30,8 @@ def test_stale_weights_are_told_in_a_short_story():
     packed = {}
 
     def stale(w, x, entry, starts):
-        old = packed.setdefault((w.w_ih.shape, x.dtype, w.w_ih.data_ptr()), w.w_ih.detach().clone())
+        key = (w.w_ih.shape, x.dtype, w.w_ih.data_ptr())
+        _, old = packed.setdefault(key, (w.w_ih, w.w_ih.detach().clone()))  # held: no other weight gets its address
         return right(w._replace(w_ih=old), x, entry, starts)
 
     with pytest.raises(LawBroken, match=r"^after a step with resets 11, .*(in place|optimizer|load_state_dict)"):
