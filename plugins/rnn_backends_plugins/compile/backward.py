@@ -43,7 +43,7 @@ def run_backward(layer: Layer, run: Run, needs: Needs) -> tuple[Tensor | None, .
         walk.over(begin, end)
         sums.add(begin, end, walk.grad_gates[: end - begin], walk.grad_h[: end - begin])
     elsewhere = ~layer.starts.unsqueeze(-1)
-    entry_h = walk.into_h[:-1].masked_fill_(elsewhere, 0) if needs.entry_h else None
+    entry_h = walk.into_h.masked_fill_(elsewhere, 0) if needs.entry_h else None
     entry_c = walk.into_c[:-1].masked_fill_(elsewhere, 0) if needs.entry_c else None
     return sums.x, sums.w_ih, sums.w_hh, sums.bias, sums.w_hr, entry_h, entry_c
 
@@ -63,18 +63,18 @@ class _Walk:
         self.out_c = (zero_c if run.grad_c is None else run.grad_c).unbind(0)
         self.grad_gates = c.new_empty(longest, B, 4, H)
         self.grad_h = c.new_empty(longest if layer.w_hr is not None else 0, B, P)
-        # The gradients of what enters a step: kept for every step if the entry states want theirs, else for two in
-        # turn. The one more is what the last step finds behind it, and does not read.
-        self.into_h = c.new_empty(T + 1 if needs.entry_h else 2, B, P)
+        # The gradients of what enters a step, kept for every step if the entry states want theirs. The last step finds
+        # one behind it that it does not read.
+        self.into_h = c.new_empty(T if needs.entry_h else 0, B, P)
         self.into_c = c.new_empty(T + 1 if needs.entry_c else 2, B, H)
-        self.zeros = c.new_zeros(B, H)
+        self.next_h, self.zeros = c.new_zeros(B, P), c.new_zeros(B, H)
 
     def over(self, begin: int, end: int) -> None:
         """Run the steps of a chunk."""
-        into_h, into_c = self.into_h.unbind(0), self.into_c.unbind(0)
+        into_c = self.into_c.unbind(0)
         sums, blocks = self.grad_gates.flatten(2).unbind(0), self.grad_gates.unbind(0)
         for t in range(end - 1, begin - 1, -1):
-            grad_m, next_h = self.out_h[t].contiguous(), into_h[(t + 1) % len(into_h)]
+            grad_m, next_h = self.out_h[t].contiguous(), self.next_h
             if self.w_hr is not None:
                 behind = torch.where(self.cuts[t].unsqueeze(1), 0, next_h)
                 grad_h = torch.add(grad_m, behind, out=self.grad_h[t - begin])
@@ -94,39 +94,59 @@ class _Walk:
                 into_c[t % len(into_c)],
             )
             if t > 0 or self.needs.entry_h:
-                self.by_w_hh.into(sums[t - begin], into_h[t % len(into_h)])
+                self.next_h = self.by_w_hh.of(sums[t - begin])
+            if self.needs.entry_h:
+                self.into_h[t] = self.next_h
 
 
 class _Sums:
-    """The gradients that are sums over time, and the input's."""
+    """The gradients that are sums over time, and the input's.
+
+    Those of ``w_ih`` and ``w_hh`` are one product, ``[x, h].T @ rows``: of two large factors the smaller is turned.
+    """
 
     def __init__(self, layer: Layer, run: Run, needs: Needs) -> None:
         self.layer, self.run = layer, run
-        self.by_w_ih = Product(layer.w_ih, layer.chunks()[0][1] * layer.x.shape[1]) if needs.x else None
+        (_, B, H, P), longest = layer.sizes, layer.chunks()[0][1]
+        self.by_w_ih = Product(layer.w_ih, longest * B) if needs.x else None
         dtype = run.c.dtype
         self.sum_dtype = torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
         self.x = torch.empty_like(layer.x, memory_format=torch.contiguous_format) if needs.x else None
-        self.w_ih = self._zeros(layer.w_ih) if needs.w_ih else None
-        self.w_hh = self._zeros(layer.w_hh) if needs.w_hh else None
-        self.bias = self._zeros(layer.w_hh[:, 0]) if needs.bias else None
-        self.w_hr = self._zeros(layer.w_hr) if needs.w_hr and layer.w_hr is not None else None
+        self.from_x, self.from_h = layer.x.shape[2] if needs.w_ih else 0, P if needs.w_hh else 0
+        self.entering = layer.x.new_empty(longest, B, self.from_x + self.from_h)
+        self.weights = self._zeros(self.from_x + self.from_h, 4 * H)
+        self.bias = self._zeros(4 * H) if needs.bias else None
+        self.w_hr = self._zeros(P, H) if needs.w_hr else None
 
-    def _zeros(self, like: Tensor) -> Tensor:
-        return like.new_zeros(like.shape, dtype=self.sum_dtype)
+    def _zeros(self, *shape: int) -> Tensor:
+        return self.layer.x.new_zeros(shape, dtype=self.sum_dtype)
+
+    @property
+    def w_ih(self) -> Tensor | None:
+        """``[4H, I]``."""
+        return self.weights[: self.from_x].t().clone(memory_format=torch.contiguous_format) if self.from_x else None
+
+    @property
+    def w_hh(self) -> Tensor | None:
+        """``[4H, P]``."""
+        return self.weights[self.from_x :].t().clone(memory_format=torch.contiguous_format) if self.from_h else None
 
     def add(self, begin: int, end: int, grad_gates: Tensor, grad_h: Tensor) -> None:
         """Add a chunk's part; ``grad_gates [n, B, 4, H]``, ``grad_h [n, B, P]`` where there is a projection."""
         layer, run, chunk = self.layer, self.run, slice(begin, end)
-        rows = grad_gates.flatten(2).flatten(0, 1)
+        rows, entering = grad_gates.flatten(2).flatten(0, 1), self.entering[: end - begin]
         if self.x is not None and self.by_w_ih is not None:
-            self.by_w_ih.into(rows, self.x[chunk].flatten(0, 1))
+            self.x[chunk] = self.by_w_ih.of(rows).view_as(self.x[chunk])
         if self.bias is not None:
             self.bias += rows.sum(0, dtype=self.sum_dtype)
-        if self.w_ih is not None:
-            add_product(self.w_ih, rows, layer.x[chunk])
-        if self.w_hh is not None:
+        if self.from_x:
+            entering[..., : self.from_x] = layer.x[chunk]
+        if self.from_h:
             before = run.h[begin - 1 : end - 1] if begin else torch.cat([run.h[:1], run.h[: end - 1]])
-            add_product(self.w_hh, rows, torch.where(layer.starts[chunk].unsqueeze(-1), layer.entry_h[chunk], before))
+            starts = layer.starts[chunk].unsqueeze(-1)
+            torch.where(starts, layer.entry_h[chunk], before, out=entering[..., self.from_x :])
+        if self.from_x or self.from_h:
+            add_product(self.weights, entering.flatten(0, 1), rows)
         if self.w_hr is not None:
             m = run.gates[chunk, :, 3] * torch.tanh(run.c[chunk])
-            add_product(self.w_hr, grad_h.flatten(0, 1), m)
+            add_product(self.w_hr, grad_h.flatten(0, 1), m.flatten(0, 1))

@@ -22,42 +22,47 @@ def run_forward(layer: Layer, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     T, B, H, P = layer.sizes
     x, chunks = layer.x, layer.chunks()
     h, c = x.new_empty(T, B, P), x.new_empty(T, B, H)
-    gates = x.new_empty(T if keep else chunks[0][1], B, 4, H)
+    gates = x.new_empty(T if keep else 1, B, 4, H)
     bias = x.new_zeros(4 * H) if layer.bias is None else layer.bias
-    walk, by_w_ih = _Walk(layer, h, c), Product(layer.w_ih.t(), chunks[0][1] * B)
+    walk, by_w_ih = _Walk(layer, h, c, gates.unbind(0)), Product(layer.w_ih.t(), chunks[0][1] * B)
     for begin, end in chunks:
-        mine = gates[begin:end] if keep else gates[: end - begin]
-        rows, inputs = mine.view((end - begin) * B, 4 * H), x[begin:end].flatten(0, 1)
-        by_w_ih.into(inputs, rows, bias)
-        walk.over(mine, begin)
+        sums = by_w_ih.of(x[begin:end].flatten(0, 1), bias)
+        walk.over(sums.view(end - begin, B, 4, H).unbind(0), begin)
     return h, c, gates if keep else x.new_empty(0)
 
 
 class _Walk:
-    """The recurrence: fills ``h`` and ``c``, one chunk after the other."""
+    """The recurrence: fills ``h``, ``c`` and the gates, one chunk after the other.
 
-    def __init__(self, layer: Layer, h: Tensor, c: Tensor) -> None:
+    Args:
+        layer: what it reads.
+        h: ``[T, B, P]``.
+        c: ``[T, B, H]``.
+        gates: ``[B, 4, H]`` for each step, or one for all in turn.
+    """
+
+    def __init__(self, layer: Layer, h: Tensor, c: Tensor, gates: tuple[Tensor, ...]) -> None:
         self.run = compiled(forward_step, h.device, h.dtype)
         self.by_w_hh, self.w_hr = Product(layer.w_hh.t(), h.shape[1]), layer.w_hr
-        self.h, self.c = h.unbind(0), c.unbind(0)
+        self.h, self.c, self.gates = h.unbind(0), c.unbind(0), gates
         self.starts, self.next_starts = layer.starts.contiguous().unbind(0), layer.next_starts().unbind(0)
         self.entry_h, self.entry_c = layer.entry_h.unbind(0), layer.entry_c.unbind(0)
         # Compiled code wants as many tensors as it has arguments: where one is of no interest it gets `unused`.
         self.m, self.next_h, self.unused = (torch.zeros_like(c[0]) for _ in range(3))
         self.h_in, self.c_before = self.entry_h[0], torch.zeros_like(c[0])  # at t = 0 every row starts a sequence
 
-    def over(self, gates: Tensor, begin: int) -> None:
-        """Run the steps whose pre-activations, of the inputs alone, are ``gates [n, B, 4, H]``."""
-        for t, (sums, blocks) in enumerate(zip(gates.flatten(2).unbind(0), gates.unbind(0), strict=True), begin):
-            self.by_w_hh.onto(self.h_in, sums)
+    def over(self, sums: tuple[Tensor, ...], begin: int) -> None:
+        """Run the steps from ``begin`` on whose pre-activations, of the inputs alone, are ``sums``: ``[B, 4, H]``."""
+        for t, by_inputs in enumerate(sums, begin):
+            by_h = self.by_w_hh.of(self.h_in).view_as(by_inputs)
             entering = self.entry_h[min(t + 1, len(self.h) - 1)]  # past the end it is read by nobody
-            entry_c, starts, cut = self.entry_c[t].contiguous(), self.starts[t], self.next_starts[t]
+            given = by_inputs, by_h, self.c_before, self.starts[t], self.entry_c[t].contiguous(), self.next_starts[t]
+            gates, c = self.gates[t % len(self.gates)], self.c[t]
             if self.w_hr is None:
-                entering = entering.contiguous()
-                self.run(blocks, self.c_before, starts, entry_c, cut, entering, self.h[t], self.c[t], self.next_h)
+                self.run(*given, entering.contiguous(), gates, self.h[t], c, self.next_h)
                 self.h_in = self.next_h
             else:
-                self.run(blocks, self.c_before, starts, entry_c, cut, self.unused, self.m, self.c[t], self.next_h)
+                self.run(*given, self.unused, gates, self.m, c, self.next_h)
                 torch.mm(self.m, self.w_hr.t(), out=self.h[t])
-                self.h_in = torch.where(cut.unsqueeze(1), entering, self.h[t])
-            self.c_before = self.c[t]
+                self.h_in = torch.where(self.next_starts[t].unsqueeze(1), entering, self.h[t])
+            self.c_before = c

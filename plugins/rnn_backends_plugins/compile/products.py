@@ -10,9 +10,6 @@ from torch import Tensor
 LEAST = 4 << 20
 """Multiplications below which ``torch.mm`` is as fast."""
 
-LEAST_SUM = 1 << 19
-"""Numbers in a weight's gradient below which it is: there both factors are laid anew each time."""
-
 
 class Product:
     """``rows @ matrix``, again and again.
@@ -29,36 +26,26 @@ class Product:
             # oneDNN's layers hold their weight as [N, K]
             self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), rows)
 
-    def into(self, rows: Tensor, out: Tensor, bias: Tensor | None = None) -> None:
-        """``out = rows @ matrix + bias``."""
+    def of(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
+        """``rows @ matrix + bias``: ``[rows, K]``, ``[N]`` to ``[rows, N]``."""
         if self._packed is not None:
-            out.copy_(self._run(rows, bias))
-        elif bias is not None:
-            torch.addmm(bias, rows, self._matrix, out=out)
-        else:
-            torch.mm(rows, self._matrix, out=out)
-
-    def onto(self, rows: Tensor, total: Tensor) -> None:
-        """``total += rows @ matrix``."""
-        if self._packed is None:
-            total.addmm_(rows, self._matrix)
-        else:
-            total.add_(self._run(rows))
-
-    def _run(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
-        made: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._packed, bias, "none", [], "")
-        return made
+            return _onednn(rows, self._packed, bias)
+        return rows @ self._matrix if bias is None else torch.addmm(bias, rows, self._matrix)
 
 
-def add_product(total: Tensor, rows: Tensor, values: Tensor) -> None:
-    """``total += rows.T @ values``, the sum in ``total``'s dtype: ``[N, K]``, ``[t * b, N]``, ``[t, b, K]``."""
-    columns = values.flatten(0, 1)
-    if total.dtype != rows.dtype:
-        total += rows.t() @ columns  # float32 over many chunks of bfloat16 or float16
-    elif total.numel() >= LEAST_SUM and _onednn_serves(total):
-        total += torch.ops.mkldnn._linear_pointwise(rows.t(), columns.t(), None, "none", [], "")
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """``total += left.T @ right``, the sum in ``total``'s dtype: ``[K, N]``, ``[rows, K]``, ``[rows, N]``."""
+    if total.dtype != left.dtype:
+        total += left.t() @ right  # float32 over many chunks of bfloat16 or float16
+    elif left.shape[0] * total.numel() >= LEAST and _onednn_serves(total):
+        total += _onednn(left.t(), right.t())
     else:
-        total.addmm_(rows.t(), columns)
+        total.addmm_(left.t(), right)
+
+
+def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    made: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return made
 
 
 def _onednn_serves(matrix: Tensor) -> bool:

@@ -10,30 +10,34 @@ from torch import Tensor
 
 
 def forward_step(
-    gates: Tensor,
+    input_gates: Tensor,
+    recurrent_gates: Tensor,
     c_before: Tensor,
     starts: Tensor,
     entry_c: Tensor,
     next_starts: Tensor,
     next_entry: Tensor,
+    gates: Tensor,
     m: Tensor,
     c: Tensor,
     next_h: Tensor,
 ) -> None:
-    """Gates to states, and the ``h`` that enters the next step. Writes its first and its last three arguments.
+    """Gates to states, and the ``h`` that enters the next step. Writes its last four arguments.
 
     Args:
-        gates: ``[B, 4, H]``, pre-activations in, activations out.
+        input_gates: ``[B, 4, H]``, the inputs' part of the pre-activations, and the bias.
+        recurrent_gates: ``[B, 4, H]``, the part of the ``h`` that enters.
         c_before: ``[B, H]``, the cell state that the step before left.
         starts: ``[B]`` bool: a sequence starts here, from ``entry_c``.
         entry_c: ``[B, H]``.
         next_starts: ``[B]`` bool: one starts at the next step, from ``next_entry``.
         next_entry: ``[B, H]``.
+        gates: out, ``[B, 4, H]``, activations.
         m: out, ``[B, H]``: ``sigmoid(o) tanh(c)``, which is ``h`` without a projection.
         c: out, ``[B, H]``.
         next_h: out, ``[B, H]``: ``m``, or ``next_entry`` where ``next_starts``.
     """
-    i, f, g, o = gates.unbind(1)
+    i, f, g, o = (input_gates + recurrent_gates).unbind(1)
     i, f, g, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(g), torch.sigmoid(o)
     after = f * torch.where(starts.unsqueeze(1), entry_c, c_before) + i * g
     out = o * torch.tanh(after)
