@@ -43,6 +43,17 @@ class Inputs(NamedTuple):
         """Every tensor with a gradient, by name."""
         return {"x": self.x, "stored h": self.h, "stored c": self.c, **self.weights}
 
+    def tiled(self, times: int) -> Inputs:
+        """The rows of the batch, over and over: many rows of which the reference needs only these."""
+        return self._replace(
+            x=self.x.repeat(1, times, 1), h=self.h.repeat(1, 1, times, 1), c=self.c.repeat(1, 1, times, 1),
+            starts=self.starts.repeat(1, times),
+        )  # fmt: skip
+
+    def weighted(self, factor: float) -> Inputs:
+        """With every weight times ``factor``: unit weights at large H are chaotic, torch draws them by 1/sqrt(H)."""
+        return self._replace(weights={name: value * factor for name, value in self.weights.items()})
+
 
 def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
     """Names and shapes of torch.nn.LSTM's parameters, in its order."""

@@ -112,3 +112,29 @@ def test_every_law_holds_in_pieces(calls, in_pieces):
     report = check_backend(cudnn.lstm_backend(), profile="smoke", laws=eager)
     assert report.ok, f"seed {report.header.seed}: {report.failures[0]}"
     assert calls.count(1) > 100
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_where_onednn_does_not_serve_16_bits_the_kernel_gets_float32(monkeypatch, dtype):
+    seen, original = [], torch.lstm
+
+    def counted(x, *args):
+        seen.append(x.dtype)
+        return original(x, *args)
+
+    monkeypatch.setattr(torch, "lstm", counted)
+    monkeypatch.setattr(kernel, "_onednn_knows", lambda wanted: wanted == torch.bfloat16)
+    x, half, full = torch.randn(3, 2, 4).to(dtype), dtype, torch.float32
+    for projection, grad, expected in (
+        (0, True, half if dtype == torch.bfloat16 else full),
+        (2, True, full),
+        (2, False, half if dtype == torch.bfloat16 else full),  # nothing is summed up
+    ):
+        lstm = LSTM(4, 5, proj_size=projection, lstm_backend="cudnn", dtype=dtype)
+        with torch.set_grad_enabled(grad):
+            y, (h, c) = lstm(x)
+        assert {v.dtype for v in (y, h, c)} == {dtype}
+        assert seen.pop() == expected
+        if grad:
+            y.sum().backward()
+            assert {p.grad.dtype for p in lstm.parameters()} == {dtype}

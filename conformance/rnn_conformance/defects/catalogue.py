@@ -16,6 +16,8 @@ from . import (
     invented_again,
     invented_core,
     invented_kernels,
+    invented_kernels_again,
+    invented_plugins,
     keys,
     lanes,
     lifecycle,
@@ -37,7 +39,7 @@ from .planting import Defect
 FAMILIES: tuple[ModuleType, ...] = (
     cell, stacks, resets, sizes, states, modules, keys, gradients, dropout, dtype, memory, purity, weights_family,
     lifecycle, evidence, transforms, claims, lanes, compiled, plugins, stories, nets,
-    invented_kernels, invented_core, invented_again,
+    invented_kernels, invented_core, invented_again, invented_plugins, invented_kernels_again,
 )  # fmt: skip
 
 DEFECTS: dict[str, Defect] = {

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from rnn_backends import LayerFunction, LayerWeights, State, StepFunction
+from rnn_backends.unroll import shares
 from torch import Tensor
 
 Gates = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -50,13 +51,20 @@ def layer(one: StepFunction = step, reset: Reset = restart) -> LayerFunction:
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         state, hs, cs = State(entry.h[0], entry.c[0]), [], []
+        shared = _shared(w, len(x) if x.element_size() == 2 else 1)
         for t in range(len(x)):
-            state = one(w, x[t], reset(state, entry, starts, t))
+            state = one(shared[t % len(shared)], x[t], reset(state, entry, starts, t))
             hs.append(state.h)
             cs.append(state.c)
         return State(torch.stack(hs), torch.stack(cs))
 
     return run
+
+
+def _shared(w: LayerWeights, steps: int) -> list[LayerWeights]:
+    """The weights of each step, whose gradients in 16 bits are added up in pairs."""
+    found = [[None] * steps if v is None else shares(v, steps)[:steps] for v in w]
+    return [LayerWeights(*parts) for parts in zip(*found, strict=True)]
 
 
 right = layer()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from . import invented, invented_again, invented_core, invented_kernels
+from . import invented, invented_again, invented_core, invented_kernels, invented_kernels_again, invented_plugins
 from .catalogue import DEFECTS
 from .planting import Defect
 
@@ -35,17 +35,18 @@ class Round:
         return len(self.unnamed) + len(self.survived)
 
 
-def _round(what: str, module: ModuleType, survived: tuple[str, ...] | None = None) -> Round:
-    found = {value.name: value for value in vars(module).values() if isinstance(value, Defect)}
+def _round(what: str, *modules: ModuleType, survived: tuple[str, ...] | None = None) -> Round:
+    found = {v.name: v for module in modules for v in vars(module).values() if isinstance(v, Defect)}
     unnamed = {name: defect for name, defect in found.items() if not defect.killed_by}
     return Round(what, unnamed, tuple(n for n in found if n not in unnamed) if survived is None else survived)
 
 
 ROUNDS = (
-    _round("by who wrote the suite", invented, invented.SURVIVED),
+    _round("by who wrote the suite", invented, survived=invented.SURVIVED),
     _round("in kernels, by somebody who had not read it", invented_kernels),
     _round("in core, by somebody who had not read it", invented_core),
     _round("in core, by a third, after laws for what survived the second", invented_again),
+    _round("in kernels and plugins, by a fourth who had seen names of laws", invented_plugins, invented_kernels_again),
 )
 INVENTED: dict[str, Defect] = {name: defect for one in ROUNDS for name, defect in one.unnamed.items()}
 """Those that no law names."""

@@ -36,12 +36,13 @@ def weights_may_lie_in_any_way(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def expanded_states_are_read(trial: Trial) -> None:
-    """A state that is one row expanded over the batch and over time is read like the rows it stands for."""
+    """A state that is expanded over the batch, over time or over both is read like the states it stands for."""
     inputs, (rows, T, B, P) = trial.inputs, trial.inputs.h.shape
-    h = inputs.h[:, :1, :1].expand(rows, T, B, P)
-    c = inputs.c[:, :1, :1].expand(rows, T, B, trial.case.H)
-    expanded = inputs._replace(h=h, c=c)
-    trial.agree("output", trial.run(trial.lstm(), expanded).output, trial.reference(expanded).output)
+    for t, b in ((1, 1), (1, B), (T, 1)):
+        h = inputs.h[:, :t, :b].expand(rows, T, B, P)
+        c = inputs.c[:, :t, :b].expand(rows, T, B, trial.case.H)
+        expanded = inputs._replace(h=h, c=c)
+        trial.agree("output", trial.run(trial.lstm(), expanded).output, trial.reference(expanded).output)
 
 
 @law(B=(1, 2, 3))

@@ -13,7 +13,7 @@ from ..compare import demand
 from ..inputs import Inputs
 from ..law import Declined, LawBroken, law
 from ..reference import torch_per_trajectory
-from ..trial import Ran, Trial
+from ..trial import Ran, Trial, differentiate
 
 
 @law(dtype=("f16",), profiles=("quick", "full"))
@@ -86,6 +86,34 @@ def no_worse_than_torch(trial: Trial) -> None:
             raise LawBroken(
                 f"{name} is off by {error:.3g} root mean square, torch.nn.LSTM's by {limit / 4:.3g} at most"
             )
+
+
+SUM_ERROR = 0.02
+"""How far off a sum over time and rows may be, of the largest: bfloat16 rounds at 4e-3, right kernels come to 1e-2 at
+most; terms added up one after the other in bfloat16 to 3e-2 after 64 of them, to 5e-1 after 1024."""
+
+
+@law(
+    costly=True, T=(600,), B=(2,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,), resets=("consecutive",),
+    dtype=("bf16",), profiles=("quick", "full"),
+)  # fmt: skip
+def long_rows_in_bfloat16(trial: Trial) -> None:
+    """In bfloat16 600 steps restart where they must, and a weight's gradient, a sum over them, loses no more than it.
+
+    Added up step by step in bfloat16 it stops growing at some 256 terms; ``rnn_backends.unroll.shares`` is one way out.
+    """
+    few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 256
+    lstm.load_state_dict(few.weights)
+    own = {name: value.detach().cpu().double().requires_grad_() for name, value in few.weights.items()}
+    expected = trial.reference(few._replace(weights=own))
+    right = differentiate(times * expected.output.square().sum(), own)
+    ran = trial.run(lstm, few.tiled(times))
+    trial.agree("output", ran.output, expected.output.repeat(1, times, 1))
+    came = differentiate(ran.output.float().square().sum(), dict(lstm.named_parameters()))
+    for name, gradient in came.items():
+        error = float((gradient.cpu().double() - right[name]).abs().max() / right[name].abs().max())
+        if not error <= SUM_ERROR:
+            raise LawBroken(f"the gradient of {name} is off by {error:.1%} of its largest value", error / SUM_ERROR)
 
 
 def _rms(value: Tensor) -> float:

@@ -46,18 +46,34 @@ def same_call_same_answer(trial: Trial) -> None:
 
 @law()
 def a_result_outlives_the_next_call(trial: Trial) -> None:
-    """A call does not change what the one before it gave."""
+    """A call does not change what the one before it gave, nor do the calls and the steps after that."""
     lstm = trial.lstm()
     with torch.no_grad():
         inputs = trial.inputs
         output, states = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
-        once = {"output": output}  # its own tensors: a run of the trial's stacks them, which copies
-        for k, state in enumerate(states):
+        stepped, state = lstm.step(inputs.x[0], None)
+        once = {"output": output, "the output of a step": stepped, "h of a step": state.h, "c of a step": state.c}
+        for k, state in enumerate(states):  # its own tensors: a run of the trial's stacks them, which copies
             once |= {f"h of row {k}": state.h, f"c of row {k}": state.c}
         kept = {name: value.clone() for name, value in once.items()}
-        lstm.sequences(inputs.x + 1, inputs.entry, inputs.starts)
+        next_state = None
+        for x in (inputs.x + 1, inputs.x - 1):
+            lstm.sequences(x, inputs.entry, inputs.starts)
+            _, next_state = lstm.step(x[0], next_state)
     for name, came in once.items():
-        identical(f"{name} after the next call", came, kept[name], "")
+        identical(f"{name} after the next calls", came, kept[name], "")
+
+
+@law(profiles=("quick", "full"))
+def a_batch_with_nan_leaves_nothing_behind(trial: Trial) -> None:
+    """After a batch of NaN, forward and backward, the next batch has the reference's values and gradients."""
+    lstm = trial.lstm()
+    for starts in (trial.inputs.starts, torch.ones_like(trial.inputs.starts)):
+        bad = trial.fresh()
+        bad = bad._replace(x=torch.full_like(bad.x, torch.nan), starts=starts)
+        trial.gradients(lambda ran: ran.output.sum() + ran.c.sum(), lstm, inputs=bad)
+    trial.agree("output", trial.run(lstm).output, trial.expected.output)
+    trial.agree_gradients(trial.gradients(trial.loss, lstm), trial.expected_gradients(trial.loss))
 
 
 @law()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from rnn_backends import LSTM
+from torch import Tensor
 
 from ..compare import identical
+from ..inputs import Inputs
 from ..law import law
-from ..trial import Trial, differentiate
+from ..trial import Ran, Trial, differentiate
 
 
 @law(
@@ -21,16 +26,60 @@ from ..trial import Trial, differentiate
 )
 def any_hidden_size(trial: Trial) -> None:
     """Hidden sizes beside the powers of two give the reference's values and gradients, weights scaled by 1/sqrt(H)."""
-    scale = trial.case.H**-0.5
-    weights = {name: value * scale for name, value in trial.inputs.weights.items()}
-    inputs, lstm = trial.fresh()._replace(weights=weights), trial.lstm()
-    lstm.load_state_dict(weights)
+    inputs, lstm = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm()
+    lstm.load_state_dict(inputs.weights)
     expected = trial.reference(inputs)
     ran = trial.run(lstm, inputs)
     trial.agree("output", ran.output, expected.output)
     trial.agree_states("the end state", ran, expected.end_h, expected.end_c)
-    own = {name: value.detach().cpu().double().requires_grad_() for name, value in weights.items()}
-    right = differentiate((trial.reference(inputs._replace(weights=own)).output.sin()).sum(), own)
+    _right_gradients(trial, lstm, inputs, ran)
+
+
+TRAINING: dict[str, Any] = {"T": (140,), "B": (5,), "I": (32,), "H": (128,), "L": (1,), "P": (0,), "dtype": ("f32",)}
+
+
+@law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **TRAINING)
+def sizes_of_training(trial: Trial) -> None:
+    """At the sizes that policies train with, values, gradients and what ``.data`` edits change are the reference's."""
+    few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26
+    lstm.load_state_dict(few.weights)
+    many = few.tiled(times)
+    for factor in (1.0, 0.5):
+        few = few.weighted(factor)
+        for name, parameter in lstm.named_parameters():
+            parameter.data.copy_(few.weights[name])
+        expected = trial.reference(few)
+        with torch.no_grad():
+            acted = trial.run(lstm, many)
+        ran = trial.run(lstm, many)
+        for came in (acted, ran):
+            _repeats(trial, came, expected.output, expected.end_h, expected.end_c, times)
+    _right_gradients(trial, lstm, few, ran, times)
+
+
+@law(costly=True, bidirectional=(True,), resets=("none",), stored=("zeros",), profiles=("quick", "full"), **TRAINING)
+def sizes_of_training_in_both_directions(trial: Trial) -> None:
+    """At those sizes whole rows, too, have the reference's output and gradients in both directions."""
+    few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26
+    lstm.load_state_dict(few.weights)
+    ran = trial.stream(lstm, few.tiled(times).x)
+    trial.agree("output", ran.output, trial.reference(few).output.repeat(1, times, 1))
+    _right_gradients(trial, lstm, few, ran, times)
+
+
+def _repeats(trial: Trial, many: Ran, output: Tensor, end_h: Tensor, end_c: Tensor, times: int, scale: int = 1) -> None:
+    """The rows of ``many`` are the given ones, over and over."""
+    trial.agree("output", many.output, output.repeat(1, times, 1), scale=scale)
+    ends = trial.ends.repeat(1, times).unsqueeze(-1)
+    for name, came, expected in (("h", many.h, end_h), ("c", many.c, end_c)):
+        expected = torch.where(ends, expected.repeat(1, 1, times, 1), 0)
+        trial.agree(f"end {name}", torch.where(ends, came, 0), expected, 2, "layer t b unit", scale)
+
+
+def _right_gradients(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran, times: int = 1) -> None:
+    """The weights' gradients of a loss of the output are the reference's; ``ran`` has its rows so many times."""
+    own = {name: value.detach().cpu().double().requires_grad_() for name, value in inputs.weights.items()}
+    right = differentiate(times * (trial.reference(inputs._replace(weights=own)).output.sin()).sum(), own)
     trial.agree_gradients(differentiate(ran.output.sin().sum(), dict(lstm.named_parameters())), right)
 
 
@@ -55,17 +104,9 @@ def long_rows(trial: Trial) -> None:
 @law(costly=True, T=(3,), B=(3,), I=(2,), H=(1,), L=(1,), P=(0,), dtype=("f32",), profiles=("quick", "full"))
 def many_rows(trial: Trial) -> None:
     """Seventy thousand rows, more than a 16-bit index counts, come out as the three that they repeat."""
-    inputs, lstm, times = trial.inputs, trial.lstm(), 23_334
-    tiled = inputs._replace(
-        x=inputs.x.repeat(1, times, 1), h=inputs.h.repeat(1, 1, times, 1), c=inputs.c.repeat(1, 1, times, 1),
-        starts=inputs.starts.repeat(1, times),
-    )  # fmt: skip
-    few, many = trial.run(lstm), trial.run(lstm, tiled)
-    trial.agree("output", many.output, few.output.repeat(1, times, 1), scale=2)
-    ends = trial.ends.repeat(1, times).unsqueeze(-1)
-    for name, came, expected in (("h", many.h, few.h), ("c", many.c, few.c)):
-        expected = expected.repeat(1, 1, times, 1)
-        trial.agree(f"end {name}", torch.where(ends, came, 0), torch.where(ends, expected, 0), 2, "layer t b unit", 2)
+    lstm, times = trial.lstm(), 23_334
+    few, many = trial.run(lstm), trial.run(lstm, trial.inputs.tiled(times))
+    _repeats(trial, many, few.output, few.h, few.c, times, scale=2)
 
 
 @law(T=(1, 2), B=(1,), I=(1,), H=(1,), L=(1,), P=(0,))
