@@ -328,7 +328,8 @@ class LSTM(nn.RNNBase):
         """The dtype to compute in under autocast, or ``None``. Like torch's own: float64 is left alone."""
         weight = self.weight_ih_l0
         kind = weight.device.type
-        if weight.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        known = torch.amp.is_autocast_available(kind)  # "meta" has none
+        if weight.dtype == torch.float64 or not known or not torch.is_autocast_enabled(kind):
             return None
         return torch.get_autocast_dtype(kind)
 
@@ -384,7 +385,7 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for bound in ("_run_layers", "_run_layers_last", "_placed", "_spec", "_has_stack"):
+        for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack"):
             state.pop(bound, None)
         if holds(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
@@ -394,6 +395,7 @@ class LSTM(nn.RNNBase):
         backend = state["_backend"]
         super().__setstate__(state)
         self._bind(get_backend(backend) if isinstance(backend, str) else backend)
+        self._placed = state["_placed"]  # loaded to another device, the next call asks the backend, as after .to()
 
 
 def _spec_of(lstm: nn.RNNBase) -> LSTMSpec:

@@ -144,3 +144,11 @@ def test_a_packed_sequence_is_refused_and_the_message_shows_is_init(eager_backen
     packed = nn.utils.rnn.pack_padded_sequence(torch.randn(2, 5, 3), [5, 3], batch_first=True)
     with pytest.raises(InputError, match=r"PackedSequence .* is_init=\[B, T\] bool"):
         lstm(packed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_are_found_on_meta(dtype):
+    lstm = LSTM(3, 4, 2, device="meta", dtype=dtype, lstm_backend="vmap")
+    y, (h, c) = lstm(torch.empty(5, 2, 3, device="meta", dtype=dtype), is_init=torch.empty(5, 2, device="meta") > 0)
+    assert (y.shape, h.shape, c.shape) == ((5, 2, 4), (2, 2, 4), (2, 2, 4))
+    assert {v.device.type for v in (y, h, c)} == {"meta"}

@@ -15,6 +15,8 @@ from . import (
     gradients,
     invented_again,
     invented_core,
+    invented_core_blind,
+    invented_core_more,
     invented_kernels,
     invented_kernels_again,
     invented_plugins,
@@ -40,6 +42,7 @@ FAMILIES: tuple[ModuleType, ...] = (
     cell, stacks, resets, sizes, states, modules, keys, gradients, dropout, dtype, memory, purity, weights_family,
     lifecycle, evidence, transforms, claims, lanes, compiled, plugins, stories, nets,
     invented_kernels, invented_core, invented_again, invented_plugins, invented_kernels_again,
+    invented_core_more, invented_core_blind,
 )  # fmt: skip
 
 DEFECTS: dict[str, Defect] = {

@@ -284,3 +284,15 @@ def an_unknown_name_means_auto() -> list[Patch]:
             return original("auto", *rest)
 
     return [Patch(core, "resolve", wrong)]
+
+
+@in_core("loaded_elsewhere_it_is_asked_again")
+def loading_asks_nobody() -> list[Patch]:
+    """Loaded onto another device, an LSTM takes where it is now for where its backend accepted it."""
+    original = LSTM.__setstate__
+
+    def wrong(self: LSTM, state: dict[str, Any]) -> None:
+        original(self, state)
+        self._placed = (self.weight_ih_l0.device, self.weight_ih_l0.dtype)
+
+    return [Patch(LSTM, "__setstate__", wrong)]

@@ -10,7 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from types import ModuleType
 
-from . import invented, invented_again, invented_core, invented_kernels, invented_kernels_again, invented_plugins
+from . import (
+    invented,
+    invented_again,
+    invented_core,
+    invented_core_blind,
+    invented_core_more,
+    invented_kernels,
+    invented_kernels_again,
+    invented_plugins,
+)
 from .catalogue import DEFECTS
 from .planting import Defect
 
@@ -46,7 +55,11 @@ ROUNDS = (
     _round("in kernels, by somebody who had not read it", invented_kernels),
     _round("in core, by somebody who had not read it", invented_core),
     _round("in core, by a third, after laws for what survived the second", invented_again),
-    _round("in kernels and plugins, by a fourth who had seen names of laws", invented_plugins, invented_kernels_again),
+    _round(
+        "in kernels and plugins, by a fourth who had seen the laws' names", invented_plugins, invented_kernels_again
+    ),
+    _round("in core, by a fifth who had seen them and looked for gaps", invented_core_more),
+    _round("in core, by a sixth who had not", invented_core_blind),
 )
 INVENTED: dict[str, Defect] = {name: defect for one in ROUNDS for name, defect in one.unnamed.items()}
 """Those that no law names."""

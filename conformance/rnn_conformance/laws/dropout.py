@@ -118,3 +118,20 @@ def every_step_and_row_has_a_mask_of_its_own(trial: Trial) -> None:
     for what, equal in same.items():
         if equal and trial.case.bias:
             raise LawBroken(f"in training with dropout 0.5, {what} have the same mask")
+
+
+@law(dropout=(50,), L=(2,), profiles=("quick", "full"))
+def dropout_may_be_set_later(trial: Trial) -> None:
+    """``lstm.dropout = p``, as in torch.nn.LSTM, counts from the next call and the next step on."""
+    lstm = trial.lstm().train()
+    trial.run(lstm)
+    lstm.dropout = 0.0
+    trial.agree("output with dropout set to 0", trial.run(lstm).output, trial.expected.output)
+    x, zero = trial.inputs.x[:1], trial.inputs._replace(h=trial.inputs.h[:, :1] * 0, c=trial.inputs.c[:, :1] * 0)
+    step, _ = lstm.step(x[0], None)
+    right = trial.reference(zero._replace(x=x, starts=trial.inputs.starts[:1])).output[0]
+    trial.agree("output of a step with dropout set to 0", step, right, 0, "b unit")
+    lstm.dropout = trial.case.dropout / 100
+    torch.manual_seed(5)
+    output = trial.run(lstm).output
+    trial.agree("output", output, _dropped(trial, trial.inputs, _masks(trial, trial.case.T, 5)).output)

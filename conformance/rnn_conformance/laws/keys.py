@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from rnn_backends import LSTMModule, Trait, UnsupportedError
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
+from tensordict.nn import set_skip_existing
 
 from ..compare import check_shape, identical
 from ..law import Declined, LawBroken, law
@@ -208,3 +209,24 @@ def no_key_but_its_own_is_touched(trial: Trial) -> None:
         identical(f"the entry {key!r}", value, kept[key], "")
     if len(list(out.keys(True, True))) != len(others) + 3:
         raise LawBroken(f"there are scratch keys: {sorted(map(str, out.keys(True, True)))}")
+
+
+@law(bidirectional=(False,), profiles=("quick", "full"))
+def only_what_is_all_there_is_skipped(trial: Trial) -> None:
+    """Under ``set_skip_existing`` a module runs unless every entry that it writes is there, and then changes none."""
+    whole = _over_time(trial)(trial.tensordict())
+    for missing in ("features", ("next", H_KEY), ("next", C_KEY)):
+        td = trial.tensordict()
+        for key in {"features", ("next", H_KEY), ("next", C_KEY)} - {missing}:
+            td[key] = torch.zeros_like(whole[key])
+        with set_skip_existing(True):
+            _over_time(trial)(td)
+        if missing not in td.keys(True):
+            raise LawBroken(f"with set_skip_existing {missing} stays missing where the others are there")
+        trial.agree(f"{missing}", td[missing], whole[missing].double(), None, "b t ...", scale=2)
+    for key in ("features", ("next", H_KEY), ("next", C_KEY)):
+        whole[key].zero_()
+    with set_skip_existing(True):
+        _over_time(trial)(whole)
+    if bool(whole["features"].any()):
+        raise LawBroken("with set_skip_existing the module ran although every entry was there")

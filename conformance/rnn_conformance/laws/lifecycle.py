@@ -224,3 +224,22 @@ def from_torch_shares_the_weights(trial: Trial) -> None:
     trial.run(wrapped).output.sum().backward()
     if any(parameter.grad is None for parameter in source.parameters()):
         raise LawBroken("the wrapped LSTM's gradients do not reach torch.nn.LSTM's parameters")
+
+
+@law(T=(2,), B=(2,), L=(1,), bidirectional=(False,))
+def hooks_stay_with_their_copy(trial: Trial) -> None:
+    """A forward hook on a copy in another mode, or on another backend, runs on calls of that copy alone."""
+    module, ran = trial.module(), []
+    for twin in (module.set_recurrent_mode(True), module.with_backend(trial.backend)):
+        handle = twin.register_forward_hook(lambda *_: ran.append("twin"))
+        module(trial.tensordict()[:, 0].clone())
+        if ran:
+            raise LawBroken("a hook that was registered on a copy ran on a call of the original")
+        handle.remove()
+    handle = module.register_forward_hook(lambda *_: ran.append("original"))
+    module.set_recurrent_mode(True)(trial.tensordict())
+    before = len(ran)
+    module(trial.tensordict()[:, 0].clone())
+    handle.remove()
+    if len(ran) != before + 1:
+        raise LawBroken(f"a hook of a module ran {len(ran) - before} times in one call")

@@ -82,3 +82,18 @@ def _separate(results: dict[str, Tensor]) -> None:
         identical(f"{name} after adding one in place", value, before + 1, "")
         for other, kept in others.items():
             identical(f"{other} after writing into {name}", results[other], kept, "")
+
+
+@law(bidirectional=(False,), profiles=("quick", "full"))
+def results_in_a_tensordict_outlive_the_next_call(trial: Trial) -> None:
+    """Called again on the same TensorDict, the module writes new results, and those held from before do not change."""
+    keys = ("features", ("next", "recurrent_state_h"), ("next", "recurrent_state_c"))
+    step = trial.tensordict()[:, 0].clone()
+    for module, td in ((trial.module().set_recurrent_mode(True), trial.tensordict()), (trial.module(), step)):
+        with torch.no_grad():
+            module(td)
+            held = {key: (td[key], td[key].clone()) for key in keys}
+            td["observation"] = td["observation"] + 1
+            module(td)
+        for key, (value, kept) in held.items():
+            identical(f"{key} held over the next call", value, kept, "")

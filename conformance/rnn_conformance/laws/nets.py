@@ -134,3 +134,15 @@ def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
             last = [name for name, _ in net.mlp.named_parameters()][-1]
             if not last.endswith("weight"):
                 raise LawBroken(f"with {options} the MLP's last parameter is {last}")
+
+
+@law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
+def each_norm_of_a_net_is_its_own(trial: Trial) -> None:
+    """The MLP of an LSTMNet has a normalisation of its own, with its own weights, after each hidden layer."""
+    trial.lstm()  # declines here what it does not serve
+    mlp = {"in_features": 3, "out_features": 2, "depth": 3, "num_cells": 4, "norm_class": torch.nn.LayerNorm}
+    lstm = {"input_size": 2, "hidden_size": 2}
+    net = LSTMNet(OUT, lstm, mlp | {"norm_kwargs": {"normalized_shape": 4}}, trial.device, lstm_backend=trial.backend)
+    norms = {id(part) for part in net.mlp.modules() if isinstance(part, torch.nn.LayerNorm)}
+    if len(norms) != 3:
+        raise LawBroken(f"an MLP with three hidden layers and a norm_class has {len(norms)} norms")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any
@@ -219,3 +220,37 @@ def a_named_backend_that_refuses_is_an_error(trial: Trial) -> None:
                     raise LawBroken(f"asked for {what}, the error is of {error.backend!r}: {error}") from error
             else:
                 raise LawBroken(f"asked for {what}, a backend that refuses gave {lstm.lstm_backend!r}")
+
+
+@law(costly=True, T=(1,), B=(1,))
+def what_is_needed_is_claimed_or_refused(trial: Trial) -> None:
+    """For ``hidden_output="all"`` "auto" takes a backend that claims it; one that was chosen and does not, refuses."""
+    keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "hidden_output": "all"}
+    taken = LSTMModule(2, 3, device=trial.device, lstm_backend="auto", **keys).lstm.backend
+    if Trait.CELL_STATES not in taken.traits:
+        raise LawBroken(f'"auto" took {taken.name!r} for every hidden state, which it does not claim')
+    mine = Backend("rnn-conformance-ends", trial.backend.layer)
+    lstm = LSTM(2, 3, batch_first=True, device=trial.device, dtype=trial.case.torch_dtype, lstm_backend=mine)
+    try:
+        module = LSTMModule(lstm=lstm, **keys)
+    except UnsupportedError:
+        return
+    raise LawBroken(
+        f"an LSTM on a backend without the trait was wrapped for every hidden state: {module.lstm_backend!r}"
+    )
+
+
+@law(costly=True, T=(1,), B=(1,))
+def a_refresh_looks_again_and_keeps_what_was_registered(trial: Trial) -> None:
+    """After ``refresh()`` a repaired plugin loads, and what ``register()`` added is still there."""
+    mine, added = replace(trial.backend, name="rnn-repaired"), replace(trial.backend, name="rnn-registered")
+    module = _plugin(_quits)
+    with _installed([_point(mine.name, "mine")], mine=module) as found:
+        found.register(added)
+        _got(found, mine.name)
+        module.lstm_backend = hookimpl(lambda: mine)  # type: ignore[attr-defined]
+        found.refresh()
+        if (came := _got(found, mine.name)) is not mine:
+            raise LawBroken(f"after refresh() a plugin that was repaired gives {came!r}")
+        if (came := _got(found, added.name)) is not added:
+            raise LawBroken(f"after refresh() what register() added gives {came!r}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
 
 import torch
 from rnn_backends import UnsupportedError
@@ -172,9 +174,8 @@ def autocast_ends_with_its_context(trial: Trial) -> None:
 
 @law(dtype=("f32",), profiles=("quick", "full"))
 def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
-    """Weights edited between two autocast contexts count in the second one, without gradients too."""
-    lstm = trial.lstm()
-    halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in trial.inputs.weights.items()})
+    """Weights edited between two autocast contexts, in place or by ``.data``, count in the second, acting too."""
+    lstm, halved = trial.lstm(), trial.inputs.weighted(-0.5)
     with torch.no_grad():
         with _autocast(trial):
             trial.run(lstm)
@@ -182,7 +183,12 @@ def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
             parameter.mul_(-0.5)
         with _autocast(trial):
             output = trial.run(lstm).output
+        for parameter in lstm.parameters():
+            parameter.data.mul_(-2)  # as target networks are updated
+        with _autocast(trial):
+            again = trial.run(lstm).output
     trial.agree("output", output, trial.reference(halved).output, dtype=torch.bfloat16)
+    trial.agree("output after an edit by .data", again, trial.expected.output, dtype=torch.bfloat16)
 
 
 @law(dtype=("f32",), T=(2, 3, 4), profiles=("quick", "full"))
@@ -243,3 +249,30 @@ def gradients_of_large_input_are_finite(trial: Trial) -> None:
     found = trial.gradients(trial.loss, inputs=inputs)
     for name, value in found.items():
         demand(f"the gradient of {name}", value.isfinite(), value, "a finite number", "")
+
+
+@law(dtype=("f32",), L=(1,), bidirectional=(False,), profiles=("quick", "full"))
+def an_error_leaves_autocast_on(trial: Trial) -> None:
+    """Where a kernel raises under autocast, over time or in a step, the caller's autocast goes on."""
+
+    def failing(*args: Any) -> Any:
+        raise _Failed
+
+    kind = torch.device(trial.device).type
+    lstm = trial.lstm().with_backend(replace(trial.backend, layer=failing, layer_last=failing, step=None, stack=None))
+    calls = (
+        lambda: trial.run(lstm),
+        lambda: trial.stream(lstm, trial.inputs.x),
+        lambda: lstm.step(trial.inputs.x[0], None),
+    )
+    with _autocast(trial):
+        for call in calls:
+            with suppress(_Failed):
+                call()
+            if not torch.is_autocast_enabled(kind):
+                torch.set_autocast_enabled(kind, True)
+                raise LawBroken("after an error in a kernel autocast is off in the caller's context")
+
+
+class _Failed(Exception):
+    """Raised and caught here."""

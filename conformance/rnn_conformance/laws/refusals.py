@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from torch.func import grad
 
 from ..law import Declined, LawBroken, law
 from ..trial import Trial
+from .lifecycle import registered
 from .modules import C_KEY, H_KEY
 
 SPECS = (
@@ -222,3 +224,25 @@ def an_unknown_name_is_an_error(trial: Trial) -> None:
                 raise LawBroken(f"the error for {name!r} does not name the installed backends: {error}") from error
         else:
             raise LawBroken(f"the unknown name {name!r} gave {lstm.lstm_backend!r}")
+
+
+@law(costly=True, T=(2,), B=(2,), L=(1,), bidirectional=(False,), resets=("none",))
+def loaded_elsewhere_it_is_asked_again(trial: Trial) -> None:
+    """An LSTM that ``torch.load(map_location=)`` puts on a device that its backend rejects is refused when called."""
+
+    def not_there(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        return "not there" if device.type == "meta" else trial.backend.rejects(spec, device, dtype)
+
+    picky = replace(trial.backend, name="rnn-conformance-not-there", rejects=not_there)
+    trial.lstm()  # declines here what it does not serve
+    with registered(picky):
+        buffer = io.BytesIO()
+        torch.save(trial.lstm().with_backend(picky), buffer)
+        buffer.seek(0)
+        loaded = torch.load(buffer, map_location="meta", weights_only=False)
+        try:
+            loaded(trial.inputs.x.to("meta"))
+        except UnsupportedError as error:
+            _is_a_refusal(error, picky.name, "not there")
+        else:
+            raise LawBroken("loaded onto a device that the backend rejects, it was not refused")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -142,3 +143,28 @@ def _first(trial: Trial) -> torch.Tensor:
     keep = ~trial.is_init[:1].unsqueeze(-1)
     now = Inputs(x[:1], torch.where(keep, h[:, :1], 0), torch.where(keep, c[:, :1], 0), starts[:1], weights)
     return trial.reference(now).output[0]
+
+
+@law(T=(2,), B=(2,))
+def the_mode_stays_in_its_task(trial: Trial) -> None:
+    """``set_recurrent_mode`` in one asyncio task does not change the mode of the same module in another."""
+    module, modes = trial.module(), []
+
+    async def recurrent() -> None:
+        with set_recurrent_mode(True):
+            for _ in range(3):
+                await asyncio.sleep(0)
+                modes.append(("recurrent", module.recurrent_mode))
+
+    async def sequential() -> None:
+        for _ in range(3):
+            modes.append(("sequential", module.recurrent_mode))
+            await asyncio.sleep(0)
+
+    async def both() -> None:
+        await asyncio.gather(recurrent(), sequential())
+
+    _together(lambda: asyncio.run(both()))  # a thread of its own has no event loop yet
+    wrong = [name for name, mode in modes if mode != (name == "recurrent")]
+    if wrong or len(modes) != 6:
+        raise LawBroken(f"of two tasks the {', '.join(sorted(set(wrong)))} one ran in the other's mode: {modes}")

@@ -128,3 +128,21 @@ def two_modules_do_not_mix(trial: Trial) -> None:
         trial.agree("output of the first", trial.run(one).output, trial.expected.output)
         other = trial.reference(trial.inputs._replace(weights=negative))
         trial.agree("output of the second", trial.run(two).output, other.output)
+
+
+@law(profiles=("quick", "full"))
+def each_weight_may_be_replaced_alone(trial: Trial) -> None:
+    """Any one weight, replaced by ``functional_call`` or by a new parameter, counts; the others stay what they are."""
+    lstm, inputs = trial.lstm(), trial.inputs
+    starts = torch.zeros_like(inputs.starts)
+    starts[0] = True
+    whole = inputs._replace(h=torch.zeros_like(inputs.h), c=torch.zeros_like(inputs.c), starts=starts)
+    trial.stream(lstm, inputs.x)
+    for name, weight in inputs.weights.items():
+        other = weight * -0.5
+        expected = trial.reference(whole._replace(weights={**inputs.weights, name: other})).output
+        came = torch.func.functional_call(lstm, {name: other}, (inputs.x,))[0]
+        trial.agree(f"output of functional_call with another {name}", came, expected)
+    name, weight = next(reversed(inputs.weights.items()))
+    setattr(lstm, name, nn.Parameter(weight * -0.5))
+    trial.agree(f"output after {name} was replaced", trial.stream(lstm, inputs.x).output, expected)
