@@ -226,7 +226,7 @@ def from_torch_shares_the_weights(trial: Trial) -> None:
         raise LawBroken("the wrapped LSTM's gradients do not reach torch.nn.LSTM's parameters")
 
 
-@law(T=(2,), B=(2,), L=(1,), bidirectional=(False,))
+@law(T=(2,), B=(2,), L=(1,), bidirectional=(False,), profiles=("quick", "full"))
 def hooks_stay_with_their_copy(trial: Trial) -> None:
     """A forward hook on a copy in another mode, or on another backend, runs on calls of that copy alone."""
     module, ran = trial.module(), []

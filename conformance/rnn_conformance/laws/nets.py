@@ -136,7 +136,7 @@ def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
                 raise LawBroken(f"with {options} the MLP's last parameter is {last}")
 
 
-@law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
+@law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,), profiles=("quick", "full"))
 def each_norm_of_a_net_is_its_own(trial: Trial) -> None:
     """The MLP of an LSTMNet has a normalisation of its own, with its own weights, after each hidden layer."""
     trial.lstm()  # declines here what it does not serve

@@ -222,7 +222,7 @@ def a_named_backend_that_refuses_is_an_error(trial: Trial) -> None:
                 raise LawBroken(f"asked for {what}, a backend that refuses gave {lstm.lstm_backend!r}")
 
 
-@law(costly=True, T=(1,), B=(1,))
+@law(costly=True, T=(1,), B=(1,), profiles=("quick", "full"))
 def what_is_needed_is_claimed_or_refused(trial: Trial) -> None:
     """For ``hidden_output="all"`` "auto" takes a backend that claims it; one that was chosen and does not, refuses."""
     keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "hidden_output": "all"}
@@ -240,7 +240,7 @@ def what_is_needed_is_claimed_or_refused(trial: Trial) -> None:
     )
 
 
-@law(costly=True, T=(1,), B=(1,))
+@law(costly=True, T=(1,), B=(1,), profiles=("quick", "full"))
 def a_refresh_looks_again_and_keeps_what_was_registered(trial: Trial) -> None:
     """After ``refresh()`` a repaired plugin loads, and what ``register()`` added is still there."""
     mine, added = replace(trial.backend, name="rnn-repaired"), replace(trial.backend, name="rnn-registered")

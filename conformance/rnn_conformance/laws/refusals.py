@@ -226,7 +226,7 @@ def an_unknown_name_is_an_error(trial: Trial) -> None:
             raise LawBroken(f"the unknown name {name!r} gave {lstm.lstm_backend!r}")
 
 
-@law(costly=True, T=(2,), B=(2,), L=(1,), bidirectional=(False,), resets=("none",))
+@law(costly=True, T=(2,), B=(2,), L=(1,), bidirectional=(False,), resets=("none",), profiles=("quick", "full"))
 def loaded_elsewhere_it_is_asked_again(trial: Trial) -> None:
     """An LSTM that ``torch.load(map_location=)`` puts on a device that its backend rejects is refused when called."""
 

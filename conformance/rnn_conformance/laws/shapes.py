@@ -35,7 +35,7 @@ def any_hidden_size(trial: Trial) -> None:
     _right_gradients(trial, lstm, inputs, ran)
 
 
-TRAINING: dict[str, Any] = {"T": (140,), "B": (5,), "I": (32,), "H": (128,), "L": (1,), "P": (0,), "dtype": ("f32",)}
+TRAINING: dict[str, Any] = {"T": (40,), "B": (5,), "I": (32,), "H": (128,), "L": (1,), "P": (0,), "dtype": ("f32",)}
 
 
 @law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **TRAINING)
@@ -79,12 +79,12 @@ def _repeats(trial: Trial, many: Ran, output: Tensor, end_h: Tensor, end_c: Tens
 def _right_gradients(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran, times: int = 1) -> None:
     """The weights' gradients of a loss of the output are the reference's; ``ran`` has its rows so many times.
 
-    Of so many that a sum has 18 000 terms torch's own kernel is 1.1 tolerances off in float32, hence four of them.
+    Where a sum has 5 000 terms torch's own kernel is up to 0.9 tolerances off in float32, hence two of them.
     """
     own = {name: value.detach().cpu().double().requires_grad_() for name, value in inputs.weights.items()}
     right = differentiate(times * (trial.reference(inputs._replace(weights=own)).output.sin()).sum(), own)
     trial.agree_gradients(
-        differentiate(ran.output.sin().sum(), dict(lstm.named_parameters())), right, 1 if times == 1 else 4
+        differentiate(ran.output.sin().sum(), dict(lstm.named_parameters())), right, 1 if times == 1 else 2
     )
 
 

@@ -145,7 +145,7 @@ def _first(trial: Trial) -> torch.Tensor:
     return trial.reference(now).output[0]
 
 
-@law(T=(2,), B=(2,))
+@law(T=(2,), B=(2,), profiles=("quick", "full"))
 def the_mode_stays_in_its_task(trial: Trial) -> None:
     """``set_recurrent_mode`` in one asyncio task does not change the mode of the same module in another."""
     module, modes = trial.module(), []
