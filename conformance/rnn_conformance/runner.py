@@ -29,7 +29,10 @@ PROFILES = {"smoke": 2, "quick": 12, "full": 200, "deep": 2000}
 """Examples a law, by profile; each law also runs over a few fixed rich cases."""
 
 COSTLY_CASES = {"smoke": 1, "quick": 2, "full": 4, "deep": 4}
-"""Cases of a law that compiles something."""
+"""Cases of a law that runs on few fixed ones."""
+
+LANE_CASES = {"smoke": 1, "quick": 2, "full": 2, "deep": 4}
+"""Cases of a law with a process of its own: it compiles for half a minute, and one case differs little from the next."""
 
 Progress = Callable[[str, int, int], None]
 """``on_progress(law, done, total)``: called before each law with ``done`` laws finished, and once at the end."""
@@ -140,7 +143,8 @@ def _answer(law: Law, backend: Backend, case: Case, device: str) -> Outcome:
 
 def _few(law: Law, run: _Run) -> list[Case]:
     """The cases of a costly law: the first is the same in every run, the others' numbers are fresh."""
-    first, *others = rich(law.where)[: COSTLY_CASES[run.profile]]
+    number = (COSTLY_CASES if law.lane is None else LANE_CASES)[run.profile]
+    first, *others = rich(law.where)[:number]
     return [first, *(replace(case, seed=run.seed % 2**20 + k) for k, case in enumerate(others))]
 
 
