@@ -32,7 +32,7 @@ COSTLY_CASES = {"smoke": 1, "quick": 2, "full": 4, "deep": 4}
 """Cases of a law that runs on few fixed ones."""
 
 LANE_CASES = {"smoke": 1, "quick": 2, "full": 2, "deep": 4}
-"""Cases of a law with a process of its own: it compiles for half a minute, and one case differs little from the next."""
+"""Cases of a law with a process of its own: it compiles for half a minute, and one case is much like the next."""
 
 Progress = Callable[[str, int, int], None]
 """``on_progress(law, done, total)``: called before each law with ``done`` laws finished, and once at the end."""
