@@ -137,12 +137,12 @@ class _Run(torch.autograd.Function):
         leaves = [v for v in ctx.saved_tensors[:9] if v is not None and v.is_floating_point()]
         with torch.no_grad():
             dx, deh, dec, *dw = ctx.kernel.backward(ctx, gh, gc)
-        once = (None if v is None else NotTwice.apply(v, *leaves) for v in (dx, deh, dec, *dw))
+        once = (None if v is None else _NotTwice.apply(v, *leaves) for v in (dx, deh, dec, *dw))
         dx, deh, dec, *dw = once
         return None, dx, deh, dec, None, *dw
 
 
-class NotTwice(torch.autograd.Function):
+class _NotTwice(torch.autograd.Function):
     """A gradient, and what it was made from: whoever goes on differentiating is told that it cannot be done."""
 
     @staticmethod

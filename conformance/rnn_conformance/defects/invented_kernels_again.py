@@ -14,7 +14,7 @@ from rnn_backends import Backend, LayerFunction, LayerWeights, State, StepFuncti
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .hand_written import NotTwice
+from .hand_written import _NotTwice
 from .plain import layer, output_of, right, step
 from .planting import backend, in_layer, made
 
@@ -22,7 +22,7 @@ from .planting import backend, in_layer, made
 def _once(grads: tuple[Tensor | None, ...], needs: tuple[bool, ...], saved: list[Tensor]) -> tuple[Tensor | None, ...]:
     read = [v for v in saved if v is not None and v.is_floating_point()]
     needed = (g if need else None for g, need in zip(grads, needs, strict=True))
-    return tuple(None if g is None else NotTwice.apply(g, *read) for g in needed)
+    return tuple(None if g is None else _NotTwice.apply(g, *read) for g in needed)
 
 
 def _forward(
