@@ -6,9 +6,12 @@ the verdict is ``crashed``.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +24,9 @@ from rnn_backends import Backend, get_backend
 from rnn_backends.registry import holds
 
 from .explore import Outcome
+
+GRACE = 10.0
+"""Seconds that a process whose time is up has for saying where it stood."""
 
 
 def in_a_process(law: str, backend: Backend, token: str, device: str, seconds: float) -> Outcome:
@@ -39,14 +45,28 @@ def in_a_process(law: str, backend: Backend, token: str, device: str, seconds: f
     with tempfile.TemporaryDirectory(prefix="rnn-conformance-") as folder:
         answer = Path(folder, "answer.json")
         if _installed(backend):
-            ended = _fresh([law, backend.name, token, device, str(answer)], seconds)
+            ended = _fresh([law, backend.name, token, device, str(answer), str(seconds)], seconds)
         elif device == "cpu" and not torch.cuda.is_initialized():
             ended = _forked(law, backend, token, device, answer, seconds)
         else:
             return _here(law, backend, token, device)
         if answer.exists():
             return Outcome(**json.loads(answer.read_text()))
-        return Outcome("crashed", ended)
+        stood = _stood(_stack_file(answer))
+        return Outcome("crashed", f"not done after {seconds:g} seconds, in {stood}" if stood else ended)
+
+
+def _stack_file(answer: Path) -> Path:
+    return answer.with_suffix(".stack")
+
+
+def _stood(stack: Path) -> str:
+    """Where the main thread stood when its time was up, innermost first; nothing if it was not."""
+    if not stack.exists():
+        return ""
+    main_thread = stack.read_text().rpartition("Thread ")[2]
+    frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', main_thread)
+    return " < ".join(f"{Path(file).name}:{line} {function}" for file, line, function in frames[:4])
 
 
 def _installed(backend: Backend) -> bool:
@@ -68,17 +88,20 @@ def _fresh(arguments: list[str], seconds: float) -> str:
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        _, said = process.communicate(timeout=seconds)
+        _, said = process.communicate(timeout=seconds + GRACE)
     except subprocess.TimeoutExpired:
-        _stop(process)
         return f"not done after {seconds:g} seconds"
+    finally:
+        _stop(process)
     last = next(iter(reversed(said.strip().splitlines())), "")
     return f"its process ended with status {process.returncode}: {last}"
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
+    """End it and whatever it started."""
     if hasattr(os, "killpg"):
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # all of them are gone already
+            os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
     process.wait()
@@ -86,9 +109,11 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 def _forked(law: str, backend: Backend, token: str, device: str, answer: Path, seconds: float) -> str:
     """Run in a fork of this process; how it ended, in words."""
-    process = multiprocessing.get_context("fork").Process(target=_write, args=(law, backend, token, device, answer))
+    process = multiprocessing.get_context("fork").Process(
+        target=_write, args=(law, backend, token, device, answer, seconds)
+    )
     process.start()
-    process.join(seconds)
+    process.join(seconds + GRACE)
     if process.is_alive():
         process.kill()
         process.join()
@@ -96,10 +121,16 @@ def _forked(law: str, backend: Backend, token: str, device: str, answer: Path, s
     return f"its process ended with status {process.exitcode}"
 
 
-def _write(law: str, backend: Backend, token: str, device: str, answer: Path) -> None:
-    """Write the outcome to a file, whole or not at all; in a process that only does that."""
+def _write(law: str, backend: Backend, token: str, device: str, answer: Path, seconds: float) -> None:
+    """Write the outcome to a file, whole or not at all; in a process that only does that.
+
+    When ``seconds`` are over the process writes where its threads stand into another file, and ends.
+    """
     _forget_the_parent()
-    found = _here(law, backend, token, device)
+    with _stack_file(answer).open("w") as stack:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=stack)
+        found = _here(law, backend, token, device)
+        faulthandler.cancel_dump_traceback_later()
     part = answer.with_suffix(".part")
     part.write_text(json.dumps({"verdict": found.verdict, "message": found.message, "margin": found.margin}))
     part.rename(answer)
@@ -129,9 +160,9 @@ def _here(law: str, backend: Backend, token: str, device: str) -> Outcome:
 
 
 def main() -> None:
-    """``python -m rnn_conformance.lanes LAW BACKEND TOKEN DEVICE ANSWER``: what :func:`in_a_process` starts."""
-    law, name, token, device, answer = sys.argv[1:]
-    _write(law, get_backend(name), token, device, Path(answer))
+    """``python -m rnn_conformance.lanes LAW BACKEND TOKEN DEVICE ANSWER SECONDS``: what :func:`in_a_process` starts."""
+    law, name, token, device, answer, seconds = sys.argv[1:]
+    _write(law, get_backend(name), token, device, Path(answer), float(seconds))
 
 
 if __name__ == "__main__":
