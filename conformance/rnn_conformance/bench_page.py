@@ -39,6 +39,7 @@ from .bench_table import pivot, ratio_text, seconds
 
 BETWEEN = re.compile(r"(<!-- figures: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 BY_BACKEND = ("memory", "error", "critics", "peak")
+PRICES = {"cell": "a cell, us", "step": "a step, in cells", "call": "a call, in cells"}
 KINDS = {R: "output only", ENDS: "exact ends", STORED: "stored states"}
 
 
@@ -77,9 +78,10 @@ def _numbers(figures: Figures) -> None:
                 print(key, flush=True)
                 figures.numbers[key] = tracks.share_of_peak(who, shape, resets)
     for H in (64, 128, 256, 512):
-        if (key := f"step/a step/H = {H}") not in figures.numbers:
+        if (key := f"prices/{PRICES['cell']}/H = {H}") not in figures.numbers:
             print(key, flush=True)
-            figures.numbers[key] = tracks.step_in_rows(H)
+            for what, price in tracks.kernel_prices(H).items():
+                figures.numbers[f"prices/{PRICES[what]}/H = {H}"] = price
     if (key := "critics/vmap/S2") not in figures.numbers:
         print(key, flush=True)
         figures.numbers[key] = tracks.critics("vmap", SHAPES["S2"], "0.03")
@@ -116,7 +118,7 @@ def tables(figures: Figures) -> dict[str, str]:
         "bfloat16": _pivot("shape", figures.of(SIXTEEN), _shape, _label, _both),
         "products": _numbers_table(figures, "products", "{:.2f}"),
         "peak": _numbers_table(figures, "peak", "{:.0%}"),
-        "step": _numbers_table(figures, "step", "{:.1f}"),
+        "prices": _numbers_table(figures, "prices", "{:.1f}"),
         "critics": _numbers_table(figures, "critics", "{:.1f}"),
         "where": f"Measured on {here['date']}: {here['processor']}, {here['cores']} cores, {here['threads']} threads; "
         f"Python {here['python']}, torch {here['torch']}, TorchRL {here['torchrl']}.",

@@ -203,8 +203,8 @@ def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     figures.numbers |= {
         "peak/cudnn/S2": 0.4,
         "peak/cudnn/S1": 0.5,
-        "step/a step/H = 128": 7.0,
-        "step/a step/H = 64": 9.0,
+        "prices/a step, in cells/H = 128": 7.0,
+        "prices/a step, in cells/H = 64": 9.0,
     }
     figures.save(tmp_path / "figures.json")
     figures = Figures.load(tmp_path / "figures.json")
@@ -215,7 +215,7 @@ def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     assert "Not measured yet" not in text
     assert "| S5 B8-T64-I16-H64, 3 % | " in text
     assert "| backend | S1 | S2 |\n| --- | ---: | ---: |\n| cudnn | 50% | 40% |" in text
-    assert "| what | H = 64 | H = 128 |\n| --- | ---: | ---: |\n| a step | 9.0 | 7.0 |" in text
+    assert "| what | H = 64 | H = 128 |\n| --- | ---: | ---: |\n| a step, in cells | 9.0 | 7.0 |" in text
     bench_page.fill(figures, page)
     assert page.read_text() == text  # filling twice changes nothing
     pytest.importorskip("matplotlib")
@@ -267,14 +267,21 @@ def test_critics_and_products_give_ratios() -> None:
     assert bench_tracks.products_over_dense(shape, seconds=0.0) > 0
 
 
-def test_share_of_the_peak_and_cost_of_a_step_follow_from_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_share_of_the_peak_follows_from_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_tracks, "interleaved", lambda calls, seconds: {one: times[one] for one in calls})
     shape = Shape(64, 128, 64, 256)
     work = 24 * 128 * 64 * 256 * (64 + 256) / (2 * 1024**3)  # in products
     times = {"vmap": [4 * work * 0.01], "product": [0.01]}
     assert bench_tracks.share_of_peak("vmap", shape, "0.03") == pytest.approx(1 / 4)
-    times = {"8": [8 + 5.0], "24": [24 + 5.0]}
-    assert bench_tracks.step_in_rows(16) == pytest.approx(5.0)
+
+
+def test_prices_follow_from_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    def times(calls: dict[str, object], seconds: float) -> dict[str, list[float]]:
+        sizes = {name: tuple(map(int, name.split())) for name in calls}
+        return {name: [2e-6 * (T * B + 5 * T + 300)] for name, (B, T) in sizes.items()}
+
+    monkeypatch.setattr(bench_tracks, "interleaved", times)
+    assert bench_tracks.kernel_prices(16) == pytest.approx({"cell": 2.0, "step": 5.0, "call": 300.0})
 
 
 def test_quick_table_has_ratios_and_reasons() -> None:

@@ -67,9 +67,11 @@ def tile_only(monkeypatch):
 
     cost = cudnn.plan._cost
     monkeypatch.setattr(
-        cudnn.plan, "_cost", lambda places: cost(places) + 10**9 * (len(places[0].which) == places[0].rows)
+        cudnn.plan,
+        "_cost",
+        lambda places, prices: cost(places, prices) + 10**9 * (len(places[0].which) == places[0].rows),
     )
-    monkeypatch.setattr(cudnn.plan, "_best_rows", lambda length, gap, B: min(B, len(length)))
+    monkeypatch.setattr(cudnn.plan, "_best_rows", lambda length, gap, B, prices: min(B, len(length)))
     cudnn._cached_plan.cache_clear()
 
 
@@ -188,7 +190,7 @@ def test_every_law_holds_for_plans_that_are_searched_for(monkeypatch):
     from rnn_conformance import check_backend
     from rnn_conformance.catalogue import LAWS
 
-    monkeypatch.setattr(cudnn.plan, "PLANNING", -(10**9))
+    monkeypatch.setattr(cudnn.prices.Prices, "search", lambda prices, sequences: -1e9)
     cudnn._cached_plan.cache_clear()
     eager = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
     report = check_backend("cudnn", profile="smoke", laws=eager)

@@ -2,20 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rnn_backends_plugins.cudnn import plan as planning
-from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, OVERHEAD, PROBE, REAL, Sequences, make_plan
+from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, PROBE, REAL, Sequences, make_plan
+from rnn_backends_plugins.cudnn.prices import ELSEWHERE, Prices, prices_of
 
-
-@pytest.fixture(
-    params=[planning.PLANNING, -(10**9)], ids=["as it is", "always searching"], autouse=True, scope="module"
-)
-def _search(request):
-    """Small batches stay aligned, so that tiles and buckets would not be seen here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planning, "PLANNING", request.param)
-        yield
+AS_IT_IS, SEARCHING = Prices(8, 128, 0.5), Prices(8, 128, -1e6)
+"""Small batches stay aligned where the search has its price, so tiles and buckets are seen where it is a gain."""
 
 
 @st.composite
@@ -26,7 +20,7 @@ def batches(draw):
     starts[0] = True
     seqs = Sequences.of(starts)
     must_head = rng.random(len(seqs.row)) < draw(st.sampled_from([0.0, 0.2, 1.0]))
-    return starts, seqs, must_head, draw(st.booleans())
+    return starts, seqs, must_head, draw(st.booleans()), draw(st.sampled_from([AS_IT_IS, SEARCHING]))
 
 
 def cell_map(plan):
@@ -51,8 +45,8 @@ def by_row(plan):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_every_step_has_its_own_cell(batch):
-    starts, seqs, must_head, every_end = batch
-    plan = make_plan(seqs, must_head, every_end)
+    starts, seqs, must_head, every_end, prices = batch
+    plan = make_plan(seqs, must_head, every_end, prices)
     assert len(set(plan.cell.tolist())) == starts.size
     assert (plan.kind[plan.cell] == REAL).all()
     assert int((plan.kind == REAL).sum()) == starts.size
@@ -62,9 +56,9 @@ def test_every_step_has_its_own_cell(batch):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_rows_are_whole_sequences_with_complete_cuts_between_them(batch):
-    starts, seqs, must_head, every_end = batch
+    starts, seqs, must_head, every_end, prices = batch
     B = starts.shape[1]
-    plan = make_plan(seqs, must_head, every_end)
+    plan = make_plan(seqs, must_head, every_end, prices)
     ends = np.append(starts[1:], np.ones((1, B), bool), 0).reshape(-1)
     starts = starts.reshape(-1)
     forced = set(seqs.start_index[must_head].tolist())
@@ -93,8 +87,8 @@ def test_rows_are_whole_sequences_with_complete_cuts_between_them(batch):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_probes_stand_behind_the_step_they_show(batch):
-    _, seqs, must_head, _ = batch
-    plan = make_plan(seqs, must_head, True)
+    _, seqs, must_head, _, prices = batch
+    plan = make_plan(seqs, must_head, True, prices)
     where = cell_map(plan)
     for probe, end in zip(plan.probes.tolist(), plan.probed.tolist(), strict=True):
         k, step, row = where[probe]
@@ -104,31 +98,31 @@ def test_probes_stand_behind_the_step_they_show(batch):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_final_sequences_are_tails_when_only_they_are_asked_for(batch):
-    starts, seqs, must_head, _ = batch
-    plan = make_plan(seqs, must_head, False)
+    starts, seqs, must_head, _, prices = batch
+    plan = make_plan(seqs, must_head, False, prices)
     T, B = starts.shape
     assert sorted(i for i in plan.tails.tolist() if i >= (T - 1) * B) == list(range((T - 1) * B, T * B))
 
 
 @pytest.mark.parametrize("every_end", [True, False])
 @pytest.mark.parametrize("rate", [0.01, 0.03, 0.2])
-def test_few_resets_cost_few_steps(every_end, rate):
-    """Priced by the planner's own measure, a step costing as much as OVERHEAD rows."""
+@pytest.mark.parametrize("prices", [AS_IT_IS, SEARCHING])
+def test_few_resets_cost_few_steps(every_end, rate, prices):
+    """Priced by the planner's own measure."""
     rng = np.random.default_rng(0)
     starts = rng.random((128, 64)) < rate
     starts[0] = True
     seqs = Sequences.of(starts)
-    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), every_end)
-    assert sum(b.steps * (b.rows + OVERHEAD) for b in plan.blocks) < 1.3 * 128 * (64 + OVERHEAD)
+    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), every_end, prices)
+    assert sum(b.steps * (b.rows + prices.step) for b in plan.blocks) < 1.3 * 128 * (64 + prices.step)
 
 
-def test_a_small_batch_stays_aligned(monkeypatch):
+def test_a_small_batch_stays_aligned():
     """Nothing is sought where little can be saved: row and order remain, each cut is one step more."""
-    monkeypatch.setattr(planning, "PLANNING", 400)
     starts = np.zeros((12, 3), bool)
     starts[0], starts[4, 1], starts[6, 1], starts[5, 2] = True, True, True, True
     seqs = Sequences.of(starts)
-    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), False)
+    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), False, Prices(8, 128, 1.5))
     assert [(block.steps, block.rows) for block in plan.blocks] == [(14, 3)]
     t, b = np.divmod(np.arange(36), 3)
     late = np.cumsum(starts, 0)[t, b] - 1
@@ -138,7 +132,28 @@ def test_a_small_batch_stays_aligned(monkeypatch):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_the_last_step_of_each_row_is_found_in_the_rows_order(batch):
-    starts, seqs, must_head, _ = batch
+    starts, seqs, must_head, _, prices = batch
     T, B = starts.shape
-    plan = make_plan(seqs, must_head, False)
+    plan = make_plan(seqs, must_head, False, prices)
     assert plan.tails[plan.last].tolist() == [(T - 1) * B + b for b in range(B)]
+
+
+def test_prices_follow_the_size_and_the_kernel():
+    small, large = (prices_of(H, torch.float32, "cpu", fused=True, train=True) for H in (32, 512))
+    assert small.step > large.step > 1  # in cells, and a small one is soon done
+    assert prices_of(128, torch.float32, "cpu", fused=False, train=True).step > 10
+    assert prices_of(128, torch.float64, "cpu", fused=False, train=True).step > 5
+    forward, train = (prices_of(128, torch.float32, "cpu", fused=True, train=train) for train in (False, True))
+    assert forward.search(100) == pytest.approx(3 * train.search(100))  # there is less to save
+    assert prices_of(128, torch.float32, "cuda", fused=False, train=True) == ELSEWHERE
+
+
+def test_a_step_that_costs_much_is_shared_by_more_rows():
+    """The same sequences: where a step is dear they are laid into more rows, and so take fewer steps."""
+    rng = np.random.default_rng(1)
+    starts = rng.random((256, 8)) < 0.05
+    starts[0] = True
+    seqs = Sequences.of(starts)
+    cheap, dear = (make_plan(seqs, np.zeros(len(seqs.row), bool), True, Prices(step, 300, -1e6)) for step in (1, 60))
+    assert len(dear.blocks) == 1
+    assert dear.blocks[0].steps < cheap.blocks[0].steps

@@ -20,6 +20,7 @@ from rnn_backends_plugins.compile.layer import Layer
 from rnn_backends_plugins.compile.products import Product
 from rnn_backends_plugins.cudnn import kernel as cudnn_kernel
 from rnn_backends_plugins.cudnn.plan import Plan, Sequences, make_plan
+from rnn_backends_plugins.cudnn.prices import Prices
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
@@ -91,12 +92,14 @@ def plan_is_kept_without_what_it_was_asked_for() -> list[Patch]:
     """cudnn's plan for last states only is found again where every end's are asked for: their c comes out as zero."""
     plans: OrderedDict[Any, Plan] = OrderedDict()
 
-    def cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device) -> Plan:
-        key = (starts, T, B, must_head, device)
+    def cached_plan(
+        starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device, prices: Prices
+    ) -> Plan:
+        key = (starts, T, B, must_head, device, prices)
         if key not in plans:
             seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
             with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
-                plans[key] = make_plan(seqs, np.frombuffer(must_head, bool), every_end).to(device)
+                plans[key] = make_plan(seqs, np.frombuffer(must_head, bool), every_end, prices).to(device)
             if len(plans) > 16:
                 plans.popitem(last=False)
         return plans[key]

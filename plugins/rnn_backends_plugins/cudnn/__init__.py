@@ -17,6 +17,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from . import kernel
 from .flush import collect_steps, fused, is_clean, run_plan, spread
 from .plan import Plan, Sequences, make_plan
+from .prices import Prices, prices_of
 
 contract_version = 1
 
@@ -33,12 +34,12 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_
         return State(y, c.expand(T, B, -1))
     seqs = Sequences.of(where)
     must_head = _must_head(weights, entry, seqs, every_end)
-    key = where.tobytes()
-    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device)
+    key, prices = where.tobytes(), _prices(weights, x)
+    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device, prices)
     y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     if not must_head.all() and not is_clean(y, plan):
         every = np.ones_like(must_head)
-        plan = _cached_plan(key, T, B, every.tobytes(), every_end, x.device)
+        plan = _cached_plan(key, T, B, every.tobytes(), every_end, x.device, prices)
         y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     h = collect_steps(y, plan).view(T, B, -1)
     return State(h, _cell_states(plan, tails, probed, T, B, every_end))
@@ -90,10 +91,17 @@ def _as_numpy(value: Tensor) -> np.ndarray:
 
 
 @lru_cache(maxsize=16)  # epochs over one rollout see the same resets again
-def _cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device) -> Plan:
+def _cached_plan(
+    starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device, prices: Prices
+) -> Plan:
     seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
     with temporarily_clear_interpreter_stack(), torch.inference_mode(False):  # to be kept, whatever is at work now
-        return make_plan(seqs, np.frombuffer(must_head, bool), every_end).to(device)
+        return make_plan(seqs, np.frombuffer(must_head, bool), every_end, prices).to(device)
+
+
+def _prices(w: LayerWeights, x: Tensor) -> Prices:
+    fused = kernel.is_fused(x.dtype, w.w_hr is not None)
+    return prices_of(w.w_ih.shape[0] // 4, x.dtype, x.device.type, fused, torch.is_grad_enabled())
 
 
 def _params(w: LayerWeights) -> list[Tensor]:

@@ -72,14 +72,21 @@ def _computes_wide(x: Tensor, state: State) -> bool:
     """
     if x.device.type != "cpu" or x.dtype not in (torch.bfloat16, torch.float16):
         return False
-    served = state.h.shape[2] == state.c.shape[2] and torch._C._get_mkldnn_enabled() and _onednn_knows(x.dtype)
+    served = is_fused(x.dtype, state.h.shape[2] != state.c.shape[2])
     return not served and (torch.is_grad_enabled() or x.dtype == torch.float16)
 
 
-@lru_cache(maxsize=2)
+def is_fused(dtype: torch.dtype, projected: bool) -> bool:
+    """Whether oneDNN's kernel serves on a CPU; torch's other one is a few operators a step."""
+    return not projected and torch._C._get_mkldnn_enabled() and _onednn_knows(dtype)
+
+
+@lru_cache(maxsize=4)
 def _onednn_knows(dtype: torch.dtype) -> bool:
-    """Whether this processor has what oneDNN's kernel wants for a 16-bit dtype."""
+    """Whether this build has oneDNN, and this processor what its kernel wants for a dtype."""
     ops = torch.ops.mkldnn
+    if dtype not in (torch.bfloat16, torch.float16):
+        return torch.backends.mkldnn.is_available() and dtype == torch.float32
     known = ops._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else ops._is_mkldnn_fp16_supported
     return torch.backends.mkldnn.is_available() and bool(known())
 

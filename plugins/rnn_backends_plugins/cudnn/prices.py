@@ -1,0 +1,55 @@
+"""What the kernel's work costs beside its cells (a cell: one row at one step), for the planner.
+
+A call over ``T`` steps of ``B`` rows takes time like ``T B + step T + call``, in cells. The prices on a CPU were
+fitted to forward and backward passes over 4 to 128 rows and 4 to 60 steps, H = 32 to 512, two threads:
+docs/performance.md, "What a step costs".
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+SEARCH = (250.0, 0.25)
+"""Microseconds that the search for a better plan takes: by itself, and for each sequence."""
+
+
+class Prices(NamedTuple):
+    """In cells: of a step beside its rows, of one more call of the kernel, and of a microsecond on the host."""
+
+    step: float
+    call: float
+    microsecond: float
+
+    def search(self, sequences: int) -> float:
+        """Of the search for a better plan for so many sequences."""
+        return self.microsecond * (SEARCH[0] + SEARCH[1] * sequences)
+
+
+ELSEWHERE = Prices(8, 128, 0.5)
+"""On a GPU: a guess, nothing was measured there."""
+
+
+@lru_cache(maxsize=64)
+def prices_of(H: int, dtype: torch.dtype, device: str, fused: bool, train: bool) -> Prices:
+    """The prices of a layer with ``H`` units.
+
+    Args:
+        H: hidden size.
+        dtype: that it computes in.
+        device: its type.
+        fused: whether oneDNN's kernel serves, or torch's own: a few operators a step.
+        train: whether the backward pass is to come; it takes twice as long as the forward pass.
+    """
+    if device != "cpu":
+        return ELSEWHERE
+    wide = dtype.itemsize / 4
+    if fused:
+        cell = wide * (6e-5 * H + 6e-3) * H  # microseconds
+        step, call = 4.0 + cell, 250.0 + 110 * cell
+    else:
+        cell = (2.6 if wide > 1 else 1.0) * (1e-4 * H + 1.5e-2) * H
+        step, call = 70.0 + 6 * cell, 600.0
+    return Prices(step / cell, call / cell, (1 if train else 3) / cell)
