@@ -124,14 +124,15 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
     I = x.shape[2]  # noqa: E741
     extra = params[0].shape[1] - I
     wide = _spread(x.reshape(-1, I), plan.cell, len(plan.kind), _features(plan, extra, x.dtype))
-    ys, cs, row = [], [], 0
-    for block in plan.blocks:
-        piece = wide[block.first_cell : block.first_cell + block.steps * block.rows].view(block.steps, block.rows, -1)
-        start = State(heads.h[row : row + block.rows], heads.c[row : row + block.rows])
-        y, c = fused(params, piece, start, weights.b_ih is not None)
+    rows = [block.rows for block in plan.blocks]
+    # not slices: each one's gradient would be filled up to all cells, and they would be added
+    pieces = wide.split([block.steps * block.rows for block in plan.blocks])
+    ys, cs = [], []
+    for block, piece, h, c in zip(plan.blocks, pieces, heads.h.split(rows), heads.c.split(rows), strict=True):
+        x = piece.view(block.steps, block.rows, -1)
+        y, c = fused(params, x, State(h, c), weights.b_ih is not None)
         ys.append(y.reshape(block.steps * block.rows, -1))
         cs.append(c)
-        row += block.rows
     y, c = (ys[0], cs[0]) if len(ys) == 1 else (torch.cat(ys), torch.cat(cs))
     return y, c, _unprobed(y, plan, c)
 

@@ -56,12 +56,11 @@ def run(
     T, train = x.shape[0], torch.is_grad_enabled()
     pieces = 1 if bidirectional else _pieces(x, state, layers)
     ys = []
-    for k in range(pieces):
-        part = x[T * k // pieces : T * (k + 1) // pieces] if pieces > 1 else x
+    for part in x.split(-(-T // pieces)) if pieces > 1 else (x,):
         y, h, c = torch.lstm(part, tuple(state), params, bias, layers, 0.0, train, bidirectional, False)
         ys.append(y)
         state = State(h, c)
-    return torch.cat(ys) if pieces > 1 else ys[0], state
+    return torch.cat(ys) if len(ys) > 1 else ys[0], state
 
 
 def _computes_wide(x: Tensor, state: State) -> bool:
