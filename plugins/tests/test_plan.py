@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, PROBE, REAL, Sequences, make_plan
+from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, PROBE, REAL, Sequences, _cuts, make_plan
 from rnn_backends_plugins.cudnn.prices import ELSEWHERE, Prices, prices_of
 
 AS_IT_IS, SEARCHING = Prices(8, 128, 0.5), Prices(8, 128, -1e6)
@@ -157,3 +157,29 @@ def test_a_step_that_costs_much_is_shared_by_more_rows():
     cheap, dear = (make_plan(seqs, np.zeros(len(seqs.row), bool), True, Prices(step, 300, -1e6)) for step in (1, 60))
     assert len(dear.blocks) == 1
     assert dear.blocks[0].steps < cheap.blocks[0].steps
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.sampled_from([1, 2, 3, 10, 60, 90]), min_size=1, max_size=9),
+    st.sampled_from([0, 1, 20]),
+    st.sampled_from([0, 5, 40, 400]),
+)
+def test_no_other_cuts_cost_less(lengths, step, call):
+    lengths = np.array(sorted(lengths, reverse=True))
+    n = len(lengths)
+
+    def cost(cuts):
+        return sum(int(lengths[first]) * (last - first + step) + call for first, last in cuts)
+
+    def every(first):
+        if first == n:
+            yield []
+        for last in range(first + 1, n + 1):
+            for rest in every(last):
+                yield [(first, last), *rest]
+
+    found = _cuts(lengths, Prices(step, call, 0))
+    assert cost(found) == min(map(cost, every(0)))
+    assert [last for _, last in found[:-1]] == [first for first, _ in found[1:]]
+    assert (found[0][0], found[-1][1]) == (0, n)

@@ -252,7 +252,11 @@ def _buckets(seqs: Sequences, which: Ints, prices: Prices) -> list[_Place]:
 
 
 def _cuts(length: Ints, prices: Prices) -> list[tuple[int, int]]:
-    """Cut a falling list of lengths into at most MAX_BLOCKS pieces of least total cost, by dynamic programming."""
+    """Cut a falling list of lengths into at most MAX_BLOCKS pieces of least total cost, by dynamic programming.
+
+    The cost is convex in the number of pieces (the prices have Monge's property), so the first piece more that saves
+    nothing is the last to be tried.
+    """
     edges = np.unique(np.linspace(0, len(length), 33).astype(int))
     ahead = edges[None, :] - edges[:, None]  # [from, to]
     price = np.where(ahead > 0, np.append(length, 0)[edges][:, None] * (ahead + prices.step) + prices.call, _FULL)
@@ -260,7 +264,9 @@ def _cuts(length: Ints, prices: Prices) -> list[tuple[int, int]]:
     for _ in range(MAX_BLOCKS):
         total = np.concatenate([best[:, None] + price, best[None, :]])  # one block more, or none
         came.append(np.where(total.argmin(0) == len(edges), -1, total.argmin(0)))
-        best = total.min(0)
+        before, best = best[-1], total.min(0)
+        if best[-1] >= before:
+            break
     cuts, k = [], len(edges) - 1
     for back in reversed(came):
         if back[k] >= 0 and k > 0:
