@@ -138,3 +138,35 @@ def test_where_onednn_does_not_serve_16_bits_the_kernel_gets_float32(monkeypatch
         if grad:
             y.sum().backward()
             assert {p.grad.dtype for p in lstm.parameters()} == {dtype}
+
+
+def act(rows, units, bias=True, **options):
+    torch.manual_seed(3)
+    lstm = LSTM(5, units, bias=bias, lstm_backend="cudnn", **options)
+    state = State(torch.randn(1, rows, units), torch.randn(1, rows, units))
+    return lstm, torch.randn(rows, 5), state
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_step_of_many_rows_is_the_fused_kernels(calls, bias):
+    lstm, x, state = act(kernel.MANY_ROWS, kernel.MANY_UNITS // kernel.MANY_ROWS, bias)
+    with_gradients = lstm.step(x, state)
+    assert not calls
+    with torch.no_grad():
+        acting = lstm.step(x, state)
+        assert calls == [1]
+        lstm.step(x[1:], State(state.h[:, 1:], state.c[:, 1:]))
+        assert calls == [1]  # too few rows
+    torch.testing.assert_close(acting[0], with_gradients[0].detach(), rtol=1e-5, atol=1e-6)
+    for got, expected in zip(acting[1], with_gradients[1], strict=True):
+        torch.testing.assert_close(got, expected.detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_compiled_step_is_the_cells(calls):
+    lstm, x, state = act(64, 128)
+    with torch.no_grad():
+        expected = lstm.step(x, state)[0]
+        calls.clear()
+        compiled = torch.compile(lstm.step, backend="eager", fullgraph=True)(x, state)[0]
+    torch.testing.assert_close(compiled, expected, rtol=1e-5, atol=1e-6)
+    assert not calls

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import rnn_backends.lstm as core
 import torch
-from rnn_backends import LayerWeights, State
+from rnn_backends import LayerWeights, State, get_backend
+from rnn_backends_plugins.cudnn import kernel
 from torch import Tensor
 
 from .plain import both, layer, right, step
@@ -176,3 +177,17 @@ def a_size_of_one_is_squeezed() -> list[Patch]:
 
 def _squeezed(value: Tensor) -> Tensor:
     return value.reshape(1, -1, 1) if value.ndim == 4 and value.numel() == 1 else value
+
+
+@in_core("sizes_of_acting", on=get_backend("cudnn"))
+def a_step_keeps_the_weights_it_saw() -> list[Patch]:
+    """cudnn's step of many rows keeps the weights that it packed, and a soft update through .data is not seen."""
+    kept: dict[int, list[Tensor]] = {}
+    right_step = kernel.step
+
+    def packed(params: list[Tensor], x: Tensor, state: State, bias: bool) -> State:
+        if kernel._steps_fused(x, state):
+            params = kept.setdefault(params[0].data_ptr(), [v.clone() for v in params])
+        return right_step(params, x, state, bias)
+
+    return [Patch(kernel, "step", packed)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import LSTM
+from rnn_backends import LSTM, State
 from torch import Tensor
 
 from ..compare import identical
@@ -65,6 +65,28 @@ def sizes_of_training_in_both_directions(trial: Trial) -> None:
     ran = trial.stream(lstm, few.tiled(times).x)
     trial.agree("output", ran.output, trial.reference(few).output.repeat(1, times, 1))
     _right_gradients(trial, lstm, few, ran, times)
+
+
+@law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "T": (4,)})
+def sizes_of_acting(trial: Trial) -> None:
+    """Steps of as many rows as act at once, without gradients, are the reference's, after ``.data`` edits too."""
+    few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26
+    for factor in (1.0, 0.5):
+        few = few.weighted(factor)
+        for name, parameter in lstm.named_parameters():
+            parameter.data.copy_(few.weights[name])
+        many, expected = few.tiled(times), trial.reference(few)
+        state = State(many.h[:, 0], many.c[:, 0])
+        for t in range(trial.case.T):
+            begin = many.starts[t].unsqueeze(-1)
+            state = State(*(torch.where(begin, at[:, t], now) for at, now in ((many.h, state.h), (many.c, state.c))))
+            with torch.no_grad():
+                output, state = lstm.step(many.x[t], state)
+            trial.agree(f"output at step {t}", output, expected.output[t].repeat(times, 1), 0, "b unit")
+            ends = trial.ends[t].repeat(times).unsqueeze(-1)
+            for name, came, right in (("h", state.h, expected.end_h), ("c", state.c, expected.end_c)):
+                right = torch.where(ends, right[:, t].repeat(1, times, 1), 0)
+                trial.agree(f"{name} at the end at step {t}", torch.where(ends, came, 0), right, 1, "layer b unit")
 
 
 def _repeats(trial: Trial, many: Ran, output: Tensor, end_h: Tensor, end_c: Tensor, times: int, scale: int = 1) -> None:

@@ -119,7 +119,7 @@ def step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step: a :data:`~rnn_backends.contract.StepFunction`."""
     w = weights
     if w.w_hr is None:
-        return State(*torch.lstm_cell(x, tuple(state), w.w_ih, w.w_hh, w.b_ih, w.b_hh))
+        return kernel.step(_params(w), x, state, w.b_ih is not None)
     linear = torch.nn.functional.linear
     return cell(linear(x, w.w_ih, w.b_ih) + linear(state.h, w.w_hh, w.b_hh), state.c, w.w_hr)
 

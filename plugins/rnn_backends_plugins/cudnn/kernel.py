@@ -32,6 +32,9 @@ PER_CALL = 128
 SHARE = 8
 """All calls after the first may cost this part of the whole at most, or one call it is."""
 
+MANY_ROWS, MANY_UNITS = 32, 8192
+"""From so many rows, and rows times units, one step of the fused kernel is faster than ``torch.lstm_cell``."""
+
 
 def run(
     params: list[Tensor], x: Tensor, state: State, bias: bool, layers: int = 1, bidirectional: bool = False
@@ -61,6 +64,31 @@ def run(
         ys.append(y)
         state = State(h, c)
     return torch.cat(ys) if len(ys) > 1 else ys[0], state
+
+
+def step(params: list[Tensor], x: Tensor, state: State, bias: bool) -> State:
+    """One step without a projection: ``x [B, I]``, ``State([B, H], [B, H])`` -> the next state.
+
+    Of many rows, acting on a CPU, by the fused kernel: its products are oneDNN's, up to twice as fast.
+    """
+    if not _steps_fused(x, state):
+        return State(*torch.lstm_cell(x, tuple(state), *params))
+    hx = state.h.unsqueeze(0), state.c.unsqueeze(0)
+    y, _, c = torch.lstm(x.unsqueeze(0), hx, params, bias, 1, 0.0, False, False, False)
+    return State(y.squeeze(0), c.squeeze(0))
+
+
+def _steps_fused(x: Tensor, state: State) -> bool:
+    """Whether there is enough to do, and neither gradients nor a compiler want to look inside."""
+    (rows, units), device = state.c.shape, x.device.type
+    return (
+        rows >= MANY_ROWS
+        and rows * units >= MANY_UNITS
+        and not torch.is_grad_enabled()
+        and (device, x.dtype) == ("cpu", torch.float32)
+        and not torch.compiler.is_compiling()
+        and is_fused(x.dtype, projected=False)
+    )
 
 
 def _computes_wide(x: Tensor, state: State) -> bool:
