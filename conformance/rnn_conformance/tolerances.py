@@ -47,6 +47,10 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.float16: Tolerance(8e-3, 32e-3, "float16 rounds at 5e-4, eight times finer than bfloat16.", 0.1),
 }
 
+UNREST = 6.0
+"""In 16 bits so many times what rounding the inputs alone changes is allowed. Over 4 000 cases of 7 and 16 steps right
+kernels came to half of what that and the tolerance allow; without it two of them failed, by up to 1.8 tolerances."""
+
 FLOOR = 0.05
 """Rows whose largest expected value is below this share of the whole tensor's are judged by that share: where a row
 cancels to almost nothing, rounding noise is all there is."""

@@ -22,8 +22,9 @@ from ..trial import Ran, Trial, differentiate
 def output_equals_reference_in_float16(trial: Trial) -> None:
     """In float16 output and end states equal the float64 reference's within its rounding."""
     ran = trial.run(trial.lstm())
-    trial.agree("output", ran.output, trial.expected.output)
-    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+    scale = trial.unrest(torch.float16)
+    trial.agree("output", ran.output, trial.expected.output, scale=scale)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c, scale)
 
 
 @law(dtype=("f32", "bf16", "f16", "f64"), profiles=("quick", "full"))
@@ -91,8 +92,8 @@ def no_worse_than_torch(trial: Trial) -> None:
 
 
 SUM_ERROR = 0.02
-"""How far off a sum over time and rows may be, of the largest: bfloat16 rounds at 4e-3, right kernels come to 1e-2 at
-most; terms added up one after the other in bfloat16 to 3e-2 after 64 of them, to 5e-1 after 1024."""
+"""How far off a sum over time and rows may be, of the largest: bfloat16 rounds at 4e-3, right kernels came to 1e-2 in
+150 cases; terms added up one after the other in bfloat16 come to 3e-2 after 64 of them, to 5e-1 after 1024."""
 
 
 @law(
@@ -112,10 +113,11 @@ def long_rows_in_bfloat16(trial: Trial) -> None:
     ran = trial.run(lstm, few.tiled(times))
     trial.agree("output", ran.output, expected.output.repeat(1, times, 1))
     came = differentiate(ran.output.float().square().sum(), dict(lstm.named_parameters()))
+    largest = max(float(value.abs().max()) for value in right.values())  # one weight's alone may cancel to little
     for name, gradient in came.items():
-        error = float((gradient.cpu().double() - right[name]).abs().max() / right[name].abs().max())
+        error = float((gradient.cpu().double() - right[name]).abs().max()) / largest
         if not error <= SUM_ERROR:
-            raise LawBroken(f"the gradient of {name} is off by {error:.1%} of its largest value", error / SUM_ERROR)
+            raise LawBroken(f"the gradient of {name} is off by {error:.1%} of the largest", error / SUM_ERROR)
 
 
 def _rms(value: Tensor) -> float:
@@ -138,7 +140,8 @@ def autocast_computes_in_bfloat16(trial: Trial) -> None:
     lstm = trial.lstm()
     with _autocast(trial):
         ran = trial.run(lstm)
-    trial.agree("output", ran.output, trial.expected.output, dtype=torch.bfloat16)
+    scale = trial.unrest(torch.bfloat16)
+    trial.agree("output", ran.output, trial.expected.output, scale=scale, dtype=torch.bfloat16)
     ran.output.float().sum().backward()
     for name, parameter in lstm.named_parameters():
         if parameter.grad is None or parameter.grad.dtype != torch.float32:
@@ -160,7 +163,8 @@ def autocast_keeps_the_states_dtype(trial: Trial) -> None:
                         raise LawBroken(f"{key} {when} has dtype {value.dtype} under autocast, expected torch.float32")
             state = now["next"].select("recurrent_state_h", "recurrent_state_c")
             now = td[:, min(t + 1, trial.case.T - 1)].select("observation", "is_init").clone().update(state)
-    trial.agree("features", whole["features"].transpose(0, 1), trial.expected.output, dtype=torch.bfloat16)
+    scale = trial.unrest(torch.bfloat16)
+    trial.agree("features", whole["features"].transpose(0, 1), trial.expected.output, scale=scale, dtype=torch.bfloat16)
 
 
 @law(dtype=("f32",), profiles=("quick", "full"))
@@ -187,8 +191,9 @@ def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
             parameter.data.mul_(-2)  # as target networks are updated
         with _autocast(trial):
             again = trial.run(lstm).output
-    trial.agree("output", output, trial.reference(halved).output, dtype=torch.bfloat16)
-    trial.agree("output after an edit by .data", again, trial.expected.output, dtype=torch.bfloat16)
+    scale = trial.unrest(torch.bfloat16)
+    trial.agree("output", output, trial.reference(halved).output, scale=scale, dtype=torch.bfloat16)
+    trial.agree("output after an edit by .data", again, trial.expected.output, scale=scale, dtype=torch.bfloat16)
 
 
 @law(dtype=("f32",), T=(2, 3, 4), profiles=("quick", "full"))
