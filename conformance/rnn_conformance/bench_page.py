@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from .bench_cases import DENSE, SHAPES
+from .bench_goals import lines as goal_lines
 from .bench_picture import draw_all
 from .bench_plans import (
     ACTING,
@@ -132,6 +133,7 @@ def tables(figures: Figures) -> dict[str, str]:
         "memory": _numbers_table(figures, "memory", "{:.2f}"),
         "error": _numbers_table(figures, "error", "{:.1e}"),
         "compile": _compile_lines(figures),
+        "goals": _goals(figures),
     }
 
 
@@ -191,6 +193,12 @@ def _compile_lines(figures: Figures) -> str:
         for T, v in found.items()
     ]
     return markdown("first call at", ["forward + backward", "recompilations at other T"], lines)
+
+
+def _goals(figures: Figures) -> str:
+    made = goal_lines(figures)
+    rule = ["| goal | limit | reached |", "| --- | ---: | --- |"]
+    return "\n".join([*rule, *("| " + " | ".join(line) + " |" for line in made)]) if made else "Not measured yet."
 
 
 def draw(figures: Figures, folder: Path) -> None:

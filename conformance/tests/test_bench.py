@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
 from rnn_backends import names
-from rnn_conformance import bench_page, bench_plans, bench_quick, bench_tracks
+from rnn_conformance import bench_goals, bench_page, bench_plans, bench_quick, bench_tracks
 from rnn_conformance.bench_cases import DENSE, MASKS, OPTIONS, PACKED, READS, SHAPES, Asked, Shape, build, masks
 from rnn_conformance.bench_measure import Spread, interleaved, peak_bytes, ratio
 from rnn_conformance.bench_run import Figures, Group, Row, run
@@ -223,6 +223,26 @@ def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     assert {"resets.png", "shapes.png", "time.png", "plan.png"} <= {
         file.name for file in (tmp_path / "plots").iterdir()
     }
+
+
+def test_goals_that_are_missed_are_bold() -> None:
+    def row(title: str, label: str, shape: str, resets: str, over: float) -> Row:
+        spread = Spread(over, over, over, 3)
+        return Row(title, label, shape, resets, "train", "output", spread, spread, "base")
+
+    s1, s2 = (str(SHAPES[name]) for name in ("S1", "S2"))
+    figures = Figures({}, [row("R", "cudnn", s1, "0.03", 1.154), row("R", "cudnn", s2, "0.03", 1.156)])
+    figures.rows += [row("Q", peer, s1, "0.03", Q) for peer, Q in (("torchrl-pad", 30.0), ("torchrl-scan", 20.0))]
+    figures.rows += [row("Q", "torchrl-pad", s2, "0.03", 4.99), row("acting", "auto", "B1-T1", "0", 0.3)]
+    figures.numbers = {"compile/first call/T = 16": {"seconds": 10.0}, "compile/first call/T = 512": {"seconds": 13.0}}
+    assert bench_goals.lines(figures) == [
+        ["R, 3 %", "<= 1.15", "1.15 (S1), **1.16** (S2)"],
+        ["Q, 3 %", ">= 5", "20.00 (S1), **4.99** (S2)"],
+        ["Q, 3 %, geometric mean", ">= 10", "**9.99**"],
+        ["acting, over TorchRL", "<= 0.3", "0.30 (B1-T1)"],
+        ["`compile`, first call in seconds", "<= 15", "10.00 (T = 16), 13.00 (T = 512)"],
+        ["`compile`, first call, T = 512 over T = 16", "<= 1.2", "**1.30**"],
+    ]
 
 
 def test_one_part_measured_anew_leaves_the_others(tmp_path: Path) -> None:
