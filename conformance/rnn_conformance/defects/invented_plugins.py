@@ -34,7 +34,7 @@ def packed_weights_kept_by_address_and_version() -> list[Patch]:
     """compile keeps packed weights by address and version, which an edit through .data does not change.
 
     A soft update of a target network writes ``.data``; a new module may lie where an old one lay. Only where weights
-    are packed at all: from four million multiplications on, in float32 on a CPU.
+    are packed at all: from a million multiplications on, in float32 on a CPU.
     """
     versions: dict[int, int | None] = {}
     kept: OrderedDict[Any, Any] = OrderedDict()

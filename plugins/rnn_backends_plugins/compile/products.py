@@ -7,7 +7,7 @@ speed: 64 rows by ``[256, 1024]`` take 328 us there and 88 us here (AMD EPYC, tw
 import torch
 from torch import Tensor
 
-LEAST = 4 << 20
+LEAST = 1 << 20
 """Multiplications below which ``torch.mm`` is as fast."""
 
 
