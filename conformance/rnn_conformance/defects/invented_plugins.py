@@ -84,7 +84,7 @@ def one_state_is_told_by_the_stride_of_time() -> list[Patch]:
     def is_one_state(entry: State) -> bool:
         return all(v.stride()[0] == 0 for v in entry)
 
-    return [Patch(cudnn, "_is_one_state", is_one_state)]
+    return [Patch(cudnn, "is_one_state", is_one_state)]
 
 
 @in_core(on=CUDNN)
@@ -93,9 +93,9 @@ def plan_is_kept_without_what_it_was_asked_for() -> list[Patch]:
     plans: OrderedDict[Any, Plan] = OrderedDict()
 
     def cached_plan(
-        starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device, prices: Prices
+        starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device, prices: Prices, at: int
     ) -> Plan:
-        key = (starts, T, B, must_head, device, prices)
+        key = (starts, T, B, must_head, device, prices, at)
         if key not in plans:
             seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
             with temporarily_clear_interpreter_stack(), torch.inference_mode(False):

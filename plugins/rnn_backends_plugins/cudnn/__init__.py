@@ -16,6 +16,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from . import kernel
 from .flush import collect_steps, fused, is_clean, run_plan, spread
+from .look import Seen, as_numpy, is_one_state, look
 from .plan import Plan, Sequences, make_plan
 from .prices import Prices, prices_of
 
@@ -28,47 +29,50 @@ _REASON = "the plan is made from the resets' positions, which a traced graph doe
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
     T, B = starts.shape
-    where = _as_numpy(starts)
+    seen = look(weights, x, entry, starts) if _waits(x) else None
+    where = as_numpy(starts) if seen is None else seen.starts
     if not where[1:].any():  # every row is one sequence: nothing to plan
         y, c = fused(_params(weights), x, State(entry.h[0], entry.c[0]), weights.b_ih is not None)
         return State(y, c.expand(T, B, -1))
     seqs = Sequences.of(where)
-    must_head = _must_head(weights, entry, seqs, every_end)
+    must_head = _must_head(weights, entry, seqs, every_end, seen)
     key, prices = where.tobytes(), _prices(weights, x)
-    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device, prices)
+    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device, prices, _stream(x))
     y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
-    if not must_head.all() and not is_clean(y, plan):
+    if seen is None and not must_head.all() and not is_clean(y, plan):
         every = np.ones_like(must_head)
-        plan = _cached_plan(key, T, B, every.tobytes(), every_end, x.device, prices)
+        plan = _cached_plan(key, T, B, every.tobytes(), every_end, x.device, prices, _stream(x))
         y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     h = collect_steps(y, plan).view(T, B, -1)
     return State(h, _cell_states(plan, tails, probed, T, B, every_end))
 
 
-def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: bool) -> np.ndarray:
+def _waits(x: Tensor) -> bool:
+    """Whether to read a number is to wait for the device."""
+    return x.is_cuda
+
+
+def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: bool, seen: Seen | None) -> np.ndarray:
     """Which sequences have to be the first of their row: those whose state is not known to be zero.
 
     All of them where a cell state is asked for and no PROBE can show it: under a projection, which is not
-    invertible, and in 16 bits, where the biases do not cancel.
+    invertible, and in 16 bits, where the biases do not cancel; and where something may come through a cut.
     """
     if every_end and (weights.w_hr is not None or weights.w_ih.dtype.itemsize < 4):
         return np.ones(len(seqs.row), bool)
     if torch.is_grad_enabled() and (entry.h.requires_grad or entry.c.requires_grad):
         return np.ones(len(seqs.row), bool)
-    if _is_one_state(entry):
+    if seen is not None:
+        return seen.stored[seqs.first, seqs.row] | (not seen.tame)
+    if is_one_state(entry):
         return np.full(len(seqs.row), bool(torch.cat([v[0, 0] for v in entry]).any()))
     at = torch.from_numpy(seqs.start_index).to(entry.h.device)
     h, c = _states_at(entry, at, seqs.B)
-    return _as_numpy(h.any(-1) | c.any(-1))
-
-
-def _is_one_state(entry: State) -> bool:
-    """Whether the same memory is seen at every step and in every row, as where core says "zeros"."""
-    return all(v.stride()[:2] == (0, 0) for v in entry)
+    return as_numpy(h.any(-1) | c.any(-1))
 
 
 def _states_at(entry: State, index: Tensor, B: int) -> State:
-    if _is_one_state(entry):
+    if is_one_state(entry):
         return State(*(v[0, :1].expand(len(index), -1) for v in entry))
     t, b = index // B, index % B
     return State(entry.h[t, b], entry.c[t, b])
@@ -82,21 +86,25 @@ def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, ever
     return tails.index_select(0, plan.last).expand(T, B, -1)
 
 
-def _as_numpy(value: Tensor) -> np.ndarray:
-    """Also inside ``torch.func.grad``, whose wrapped tensors have no memory of their own."""
-    while torch._C._functorch.is_gradtrackingtensor(value):
-        value = torch._C._functorch.get_unwrapped(value)
-    with temporarily_clear_interpreter_stack():  # or every call wraps its result again
-        return value.cpu().numpy()
-
-
 @lru_cache(maxsize=16)  # epochs over one rollout see the same resets again
 def _cached_plan(
-    starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device, prices: Prices
+    starts: bytes,
+    T: int,
+    B: int,
+    must_head: bytes,
+    every_end: bool,
+    device: torch.device,
+    prices: Prices,
+    stream: int,
 ) -> Plan:
+    """One for each stream of a GPU: what one stream has sent there another may not have waited for."""
     seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
     with temporarily_clear_interpreter_stack(), torch.inference_mode(False):  # to be kept, whatever is at work now
         return make_plan(seqs, np.frombuffer(must_head, bool), every_end, prices).to(device)
+
+
+def _stream(x: Tensor) -> int:
+    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
 
 
 def _prices(w: LayerWeights, x: Tensor) -> Prices:

@@ -164,7 +164,7 @@ def is_clean(y: Tensor, plan: Plan) -> bool:
 def _unprobed(y: Tensor, plan: Plan, like: Tensor) -> Tensor:
     if not len(plan.probes):
         return like[:0]
-    return _collect(y, plan.probes).atanh() / torch.sigmoid(y.new_tensor(LOGIT))
+    return _collect(y, plan.probes).atanh() / torch.sigmoid(y.new_full((), LOGIT))
 
 
 def _widened(w: LayerWeights, probing: bool) -> list[Tensor]:

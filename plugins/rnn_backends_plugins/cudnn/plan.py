@@ -102,11 +102,13 @@ class Plan:
     flushes: Tensor
 
     def to(self, device: torch.device) -> Plan:
-        """The same plan with its indices on ``device``."""
+        """The same plan with its indices on ``device``, brought there at once; nobody waits for a GPU."""
         if device.type == "cpu":
             return self
-        parts = (getattr(self, field.name).to(device) for field in fields(self) if field.name != "blocks")
-        return Plan(self.blocks, *parts)
+        parts = [getattr(self, field.name) for field in fields(self) if field.name != "blocks"]
+        packed = torch.cat(parts)
+        packed = packed.pin_memory() if device.type == "cuda" else packed
+        return Plan(self.blocks, *packed.to(device, non_blocking=True).split([len(part) for part in parts]))
 
 
 def make_plan(seqs: Sequences, must_head: Ints, every_end: bool, prices: Prices) -> Plan:
