@@ -38,10 +38,21 @@ def draw_lines(rows: Iterable[Row], at: Callable[[Row], str], y: str, title: str
         band = ([v.low * scale for v in values], [v.high * scale for v in values])
         ax.fill_between(xs, *band, color=style["color"], alpha=0.15, linewidth=0)
     ax.set_xticks(range(len(places)), places)
-    ax.set_yscale("log")
-    ax.legend(fontsize=8, ncols=2)
+    _logarithmic(ax)
+    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=130)
+
+
+def _logarithmic(ax: Any) -> None:
+    """A logarithmic y axis with plain numbers at its ticks, more of them where it is short."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    ax.set_yscale("log")
+    low, high = ax.get_ylim()
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if high < 20 * low else (1, 3)))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def draw_bars(rows: Iterable[Row], title: str, file: Path) -> None:
