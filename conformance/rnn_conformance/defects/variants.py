@@ -27,10 +27,9 @@ def biases_fused(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> St
 
 def one_product_of_x_and_h(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Input and state are one vector, the weights one matrix."""
-    weights = torch.cat([w.w_ih, w.w_hh], -1).T
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        a = torch.cat([x, state.h], -1) @ weights
+        a = torch.cat([x, state.h], -1) @ torch.cat([w.w_ih, w.w_hh], -1).T
         i, f, g, o = (a if w.b_ih is None or w.b_hh is None else a + w.b_ih + w.b_hh).chunk(4, -1)
         return finish(w, (i, f, g, o), state.c)
 
