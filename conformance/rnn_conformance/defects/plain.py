@@ -51,7 +51,7 @@ def layer(one: StepFunction = step, reset: Reset = restart) -> LayerFunction:
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         state, hs, cs = State(entry.h[0], entry.c[0]), [], []
-        shared = _shared(w, len(x) if x.element_size() == 2 else 1)
+        shared = shared_by(w, len(x) if x.element_size() == 2 else 1)
         for t in range(len(x)):
             state = one(shared[t % len(shared)], x[t], reset(state, entry, starts, t))
             hs.append(state.h)
@@ -61,9 +61,9 @@ def layer(one: StepFunction = step, reset: Reset = restart) -> LayerFunction:
     return run
 
 
-def _shared(w: LayerWeights, steps: int) -> list[LayerWeights]:
-    """The weights of each step, whose gradients in 16 bits are added up in pairs."""
-    found = [[None] * steps if v is None else shares(v, steps)[:steps] for v in w]
+def shared_by(w: LayerWeights, number: int) -> list[LayerWeights]:
+    """The weights so many times, so that gradients in 16 bits are added up in pairs."""
+    found = [[None] * number if v is None else shares(v, number)[:number] for v in w]
     return [LayerWeights(*parts) for parts in zip(*found, strict=True)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .hand_written import Kernel
-from .plain import both, each, ends, finish, layer, right, step
+from .plain import both, each, ends, finish, layer, right, shared_by, step
 
 
 def _layer(found: LayerFunction) -> Callable[[], Backend]:
@@ -124,12 +124,13 @@ def in_tiles_of_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -
     """Time runs in tiles of three steps, the state handed on from tile to tile."""
     tiles: list[State] = []
     state = both(lambda v: v[0], entry)
+    shared = shared_by(w, -(-len(x) // 3) if x.element_size() == 2 else 1)
     for begin in range(0, len(x), 3):
         at = slice(begin, begin + 3)
         mine = both(lambda v, at=at: v[at], entry)  # type: ignore[misc]
         carried = State(*(torch.cat([torch.where(starts[begin, :, None], own[0], old)[None], own[1:]])
                           for own, old in zip(mine, state, strict=True)))  # fmt: skip
-        out = right(w, x[at], carried, starts[at] | _head(starts[at]))
+        out = right(shared[begin // 3 % len(shared)], x[at], carried, starts[at] | _head(starts[at]))
         tiles.append(out)
         state = both(lambda v: v[-1], out)
     return State(torch.cat([t.h for t in tiles]), torch.cat([t.c for t in tiles]))
@@ -196,19 +197,22 @@ def sigmoid_by_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) ->
 
 
 def packed_and_invalidated() -> Backend:
-    """Packed weights are kept without gradients, and packed anew when memory, version or grad mode changed."""
-    kept: dict[int, tuple[LayerWeights, tuple[Any, ...], LayerWeights]] = {}
+    """Without gradients packed weights are kept, until they are other numbers; ``.data`` has no version."""
+    kept: dict[int, tuple[LayerWeights, LayerWeights]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return right(w, x, entry, starts)
-        key = tuple((id(v), v.data_ptr(), v._version) for v in w if v is not None)
         old = kept.get(id(w.w_ih))
-        if old is None or old[1] != key:
-            old = kept[id(w.w_ih)] = (w, key, each(lambda v: v.detach().clone(), w))
-        return right(old[2], x, entry, starts)
+        if old is None or not all(map(_same, w, old[1])):
+            old = kept[id(w.w_ih)] = (w, each(lambda v: v.detach().clone(), w))
+        return right(old[1], x, entry, starts)
 
     return Backend("variant", run)
+
+
+def _same(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b if a is None or b is None else a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def declines_options() -> Backend:
