@@ -86,14 +86,21 @@ def machine_file(device: torch.device) -> Path | None:
     name = processor(device)
     if name is None:
         return None
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        folder = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    except RuntimeError:  # no home folder
+    folder = cache_folder()
+    if folder is None:
         return None
     threads = f"-{torch.get_num_threads()}-threads" if device.type == "cpu" else ""
     key = re.sub(r"[^a-z0-9]+", "-", f"{device.type}-{name}".lower()).strip("-")
-    return folder / "rnn_backends" / f"tune-{key}{threads}.json"
+    return folder / f"tune-{key}{threads}.json"
+
+
+def cache_folder() -> Path | None:
+    """Where what belongs to this machine is kept, be it there yet or not; ``None`` where there is no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "rnn_backends"
+    except RuntimeError:
+        return None
 
 
 @lru_cache

@@ -261,7 +261,7 @@ def test_export():
 def test_operators_keep_torchs_rules():
     weights, x, entry, starts = case(P=2)
     args = (x, weights.w_ih, weights.w_hh, weights.b_ih, weights.w_hr, *entry, starts, True)
-    torch.library.opcheck(ops.lstm_layer, args, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(ops.operators.layer, args, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(

@@ -18,28 +18,11 @@ from rnn_backends.unroll import cell
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .ops import FunctionalLayer, lstm_layer
+from .ops import operators
 
 contract_version = 1
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Run one layer over time; shapes in :data:`rnn_backends.LayerFunction`."""
-    w_ih, w_hh, bias, b_hh, w_hr = weights
-    if bias is not None and b_hh is not None:
-        bias = bias + b_hh  # the operator takes the sum: autograd gives both their gradient
-    read = [v for v in (x, w_ih, w_hh, bias, w_hr, *entry) if v is not None]
-    keep = torch.is_grad_enabled() and any(v.requires_grad for v in read)
-    run = FunctionalLayer.apply if _inside_functional() else lstm_layer
-    h, c, _ = run(x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts, keep)
-    return State(h, c)
-
-
-def _inside_functional() -> bool:
-    """Within ``torch.func.grad`` and its like; a compiler traces the operator itself."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:
@@ -84,4 +67,4 @@ def _no_triton(device: torch.device) -> str | None:
 def lstm_backend() -> Backend:
     """Nothing is compiled here; the first layer of a dtype and device does it."""
     traits = {Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return Backend("compile", layer, rejects, frozenset(traits), step=step)
+    return Backend("compile", operators.run, rejects, frozenset(traits), step=step)

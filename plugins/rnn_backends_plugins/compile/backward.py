@@ -3,37 +3,14 @@
 Backpropagation through time, written by hand; the formulas of a step are in ``steps.py``.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
+from ..operators import Needs, Run
 from .compiler import compiled
 from .layer import Layer
 from .products import Product, add_product
 from .steps import backward_step
-
-
-class Run(NamedTuple):
-    """What the forward pass left, and the gradients that arrive."""
-
-    h: Tensor  # [T, B, P]
-    c: Tensor  # [T, B, H]
-    gates: Tensor  # [T, B, 4, H], activated
-    grad_h: Tensor | None  # [T, B, P]
-    grad_c: Tensor | None  # [T, B, H]
-
-
-class Needs(NamedTuple):
-    """Which gradients are asked for, in the order of :class:`Layer`; the others take no memory."""
-
-    x: bool
-    w_ih: bool
-    w_hh: bool
-    bias: bool
-    w_hr: bool
-    entry_h: bool
-    entry_c: bool
 
 
 def run_backward(layer: Layer, run: Run, needs: Needs) -> tuple[Tensor | None, ...]:

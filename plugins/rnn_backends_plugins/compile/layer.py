@@ -2,43 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
-from rnn_backends import InputError
 from torch import Tensor
+
+from ..operators import Arguments
 
 ROWS_PER_CHUNK = 1024
 
 
-class Layer(NamedTuple):
-    """What a layer reads: the arguments of :data:`rnn_backends.LayerFunction`, flat, with one summed bias."""
-
-    x: Tensor  # [T, B, I]
-    w_ih: Tensor  # [4H, I]
-    w_hh: Tensor  # [4H, P]
-    bias: Tensor | None  # [4H]
-    w_hr: Tensor | None  # [P, H]
-    entry_h: Tensor  # [T, B, P]
-    entry_c: Tensor  # [T, B, H]
-    starts: Tensor  # [T, B] bool
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """T, B, H, P."""
-        return self.x.shape[0], self.x.shape[1], self.w_hh.shape[0] // 4, self.w_hh.shape[1]
-
-    def checked(self) -> "Layer":
-        """Raise where a shape, dtype or device does not fit: the generated code reads memory without looking."""
-        T, B, H, P = self.sizes
-        shapes = ((T, B, self.x.shape[2]), (4 * H, self.x.shape[2]), (4 * H, P), (4 * H,), (P, H), (T, B, P), (T, B, H))
-        for name, value, shape in zip(self._fields, self, (*shapes, (T, B)), strict=True):
-            dtype = torch.bool if name == "starts" else self.x.dtype
-            if value is None or (value.shape == shape and value.dtype == dtype and value.device == self.x.device):
-                continue
-            came = f"{tuple(value.shape)}, {value.dtype}, {value.device}"
-            raise InputError(f"{name} must be {shape}, {dtype}, {self.x.device}; got {came}")
-        return self
+class Layer(Arguments):
+    """The arguments, and what the loops make of them."""
 
     def chunks(self) -> list[tuple[int, int]]:
         """Consecutive ``(begin, end)`` over time.

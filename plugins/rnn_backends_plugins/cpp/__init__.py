@@ -1,0 +1,65 @@
+"""``cpp``: an LSTM layer in C++, compiled on first use for the processor it runs on.
+
+Forward, backward and one step, written for what reinforcement learning does on a CPU: a reset is a pointer to another
+state, so it costs nothing wherever it stands, and a row of the batch goes through all of time on one core, so nobody
+waits. ``lstm.cpp`` has the loops, ``products.h`` the matrix products, ``vectors.h`` registers and functions of them.
+"""
+
+from __future__ import annotations
+
+import torch
+from rnn_backends import Backend, LayerWeights, LSTMSpec, State, Trait, hookimpl
+from rnn_backends.unroll import cell
+from torch import Tensor
+from torch.nn.functional import linear
+
+from ..operators import inside_functional, make_operators, wants_gradient
+from . import kernel
+from .build import why_not
+
+contract_version = 1
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+operators = make_operators("cpp", kernel.forward, kernel.backward, kernel.gates_of)
+
+
+def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A :data:`rnn_backends.LayerFunction`; in 16 bits it computes in float32."""
+    if x.dtype.itemsize > 2:
+        return operators.run(weights, x, entry, starts)
+    others = (None if v is None else v.float() for v in weights[2:])
+    wide = LayerWeights(weights.w_ih.float(), weights.w_hh.float(), *others)
+    h, c = operators.run(wide, x.float(), State(entry.h.float(), entry.c.float()), starts)
+    return State(h.to(x.dtype), c.to(x.dtype))
+
+
+def step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step: a :data:`rnn_backends.StepFunction`."""
+    if torch.compiler.is_compiling():
+        w_ih, w_hh, b_ih, b_hh, w_hr = weights
+        if w_hr is None:
+            return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
+        return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
+    read = (x, *state, *weights)
+    if weights.w_hr is None and x.dtype.itemsize > 2 and not wants_gradient(read) and not inside_functional():
+        return kernel.step(weights, x, state)
+    starts = x.new_ones(1, len(x), dtype=torch.bool)
+    out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
+    return State(out.h.squeeze(0), out.c.squeeze(0))
+
+
+def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why it cannot serve here. The first time it accepts, it compiles its kernel, or finds it compiled."""
+    if dtype not in DTYPES:
+        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
+    if device.type != "cpu":
+        return f"it is made for cpu, not for {device.type}"
+    return why_not()
+
+
+@hookimpl
+def lstm_backend() -> Backend:
+    """Nothing is compiled here."""
+    traits = {Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
+    return Backend("cpp", layer, rejects, frozenset(traits), step=step)

@@ -1,0 +1,148 @@
+"""The kernel's functions over tensors: strides and memory are seen to here; lstm.cpp reads without looking."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import byref, c_bool, c_int64, c_void_p
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from rnn_backends import LayerWeights, State
+from torch import Tensor
+
+from ..operators import Arguments, Needs, Run
+from .build import library
+
+FEW = 4
+"""Rows of a step that are taken by the weights as they lie."""
+
+
+class Layer(ctypes.Structure):
+    """``struct Layer`` of lstm.cpp, field for field."""
+
+    _fields_ = [
+        *((name, c_int64) for name in ("T", "B", "I", "H", "P", "threads")),
+        *((name, c_void_p) for name in ("x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "entry_h", "entry_c", "starts")),
+        *((f"{name}_{axis}", c_int64) for name in ("x", "entry_h", "entry_c", "starts") for axis in "tb"),
+        *((name, c_void_p) for name in ("h", "c", "gates", "grad_h", "grad_c")),
+        *((f"{name}_{axis}", c_int64) for name in ("grad_h", "grad_c") for axis in "tb"),
+        *((f"grad_{name}", c_void_p) for name in Needs._fields),
+        ("scratch", c_void_p),
+    ]
+
+
+class Kernel(NamedTuple):
+    """The library's functions; their last argument says whether it is float64."""
+
+    forward: Any
+    backward: Any
+    step: Any
+    scratch: Any
+    lanes: dict[torch.dtype, int]
+
+
+@lru_cache(maxsize=1)
+def kernel() -> Kernel:
+    """The functions, with their types.
+
+    Raises:
+        BuildError: there is no library.
+    """
+    found, here = library(), ctypes.POINTER(Layer)
+    for function in (found.rnn_forward, found.rnn_backward, found.rnn_step):
+        function.argtypes, function.restype = [here, c_bool], None
+    found.rnn_scratch.argtypes, found.rnn_scratch.restype = [here, c_bool, c_bool], c_int64
+    found.rnn_lanes.argtypes, found.rnn_lanes.restype = [c_bool], c_int64
+    lanes = {torch.float32: found.rnn_lanes(False), torch.float64: found.rnn_lanes(True)}
+    return Kernel(found.rnn_forward, found.rnn_backward, found.rnn_step, found.rnn_scratch, lanes)
+
+
+def gates_of(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """The gates' shape behind ``[T, B]``: registers of units, gates, units of a register."""
+    lanes = kernel().lanes[dtype]
+    return -(-H // lanes), 4, lanes
+
+
+def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one layer: a :data:`~..operators.Forward`, in float32 or float64, on the CPU."""
+    (T, B, H, P), x = given.sizes, given.x
+    h, c = x.new_empty(T, B, P), x.new_empty(T, B, H)
+    gates = x.new_empty(T, B, *gates_of(H, x.dtype)) if keep else x.new_empty(0)
+    layer, held = _layer(given)
+    layer.h, layer.c, layer.gates = h.data_ptr(), c.data_ptr(), gates.data_ptr() if keep else None
+    _call(kernel().forward, layer, x, held, back=False)
+    return h, c, gates
+
+
+def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
+    """The gradients: a :data:`~..operators.Backward`."""
+    layer, held = _layer(given)
+    layer.h, layer.c, layer.gates = run.h.data_ptr(), run.c.data_ptr(), run.gates.data_ptr()
+    for name, value in (("grad_h", run.grad_h), ("grad_c", run.grad_c)):
+        if value is not None:
+            held.append(_point(layer, name, value))
+    grads: list[Tensor | None] = []
+    for name, need in needs._asdict().items():
+        found = None
+        if need and not (name == "w_hr" and given.w_hr is None):
+            size = [len(given.w_ih)] if name == "bias" else getattr(given, name).shape
+            filled = name.startswith("entry") or not given.starts.numel()  # an entry is read at starts alone
+            found = given.x.new_zeros(size) if filled else given.x.new_empty(size)
+            setattr(layer, f"grad_{name}", found.data_ptr())
+        grads.append(found)
+    _call(kernel().backward, layer, given.x, held, back=True)
+    return grads
+
+
+def step(w: LayerWeights, x: Tensor, state: State) -> State:
+    """One step without a projection and a gradient: ``x [B, I]``, ``State([B, H], [B, H])`` -> the next state.
+
+    Of at most :data:`FEW` rows: by the weights as they lie. More are a layer of one step.
+    """
+    B, (h, c) = len(x), state
+    if B > FEW or not all(v.is_contiguous() for v in (x, h, c, w.w_ih, w.w_hh)):
+        bias = w.b_ih if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
+        starts = x.new_ones(1, B, dtype=torch.bool)
+        given = Arguments(x.unsqueeze(0), w.w_ih, w.w_hh, bias, None, h.unsqueeze(0), c.unsqueeze(0), starts)
+        y, cells, _ = forward(given, keep=False)
+        return State(y[0], cells[0])
+    H, out = h.shape[1], State(torch.empty_like(h), torch.empty_like(c))
+    biases = (None, None) if w.b_ih is None or w.b_hh is None else (w.b_ih.data_ptr(), w.b_hh.data_ptr())
+    read = x.data_ptr(), w.w_ih.data_ptr(), w.w_hh.data_ptr(), *biases, None, h.data_ptr(), c.data_ptr(), None
+    strides = 0, x.shape[1], 0, H, 0, H, 0, 0
+    layer = Layer(1, B, x.shape[1], H, H, torch.get_num_threads(), *read, *strides, *(v.data_ptr() for v in out))
+    kernel().step(byref(layer), x.dtype == torch.float64)
+    return out
+
+
+def _layer(given: Arguments) -> tuple[Layer, list[Tensor]]:
+    """The struct, and what it points at: to be held while the kernel runs."""
+    T, B, H, P = given.sizes
+    layer = Layer(T, B, given.x.shape[2], H, P, torch.get_num_threads())
+    held = [_point(layer, name, getattr(given, name)) for name in ("x", "entry_h", "entry_c", "starts")]
+    for name, value in (("w_ih", given.w_ih), ("w_hh", given.w_hh), ("b_ih", given.bias), ("w_hr", given.w_hr)):
+        if value is not None:
+            held.append(value.contiguous())
+            setattr(layer, name, held[-1].data_ptr())
+    return layer, held
+
+
+def _point(layer: Layer, name: str, value: Tensor) -> Tensor:
+    """Let ``[T, B, ...]`` be found at ``name``; where a last dimension's numbers are not side by side, a copy of it."""
+    if value.ndim == 3 and value.stride(2) != 1 and value.shape[2] != 1:
+        value = value.contiguous()
+    setattr(layer, name, value.data_ptr())
+    setattr(layer, f"{name}_t", value.stride(0))
+    setattr(layer, f"{name}_b", value.stride(1))
+    return value
+
+
+def _call(function: Any, layer: Layer, x: Tensor, held: list[Tensor], back: bool) -> None:
+    """With memory to work in, from torch: so it is in torch's record of what is used."""
+    wide = x.dtype == torch.float64
+    if not layer.T * layer.B:
+        return
+    held.append(x.new_empty(kernel().scratch(byref(layer), wide, back), dtype=torch.uint8))
+    layer.scratch = held[-1].data_ptr()
+    function(byref(layer), wide)

@@ -1,0 +1,147 @@
+// Vectors of one register, in the compiler's own notation (GCC's and Clang's vector extensions): no intrinsics, so the
+// same text becomes AVX-512, AVX2, SSE or NEON, by what -march says.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__AVX512F__)
+constexpr int BYTES = 64, ROWS = 6;  // of 32 registers: 24 sums, 4 weights, and what is broadcast
+#elif defined(__AVX__)
+constexpr int BYTES = 32, ROWS = 3;  // of 16: 12 sums
+#elif defined(__aarch64__)
+constexpr int BYTES = 16, ROWS = 6;  // of 32
+#else
+constexpr int BYTES = 16, ROWS = 3;
+#endif
+
+// GCC counts a type's alignment and may_alias as no part of a template's arguments, and says so each time.
+#pragma GCC diagnostic ignored "-Wignored-attributes"
+
+template <class S>
+struct Vectors {
+  typedef S V __attribute__((vector_size(BYTES)));
+  typedef S Unaligned __attribute__((vector_size(BYTES), aligned(alignof(S)), may_alias));
+  static constexpr int64_t lanes = BYTES / sizeof(S);
+};
+
+template <class S>
+using Vec = typename Vectors<S>::V;
+
+template <class S>
+constexpr int64_t LANES = Vectors<S>::lanes;
+
+template <class S>
+inline Vec<S> load(const S* from) {
+  return *reinterpret_cast<const typename Vectors<S>::Unaligned*>(from);
+}
+
+template <class S>
+inline void store(S* to, Vec<S> v) {
+  *reinterpret_cast<typename Vectors<S>::Unaligned*>(to) = v;
+}
+
+// The first `n` lanes, zeros behind them.
+template <class S>
+inline Vec<S> load(const S* from, int64_t n) {
+  if (n >= LANES<S>) return load(from);
+  S lanes[LANES<S>] = {};
+  std::memcpy(lanes, from, n * sizeof(S));
+  return load(lanes);
+}
+
+template <class S>
+inline void store(S* to, Vec<S> v, int64_t n) {
+  if (n >= LANES<S>) return store(to, v);
+  S lanes[LANES<S>];
+  store(lanes, v);
+  std::memcpy(to, lanes, n * sizeof(S));
+}
+
+template <class S>
+inline Vec<S> same(S value) {
+  return value - Vec<S>{};
+}
+
+template <class S>
+inline S sum(Vec<S> v) {
+  S total = 0;
+  for (int k = 0; k < LANES<S>; ++k) total += v[k];
+  return total;
+}
+
+// Rows become columns: log2(LANES) perfect shuffles, each of every row with the one half the rows further on.
+template <class S>
+inline void transpose(Vec<S> (&rows)[LANES<S>]) {
+  typedef std::conditional_t<sizeof(S) == 4, int32_t, int64_t> Index;
+  typedef Index Indices __attribute__((vector_size(BYTES)));
+  Indices low, high;
+  for (Index k = 0; k < LANES<S>; ++k) {
+    low[k] = k / 2 + (k % 2) * LANES<S>;
+    high[k] = low[k] + LANES<S> / 2;
+  }
+#pragma GCC unroll 4
+  for (int half = 1; half < LANES<S>; half *= 2) {
+    Vec<S> next[LANES<S>];
+#pragma GCC unroll 8
+    for (int k = 0; k < LANES<S> / 2; ++k) {
+      next[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES<S> / 2], low);
+      next[2 * k + 1] = __builtin_shuffle(rows[k], rows[k + LANES<S> / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int k = 0; k < LANES<S>; ++k) rows[k] = next[k];
+  }
+}
+
+// exp(x) = 2^n (1 + p), with n whole, |x - n ln 2| <= ln 2 / 2 and p = expm1 of that by its Taylor series: the next
+// term is below 2e-8 of p, a third of float32's rounding. Splitting ln 2 in two is Cody and Waite's (1980).
+struct Power {
+  Vec<float> scale, p;
+};
+
+inline Power power(Vec<float> x) {
+  typedef int32_t Ints __attribute__((vector_size(BYTES)));
+  const Vec<float> rounder = same(12582912.0f);  // 1.5 * 2^23: adding it leaves a whole number in the low bits
+  Vec<float> shifted = x * 1.44269504f + rounder;
+  Vec<float> n = shifted - rounder;
+  Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vec<float> q = same(1.0f / 5040);
+  q = q * r + 1.0f / 720;
+  q = q * r + 1.0f / 120;
+  q = q * r + 1.0f / 24;
+  q = q * r + 1.0f / 6;
+  q = q * r + 0.5f;
+  Ints whole = reinterpret_cast<Ints>(shifted) - reinterpret_cast<Ints>(rounder);
+  return {reinterpret_cast<Vec<float>>((whole + 127) << 23), q * r * r + r};
+}
+
+// A NaN is below and above nothing, so it passes both limits.
+inline Vec<float> within(Vec<float> x, float limit) {
+  x = x > limit ? same(limit) : x;
+  return x < -limit ? same(-limit) : x;
+}
+
+inline Vec<float> sigmoid(Vec<float> x) {
+  Power e = power(within(-x, 87.0f));
+  return 1.0f / (1.0f + (e.scale * e.p + e.scale));
+}
+
+// tanh(x) = m / (m + 2), m = expm1(2x): as exact near zero as anywhere.
+inline Vec<float> tanh(Vec<float> x) {
+  Power e = power(within(x + x, 30.0f));
+  Vec<float> m = e.scale * e.p + (e.scale - 1.0f);
+  return m / (m + 2.0f);
+}
+
+// float64 is for checking gradients, not for speed: one lane after the other, by the C library.
+inline Vec<double> sigmoid(Vec<double> x) {
+  for (int k = 0; k < LANES<double>; ++k) x[k] = 1.0 / (1.0 + std::exp(-x[k]));
+  return x;
+}
+
+inline Vec<double> tanh(Vec<double> x) {
+  for (int k = 0; k < LANES<double>; ++k) x[k] = std::tanh(x[k]);
+  return x;
+}
