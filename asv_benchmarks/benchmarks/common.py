@@ -19,7 +19,7 @@ cases = importlib.import_module("rnn_bench.bench_cases")
 tracks = importlib.import_module("rnn_bench.bench_tracks")
 
 EXTRA = [name.strip() for name in os.environ.get("RNN_BENCH_EXTRA", "").split(",") if name.strip()]
-OURS = ["cudnn", "vmap", "compile", "torchscript", "auto", *EXTRA]
+OURS = ["cpp", "cudnn", "vmap", "compile", "torchscript", "auto", *EXTRA]
 DENSE = "nn.LSTM"
 TORCHRL = ["torchrl-pad", "torchrl-scan"]
 SHAPES = [

@@ -15,7 +15,7 @@ import pytest
 HERE = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 BENCHMARK = "times.Construction.time_lstm_module"
-BACKENDS = ("cudnn", "vmap", "compile", "torchscript", "auto")
+BACKENDS = ("cpp", "cudnn", "vmap", "compile", "torchscript", "auto")
 
 pytest.importorskip("asv", reason="asv is not installed: pip install -e '.[bench]'")
 pytestmark = [

@@ -19,6 +19,7 @@ from .bench_picture import draw_all
 from .bench_plans import (
     ACTING,
     ENDS,
+    FAST,
     FULL,
     LONG,
     OURS,
@@ -74,7 +75,7 @@ def _numbers(figures: Figures) -> None:
         if key not in figures.numbers:
             print(key, flush=True)
             figures.numbers[key] = tracks.products_over_dense(shape)
-        for who, resets in ((DENSE, "0"), ("cudnn", "0.03")):
+        for who, resets in ((DENSE, "0"), *((one, "0.03") for one in FAST)):
             if (key := f"peak/{who}/{name}") not in figures.numbers:
                 print(key, flush=True)
                 figures.numbers[key] = tracks.share_of_peak(who, shape, resets)
@@ -110,12 +111,13 @@ def tables(figures: Figures) -> dict[str, str]:
     """Every table by the name in its marker."""
     here = figures.where
     r = [row for row in figures.of(R) if row.label != DENSE]
-    kinds = [row for title in KINDS for row in figures.of(title) if row.label == "cudnn" and row.resets == "0.03"]
-    varied = [row for option in VARIED for row in figures.of(WITH + option) if row.label == "cudnn"]
-    long = [row for row in figures.of(LONG) if row.label == "cudnn"]
+    fast = [row for row in r if row.label in FAST]
+    kinds = [row for t in KINDS for row in figures.of(t) if row.label in FAST and row.resets == "0.03"]
+    varied = [row for option in VARIED for row in figures.of(WITH + option) if row.label in FAST]
+    long = [row for row in figures.of(LONG) if row.label in FAST]
     return {
-        "R by option": _pivot("option", varied, lambda row: row.title.removeprefix(WITH), _shape, _over),
-        "R at T = 512": _pivot("shape", long, lambda row: row.shape, _resets, _over),
+        "R by option": _pivot("backend, option", sorted(varied, key=_label), _of_option, _shape, _over),
+        "R at T = 512": _pivot("backend, shape", sorted(long, key=_label), _of_backend, _resets, _over),
         "bfloat16": _pivot("shape", figures.of(SIXTEEN), _shape, _label, _both),
         "products": _numbers_table(figures, "products", "{:.2f}"),
         "peak": _numbers_table(figures, "peak", "{:.0%}"),
@@ -123,9 +125,9 @@ def tables(figures: Figures) -> dict[str, str]:
         "critics": _numbers_table(figures, "critics", "{:.1f}"),
         "where": f"Measured on {here['date']}: {here['processor']}, {here['cores']} cores, {here['threads']} threads; "
         f"Python {here['python']}, torch {here['torch']}, TorchRL {here['torchrl']}.",
-        "R over resets": _pivot("shape", [row for row in r if row.label == "cudnn"], _shape, _resets, _over),
+        "R over resets": _pivot("backend, shape", sorted(fast, key=_label), _of_backend, _resets, _over),
         "R by backend": _pivot("shape", [row for row in r if row.resets == "0.03"], _shape, _label, _over),
-        "R by kind": _pivot("shape", kinds, _shape, lambda row: KINDS[row.title], _over),
+        "R by kind": _pivot("backend, shape", sorted(kinds, key=_label), _of_backend, _kind, _over),
         "Q": _pivot("shape, resets", figures.of(Q), lambda row: f"{_shape(row)}, {_resets(row)}", _label, _both),
         "over resets": _pivot("resets", figures.of(OVER_RESETS), _resets, _label, _time),
         "over time": _pivot("shape", figures.of(OVER_TIME), lambda row: row.shape, _label, _time),
@@ -139,6 +141,18 @@ def tables(figures: Figures) -> dict[str, str]:
 
 def _shape(row: Row) -> str:
     return f"{name_of(row.shape)} {row.shape}"
+
+
+def _of_backend(row: Row) -> str:
+    return f"{row.label}, {_shape(row)}"
+
+
+def _of_option(row: Row) -> str:
+    return f"{row.label}, {row.title.removeprefix(WITH)}"
+
+
+def _kind(row: Row) -> str:
+    return KINDS[row.title]
 
 
 def _label(row: Row) -> str:
@@ -206,9 +220,10 @@ def draw(figures: Figures, folder: Path) -> None:
     draw_all(folder)
     here = figures.where
     about = f"{here['processor']}, {here['threads']} threads"
-    if rows := [replace(row, label=name_of(row.shape)) for row in figures.of(R) if row.label == "cudnn"]:
-        title = f"cudnn: forward + backward over dense nn.LSTM ({about})"
-        draw_lines(rows, _resets, "over", title, "resets", folder / "shapes.png")
+    for who in FAST:
+        if rows := [replace(row, label=name_of(row.shape)) for row in figures.of(R) if row.label == who]:
+            title = f"{who}: forward + backward over dense nn.LSTM ({about})"
+            draw_lines(rows, _resets, "over", title, "resets", folder / f"shapes_{who}.png")
     if rows := figures.of(OVER_RESETS):
         title = f"LSTMModule, S2, forward + backward ({about})"
         draw_lines(rows, _resets, "seconds", title, "resets", folder / "resets.png")

@@ -9,7 +9,9 @@ from typing import Any
 from .bench_cases import DENSE, RESETS, SHAPES, STEPS, Asked, Shape
 from .bench_run import Figures, Group, Row, module_group, run, tensor_group
 
-OURS = ("cudnn", "vmap", "compile", "torchscript", "auto")
+OURS = ("cpp", "cudnn", "vmap", "compile", "torchscript", "auto")
+FAST = ("cpp", "cudnn")
+"""Those that are measured in everything."""
 THEIRS = ("torchrl-pad", "torchrl-scan")
 LENGTHS = (16, 32, 64, 128, 256, 512)
 QUICK, FULL = 280.0, 1200.0
@@ -46,10 +48,10 @@ def full() -> Iterator[Group]:
         yield _acting(shape)
     for shape in SHAPES.values():
         for resets in RESETS:
-            who = OURS if resets == "0.03" else ("cudnn", "auto")
+            who = OURS if resets == "0.03" else (*FAST, "auto")
             yield tensor_group(R, who, shape, resets, "train", 7.0)
         for title, reads in ((ENDS, "ends"), (STORED, "stored")):
-            yield tensor_group(title, ("cudnn", "auto"), shape, "0.03", "train", 7.0, reads)
+            yield tensor_group(title, (*FAST, "auto"), shape, "0.03", "train", 7.0, reads)
         for resets in ("0", "0.03"):
             yield module_group(Q, ("auto", *THEIRS), shape, resets, "train", 6.0, "auto")
 
@@ -58,13 +60,13 @@ def full() -> Iterator[Group]:
             yield _varied(option, SHAPES[name])
     for name in ("S1", "S2"):
         for resets in ("0.03", "0.20"):
-            yield tensor_group(LONG, ("cudnn",), SHAPES[name]._replace(T=512), resets, "train", 7.0)
+            yield tensor_group(LONG, FAST, SHAPES[name]._replace(T=512), resets, "train", 7.0)
     for name in ("S1", "S3"):
         yield _sixteen(SHAPES[name])
 
 
 def _varied(option: str, shape: Shape) -> Group:
-    asked = {who: Asked(who, shape, "0.03", option=option) for who in (DENSE, "cudnn")}
+    asked = {who: Asked(who, shape, "0.03", option=option) for who in (DENSE, *FAST)}
     return Group(WITH + option, asked, DENSE, 6.0)
 
 

@@ -220,7 +220,7 @@ def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     assert page.read_text() == text  # filling twice changes nothing
     pytest.importorskip("matplotlib")
     bench_page.draw(figures, tmp_path / "plots")
-    assert {"resets.png", "shapes.png", "time.png", "plan.png"} <= {
+    assert {"resets.png", "shapes_cpp.png", "shapes_cudnn.png", "time.png", "plan.png"} <= {
         file.name for file in (tmp_path / "plots").iterdir()
     }
 
@@ -231,7 +231,7 @@ def test_goals_that_are_missed_are_bold() -> None:
         return Row(title, label, shape, resets, "train", "output", spread, spread, "base")
 
     s1, s2 = (str(SHAPES[name]) for name in ("S1", "S2"))
-    figures = Figures({}, [row("R", "cudnn", s1, "0.03", 1.154), row("R", "cudnn", s2, "0.03", 1.156)])
+    figures = Figures({}, [row("R", "cpp", s1, "0.03", 1.154), row("R", "cpp", s2, "0.03", 1.156)])
     figures.rows += [row("Q", peer, s1, "0.03", Q) for peer, Q in (("torchrl-pad", 30.0), ("torchrl-scan", 20.0))]
     figures.rows += [row("Q", "torchrl-pad", s2, "0.03", 4.99), row("acting", "auto", "B1-T1", "0", 0.3)]
     figures.numbers = {"compile/first call/T = 16": {"seconds": 10.0}, "compile/first call/T = 512": {"seconds": 13.0}}

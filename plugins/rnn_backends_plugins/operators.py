@@ -163,6 +163,10 @@ def make_operators(
 
         backward = staticmethod(no_second_gradient)
 
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *read: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+            return _one_by_one(PlainBackward.apply, info.batch_size, in_dims, read)
+
     class Plain(torch.autograd.Function):
         @staticmethod
         def forward(*read: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -174,7 +178,23 @@ def make_operators(
         def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
             return _gradient(ctx, grads[0], grads[1], PlainBackward.apply)
 
+        @staticmethod
+        def vmap(info: Any, in_dims: tuple[Any, ...], *read: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+            return _one_by_one(Plain.apply, info.batch_size, in_dims, read)
+
     return Operators(layer, Plain)
+
+
+def _one_by_one(
+    run: Callable[..., tuple[Tensor, ...]], number: int, in_dims: tuple[Any, ...], read: tuple[Any, ...]
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """What ``torch.vmap`` does with a call: one after the other, since one by itself keeps all cores busy."""
+    calls = [
+        run(*(v.select(dim, n) if isinstance(dim, int) else v for v, dim in zip(read, in_dims, strict=True)))
+        for n in range(number)
+    ]
+    found = tuple(torch.stack(values) for values in zip(*calls, strict=True))
+    return found, (0,) * len(found)
 
 
 def _gradients(backward: Backward, read: Sequence[Any]) -> tuple[Tensor, ...]:

@@ -66,5 +66,5 @@ def _no_triton(device: torch.device) -> str | None:
 @hookimpl
 def lstm_backend() -> Backend:
     """Nothing is compiled here; the first layer of a dtype and device does it."""
-    traits = {Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
+    traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
     return Backend("compile", operators.run, rejects, frozenset(traits), step=step)

@@ -61,5 +61,5 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 @hookimpl
 def lstm_backend() -> Backend:
     """Nothing is compiled here."""
-    traits = {Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
+    traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
     return Backend("cpp", layer, rejects, frozenset(traits), step=step)

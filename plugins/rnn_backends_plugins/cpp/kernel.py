@@ -8,11 +8,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from rnn_backends import LayerWeights, State
+from rnn_backends import LayerWeights, State, UnsupportedError
 from torch import Tensor
 
 from ..operators import Arguments, Needs, Run
-from .build import library
+from .build import BuildError, library
 
 FEW = 4
 """Rows of a step that are taken by the weights as they lie."""
@@ -47,9 +47,12 @@ def kernel() -> Kernel:
     """The functions, with their types.
 
     Raises:
-        BuildError: there is no library.
+        UnsupportedError: there is none (a module that was pickled elsewhere asks nobody before it runs).
     """
-    found, here = library(), ctypes.POINTER(Layer)
+    try:
+        found, here = library(), ctypes.POINTER(Layer)
+    except BuildError as error:
+        raise UnsupportedError("cpp", "to run on this machine", str(error), ["cudnn", "vmap"]) from error
     for function in (found.rnn_forward, found.rnn_backward, found.rnn_step):
         function.argtypes, function.restype = [here, c_bool], None
     found.rnn_scratch.argtypes, found.rnn_scratch.restype = [here, c_bool, c_bool], c_int64
