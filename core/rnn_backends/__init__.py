@@ -3,6 +3,7 @@
 from .choose import Verdict, explain
 from .contract import (
     CONTRACT_VERSION,
+    ActFunction,
     Backend,
     LayerFunction,
     LayerWeights,
@@ -31,6 +32,7 @@ from .registry import Listing, get_backend, list_backends, names, refresh, regis
 __all__ = [
     "CONTRACT_VERSION",
     "LSTM",
+    "ActFunction",
     "Backend",
     "BrokenBackendError",
     "ContractError",

@@ -46,6 +46,10 @@ LayerFunction = Callable[[LayerWeights, Tensor, State, Tensor], State]
 StepFunction = Callable[[LayerWeights, Tensor, State], State]
 """``step(weights, x [B, I], State([B, P], [B, H])) -> State([B, P], [B, H])``: one step, for acting."""
 
+ActFunction = Callable[[LayerWeights, Tensor, State, Tensor], State]
+"""``act(weights, x [B, I], State([B, P], [B, H]), is_init [B] bool) -> State``: a step in which the incoming state
+counts as zero where ``is_init`` is true."""
+
 StackFunction = Callable[[list[LayerWeights], Tensor, State, "LSTMSpec"], tuple[Tensor, State]]
 """``stack(weights, x [T, B, I], State([L*D, B, P], [L*D, B, H]), spec) -> (output [T, B, D*P], State)``.
 
@@ -119,6 +123,7 @@ class Backend:
             construction and after ``.to(...)``, never inside a step loop.
         traits: what is claimed beyond the contract.
         step: one time step; default: ``layer`` with ``T = 1``.
+        act: one time step with resets; default: core makes the states zero, then ``step``.
         stack: all layers at once where there is no reset and no dropout; default: layer by layer.
         layer_last: like ``layer``, with ``c`` right only at the row's last step; called when nobody reads
             the cell state of the sequences that end before it. Default: ``layer``.
@@ -131,6 +136,7 @@ class Backend:
     step: Optional[StepFunction] = None
     stack: Optional[StackFunction] = None
     layer_last: Optional[LayerFunction] = None
+    act: Optional[ActFunction] = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> "Backend":
         return self  # a value: modules that are copied go on using the same functions

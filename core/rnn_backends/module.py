@@ -16,7 +16,7 @@ from .choose import resolve
 from .contract import Backend, State, Trait
 from .errors import InputError
 from .keys import HIDDEN_IN, HIDDEN_OUT, read_keys, write_keys
-from .lstm import LSTM
+from .lstm import LSTM, as_dtype
 from .mode import Mode, as_mode, recurrent_mode
 
 if TYPE_CHECKING:
@@ -271,7 +271,7 @@ class LSTMModule(TensorDictModuleBase):
     def _as_stored(self, state: State) -> State:
         """Under autocast too, a stored state keeps the weights' dtype from step to step."""
         dtype = self.lstm.weight_ih_l0.dtype
-        return State(state.h.to(dtype), state.c.to(dtype))
+        return State(as_dtype(state.h, dtype), as_dtype(state.c, dtype))
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """TorchRL's ``TensorDictPrimer`` for the hidden states, to append to an environment.

@@ -101,3 +101,56 @@ def step_keeps_the_old_c() -> Backend:
         return State(out.h[0], state.c)
 
     return Backend("defect", right, step=one)
+
+
+def _one(w: LayerWeights, x: Tensor, state: State) -> State:
+    out = right(w, x[None], State(state.h[None], state.c[None]), x.new_ones(1, len(x), dtype=torch.bool))
+    return State(out.h[0], out.c[0])
+
+
+@backend("acting_needs_no_gradient")
+def a_step_without_gradients_by_another_cell() -> Backend:
+    """Where no gradient is asked for, the step forgets the recurrent bias."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        if w.b_hh is not None and not torch.is_grad_enabled():
+            w = w._replace(b_hh=0 * w.b_hh)
+        return _one(w, x, state)
+
+    return Backend("defect", right, step=one)
+
+
+@backend("acting_needs_no_gradient", "sequential_mode_starts_from_zero")
+def act_ignores_is_init() -> Backend:
+    """A step with resets starts from the state that comes in."""
+    return Backend("defect", right, act=lambda w, x, state, is_init: _one(w, x, state))
+
+
+@backend("sequential_mode_starts_from_zero")
+def act_resets_every_row() -> Backend:
+    """A step with resets starts every row from zeros as soon as one has a reset."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        return _one(w, x, State(*(torch.where(is_init.any(), 0, v) for v in state)))
+
+    return Backend("defect", right, act=act)
+
+
+@backend("acting_needs_no_gradient")
+def act_multiplies_by_zero() -> Backend:
+    """A step with resets multiplies the state by zero, which leaves NaN."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        return _one(w, x, State(*(v * (~is_init).unsqueeze(-1) for v in state)))
+
+    return Backend("defect", right, act=act)
+
+
+@backend("sequential_mode_starts_from_zero")
+def act_keeps_c() -> Backend:
+    """A step with resets makes h zero, and c stays."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        return _one(w, x, State(torch.where(is_init.unsqueeze(-1), 0, state.h), state.c))
+
+    return Backend("defect", right, act=act)

@@ -13,7 +13,7 @@ from rnn_backends import Backend, BrokenBackendError, get_backend, names
 from ..law import LawBroken, law
 from ..trial import Trial, differentiate
 
-FUNCTIONS = ("layer", "step", "stack", "layer_last")
+FUNCTIONS = ("layer", "step", "stack", "layer_last", "act")
 
 
 @law(dtype=("f64", "f32"), profiles=("quick", "full"))

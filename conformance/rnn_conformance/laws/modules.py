@@ -19,14 +19,22 @@ def _ran(td: TensorDictBase) -> Ran:
     return Ran(td["features"].transpose(0, 1), h.permute(2, 1, 0, 3), c.permute(2, 1, 0, 3))
 
 
-def _steps(trial: Trial) -> Ran:
-    """Sequential mode, one step after the other, the state carried from step to step."""
+def _steps(trial: Trial, replaced: float | None = None) -> Ran:
+    """Sequential mode, one step after the other, the state carried from step to step.
+
+    Args:
+        trial: whose module and rows.
+        replaced: what stands where ``is_init`` replaces the state by zeros; default: the state as it is.
+    """
     module, td = trial.module(), trial.tensordict()
     outputs, hs, cs = [], [], []
     h, c = td[H_KEY][:, 0], td[C_KEY][:, 0]
     for t in range(trial.case.T):
         now = td[:, t].select("observation", "is_init").clone()
         now[H_KEY], now[C_KEY] = h, c
+        if replaced is not None:
+            begin = now["is_init"].unsqueeze(-1)
+            now[H_KEY], now[C_KEY] = torch.where(begin, replaced, h), torch.where(begin, replaced, c)
         now = module(now)
         h, c = now["next", H_KEY], now["next", C_KEY]
         outputs.append(now["features"])
@@ -76,6 +84,20 @@ def sequential_mode_starts_from_zero(trial: Trial) -> None:
     trial.agree("features", ran.output, expected.output)
     trial.agree("hidden h", ran.h, expected.h, 2, "layer t b unit")
     trial.agree("hidden c", ran.c, expected.c, 2, "layer t b unit")
+
+
+@law(rollouts=True)
+def acting_needs_no_gradient(trial: Trial) -> None:
+    """Steps without gradients, resets included, are those with; a state that is_init replaces may be NaN."""
+    steps = _steps(trial)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            quiet = _steps(trial, replaced=torch.nan)
+        if quiet.output.requires_grad or quiet.c.requires_grad:
+            raise LawBroken(f"what comes out needs a gradient under {mode.__name__}")
+        trial.agree(f"features under {mode.__name__}", quiet.output, steps.output, scale=2)
+        trial.agree(f"hidden h under {mode.__name__}", quiet.h, steps.h, 2, "layer t b unit", 2)
+        trial.agree(f"hidden c under {mode.__name__}", quiet.c, steps.c, 2, "layer t b unit", 2)
 
 
 @law(bidirectional=(False,), stored=("zeros",), rollouts=True, profiles=("quick", "full"))

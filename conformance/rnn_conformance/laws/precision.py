@@ -265,7 +265,8 @@ def an_error_leaves_autocast_on(trial: Trial) -> None:
         raise _Failed
 
     kind = torch.device(trial.device).type
-    lstm = trial.lstm().with_backend(replace(trial.backend, layer=failing, layer_last=failing, step=None, stack=None))
+    fails = replace(trial.backend, layer=failing, layer_last=failing, step=None, act=None, stack=None)
+    lstm = trial.lstm().with_backend(fails)
     calls = (
         lambda: trial.run(lstm),
         lambda: trial.stream(lstm, trial.inputs.x),

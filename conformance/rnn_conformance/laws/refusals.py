@@ -115,7 +115,8 @@ def a_refusal_comes_before_anything_is_done(trial: Trial) -> None:
     def only_float32(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
         return trial.backend.rejects(spec, device, dtype) if dtype == torch.float32 else "only float32 is made here"
 
-    picky = replace(trial.backend, layer=counting, layer_last=counting, step=None, stack=None, rejects=only_float32)
+    counted = replace(trial.backend, layer=counting, layer_last=counting, step=None, act=None, stack=None)
+    picky = replace(counted, rejects=only_float32)
     module = trial.module().with_backend(picky)
     td = trial.tensordict()
     for key in ("observation", H_KEY, C_KEY):

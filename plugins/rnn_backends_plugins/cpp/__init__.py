@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from rnn_backends import Backend, LayerWeights, LSTMSpec, State, Trait, hookimpl
+from rnn_backends.resets import zero_at
 from rnn_backends.unroll import cell
 from torch import Tensor
 from torch.nn.functional import linear
@@ -41,12 +42,23 @@ def step(weights: LayerWeights, x: Tensor, state: State) -> State:
         if w_hr is None:
             return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
         return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
-    read = (x, *state, *weights)
-    if weights.w_hr is None and x.dtype.itemsize > 2 and not wants_gradient(read) and not inside_functional():
+    if _bare(weights, x, state):
         return kernel.step(weights, x, state)
     starts = x.new_ones(1, len(x), dtype=torch.bool)
     out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
     return State(out.h.squeeze(0), out.c.squeeze(0))
+
+
+def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+    """One step with resets: a :data:`rnn_backends.ActFunction`."""
+    if not torch.compiler.is_compiling() and _bare(weights, x, state):
+        return kernel.step(weights, x, state, is_init)
+    return step(weights, x, zero_at(state, is_init))
+
+
+def _bare(weights: LayerWeights, x: Tensor, state: State) -> bool:
+    """Whether the kernel can have the memory as it is: no gradient, no transform, no 16 bits."""
+    return x.dtype.itemsize > 2 and not wants_gradient((x, *state, *weights)) and not inside_functional()
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -62,4 +74,4 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 def lstm_backend() -> Backend:
     """Nothing is compiled here."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return Backend("cpp", layer, rejects, frozenset(traits), step=step)
+    return Backend("cpp", layer, rejects, frozenset(traits), step=step, act=act)

@@ -14,9 +14,6 @@ from torch import Tensor
 from ..operators import Arguments, Needs, Run
 from .build import BuildError, library
 
-FEW = 4
-"""Rows of a step that are taken by the weights as they lie."""
-
 
 class Layer(ctypes.Structure):
     """``struct Layer`` of lstm.cpp, field for field."""
@@ -29,6 +26,8 @@ class Layer(ctypes.Structure):
         *((f"{name}_{axis}", c_int64) for name in ("grad_h", "grad_c") for axis in "tb"),
         *((f"grad_{name}", c_void_p) for name in Needs._fields),
         ("scratch", c_void_p),
+        ("is_init", c_void_p),
+        ("is_init_b", c_int64),
     ]
 
 
@@ -98,24 +97,24 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
     return grads
 
 
-def step(w: LayerWeights, x: Tensor, state: State) -> State:
-    """One step without a projection and a gradient: ``x [B, I]``, ``State([B, H], [B, H])`` -> the next state.
+def step(w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State:
+    """One step without a gradient: ``x [B, I]``, ``State([B, P], [B, H])`` -> the next state.
 
-    Of at most :data:`FEW` rows: by the weights as they lie. More are a layer of one step.
+    Args:
+        w, x, state: of float32 or float64, on the CPU.
+        is_init: ``[B]`` bool: where the state is taken as zero.
     """
-    B, (h, c) = len(x), state
-    if B > FEW or not all(v.is_contiguous() for v in (x, h, c, w.w_ih, w.w_hh)):
-        bias = w.b_ih if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
-        starts = x.new_ones(1, B, dtype=torch.bool)
-        given = Arguments(x.unsqueeze(0), w.w_ih, w.w_hh, bias, None, h.unsqueeze(0), c.unsqueeze(0), starts)
-        y, cells, _ = forward(given, keep=False)
-        return State(y[0], cells[0])
-    H, out = h.shape[1], State(torch.empty_like(h), torch.empty_like(c))
-    biases = (None, None) if w.b_ih is None or w.b_hh is None else (w.b_ih.data_ptr(), w.b_hh.data_ptr())
-    read = x.data_ptr(), w.w_ih.data_ptr(), w.w_hh.data_ptr(), *biases, None, h.data_ptr(), c.data_ptr(), None
-    strides = 0, x.shape[1], 0, H, 0, H, 0, 0
-    layer = Layer(1, B, x.shape[1], H, H, torch.get_num_threads(), *read, *strides, *(v.data_ptr() for v in out))
-    kernel().step(byref(layer), x.dtype == torch.float64)
+    h, c = state
+    held = [v if v is None or v.is_contiguous() else v.contiguous() for v in (x, *w, h, c)]
+    read = [None if v is None else v.data_ptr() for v in held]
+    (B, H), (inputs, P) = c.shape, (x.shape[1], h.shape[1])
+    out = State(h.new_empty(B, P), c.new_empty(B, H))
+    layer = Layer(1, B, inputs, H, P, torch.get_num_threads(), *read, None, 0, inputs, 0, P, 0, H)
+    layer.h, layer.c = out.h.data_ptr(), out.c.data_ptr()
+    if is_init is not None:
+        layer.is_init, layer.is_init_b = is_init.data_ptr(), is_init.stride(0)
+    if B:
+        kernel().step(byref(layer), x.dtype == torch.float64)
     return out
 
 

@@ -8,6 +8,8 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <memory>
+#include <vector>
 
 #include "products.h"
 
@@ -15,7 +17,7 @@
 struct Layer {
   int64_t T, B, I, H, P, threads;
   const void *x, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *entry_h, *entry_c;  // no b_hh: b_ih is the sum
-  const bool* starts;
+  const bool* starts;  // none: every row starts
   int64_t x_t, x_b, entry_h_t, entry_h_b, entry_c_t, entry_c_b, starts_t, starts_b;
   void *h, *c, *gates;  // [T, B, P], [T, B, H], [T, B, units, 4 gates, LANES]: contiguous; gates may be null
   const void *grad_h, *grad_c;  // either may be null
@@ -23,6 +25,8 @@ struct Layer {
   // Contiguous; each may be null; the entries' come filled with zeros.
   void *grad_x, *grad_w_ih, *grad_w_hh, *grad_bias, *grad_w_hr, *grad_entry_h, *grad_entry_c;
   void* scratch;
+  const bool* is_init;  // of a step; [B]: the row's state is taken as zero; may be null
+  int64_t is_init_b;
 };
 
 namespace {
@@ -31,13 +35,15 @@ constexpr int64_t ROWS_AT_ONCE = 128;   // whose states stay in the cache while 
 constexpr int64_t CHUNK = 128;          // rows times steps whose gradients are summed into the weights' at once
 template <class S>
 constexpr int64_t UNITS_AT_ONCE = (1 << 17) / (WIDTH<S> * WIDTH<S> * sizeof(S));  // 128 KiB of a panel's rows
-constexpr int64_t ALONE = 1 << 17;  // so few multiplications (a gate's) are not worth a second thread,
+constexpr int64_t FEW = 4;          // rows of a step that are taken by the weights as they lie
+constexpr int64_t ALONE = 1 << 19;  // so few multiplications (a gate's) are not worth a second thread,
 constexpr int64_t SMALL = 1 << 20;  // nor are weights of so few bytes to be read for one step
 
 // The layer with its types, and the sizes that follow from it.
 template <class S>
 struct View {
   const Layer& l;
+  const S* zeros = nullptr;  // max(H, P) of them, for a step's is_init
   const int64_t T = l.T, B = l.B, I = l.I, H = l.H, P = l.P;
   const int64_t units = divided_up(H, LANES<S>);        // registers of units: a gate panel each
   const int64_t wide = units * LANES<S>;                // H, filled up
@@ -54,9 +60,14 @@ struct View {
   S* as(void* p) const { return static_cast<S*>(p); }
 
   const S* x(int64_t t, int64_t b) const { return as(l.x) + t * l.x_t + b * l.x_b; }
-  bool starts(int64_t t, int64_t b) const { return l.starts[t * l.starts_t + b * l.starts_b]; }
-  const S* entry_h(int64_t t, int64_t b) const { return as(l.entry_h) + t * l.entry_h_t + b * l.entry_h_b; }
-  const S* entry_c(int64_t t, int64_t b) const { return as(l.entry_c) + t * l.entry_c_t + b * l.entry_c_b; }
+  bool starts(int64_t t, int64_t b) const { return !l.starts || l.starts[t * l.starts_t + b * l.starts_b]; }
+  bool zero(int64_t b) const { return l.is_init && l.is_init[b * l.is_init_b]; }
+  const S* entry_h(int64_t t, int64_t b) const {
+    return zero(b) ? zeros : as(l.entry_h) + t * l.entry_h_t + b * l.entry_h_b;
+  }
+  const S* entry_c(int64_t t, int64_t b) const {
+    return zero(b) ? zeros : as(l.entry_c) + t * l.entry_c_t + b * l.entry_c_b;
+  }
   S bias(int64_t k) const { return as(l.b_ih)[k] + (l.b_hh ? as(l.b_hh)[k] : 0); }
   S* h(int64_t t, int64_t b) const { return as(l.h) + (t * B + b) * P; }
   S* c(int64_t t, int64_t b) const { return as(l.c) + (t * B + b) * H; }
@@ -465,9 +476,9 @@ void on_threads(int64_t threads, Work work) {
 }
 
 template <class S>
-void forward(const Layer& l) {
-  const View<S> v{l};
-  Scratch<S> scratch{v.as(l.scratch)};
+void forward(const View<S>& v, S* memory) {
+  const Layer& l = v.l;
+  Scratch<S> scratch{memory};
   const Forward<S> all(v, scratch);
   const int64_t blocks = std::min(v.blocks, v.B), cells = v.T * v.B * sizeof(S);
   in_large_pages(l.h, cells * v.P);
@@ -497,10 +508,9 @@ void backward(const Layer& l) {
   on_threads(v.threads, [&](int64_t thread) { hand_out(all, thread); });
 }
 
-// The products of R rows with a unit's four rows of weights, over K: into `lanes[r][gate]`, each register's lane `u`.
+// The products of R rows with a unit's four rows of weights, over K, before their lanes are summed.
 template <class S, int R>
-void add_dots(S (&lanes)[R][4][LANES<S>], int64_t u, const S* const (&rows)[R], const S* weight, int64_t K, int64_t H) {
-  Vec<S> sums[R][4] = {};
+void add_dots(Vec<S> (&sums)[R][4], const S* const (&rows)[R], const S* weight, int64_t K, int64_t H) {
   for (int64_t k = 0; k < K; k += LANES<S>) {
     Vec<S> w[4];
 #pragma GCC unroll 4
@@ -512,20 +522,33 @@ void add_dots(S (&lanes)[R][4][LANES<S>], int64_t u, const S* const (&rows)[R], 
       for (int gate = 0; gate < 4; ++gate) sums[r][gate] += value * w[gate];
     }
   }
-  for (int r = 0; r < R; ++r)
-    for (int gate = 0; gate < 4; ++gate) lanes[r][gate][u] += sum<S>(sums[r][gate]);
 }
 
 // One step of R rows, by the weights as they lie: for so few, to lay them out otherwise would cost more than it gives.
 template <class S, int R>
 void step_rows(const View<S>& v, int64_t j) {
+  constexpr int64_t some = LANES<S> / 4;  // units whose lanes are summed at once: of four gates each, as many as lanes
   const int64_t first = j * LANES<S>, number = std::min(LANES<S>, v.H - first);
   S gates[R][4][LANES<S>] = {};
   const S *x[R], *h[R];
   for (int r = 0; r < R; ++r) x[r] = v.x(0, r), h[r] = v.entry_h(0, r);
-  for (int64_t u = 0; u < number; ++u) {
-    add_dots<S, R>(gates, u, x, v.as(v.l.w_ih) + (first + u) * v.I, v.I, v.H);
-    add_dots<S, R>(gates, u, h, v.as(v.l.w_hh) + (first + u) * v.P, v.P, v.H);
+  for (int64_t begin = 0; begin < number; begin += some) {
+    Vec<S> square[R][LANES<S>] = {};
+    for (int64_t u = 0; u < std::min(some, number - begin); ++u) {
+      Vec<S> sums[R][4] = {};
+      add_dots<S, R>(sums, x, v.as(v.l.w_ih) + (first + begin + u) * v.I, v.I, v.H);
+      add_dots<S, R>(sums, h, v.as(v.l.w_hh) + (first + begin + u) * v.P, v.P, v.H);
+      for (int r = 0; r < R; ++r)
+        for (int gate = 0; gate < 4; ++gate) square[r][gate * some + u] = sums[r][gate];
+    }
+    for (int r = 0; r < R; ++r) {
+      transpose<S>(square[r]);
+      Vec<S> sum = square[r][0];
+      for (int k = 1; k < LANES<S>; ++k) sum += square[r][k];
+      S lanes[LANES<S>];
+      store(lanes, sum);
+      for (int gate = 0; gate < 4; ++gate) std::copy_n(lanes + gate * some, some, gates[r][gate] + begin);
+    }
   }
   for (int r = 0; r < R; ++r) {
     Vec<S> sums[4];
@@ -544,14 +567,21 @@ void step_rows(const View<S>& v, int64_t j) {
 
 template <class S>
 void step(const Layer& l) {
-  const View<S> v{l};
+  const std::vector<S> zeros(l.is_init ? std::max(l.H, l.P) : 0);
+  const View<S> v{l, zeros.data()};
+  if (v.B > FEW || l.w_hr) {
+    Scratch<S> counted{nullptr};
+    Forward<S>(v, counted);
+    const std::unique_ptr<S[]> memory(new S[counted.used]);
+    return forward(v, memory.get());
+  }
   const int64_t bytes = 4 * v.H * (v.I + v.P) * sizeof(S), threads = bytes < SMALL ? 1 : std::min(l.threads, v.units);
   on_threads(threads, [&](int64_t thread) {
     for (int64_t j = share(v.units, threads, thread); j < share(v.units, threads, thread + 1); ++j) switch (v.B) {
         case 1: step_rows<S, 1>(v, j); break;
         case 2: step_rows<S, 2>(v, j); break;
         case 3: step_rows<S, 3>(v, j); break;
-        default: step_rows<S, 4>(v, j);
+        default: step_rows<S, FEW>(v, j);
       }
   });
 }
@@ -577,9 +607,12 @@ int64_t rnn_scratch(const Layer* layer, bool wide, bool back) {
   return wide ? scratch_of<double>(*layer, back) : scratch_of<float>(*layer, back);
 }
 
-void rnn_forward(const Layer* layer, bool wide) { wide ? forward<double>(*layer) : forward<float>(*layer); }
+void rnn_forward(const Layer* layer, bool wide) {
+  wide ? forward<double>({*layer}, static_cast<double*>(layer->scratch))
+       : forward<float>({*layer}, static_cast<float*>(layer->scratch));
+}
 
-// One step of up to four rows without a projection, from `entry` to `h` and `c`; needs no scratch memory.
+// One step from `entry` to `h` and `c`, for acting: takes its memory itself.
 void rnn_step(const Layer* layer, bool wide) { wide ? step<double>(*layer) : step<float>(*layer); }
 
 void rnn_backward(const Layer* layer, bool wide) { wide ? backward<double>(*layer) : backward<float>(*layer); }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #if defined(__AVX512F__)
 constexpr int BYTES = 64, ROWS = 6;  // of 32 registers: 24 sums, 4 weights, and what is broadcast
@@ -65,30 +66,26 @@ inline Vec<S> same(S value) {
   return value - Vec<S>{};
 }
 
-template <class S>
-inline S sum(Vec<S> v) {
-  S total = 0;
-  for (int k = 0; k < LANES<S>; ++k) total += v[k];
-  return total;
+// Of two rows: the lanes of the first half (or the second) of both, in turn.
+template <class S, bool second, size_t... k>
+inline Vec<S> shuffled(Vec<S> a, Vec<S> b, std::index_sequence<k...>) {
+  typedef std::conditional_t<sizeof(S) == 4, int32_t, int64_t> Index;
+  typedef Index Indices __attribute__((vector_size(BYTES)));
+  constexpr Index from = second ? LANES<S> / 2 : 0;
+  return __builtin_shuffle(a, b, Indices{Index(k / 2 + (k % 2) * LANES<S> + from)...});
 }
 
 // Rows become columns: log2(LANES) perfect shuffles, each of every row with the one half the rows further on.
 template <class S>
 inline void transpose(Vec<S> (&rows)[LANES<S>]) {
-  typedef std::conditional_t<sizeof(S) == 4, int32_t, int64_t> Index;
-  typedef Index Indices __attribute__((vector_size(BYTES)));
-  Indices low, high;
-  for (Index k = 0; k < LANES<S>; ++k) {
-    low[k] = k / 2 + (k % 2) * LANES<S>;
-    high[k] = low[k] + LANES<S> / 2;
-  }
+  constexpr auto lanes = std::make_index_sequence<LANES<S>>();
 #pragma GCC unroll 4
   for (int half = 1; half < LANES<S>; half *= 2) {
     Vec<S> next[LANES<S>];
 #pragma GCC unroll 8
     for (int k = 0; k < LANES<S> / 2; ++k) {
-      next[2 * k] = __builtin_shuffle(rows[k], rows[k + LANES<S> / 2], low);
-      next[2 * k + 1] = __builtin_shuffle(rows[k], rows[k + LANES<S> / 2], high);
+      next[2 * k] = shuffled<S, false>(rows[k], rows[k + LANES<S> / 2], lanes);
+      next[2 * k + 1] = shuffled<S, true>(rows[k], rows[k + LANES<S> / 2], lanes);
     }
 #pragma GCC unroll 16
     for (int k = 0; k < LANES<S>; ++k) rows[k] = next[k];
