@@ -16,8 +16,9 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 
 from .checks import check_like
-from .contract import LSTMSpec, State
+from .contract import State
 from .errors import InputError, MissingKeyError
+from .lstm import LSTM
 
 
 class Inputs(NamedTuple):
@@ -28,21 +29,20 @@ class Inputs(NamedTuple):
     stored: State | None
 
 
-def read(td: TensorDictBase, keys: Sequence[NestedKey], spec: LSTMSpec, weight: Tensor, casts: bool) -> Inputs:
+def read(td: TensorDictBase, keys: Sequence[NestedKey], lstm: LSTM) -> Inputs:
     """Read and check the four entries.
 
     Args:
         td: batch size ``[*batch]``.
         keys: of the value, ``h``, ``c`` and the reset mask.
-        spec: the LSTM's options.
-        weight: any of its weights, for dtype and device.
-        casts: autocast is on.
+        lstm: whose options, dtype and device they have to fit.
 
     Raises:
         MissingKeyError: the value or the reset mask is not there.
         InputError: a shape, dtype or device does not fit, or one hidden key of two is missing.
     """
     x, h, c, is_init = (td.get(key, None) for key in keys)
+    spec, weight = lstm.spec, lstm.weight_ih_l0
     batch = tuple(td.batch_size)
     if x is None:
         raise MissingKeyError(f"the input key {keys[0]!r} is not in the TensorDict, which has {_keys(td)}")
@@ -52,7 +52,7 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], spec: LSTMSpec, weight: 
             "InitTracker() to the environment, or set a bool tensor [*batch, 1], true where a sequence starts"
         )
     _check_shape(keys[0], x, (*batch, spec.input_size), "[*batch, input_size]")
-    _check_like(keys[0], x, weight, casts)
+    _check_like(keys[0], x, weight, lstm)
     if is_init.dtype != torch.bool:
         raise InputError(f"{keys[3]!r} must be bool, got {is_init.dtype}: use .bool() if 1 means a start")
     if is_init.device != weight.device:
@@ -67,7 +67,7 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], spec: LSTMSpec, weight: 
     if stored is not None:
         for key, value, size in zip(keys[1:3], stored, (spec.output_size, spec.hidden_size), strict=True):
             _check_shape(key, value, (*batch, spec.num_states, size), "[*batch, layers * directions, size]")
-            _check_like(key, value, weight, casts)
+            _check_like(key, value, weight, lstm)
     return Inputs(x, is_init.reshape(batch), stored)
 
 
@@ -121,9 +121,9 @@ def unfold_step(value: Tensor, batch: Sequence[int]) -> Tensor:
     return value if len(batch) == 1 else value.reshape(*batch, *value.shape[1:])
 
 
-def _check_like(key: NestedKey, value: Tensor, weight: Tensor, casts: bool) -> None:
+def _check_like(key: NestedKey, value: Tensor, weight: Tensor, lstm: LSTM) -> None:
     if value.dtype != weight.dtype or value.device != weight.device:  # words only where they are needed
-        check_like(repr(key), value, weight, casts)
+        check_like(repr(key), value, weight, lstm.autocast_dtype() is not None)
 
 
 def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:

@@ -330,7 +330,7 @@ class LSTM(nn.RNNBase):
 
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype to compute in under autocast, or ``None``. Like torch's own: float64 is left alone."""
-        weight = self.weight_ih_l0
+        weight = self._weight("weight_ih_l0")
         kind = weight.device.type
         known = torch.amp.is_autocast_available(kind)  # "meta" has none
         if weight.dtype == torch.float64 or not known or not torch.is_autocast_enabled(kind):
@@ -339,7 +339,7 @@ class LSTM(nn.RNNBase):
 
     def _ready(self) -> tuple[list[LayerWeights], torch.dtype, AbstractContextManager[Any]]:
         """The weights in the dtype to compute in, and a context in which autocast does not touch them."""
-        weight = self.weight_ih_l0
+        weight = self._weight("weight_ih_l0")
         if (weight.device, weight.dtype) != self._placed:
             demand(self._backend, self.spec, weight.device, weight.dtype)
             self._placed = (weight.device, weight.dtype)
@@ -365,11 +365,16 @@ class LSTM(nn.RNNBase):
         """The parameters as backends see them: ``L*D`` entries, layer by layer, forward then reverse."""
         weights = []
         for names in self._all_weights:
-            found = [getattr(self, name) for name in names]
+            found = [self._weight(name) for name in names]
             b_ih, b_hh = found[2:4] if self.bias else (None, None)
             w_hr = found[-1] if self.proj_size else None
             weights.append(LayerWeights(found[0], found[1], b_ih, b_hh, w_hr))
         return weights
+
+    def _weight(self, name: str) -> Tensor:
+        """A parameter, or what a parametrization makes of one; ``nn.Module``'s own look-up takes half a microsecond."""
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
 
     def _decline(self, feature: str, reason: str, trait: Trait) -> NoReturn:
         weight = self.weight_ih_l0

@@ -242,7 +242,7 @@ class LSTMModule(TensorDictModuleBase):
         if recurrent and not tensordict.ndim:
             raise InputError("recurrent mode needs a time dimension, the last of the batch size; got a 0-d TensorDict")
         lstm = self.lstm
-        read = layout.read(tensordict, self.in_keys, lstm.spec, lstm.weight_ih_l0, lstm.autocast_dtype() is not None)
+        read = layout.read(tensordict, self.in_keys, lstm)
         layout.check_writable(out, self.out_keys)
         values = self._over_time(read) if recurrent else self._one_step(read)
         return layout.write(out, {key: values[key] for key in self.out_keys})

@@ -6,7 +6,7 @@ from rnn_backends.choose import DEFAULT_VARIABLE
 from tensordict import TensorDict
 from torch import nn
 
-BUILT_IN = ("cudnn", "vmap", "compile", "torchscript")
+BUILT_IN = ("cudnn", "vmap", "compile", "cpp", "torchscript")
 EAGER = ("cudnn", "vmap", "torchscript")
 """Those that need no compiler: for tests of what core does, where one more backend would only take time."""
 

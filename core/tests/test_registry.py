@@ -15,7 +15,7 @@ from rnn_backends import Backend, BrokenBackendError, ContractError, UnknownBack
 from rnn_backends.registry import DISABLE_VARIABLE, Registry
 from rnn_backends.unroll import unroll
 
-BUILT_IN = ("compile", "cudnn", "torchscript", "vmap")
+BUILT_IN = ("compile", "cpp", "cudnn", "torchscript", "vmap")
 IMPORTS = "from rnn_backends import Backend, hookimpl\nfrom rnn_backends.unroll import unroll\n"
 GOOD = IMPORTS + "contract_version = 1\n@hookimpl\ndef lstm_backend():\n    return Backend('good', unroll)\n"
 

@@ -143,8 +143,7 @@ def locked_input_refused_despite_tensordict_out() -> list[Patch]:
         recurrent = self.recurrent_mode
         if recurrent and not tensordict.ndim:
             raise InputError("recurrent mode needs a time dimension, the last of the batch size; got a 0-d TensorDict")
-        lstm = self.lstm
-        read = layout.read(tensordict, self.in_keys, lstm.spec, lstm.weight_ih_l0, lstm.autocast_dtype() is not None)
+        read = layout.read(tensordict, self.in_keys, self.lstm)
         layout.check_writable(tensordict, self.out_keys)
         values = self._over_time(read) if recurrent else self._one_step(read)
         out = tensordict if tensordict_out is None else tensordict_out

@@ -234,10 +234,10 @@ def too_many_features_are_cut() -> list[Patch]:
     """An input with too many features is cut to the right number."""
     original = layout.read
 
-    def wrong(td: Any, keys: Any, spec: LSTMSpec, *rest: Any) -> Any:
+    def wrong(td: Any, keys: Any, lstm: LSTM) -> Any:
         x = td.get(keys[0], None)
-        given = td if x is None else td.copy().set(keys[0], x[..., : spec.input_size])
-        return original(given, keys, spec, *rest)
+        given = td if x is None else td.copy().set(keys[0], x[..., : lstm.input_size])
+        return original(given, keys, lstm)
 
     return [Patch(layout, "read", wrong)]
 

@@ -89,11 +89,11 @@ def _compile(file: Path) -> None:
     """Into a file of another name first, so that nobody ever loads half of one."""
     log.info("compiling the LSTM kernel for this processor into %s", file)
     handle, made = tempfile.mkstemp(suffix=".so", dir=file.parent)
-    os.close(handle)
     try:
         _run([_compiler(), *FLAGS, str(SOURCES / "lstm.cpp"), *_openmp(), "-Wl,--as-needed", "-o", made])
         os.replace(made, file)
     finally:
+        os.close(handle)
         Path(made).unlink(missing_ok=True)
 
 

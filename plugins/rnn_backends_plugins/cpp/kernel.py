@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from rnn_backends import LayerWeights, State, UnsupportedError
+from rnn_backends import InputError, LayerWeights, State, UnsupportedError
 from torch import Tensor
 
 from ..operators import Arguments, Needs, Run
@@ -105,6 +105,7 @@ def step(w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None
         is_init: ``[B]`` bool: where the state is taken as zero.
     """
     h, c = state
+    _check_step(w, x, state)
     held = [v if v is None or v.is_contiguous() else v.contiguous() for v in (x, *w, h, c)]
     read = [None if v is None else v.data_ptr() for v in held]
     (B, H), (inputs, P) = c.shape, (x.shape[1], h.shape[1])
@@ -116,6 +117,21 @@ def step(w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None
     if B:
         kernel().step(byref(layer), x.dtype == torch.float64)
     return out
+
+
+def _check_step(w: LayerWeights, x: Tensor, state: State) -> None:
+    """What :meth:`Arguments.checked` says of a layer, at a price that a step can pay."""
+    (h, c), dtype = state, x.dtype
+    shapes = w.w_ih.shape, w.w_hh.shape, h.shape, c.shape
+    B, H, P = len(x), c.shape[-1], h.shape[-1]
+    fits = shapes == ((4 * H, x.shape[-1]), (4 * H, P), (B, P), (B, H)) and x.ndim == 2
+    others = (w.b_ih, (4 * H,)), (w.b_hh, (4 * H,)), (w.w_hr, (P, H))
+    fits = fits and all(v is None or (v.shape == shape and v.dtype == dtype) for v, shape in others)
+    if fits and w.w_ih.dtype == w.w_hh.dtype == h.dtype == c.dtype == dtype and (w.w_hr is not None or H == P):
+        return
+    named = zip(("x", *w._fields, "h", "c"), (x, *w, h, c), strict=True)
+    given = ", ".join(f"{name} {tuple(v.shape)} {v.dtype}" for name, v in named if v is not None)
+    raise InputError(f"a step's x, weights and state do not fit together: {given}")
 
 
 def _layer(given: Arguments) -> tuple[Layer, list[Tensor]]:

@@ -36,7 +36,7 @@ constexpr int64_t CHUNK = 128;          // rows times steps whose gradients are 
 template <class S>
 constexpr int64_t UNITS_AT_ONCE = (1 << 17) / (WIDTH<S> * WIDTH<S> * sizeof(S));  // 128 KiB of a panel's rows
 constexpr int64_t FEW = 4;          // rows of a step that are taken by the weights as they lie
-constexpr int64_t ALONE = 1 << 19;  // so few multiplications (a gate's) are not worth a second thread,
+constexpr int64_t ALONE = 1 << 18;  // so few multiplications (a gate's) are not worth a second thread,
 constexpr int64_t SMALL = 1 << 20;  // nor are weights of so few bytes to be read for one step
 
 // The layer with its types, and the sizes that follow from it.
@@ -102,8 +102,13 @@ void pack_gates(S* to, const S* weight, int64_t K, int64_t H, int64_t j) {
   const int64_t first = j * LANES<S>, number = std::min(LANES<S>, H - first);
   for (int gate = 0; gate < 4; ++gate)
     for (int64_t k = 0; k < K; k += LANES<S>) {
-      Vec<S> square[LANES<S>] = {};
-      for (int64_t u = 0; u < number; ++u) square[u] = load(weight + (gate * H + first + u) * K + k, K - k);
+      Vec<S> square[LANES<S>];
+      const S* from = weight + (gate * H + first) * K + k;
+      if (number == LANES<S> && K - k >= LANES<S>)
+#pragma GCC unroll 16
+        for (int u = 0; u < LANES<S>; ++u) square[u] = load(from + u * K);
+      else
+        for (int u = 0; u < LANES<S>; ++u) square[u] = u < number ? load(from + u * K, K - k) : Vec<S>{};
       transpose<S>(square);
       for (int64_t n = 0; n < std::min(LANES<S>, K - k); ++n)
         store(to + (k + n) * WIDTH<S> + gate * LANES<S>, square[n]);
@@ -332,9 +337,9 @@ struct BackwardRows {
     const S* from = v.l.grad_c ? v.as(v.l.grad_c) + t * v.l.grad_c_t + b * v.l.grad_c_b : nullptr;
     for (int64_t q = 0, j = 4 * p; q < 4 && j < v.units; ++q, ++j) {
       const int64_t first = j * LANES<S>, left = v.H - first;
-      const S* gate = kept + j * WIDTH<S>;
-      const Vec<S> i = load(gate), f = load(gate + LANES<S>);
-      const Vec<S> g = load(gate + 2 * LANES<S>), o = load(gate + 3 * LANES<S>);
+      const S* gate = kept + j * WIDTH<S>;  // behind the last unit there may be NaN: an infinite input times zero
+      const Vec<S> i = load(gate, left), f = load(gate + LANES<S>, left);
+      const Vec<S> g = load(gate + 2 * LANES<S>, left), o = load(gate + 3 * LANES<S>, left);
       const Vec<S> flat = tanh(load(c_at + first, left)), m = load(into_m + q * LANES<S>);
       S* carried = into_c + row * v.wide + first;
       Vec<S> at_c = load(carried) + m * o * (1 - flat * flat);

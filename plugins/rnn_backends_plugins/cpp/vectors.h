@@ -23,9 +23,9 @@ constexpr int BYTES = 16, ROWS = 3;
 
 template <class S>
 struct Vectors {
-  typedef S V __attribute__((vector_size(BYTES)));
-  typedef S Unaligned __attribute__((vector_size(BYTES), aligned(alignof(S)), may_alias));
-  static constexpr int64_t lanes = BYTES / sizeof(S);
+  static constexpr int64_t lanes = BYTES / sizeof(S) < 4 ? 4 : BYTES / sizeof(S);  // a unit's gates fit in, always
+  typedef S V __attribute__((vector_size(lanes * sizeof(S))));
+  typedef S Unaligned __attribute__((vector_size(lanes * sizeof(S)), aligned(alignof(S)), may_alias));
 };
 
 template <class S>
@@ -70,7 +70,7 @@ inline Vec<S> same(S value) {
 template <class S, bool second, size_t... k>
 inline Vec<S> shuffled(Vec<S> a, Vec<S> b, std::index_sequence<k...>) {
   typedef std::conditional_t<sizeof(S) == 4, int32_t, int64_t> Index;
-  typedef Index Indices __attribute__((vector_size(BYTES)));
+  typedef Index Indices __attribute__((vector_size(LANES<S> * sizeof(S))));
   constexpr Index from = second ? LANES<S> / 2 : 0;
   return __builtin_shuffle(a, b, Indices{Index(k / 2 + (k % 2) * LANES<S> + from)...});
 }
@@ -122,7 +122,7 @@ inline Vec<float> within(Vec<float> x, float limit) {
 
 inline Vec<float> sigmoid(Vec<float> x) {
   Power e = power(within(-x, 87.0f));
-  return 1.0f / (1.0f + (e.scale * e.p + e.scale));
+  return x < -87.0f ? Vec<float>{} : 1.0f / (1.0f + (e.scale * e.p + e.scale));
 }
 
 // tanh(x) = m / (m + 2), m = expm1(2x): as exact near zero as anywhere.

@@ -1,0 +1,536 @@
+"""The ``cpp`` backend alone: sizes at the edges of its tiles, its threads, its own functions, and how it is compiled.
+
+What every hand-written layer does is in test_operators.py.
+"""
+
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from rnn_backends import LSTM, LayerWeights, LSTMSpec, State, UnsupportedError, explain, get_backend
+from rnn_backends_plugins import cpp as plugin
+from rnn_backends_plugins.cpp import build, kernel
+from torch import Tensor
+
+CPU = torch.device("cpu")
+SIZES = (1, 3, 15, 16, 17, 31, 33, 64, 65, 130)
+
+reason = plugin.rejects(LSTMSpec(1, 1), CPU, torch.float64)
+pytestmark = pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
+def assert_near(found, wanted, relative: float) -> None:
+    """Every tensor within ``relative`` of its largest number; NaN and infinity where they are wanted."""
+    for got, want in zip(*(torch.utils._pytree.tree_leaves(v) for v in (found, wanted)), strict=True):
+        largest = want[want.isfinite()].abs().max().item() if want.isfinite().any() else 0.0
+        torch.testing.assert_close(got, want, rtol=0, atol=relative * largest, equal_nan=True)
+
+
+@pytest.fixture
+def threads():
+    """``threads(n)`` sets their number; afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("H", "P"), [(H, P) for H in SIZES for P in (0, 1, 16, 33, 63, 64, 65) if P < H])
+def test_every_size_about_a_register_and_a_tile(case, run, H, P):
+    k = SIZES.index(H) + P
+    args = case(T=4, B=SIZES[(3 * k + 1) % 10], I=SIZES[(7 * k + 2) % 10], H=H, P=P, spread=0.2, seed=k)
+    assert_near(run("cpp", args), run("vmap", args), 1e-12)
+
+
+LARGE = [
+    {"T": 140, "B": 300, "H": 17},
+    {"T": 140, "B": 129, "H": 3, "P": 2},
+    {"T": 140, "B": 1, "H": 33, "P": 17},
+    {"T": 130, "B": 5, "I": 130, "H": 65, "P": 64},
+    {"T": 3, "B": 300, "I": 65, "H": 130, "P": 65},
+    {"T": 3, "B": 7, "I": 31, "H": 300},
+]
+
+
+@pytest.mark.parametrize("read", ["hc", "h", "c"])
+@pytest.mark.parametrize("sizes", LARGE, ids=str)
+def test_several_blocks_of_rows_chunks_of_steps_and_parts_of_weights(case, run, sizes, read):
+    args = case(**sizes, spread=0.1)
+    assert_near(run("cpp", args, read), run("vmap", args, read), 1e-12)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"H": 33, "P": 17, "B": 33}, *LARGE[:3], LARGE[5]], ids=str)
+def test_sizes_in_float32(case, run, sizes):
+    args = case(**sizes, spread=0.1, dtype=torch.float32)
+    assert_near(run("cpp", args), run("vmap", args), 1e-5)
+
+
+@pytest.mark.parametrize("P", [0, 17])
+@pytest.mark.parametrize("B", [2, 3, 7, 300])
+def test_any_number_of_threads_gives_the_same_and_one_number_the_same_bits(case, run, threads, B, P):
+    args = case(T=1200 // B + 30, B=B, I=20, H=130, P=P, spread=0.1)
+    found = {}
+    for number in (1, 2, 5):
+        threads(number)
+        found[number] = run("cpp", args)
+        torch.testing.assert_close(run("cpp", args), found[number], rtol=0, atol=0)
+    assert_near((found[2], found[5]), (found[1], found[1]), 1e-12)
+
+
+def test_a_large_step_is_the_same_on_any_number_of_threads(threads):
+    weights, x, state = acting(B=3, I=130, H=130)
+    found = []
+    for number in (1, 2, 5):
+        threads(number)
+        found.append(plugin.step(weights, x, state))
+    torch.testing.assert_close(found[1:], found[:1] * 2, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("P", [0, 3])
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_before_a_start_is_not_seen_after_it(case, poison, P):
+    weights, x, entry, starts = case(T=12, B=9, I=5, H=17, P=P)
+    starts[7] = True
+    entry = State(*(v.detach().nan_to_num() for v in entry))
+    poisoned = x.detach().clone()
+    poisoned[3:7, :, 2] = poison
+    results = []
+    for given in (x, poisoned.requires_grad_()):
+        out = plugin.layer(weights, given, entry, starts)
+        after = out.h[7:], out.c[7:]
+        results.append((*after, torch.autograd.grad(sum(v.sum() for v in after), given)[0][7:]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_what_is_not_a_number_in_one_row_is_not_seen_in_the_others(case, poison):
+    weights, x, entry, starts = case(T=5, B=9, I=5, H=17)
+    poisoned = x.detach().clone()
+    poisoned[1, 4] = poison
+    others = torch.arange(9) != 4
+    results = []
+    for given in (x, poisoned.requires_grad_()):
+        out = plugin.layer(weights, given, entry, starts)
+        (grad,) = torch.autograd.grad(out.h.sum() + out.c.sum(), given)
+        results.append((out.h[:, others], out.c[:, others], grad[:, others]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("value", [1e30, -1e30, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("H", [5, 16, 17])
+@pytest.mark.parametrize("P", [0, 3])
+def test_inputs_that_saturate_do_so_as_in_torch(case, run, dtype, relative, value, H, P):
+    _, x, entry, _ = args = case(H=H, P=P, dtype=dtype, rate=0.0)
+    with torch.no_grad():
+        x[3, 1, 0] = value
+        entry.h[0, 2, 0] = value
+    (found, grads), (wanted, wanted_grads) = run("cpp", args), run("vmap", args)
+    assert_near(found, wanted, relative)
+    for got, want in zip(grads, wanted_grads, strict=True):  # zero times infinity is NaN, a little times it is not
+        assert torch.equal(got.isfinite(), want.isfinite())
+        assert_near(got.where(got.isfinite(), 0), want.where(want.isfinite(), 0), relative)
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_weights_that_saturate_do_so_as_in_torch(case, dtype, relative):
+    weights, x, entry, starts = case(H=17, dtype=dtype)
+    large = LayerWeights(*(None if v is None else v.detach() * 1e4 for v in weights))
+    found, wanted = (get_backend(name).layer(large, x, entry, starts) for name in ("cpp", "vmap"))
+    assert wanted.h.abs().max() > 0.7  # tanh(1), at least
+    assert_near(found, wanted, relative)
+
+
+def test_next_to_zero_the_relative_error_is_small():
+    H = 33
+    w_ih = torch.linspace(-2, 2, 4 * H).unsqueeze(1)
+    weights = LayerWeights(w_ih, torch.zeros(4 * H, H), None, None, None)
+    exact = LayerWeights(w_ih.double(), weights.w_hh.double(), None, None, None)
+    x, zeros, starts = torch.full((1, 1, 1), 1e-6), torch.zeros(1, 1, H), torch.ones(1, 1, dtype=torch.bool)
+    found = plugin.layer(weights, x, State(zeros, zeros), starts)
+    wanted = get_backend("vmap").layer(exact, x.double(), State(zeros.double(), zeros.double()), starts)
+    for got, want in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=0)
+
+
+def acting(B=2, I=5, H=5, P=0, bias=True, dtype=torch.float64) -> tuple[LayerWeights, Tensor, State]:  # noqa: E741
+    g = torch.Generator().manual_seed(B + H)
+
+    def draw(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=g, dtype=torch.float64) / 5).to(dtype)
+
+    biases = (draw(4 * H), draw(4 * H)) if bias else (None, None)
+    weights = LayerWeights(draw(4 * H, I), draw(4 * H, P or H), *biases, draw(P, H) if P else None)
+    return weights, draw(B, I), State(draw(B, P or H), draw(B, H))
+
+
+def plain_step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    starts = torch.ones(1, len(x), dtype=torch.bool)
+    out = get_backend("vmap").layer(weights, x[None], State(state.h[None], state.c[None]), starts)
+    return State(out.h[0], out.c[0])
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("B", [0, 1, 2, 3, 4, 5, 8, 33])
+def test_a_step_of_few_rows_and_of_many(B, bias, dtype, relative):
+    for H, I in product((1, 7, 8, 15, 16, 17, 33, 130), (1, 16, 33)):  # noqa: E741
+        for P in (0, 3) if H > 3 else (0,):
+            args = acting(B, I, H, P, bias, dtype)
+            with torch.no_grad():
+                found = plugin.step(*args)
+            assert_near(found, plain_step(*args), relative)
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 3}, {"dtype": torch.bfloat16}], ids=str)
+@pytest.mark.parametrize("B", [1, 4, 7])
+def test_a_step_that_starts_reads_no_state(options, B):
+    torch.manual_seed(0)
+    lstm = LSTM(5, 17, 2, lstm_backend="cpp", **options)
+    dtype, P, is_init = lstm.weight_ih_l0.dtype, lstm.spec.output_size, torch.arange(B) % 3 == 0
+    x, h, c = (torch.randn(*shape).to(dtype) for shape in ((B, 5), (2, B, P), (2, B, 17)))
+    clean = State(*(v.masked_fill(is_init[:, None], 0) for v in (h, c)))
+    poisoned = State(*(v.masked_fill(is_init[:, None], torch.nan) for v in (h, c)))
+    with torch.no_grad():
+        found, wanted = lstm.step(x, poisoned, is_init), lstm.with_backend("vmap").step(x, clean)
+    assert_near(found, wanted, 1e-5 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("B", [2, 7])
+def test_a_step_has_gradients(B):
+    args = acting(B)
+    read = [v.requires_grad_() for v in (args[1], *args[2], *args[0]) if v is not None]
+    found, wanted = (f(*args) for f in (plugin.step, plain_step))
+    grads = [torch.autograd.grad(out.h.square().sum() + out.c.sum(), read) for out in (found, wanted)]
+    assert_near((found, grads[0]), (wanted, grads[1]), 1e-13)
+
+
+def transposed(v: Tensor) -> Tensor:
+    """A matrix that lies column by column; a vector is none."""
+    return v.t().contiguous().t()
+
+
+def spaced(v: Tensor) -> Tensor:
+    """Every second number of another tensor."""
+    return torch.stack([v, torch.full_like(v, torch.nan)], -1)[..., 0]
+
+
+@pytest.mark.parametrize("name", ["x", "h", "c", *LayerWeights._fields])
+@pytest.mark.parametrize("B", [2, 7])
+def test_a_step_reads_what_is_not_contiguous(B, name):
+    weights, x, state = args = acting(B, I=17, H=9, P=3 if name == "w_hr" else 0)
+    wanted = plain_step(*args)
+    for moved in (spaced, transposed):
+        given = {"x": x, **state._asdict(), **weights._asdict()}
+        given[name] = moved(given[name])
+        parts = LayerWeights(*(given[f] for f in LayerWeights._fields)), given["x"], State(given["h"], given["c"])
+        assert_near(plugin.step(*parts), wanted, 1e-13)
+
+
+def test_a_step_of_a_row_of_another_tensor():
+    weights, x, _ = acting(B=1, I=5, H=5)
+    wide = torch.randn(1, 12, dtype=torch.float64)
+    args = weights, x, State(wide[:, :5], wide[:, 6:11])
+    assert_near(plugin.step(*args), plain_step(*args), 1e-13)
+
+
+@pytest.mark.parametrize("P", [0, 3])
+def test_a_layer_reads_what_is_not_contiguous(case, P):
+    weights, x, entry, starts = args = case(T=6, B=5, I=17, H=9, P=P)
+    moved = LayerWeights(*(None if v is None else transposed(v) for v in weights))
+    given = moved, spaced(x), State(spaced(entry.h), entry.c.transpose(0, 2).contiguous().transpose(0, 2))
+    assert_near(plugin.layer(*given, starts.t().contiguous().t()), plugin.layer(*args), 1e-13)
+
+
+def test_gradients_that_arrive_in_another_layout(case, leaves):
+    args = case(T=6, B=5, H=9)
+    out = plugin.layer(*args)
+    cotangents = [torch.randn_like(v) for v in out]
+    want = torch.autograd.grad(out, leaves(args), cotangents, retain_graph=True)
+    for moved in (spaced, lambda v: v.transpose(0, 1).contiguous().transpose(0, 1)):
+        assert_near(
+            torch.autograd.grad(out, leaves(args), list(map(moved, cotangents)), retain_graph=True), want, 1e-13
+        )
+
+
+def test_what_does_not_fit_a_step_raises():
+    """Read without looking, most of these would be read past their end."""
+    weights, x, state = acting(B=2, I=5, H=5)
+    for wrong in (
+        (weights, torch.zeros(2, 7, dtype=torch.float64), state),
+        (weights._replace(w_hh=weights.w_hh[:, :-1].contiguous()), x, state),
+        (weights._replace(w_ih=weights.w_ih[:-4]), x, state),
+        (weights._replace(b_ih=weights.b_ih[:-1]), x, state),
+        (weights, x, State(state.h[:1], state.c)),
+        (weights, x, State(state.h.float(), state.c)),
+        (weights._replace(w_hh=weights.w_hh.float()), x, state),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):
+            plugin.step(*wrong)
+
+
+def test_the_default_device_does_not_count():
+    lstm, x, is_init = LSTM(3, 5, 2, lstm_backend="cpp", dtype=torch.float64), torch.randn(9, 2, 3).double(), None
+    state = State(torch.zeros(2, 2, 5).double(), torch.zeros(2, 2, 5).double())
+
+    def everything() -> tuple:
+        y, ends = lstm(x, state, is_init=is_init)
+        with torch.no_grad():
+            acted = lstm.step(x[0], state), lstm.step(x[:, 0], State(*(v[:, :1].expand(-1, 9, -1) for v in state)))
+        return y, ends, torch.autograd.grad(y.sum(), list(lstm.parameters())), acted
+
+    want, before = everything(), torch.get_default_device()
+    torch.set_default_device("meta")
+    try:
+        found = everything()
+    finally:
+        torch.set_default_device(before)
+    assert_near(found, want, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_are_float32_rounded_at_the_end(case, run, dtype):
+    weights, x, entry, starts = args = case(T=20, B=6, H=17, P=3, dtype=dtype)
+
+    def wide(v: Tensor | None) -> Tensor | None:
+        return None if v is None else v.detach().float().requires_grad_()
+
+    in_float32 = LayerWeights(*map(wide, weights)), wide(x), State(*map(wide, entry)), starts
+    found, wanted = run("cpp", args), run("cpp", in_float32)
+    rounded = torch.utils._pytree.tree_map(lambda v: v.to(dtype), wanted[0])
+    torch.testing.assert_close(found[0], rounded, rtol=0, atol=0, equal_nan=True)
+    with torch.no_grad():
+        torch.testing.assert_close(plugin.layer(*args), rounded, rtol=0, atol=0)
+
+
+@pytest.fixture
+def filled_memory():
+    """Memory that is handed out is NaN throughout, bytes are 255."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@pytest.mark.parametrize(("H", "P"), [(5, 0), (5, 3), (16, 0), (16, 3), (130, 0), (130, 3), (130, 65)])
+def test_nothing_is_read_before_it_is_written(case, run, filled_memory, threads, H, P):
+    threads(2)
+    for read, B in product(("hc", "h", "c"), (1, 7, 33)):
+        args = case(T=9, B=B, I=17, H=H, P=P, spread=0.1)
+        assert_near(run("cpp", args, read), run("vmap", args, read), 1e-12)
+
+
+def forget() -> None:
+    for known in (build.library, build.why_not, kernel.kernel):
+        known.cache_clear()
+
+
+@pytest.fixture
+def anew(tmp_path, monkeypatch):
+    """An empty cache folder and nothing loaded; gives the files compiled, each of them a copy of the one there is."""
+    there, compiled = tmp_path / "there.so", []
+    shutil.copy(build.library()._name, there)
+
+    def copied(file: Path) -> None:
+        file.unlink(missing_ok=True)  # it may be loaded
+        shutil.copy(there, file)
+        compiled.append(file)
+
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "_compile", copied)
+    forget()
+    yield compiled
+    forget()
+
+
+def still_right(case, run) -> bool:
+    args = case(P=2)
+    assert_near(run("cpp", args), run("vmap", args), 1e-12)
+    return True
+
+
+def test_it_is_compiled_once_and_kept(anew, case, run, tmp_path):
+    assert still_right(case, run)
+    assert [file.parent for file in anew] == [tmp_path / "rnn_backends"]
+    forget()
+    assert still_right(case, run)
+    assert len(anew) == 1
+
+
+ANOTHER = """
+from rnn_backends_plugins.cpp import build
+def _compile(file): raise AssertionError("compiled again")
+build._compile = _compile
+print(build.library()._name)
+"""
+
+
+def test_another_process_finds_what_is_kept(anew):
+    build.library()
+    done = subprocess.run([sys.executable, "-c", ANOTHER], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(anew[0])
+
+
+def test_compiled_for_real_nothing_else_is_left_in_the_folder(anew, monkeypatch, case, run, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert still_right(case, run)
+    assert [str(file) for file in (tmp_path / "rnn_backends").iterdir()] == [build.library()._name]
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_for_this_process(anew, case, run, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert still_right(case, run)
+    assert len(anew) == 1
+    assert not anew[0].exists()
+
+
+def test_a_folder_that_cannot_be_written_counts_as_none(anew, case, run, monkeypatch, tmp_path):
+    copied = build._compile
+
+    def denied(file: Path) -> None:
+        if file.parent == tmp_path / "rnn_backends":
+            raise PermissionError(13, "Permission denied", str(file))
+        copied(file)
+
+    monkeypatch.setattr(build, "_compile", denied)
+    assert still_right(case, run)
+    assert len(anew) == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a library", b"\x7fELF\x02\x01\x01"])
+def test_a_damaged_file_is_compiled_again(anew, case, run, damage):
+    build.library()
+    forget()
+    name = anew[0].with_name("damaged.so")
+    name.write_bytes(damage)
+    build._load(name)
+    assert anew[1:] == [name]
+
+
+def test_the_name_changes_with_the_sources_and_the_processor(monkeypatch, tmp_path):
+    names = {build._key(), build._key()}
+    assert len(names) == 1
+    for file in build.SOURCES.glob("*.[ch]*"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "products.h").write_text("// another")
+    with monkeypatch.context() as other:
+        other.setattr(build, "SOURCES", tmp_path)
+        names.add(build._key())
+    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DANOTHER_PROCESSOR"))
+    assert len({*names, build._key()}) == 3
+
+
+def declined(reason: str) -> None:
+    """Say so everywhere, and raise nowhere but where the backend is asked for by name."""
+    spec = LSTMSpec(2, 3)
+    assert reason in plugin.rejects(spec, CPU, torch.float32)
+    verdict = next(v for v in explain(spec, CPU) if v.name == "cpp")
+    assert not verdict.accepted
+    assert reason in verdict.reason
+    with pytest.raises(UnsupportedError, match=re.escape(reason)):
+        LSTM(2, 3, lstm_backend="cpp")
+    assert LSTM(2, 3, lstm_backend="auto").lstm_backend != "cpp"
+
+
+def test_without_a_compiler_it_says_so(anew, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    declined("needs a C++ compiler, and 'g++' is not on the path (CXX names another)")
+
+
+def test_a_compiler_that_is_not_there_is_named(anew, monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    declined("needs a C++ compiler, and '/nowhere/c++' is not on the path")
+
+
+FAILS = """#!/bin/sh
+case "$*" in *{passes}*) exec g++ "$@" ;; esac
+echo "In file included from somewhere:" >&2
+echo "lstm.cpp:1:1: error: no room left" >&2
+exit 1
+"""
+
+
+@pytest.mark.parametrize("passes", ["nothing", "-dM"])
+def test_what_a_compiler_that_fails_says_is_the_reason(anew, monkeypatch, tmp_path, passes):
+    forget()
+    monkeypatch.undo()
+    fails = tmp_path / "fails"
+    fails.write_text(FAILS.format(passes=passes))
+    fails.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CXX", str(fails))
+    declined("says 'lstm.cpp:1:1: error: no room left'")
+    assert not list(tmp_path.glob("rnn_backends/*"))
+
+
+def test_a_compiler_that_fails_in_silence(anew, monkeypatch):
+    monkeypatch.setenv("CXX", "/bin/false")
+    declined("its kernel cannot be compiled: /bin/false says")
+
+
+def test_a_compiler_that_cannot_be_run(anew, monkeypatch, tmp_path):
+    no_program = tmp_path / "c++"
+    no_program.write_bytes(b"\x7fELF of another processor")
+    no_program.chmod(0o755)
+    monkeypatch.setenv("CXX", str(no_program))
+    declined("its kernel cannot be compiled: [Errno 8]")
+
+
+def test_the_process_has_one_openmp_library(case, run):
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("there is no /proc to look at")
+    run("cpp", case(T=40, B=70, H=40))
+    files = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
+    assert len({f for f in files if re.search(r"/lib(g|i)?omp[^/]*\.so", f)}) == 1
+
+
+WATCHED = """
+import ctypes, itertools, sys
+import torch
+from rnn_backends_plugins.cpp import build, kernel
+kernel.library = lambda: ctypes.CDLL(sys.argv[1])
+from rnn_backends import LayerWeights, State, get_backend
+backend = get_backend("cpp")
+draw = lambda dtype, *shape: torch.randn(*shape, dtype=dtype).requires_grad_()
+sizes = itertools.product((1, 3, 17), (1, 4, 9, 40), (1, 15, 33), (1, 15, 16, 17, 33, 65), (0, 1, 16, 64))
+for number, (T, B, I, H, P) in enumerate(sizes):
+    torch.set_num_threads(1 + number % 3)
+    dtype = (torch.float32, torch.float64)[number % 2]
+    biases = (draw(dtype, 4 * H), draw(dtype, 4 * H)) if number % 5 else (None, None)
+    w_hr = draw(dtype, P, H) if P else None
+    weights = LayerWeights(draw(dtype, 4 * H, I), draw(dtype, 4 * H, P or H), *biases, w_hr)
+    x, entry = draw(dtype, T, B, I), State(draw(dtype, T, B, P or H), draw(dtype, T, B, H))
+    starts = torch.rand(T, B) < 0.3
+    starts[0] = True
+    out = backend.layer(weights, x, entry, starts)
+    torch.autograd.grad(out.h.sum() + out.c.sum(), [v for v in (x, *entry, *weights) if v is not None])
+    with torch.no_grad():
+        backend.step(weights, x[0], State(entry.h[0], entry.c[0]))
+"""
+
+
+@pytest.mark.slow
+def test_no_memory_but_its_own_is_touched(tmp_path):
+    """Built to watch every access; the tensors' memory has guards on both sides then."""
+    compiler, made = os.environ.get("CXX") or "g++", tmp_path / "watched.so"
+    found = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    guard = found.stdout.strip()
+    if not os.path.isabs(guard):
+        pytest.skip("the compiler has no libasan")
+    flags = [*build.FLAGS, "-O1", "-fsanitize=address"]
+    subprocess.run([compiler, *flags, build.SOURCES / "lstm.cpp", *build._openmp(), "-o", made], check=True)
+    options = {"LD_PRELOAD": guard, "ASAN_OPTIONS": "detect_leaks=0"}
+    command = [sys.executable, "-c", WATCHED, made]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **options})
+    assert done.returncode == 0, done.stderr[-2000:]
