@@ -127,7 +127,7 @@ def first_calls(
     for name in who:
         tick(f"first call in a fresh process: {name}")
         with suppress(NotImplementedError):  # it cannot be had in another process; its cells say whether it runs
-            found[name] = round(first(name, 16)["seconds"], 2)
+            found[name] = float(f"{first(name, 16)['seconds']:.3g}")
         done()
     return found
 
