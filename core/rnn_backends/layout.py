@@ -106,18 +106,20 @@ def unfold_time(value: Tensor, batch: Sequence[int]) -> Tensor:
 
 
 def fold_step(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
-    """``[*batch, .]`` -> ``x [B, I]``, ``is_init [B]``, states ``[L*D, B, .]``."""
+    """``[*batch, .]`` -> ``x [B, I]``, ``is_init [B]``, stored states ``[B, L*D, .]``."""
     x, is_init, stored = inputs
-    if is_init.ndim != 1:  # one batch dimension, the usual case when acting, is as it should be
-        B = is_init.numel()
-        x, is_init = x.reshape(B, x.shape[-1]), is_init.reshape(B)
-        stored = stored and State(*(s.reshape(B, *s.shape[-2:]) for s in stored))
-    return x, is_init, stored and State(stored.h.transpose(0, 1), stored.c.transpose(0, 1))
+    if is_init.ndim == 1:  # one batch dimension, the usual case when acting, is as it should be
+        return inputs
+    B = is_init.numel()
+    return (
+        x.reshape(B, x.shape[-1]),
+        is_init.reshape(B),
+        stored and State(*(s.reshape(B, *s.shape[-2:]) for s in stored)),
+    )
 
 
 def unfold_step(value: Tensor, batch: Sequence[int]) -> Tensor:
-    """``[B, N]`` -> ``[*batch, N]``; hidden states ``[L*D, B, N]`` -> ``[*batch, L*D, N]``."""
-    value = value if value.ndim == 2 else value.transpose(0, 1)
+    """``[B, ...]`` -> ``[*batch, ...]``."""
     return value if len(batch) == 1 else value.reshape(*batch, *value.shape[1:])
 
 

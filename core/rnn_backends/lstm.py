@@ -303,25 +303,31 @@ class LSTM(nn.RNNBase):
         Returns:
             ``output [B, D*P]`` and the next state, shaped like ``state``.
         """
-        if state is None:
-            state = self.zero_state((x.shape[0],), x)
-            is_init = None
+        stored = None if state is None else State(state.h.transpose(0, 1), state.c.transpose(0, 1))
+        output, (h, c) = self.step_stored(x, stored, is_init)
+        return output, State(h.transpose(0, 1), c.transpose(0, 1))
+
+    def step_stored(self, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+        """:meth:`step` with the state as a TensorDict has it, ``State([B, L*D, P], [B, L*D, H])``, in and out."""
+        if stored is None:
+            h, c = self.zero_state((x.shape[0],), x)
+            stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
         run, directions = self._backend.step or self._layer_as_step, self.spec.directions
         if is_init is not None and self._backend.act is not None:
             run = partial(_act, self._backend.act, is_init)
         elif is_init is not None:
-            state = zero_at(state, is_init)
+            stored = zero_at(stored, is_init)
         states: list[State] = []
         weights, dtype, uncast = self._ready()
         with uncast:
-            x, hs, cs = (as_dtype(v, dtype) for v in (x, *state))
-            for k, (w, h, c) in enumerate(zip(weights, hs.unbind(0), cs.unbind(0), strict=True)):
+            x, hs, cs = (as_dtype(v, dtype) for v in (x, *stored))
+            for k, (w, h, c) in enumerate(zip(weights, hs.unbind(1), cs.unbind(1), strict=True)):
                 if k and k % directions == 0:
                     x = torch.cat([s.h for s in states[-directions:]], -1)
                     x = nn.functional.dropout(x, self.dropout, self.training)
                 states.append(run(w, x, State(h, c)))
         output = torch.cat([s.h for s in states[-directions:]], -1)
-        return output, _stacked(states)
+        return output, _stacked(states, dim=1)
 
     def _layer_as_step(self, weights: LayerWeights, x: Tensor, state: State) -> State:
         starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
@@ -419,11 +425,11 @@ def _spec_of(lstm: nn.RNNBase) -> LSTMSpec:
     )
 
 
-def _stacked(states: list[State], shared: bool = False) -> State:
+def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:
     """``L*D`` states as one; ``shared``: the last one's memory is the output's too, so it is copied."""
     if len(states) == 1 and not shared:  # a view is enough
-        return State(states[0].h.unsqueeze(0), states[0].c.unsqueeze(0))
-    return State(torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
+        return State(states[0].h.unsqueeze(dim), states[0].c.unsqueeze(dim))
+    return State(torch.stack([s.h for s in states], dim), torch.stack([s.c for s in states], dim))
 
 
 def _act(act: ActFunction, is_init: Tensor, weights: LayerWeights, x: Tensor, state: State) -> State:

@@ -254,7 +254,7 @@ class LSTMModule(TensorDictModuleBase):
 
     def _one_step(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_step(read)
-        y, state = self.lstm.step(x, stored, is_init)
+        y, state = self.lstm.step_stored(x, stored, is_init)
         values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *self._as_stored(state)))
         return dict(zip(self.out_keys_source, values, strict=True))
 

@@ -100,7 +100,7 @@ class LSTMNet(nn.Module):
             unfold, lead = layout.unfold_time, batch[:-1]
         else:
             x, _, state = layout.fold_step(rows)
-            y, out = self.lstm.step(x, state)
+            y, out = self.lstm.step_stored(x, state)
             unfold, lead = layout.unfold_step, batch
         return self.linear(unfold(y, lead)), *stored, unfold(out.h, lead), unfold(out.c, lead)
 

@@ -35,8 +35,8 @@ def at_ends(state: State, starts: Tensor) -> State:
 
 
 def zero_at(state: State, is_init: Tensor) -> State:
-    """Sequential mode's rule: the incoming state ``[L*D, B, .]`` is zero where ``is_init [B]`` is true."""
-    reset = is_init.unsqueeze(-1)
+    """Sequential mode's rule: the incoming state ``[B, ...]`` is zero where ``is_init [B]`` is true."""
+    reset = is_init.view(-1, *(1,) * (state.h.ndim - 1))
     return State(torch.where(reset, 0, state.h), torch.where(reset, 0, state.c))
 
 

@@ -136,13 +136,13 @@ def no_mask_going_backward() -> list[Patch]:
 
 
 def _in_a_step(wrong: Any) -> list[Patch]:
-    original = LSTM.step
+    original = LSTM.step_stored
 
     def step(self: LSTM, *args: Any, **options: Any) -> Any:
         with mock.patch.object(nn.functional, "dropout", wrong):
             return original(self, *args, **options)
 
-    return [Patch(LSTM, "step", step)]
+    return [Patch(LSTM, "step_stored", step)]
 
 
 @in_core("dropout_of_a_step_is_torchs")

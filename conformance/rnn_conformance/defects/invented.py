@@ -76,13 +76,13 @@ def c_flushed_when_small(w: LayerWeights, x: Tensor, state: State) -> State:
 @in_core()
 def step_mode_ignores_stored_c_for_many_rows() -> list[Patch]:
     """In sequential mode with more than three rows the incoming c is taken as zero."""
-    original = LSTM.step
+    original = LSTM.step_stored
 
-    def wrong(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None = None) -> Any:
-        state = State(state.h, 0 * state.c) if state is not None and len(x) > 3 else state
-        return original(self, x, state, is_init)
+    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> Any:
+        stored = State(stored.h, 0 * stored.c) if stored is not None and len(x) > 3 else stored
+        return original(self, x, stored, is_init)
 
-    return [Patch(LSTM, "step", wrong)]
+    return [Patch(LSTM, "step_stored", wrong)]
 
 
 @in_core()

@@ -46,37 +46,37 @@ PICKY = Backend("defect", unroll, rejects=no_sixteen_bits)
 def step_drops_each_direction_by_itself() -> list[Patch]:
     """In sequential mode a bidirectional LSTM in training draws dropout per direction, not over both at once."""
 
-    def wrong(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
-        if state is None:
-            state = self.zero_state((x.shape[0],), x)
+    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+        if stored is None:
+            stored = State(*(v.transpose(0, 1) for v in self.zero_state((x.shape[0],), x)))
         elif is_init is not None:
-            state = zero_at(state, is_init)
+            stored = zero_at(stored, is_init)
         run, directions = self._backend.step or self._layer_as_step, self.spec.directions
         states: list[State] = []
         weights, dtype, uncast = self._ready()
         with uncast:
-            x, hs, cs = x.to(dtype), state.h.to(dtype), state.c.to(dtype)
-            for k, (w, h, c) in enumerate(zip(weights, hs, cs, strict=True)):
+            x, hs, cs = x.to(dtype), stored.h.to(dtype), stored.c.to(dtype)
+            for k, (w, h, c) in enumerate(zip(weights, hs.unbind(1), cs.unbind(1), strict=True)):
                 if k and k % directions == 0:
                     below = (s.h for s in states[-directions:])
                     x = torch.cat([nn.functional.dropout(h, self.dropout, self.training) for h in below], -1)
                 states.append(run(w, x, State(h, c)))
         output = torch.cat([s.h for s in states[-directions:]], -1)
-        return output, core._stacked(states)
+        return output, core._stacked(states, dim=1)
 
-    return [Patch(LSTM, "step", wrong)]
+    return [Patch(LSTM, "step_stored", wrong)]
 
 
 @in_core()
 def step_output_is_the_state() -> list[Patch]:
     """In sequential mode the output of a one-directional LSTM shares memory with its next h: one changes the other."""
-    original = LSTM.step
+    original = LSTM.step_stored
 
-    def wrong(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
-        output, after = original(self, x, state, is_init)
-        return (output if self.bidirectional else after.h[-1]), after
+    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+        output, after = original(self, x, stored, is_init)
+        return (output if self.bidirectional else after.h[:, -1]), after
 
-    return [Patch(LSTM, "step", wrong)]
+    return [Patch(LSTM, "step_stored", wrong)]
 
 
 @in_core()

@@ -107,7 +107,9 @@ def steps_reset_the_first_layer_only() -> list[Patch]:
     original = core.zero_at
 
     def wrong(state: State, is_init: Tensor) -> State:
-        return State(*(torch.cat([z[:1], v[1:]]) for z, v in zip(original(state, is_init), state, strict=True)))
+        return State(
+            *(torch.cat([z[:, :1], v[:, 1:]], 1) for z, v in zip(original(state, is_init), state, strict=True))
+        )
 
     return [Patch(core, "zero_at", wrong)]
 

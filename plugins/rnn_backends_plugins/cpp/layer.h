@@ -1,0 +1,76 @@
+// A layer as the kernel sees it: where its tensors are, how its work is shared out, and memory to work in.
+#pragma once
+
+#include <algorithm>
+
+#include "products.h"
+
+// Filled in by kernel.py, field for field. Strides are in elements; a last dimension is contiguous, always.
+struct Layer {
+  int64_t T, B, I, H, P, threads;
+  const void *x, *w_ih, *w_hh, *b_ih, *b_hh, *w_hr, *entry_h, *entry_c;  // no b_hh: b_ih is the sum
+  const bool* starts;  // none: every row starts
+  int64_t x_t, x_b, entry_h_t, entry_h_b, entry_c_t, entry_c_b, starts_t, starts_b;
+  void *h, *c, *gates;  // [T, B, P], [T, B, H], [T, B, units, 4 gates, LANES]: contiguous; gates may be null
+  const void *grad_h, *grad_c;  // either may be null
+  int64_t grad_h_t, grad_h_b, grad_c_t, grad_c_b;
+  // Contiguous; each may be null; the entries' come filled with zeros.
+  void *grad_x, *grad_w_ih, *grad_w_hh, *grad_bias, *grad_w_hr, *grad_entry_h, *grad_entry_c;
+  void* scratch;
+  const bool* is_init;  // of a step; [B]: the row's state is taken as zero; may be null
+  int64_t is_init_b;
+};
+
+constexpr int64_t ROWS_AT_ONCE = 128;  // whose states stay in the cache while time passes
+constexpr int64_t CHUNK = 128;         // rows times steps whose gradients are summed into the weights' at once
+constexpr int64_t ALONE = 1 << 18;     // so few multiplications (a gate's) are not worth a second thread
+
+// The layer with its types, and the sizes that follow from it.
+template <class S>
+struct View {
+  const Layer& l;
+  const S* zeros = nullptr;  // max(H, P) of them, for a step's is_init
+  const int64_t T = l.T, B = l.B, I = l.I, H = l.H, P = l.P;
+  const int64_t units = divided_up(H, LANES<S>);        // registers of units: a gate panel each
+  const int64_t wide = units * LANES<S>;                // H, filled up
+  const int64_t unit_panels = divided_up(H, WIDTH<S>);  // panels whose columns are units
+  const int64_t h_panels = divided_up(P, WIDTH<S>);
+  const int64_t x_panels = divided_up(I, WIDTH<S>);
+  const int64_t p_wide = h_panels * WIDTH<S>;
+  const int64_t threads = T * B * (I + P) * H < ALONE ? 1 : std::max<int64_t>(1, std::min(l.threads, B));
+  const int64_t blocks = divided_up(divided_up(B, ROWS_AT_ONCE), threads) * threads;
+  const int64_t rows = divided_up(B, std::min(blocks, B));
+  const int64_t steps = std::max<int64_t>(1, std::min(T, CHUNK / rows));  // of a chunk
+
+  const S* as(const void* p) const { return static_cast<const S*>(p); }
+  S* as(void* p) const { return static_cast<S*>(p); }
+
+  const S* x(int64_t t, int64_t b) const { return as(l.x) + t * l.x_t + b * l.x_b; }
+  bool starts(int64_t t, int64_t b) const { return !l.starts || l.starts[t * l.starts_t + b * l.starts_b]; }
+  bool zero(int64_t b) const { return l.is_init && l.is_init[b * l.is_init_b]; }
+  const S* entry_h(int64_t t, int64_t b) const {
+    return zero(b) ? zeros : as(l.entry_h) + t * l.entry_h_t + b * l.entry_h_b;
+  }
+  const S* entry_c(int64_t t, int64_t b) const {
+    return zero(b) ? zeros : as(l.entry_c) + t * l.entry_c_t + b * l.entry_c_b;
+  }
+  S bias(int64_t k) const { return as(l.b_ih)[k] + (l.b_hh ? as(l.b_hh)[k] : 0); }
+  S* h(int64_t t, int64_t b) const { return as(l.h) + (t * B + b) * P; }
+  S* c(int64_t t, int64_t b) const { return as(l.c) + (t * B + b) * H; }
+  S* gates(int64_t t, int64_t b) const { return as(l.gates) + (t * B + b) * units * WIDTH<S>; }
+  const S* h_before(int64_t t, int64_t b) const { return starts(t, b) ? entry_h(t, b) : h(t - 1, b); }
+  const S* c_before(int64_t t, int64_t b) const { return starts(t, b) ? entry_c(t, b) : c(t - 1, b); }
+};
+
+// Memory for one call, handed out piece by piece. Counted first, with no memory behind it.
+template <class S>
+struct Scratch {
+  S* base;
+  int64_t used = 0;
+
+  S* take(int64_t n) {
+    S* found = base ? base + used : nullptr;
+    used += divided_up(n, LANES<S>) * LANES<S>;
+    return found;
+  }
+};
