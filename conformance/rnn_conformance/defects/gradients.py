@@ -271,3 +271,11 @@ def last_layer_function_detached() -> Backend:
 def step_without_gradient_of_the_state() -> Backend:
     """The step for acting detaches the state that comes in: training step by step is truncated."""
     return Backend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))
+
+
+@in_step("gradients_around_an_infinite_input")
+def padded_units_in_the_gradient(w: LayerWeights, x: Tensor, state: State) -> State:
+    """Units that fill a register up have weights of zero, and infinity times zero gets into the gates' gradient."""
+    i, f, g, o = gates_of(w, x, state.h)
+    padding = 0 * x.detach().sum(-1, keepdim=True)
+    return finish(w, (_changed(i, lambda grad: grad + padding), f, g, o), state.c)

@@ -213,6 +213,26 @@ def _right_from_hx(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran) -> None:
     trial.agree_gradients(differentiate(loss(ran), leaves), differentiate(loss(right), own.leaves))
 
 
+@law(dtype=("f64", "f32"), profiles=("quick", "full"))
+def gradients_around_an_infinite_input(trial: Trial) -> None:
+    """An infinite input saturates its gates: output and gradients, but of what it multiplies, are the reference's."""
+    lstm, inputs, at = trial.lstm(), trial.fresh(), (trial.case.T // 2, 0, 0)
+    x, h, c, starts, weights = materialise(trial.case, "cpu", trial.rollout)
+    own = Inputs(x.double(), h.double(), c.double(), starts, {n: w.double() for n, w in weights.items()})
+    for given in (inputs, own):
+        given.x[at] = torch.inf
+        given.x.requires_grad_()
+    for weight in own.weights.values():
+        weight.requires_grad_()
+    ran, found = trial.run(lstm, inputs), trial.reference(own)
+    trial.agree("output", ran.output, found.output)
+    finite = [name for name in own.weights if not name.startswith("weight_ih_l0")]
+    parameters = dict(lstm.named_parameters())
+    came = differentiate(trial.loss(ran), {"x": inputs.x, **{name: parameters[name] for name in finite}})
+    reference = trial.loss(Ran(found.output, found.end_h, found.end_c))
+    trial.agree_gradients(came, differentiate(reference, {"x": own.x, **{name: own.weights[name] for name in finite}}))
+
+
 @law(profiles=("quick", "full"))
 def gradients_asked_for_leave_grad_alone(trial: Trial) -> None:
     """``torch.autograd.grad`` gives the gradients, and what lies in ``.grad`` already stays as it is."""
