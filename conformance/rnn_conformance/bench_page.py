@@ -144,7 +144,7 @@ def _shape(row: Row) -> str:
 
 
 def _of_backend(row: Row) -> str:
-    return f"{row.label}, {_shape(row)}"
+    return f"{row.label}, {_shape(row)}" if name_of(row.shape) != row.shape else f"{row.label}, {row.shape}"
 
 
 def _of_option(row: Row) -> str:

@@ -328,7 +328,7 @@ def test_nothing_is_read_before_it_is_written(case, run, filled_memory, threads,
 
 
 def forget() -> None:
-    for known in (build.library, build.why_not, kernel.kernel):
+    for known in (build._built, kernel.kernel):
         known.cache_clear()
 
 

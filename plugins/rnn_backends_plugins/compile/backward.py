@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..operators import Needs, Run
 from .compiler import compiled
-from .layer import Layer
+from .layer import Layer, by_step
 from .products import Product, add_product
 from .steps import backward_step
 
@@ -33,11 +33,11 @@ class _Walk:
         self.run, self.needs = compiled(backward_step, c.device, c.dtype), needs
         self.by_w_hh, self.w_hr = Product(layer.w_hh, B), layer.w_hr
         self.gates, self.c, self.before = run.gates.unbind(0), c.unbind(0), c.unbind(0)
-        self.entry_c = layer.entry_c.unbind(0)
+        self.entry_c = by_step(layer.entry_c)
         self.starts, self.cuts = layer.starts.contiguous().unbind(0), layer.next_starts().unbind(0)
         zero_h, zero_c = c.new_zeros(1, B, P).expand(T, -1, -1), c.new_zeros(1, B, H).expand(T, -1, -1)
-        self.out_h = (zero_h if run.grad_h is None else run.grad_h).unbind(0)
-        self.out_c = (zero_c if run.grad_c is None else run.grad_c).unbind(0)
+        self.out_h = by_step(zero_h if run.grad_h is None else run.grad_h)
+        self.out_c = by_step(zero_c if run.grad_c is None else run.grad_c)
         self.grad_gates = c.new_empty(longest, B, 4, H)
         self.grad_h = c.new_empty(longest if layer.w_hr is not None else 0, B, P)
         # The gradients of what enters a step, kept for every step if the entry states want theirs. The last step finds

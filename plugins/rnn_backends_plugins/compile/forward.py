@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .compiler import compiled
-from .layer import Layer
+from .layer import Layer, by_step
 from .products import Product
 from .steps import forward_step
 
@@ -46,7 +46,7 @@ class _Walk:
         self.by_w_hh, self.w_hr = Product(layer.w_hh.t(), h.shape[1]), layer.w_hr
         self.h, self.c, self.gates = h.unbind(0), c.unbind(0), gates
         self.starts, self.next_starts = layer.starts.contiguous().unbind(0), layer.next_starts().unbind(0)
-        self.entry_h, self.entry_c = layer.entry_h.unbind(0), layer.entry_c.unbind(0)
+        self.entry_h, self.entry_c = by_step(layer.entry_h), by_step(layer.entry_c)
         # Compiled code wants as many tensors as it has arguments: where one is of no interest it gets `unused`.
         self.m, self.next_h, self.unused = (torch.zeros_like(c[0]) for _ in range(3))
         self.h_in, self.c_before = self.entry_h[0], torch.zeros_like(c[0])  # at t = 0 every row starts a sequence

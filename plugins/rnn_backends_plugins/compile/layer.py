@@ -1,6 +1,6 @@
 """What the loops of the ``compile`` backend share. Letters as in :mod:`rnn_backends.contract`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,6 +27,13 @@ class Layer(Arguments):
     def next_starts(self) -> Tensor:
         """``[T, B]``: whether a sequence starts at the next step; past the end, true."""
         return torch.cat([self.starts[1:], torch.ones_like(self.starts[:1])])
+
+
+def by_step(values: Tensor) -> Sequence[Tensor]:
+    """``[T, ...]`` as one tensor a step; where all steps are one, that one, contiguous: nothing to copy at each."""
+    if len(values) > 1 and values.stride(0) == 0:
+        return (values[0].contiguous(),) * len(values)
+    return values.unbind(0)
 
 
 @contextmanager

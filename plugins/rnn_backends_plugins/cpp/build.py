@@ -30,36 +30,40 @@ class BuildError(RuntimeError):
     """The kernel cannot be had; the message says why."""
 
 
-@lru_cache(maxsize=1)
 def library() -> ctypes.CDLL:
     """The loaded kernel; compiled first if need be (some four seconds).
 
     Raises:
         BuildError: there is no compiler, or it fails.
     """
-    reason = unable()
-    if reason is not None:
-        raise BuildError(reason)
-    folder = cache_folder()
-    name = f"lstm-{_key()}.so"
-    if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            return _load(folder / name)
-        except OSError:
-            log.info("%s cannot hold the kernel: it is compiled for this process alone", folder)
-    with tempfile.TemporaryDirectory() as alone:  # a loaded library stays when its file is gone
-        return _load(Path(alone) / name)
+    found = unable() or _built()
+    if isinstance(found, str):
+        raise BuildError(found)
+    return found
+
+
+def why_not() -> str | None:
+    """Why there is no kernel, or ``None``. Compiles it the first time."""
+    found = unable() or _built()
+    return found if isinstance(found, str) else None
 
 
 @lru_cache(maxsize=1)
-def why_not() -> str | None:
-    """Why there is no kernel, or ``None``. Compiles it the first time."""
+def _built() -> ctypes.CDLL | str:
+    """The library, or why the compiler failed: it is not asked again for each LSTM that is made."""
+    folder = cache_folder()
     try:
-        library()
+        name = f"lstm-{_key()}.so"
+        if folder is not None:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                return _load(folder / name)
+            except OSError:
+                log.info("%s cannot hold the kernel: it is compiled for this process alone", folder)
+        with tempfile.TemporaryDirectory() as alone:  # a loaded library stays when its file is gone
+            return _load(Path(alone) / name)
     except BuildError as error:
         return str(error)
-    return None
 
 
 def unable() -> str | None:
