@@ -57,6 +57,22 @@ def sizes_of_training(trial: Trial) -> None:
     _right_gradients(trial, lstm, few, ran, times)
 
 
+@law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **TRAINING)
+def sizes_of_training_on_three_threads(trial: Trial) -> None:
+    """With three of torch's threads, too, values and gradients at those sizes are the reference's, and so again."""
+    few, lstm, times, before = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26, torch.get_num_threads()
+    lstm.load_state_dict(few.weights)
+    expected = trial.reference(few)
+    torch.set_num_threads(3)
+    try:
+        for _ in range(2):
+            ran = trial.run(lstm, few.tiled(times))
+            _repeats(trial, ran, expected.output, expected.end_h, expected.end_c, times)
+            _right_gradients(trial, lstm, few, ran, times)
+    finally:
+        torch.set_num_threads(before)
+
+
 @law(costly=True, bidirectional=(True,), resets=("none",), stored=("zeros",), profiles=("quick", "full"), **TRAINING)
 def sizes_of_training_in_both_directions(trial: Trial) -> None:
     """At those sizes whole rows, too, have the reference's output and gradients in both directions."""
