@@ -27,14 +27,18 @@ void in_large_pages(const void* from, int64_t bytes) {
 #endif
 }
 
-// Runs `work(thread)` on each of `threads` threads.
-template <class Work>
-void on_threads(int64_t threads, Work work) {
-  if (threads == 1) return work(0);
+// Runs each phase as `phase(thread)` on each of `threads` threads; a phase begins when the one before it is done.
+template <class... Phases>
+void on_threads(int64_t threads, Phases... phases) {
+  if (threads == 1) return (phases(0), ...);
 #pragma omp parallel num_threads(int(threads))
   {
-    // A team may be smaller than asked for (nested regions): then each takes more than one share.
-    for (int64_t k = omp_get_thread_num(); k < threads; k += omp_get_num_threads()) work(k);
+    const auto share_out = [&](auto& phase) {
+      // A team may be smaller than asked for (nested regions): then each takes more than one share.
+      for (int64_t k = omp_get_thread_num(); k < threads; k += omp_get_num_threads()) phase(k);
+#pragma omp barrier
+    };
+    (share_out(phases), ...);
   }
 }
 
@@ -47,11 +51,12 @@ void forward(const View<S>& v, S* memory) {
   in_large_pages(l.h, cells * v.P);
   in_large_pages(l.c, cells * v.H);
   in_large_pages(l.gates, cells * v.units * WIDTH<S>);
-  on_threads(v.threads, [&](int64_t thread) { all.pack(thread); });
-  on_threads(v.threads, [&](int64_t thread) {
+  const auto pack = [&](int64_t thread) { all.pack(thread); };
+  const auto run = [&](int64_t thread) {
     for (int64_t k = share(blocks, v.threads, thread); k < share(blocks, v.threads, thread + 1); ++k)
       all.run(share(v.B, blocks, k), share(v.B, blocks, k + 1), thread);
-  });
+  };
+  on_threads(v.threads, pack, run);
 }
 
 template <class S>
@@ -62,13 +67,23 @@ void backward(const Layer& l) {
   const int64_t blocks = std::min(v.blocks, v.B);
   in_large_pages(l.grad_x, v.T * v.B * v.I * sizeof(S));
   in_large_pages(l.scratch, scratch.used * sizeof(S));
-  on_threads(v.threads, [&](int64_t thread) { all.pack(thread); });
-  on_threads(v.threads, [&](int64_t thread) {
-    for (int64_t k = share(blocks, v.threads, thread); k < share(blocks, v.threads, thread + 1); ++k)
-      BackwardRows<S>{all, v, share(v.B, blocks, k), share(v.B, blocks, k + 1),
-                      share(v.B, blocks, k + 1) - share(v.B, blocks, k), thread}.run();
-  });
-  on_threads(v.threads, [&](int64_t thread) { hand_out(all, thread); });
+  const auto pack = [&](int64_t thread) { all.pack(thread); };
+  const auto run = [&](int64_t thread) {
+    for (int64_t k = share(blocks, v.threads, thread); k < share(blocks, v.threads, thread + 1); ++k) {
+      const int64_t begin = share(v.B, blocks, k), end = share(v.B, blocks, k + 1);
+      BackwardRows<S>{all, v, begin, end, end - begin, thread}.run();
+    }
+  };
+  on_threads(v.threads, pack, run, [&](int64_t thread) { hand_out(all, thread); });
+}
+
+// Memory that a thread keeps from step to step, for weights as panels: to touch new pages takes longer than the step.
+template <class S>
+S* kept(int64_t n) {
+  thread_local std::unique_ptr<S[]> memory;
+  thread_local int64_t has = 0;
+  if (n > has) memory.reset(new S[n]), has = n;
+  return memory.get();
 }
 
 template <class S>
@@ -78,8 +93,7 @@ void step(const Layer& l) {
   if (v.B > FEW || l.w_hr) {
     Scratch<S> counted{nullptr};
     Forward<S>(v, counted);
-    const std::unique_ptr<S[]> memory(new S[counted.used]);
-    return forward(v, memory.get());
+    return forward(v, kept<S>(counted.used));
   }
   const int64_t bytes = 4 * v.H * (v.I + v.P) * sizeof(S), threads = bytes < SMALL ? 1 : std::min(l.threads, v.units);
   on_threads(threads, [&](int64_t thread) {
