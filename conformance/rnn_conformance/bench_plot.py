@@ -8,8 +8,8 @@ from typing import Any
 
 from .bench_run import Row
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d00", "#555555")
-MARKERS = "osD^vP*X"
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d00", "#555555", "#6a3d9a")
+MARKERS = "osD^vP*Xh"
 
 
 def axes(title: str, x: str, y: str) -> tuple[Any, Any]:
