@@ -2,7 +2,7 @@
 
 Forward, backward and one step, written for what reinforcement learning does on a CPU: a reset is a pointer to another
 state, so it costs nothing wherever it stands, and a row of the batch goes through all of time on one core, so nobody
-waits. ``lstm.cpp`` has the loops, ``products.h`` the matrix products, ``vectors.h`` registers and functions of them.
+waits. ``lstm.cpp`` is where to begin to read.
 """
 
 from __future__ import annotations
