@@ -115,6 +115,15 @@ def sigmoid_by_exp(w: LayerWeights, x: Tensor, state: State) -> State:
     return output_of(w, o * c.tanh(), c)
 
 
+@in_step("nan_is_not_hidden")
+def gates_clamped_by_less_than(w: LayerWeights, x: Tensor, state: State) -> State:
+    """In float32 the gates are limited by "less, or else the limit", which turns NaN into the limit."""
+    if x.dtype != torch.float32:
+        return step(w, x, state)
+    i, f, g, o = (torch.where(a < 87.0, a, 87.0) for a in gates_of(w, x, state.h))
+    return finish(w, (i, f, g, o), state.c)
+
+
 @in_step("large_input_saturates")
 def tanh_by_exp(w: LayerWeights, x: Tensor, state: State) -> State:
     """tanh is (e^2x - 1) / (e^2x + 1), which overflows."""
