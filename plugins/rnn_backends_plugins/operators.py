@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from rnn_backends import InputError, LayerWeights, State, UnsupportedError
+from rnn_backends.unroll import cell
 from torch import Tensor
+from torch.nn.functional import linear
 
 
 class Arguments(NamedTuple):
@@ -90,6 +92,14 @@ class Operators(NamedTuple):
         run = self.layer if torch.compiler.is_compiling() else self.function.apply
         h, c, _ = run(x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts, keep)
         return State(h, c)
+
+
+def torch_step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step by torch's own operators, for a compiler to trace: a :data:`rnn_backends.StepFunction`."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    if w_hr is None:
+        return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
+    return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
 
 
 def wants_gradient(read: Iterable[Tensor | None]) -> bool:

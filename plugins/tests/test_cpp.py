@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMSpec, State, UnsupportedError, explain, get_backend
+from rnn_backends import LSTM, InputError, LayerWeights, LSTMSpec, State, UnsupportedError, explain, get_backend
 from rnn_backends_plugins import cpp as plugin
 from rnn_backends_plugins.cpp import build, kernel
 from torch import Tensor
@@ -292,6 +292,12 @@ def test_the_default_device_does_not_count():
     finally:
         torch.set_default_device(None)
     assert_near(found, want, 0)
+
+
+def test_resets_of_a_step_that_do_not_fit_raise(case):
+    weights, x, entry, _ = case(T=1, B=6)
+    with torch.no_grad(), pytest.raises(InputError, match="is_init must be"):
+        plugin.act(weights, x[0], State(entry.h[0], entry.c[0]), torch.ones(3, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -13,24 +13,14 @@ import sysconfig
 from importlib.util import find_spec
 
 import torch
-from rnn_backends import Backend, LayerWeights, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.unroll import cell
-from torch import Tensor
-from torch.nn.functional import linear
+from rnn_backends import Backend, LSTMSpec, Trait, hookimpl
 
+from ..operators import torch_step
 from .ops import operators
 
 contract_version = 1
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-
-
-def step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    """One step, for acting: at one step's size a call of compiled code costs more than it saves."""
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    if w_hr is None:
-        return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
-    return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -67,4 +57,6 @@ def _no_triton(device: torch.device) -> str | None:
 def lstm_backend() -> Backend:
     """Nothing is compiled here; the first layer of a dtype and device does it."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return Backend("compile", operators.run, rejects, frozenset(traits), step=step)
+    return Backend(
+        "compile", operators.run, rejects, frozenset(traits), step=torch_step
+    )  # a call of compiled code costs more than it saves

@@ -10,11 +10,9 @@ from __future__ import annotations
 import torch
 from rnn_backends import Backend, LayerWeights, LSTMSpec, State, Trait, hookimpl
 from rnn_backends.resets import zero_at
-from rnn_backends.unroll import cell
 from torch import Tensor
-from torch.nn.functional import linear
 
-from ..operators import inside_functional, make_operators, wants_gradient
+from ..operators import inside_functional, make_operators, torch_step, wants_gradient
 from . import kernel
 from .build import why_not
 
@@ -38,10 +36,7 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step: a :data:`rnn_backends.StepFunction`."""
     if torch.compiler.is_compiling():
-        w_ih, w_hh, b_ih, b_hh, w_hr = weights
-        if w_hr is None:
-            return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
-        return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
+        return torch_step(weights, x, state)
     if _bare(weights, x, state):
         return kernel.step(weights, x, state)
     starts = x.new_ones(1, len(x), dtype=torch.bool)

@@ -122,5 +122,6 @@ def _run(command: list[str]) -> str:
         raise BuildError(f"its kernel cannot be compiled: {error}") from error
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
-        raise BuildError(f"its kernel cannot be compiled: {command[0]} says {lines[0].strip()!r}")
+        said = repr(lines[0].strip()) if lines[0].strip() else f"nothing, with exit status {done.returncode}"
+        raise BuildError(f"its kernel cannot be compiled: {command[0]} says {said}")
     return done.stdout

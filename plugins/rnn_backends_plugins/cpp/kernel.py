@@ -113,6 +113,8 @@ def step(w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None
     layer = Layer(1, B, inputs, H, P, torch.get_num_threads(), *read, None, 0, inputs, 0, P, 0, H)
     layer.h, layer.c = out.h.data_ptr(), out.c.data_ptr()
     if is_init is not None:
+        if is_init.shape != (B,) or is_init.dtype != torch.bool:
+            raise InputError(f"is_init must be [{B}] bool, got {tuple(is_init.shape)} {is_init.dtype}")
         layer.is_init, layer.is_init_b = is_init.data_ptr(), is_init.stride(0)
     if B:
         kernel().step(byref(layer), x.dtype == torch.float64)
