@@ -17,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from rnn_backends import Backend, get_backend
@@ -62,11 +64,10 @@ def _stack_file(answer: Path) -> Path:
 
 def _stood(stack: Path) -> str:
     """Where the main thread stood when its time was up, innermost first; nothing if it was not."""
-    if not stack.exists():
+    if not stack.exists() or not (said := stack.read_text()):
         return ""
-    main_thread = stack.read_text().rpartition("Thread ")[2]
-    frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', main_thread)
-    return " < ".join(f"{Path(file).name}:{line} {function}" for file, line, function in frames[:4])
+    frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', said)
+    return " < ".join(f"{Path(file).name}:{line} {function}" for file, line, function in frames[:4]) or "no Python"
 
 
 def _installed(backend: Backend) -> bool:
@@ -124,16 +125,31 @@ def _forked(law: str, backend: Backend, token: str, device: str, answer: Path, s
 def _write(law: str, backend: Backend, token: str, device: str, answer: Path, seconds: float) -> None:
     """Write the outcome to a file, whole or not at all; in a process that only does that.
 
-    When ``seconds`` are over the process writes where its threads stand into another file, and ends.
+    When ``seconds`` are over the process writes where it stands into another file, and ends.
     """
     _forget_the_parent()
-    with _stack_file(answer).open("w") as stack:
-        faulthandler.dump_traceback_later(seconds, exit=True, file=stack)
+    with _stack_file(answer).open("w") as stack, _limit(seconds, stack):
         found = _here(law, backend, token, device)
-        faulthandler.cancel_dump_traceback_later()
     part = answer.with_suffix(".part")
     part.write_text(json.dumps({"verdict": found.verdict, "message": found.message, "margin": found.margin}))
     part.rename(answer)
+
+
+@contextlib.contextmanager
+def _limit(seconds: float, stack: TextIO) -> Iterator[None]:
+    """End the process when the time is up; the main thread's stack goes into the file first.
+
+    The alarm stops the main thread, which then writes its own frames. ``faulthandler.dump_traceback_later`` reads them
+    from another thread while this one goes on, and now and then takes the process down before a line is written.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, after the stack is written
+    faulthandler.register(signal.SIGALRM, file=stack, all_threads=False, chain=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.unregister(signal.SIGALRM)
 
 
 def _forget_the_parent() -> None:
