@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..operators import Arguments, Needs, Run
 from .build import BuildError, library
+from .memory import empty
 
 
 class Layer(ctypes.Structure):
@@ -70,7 +71,7 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Run one layer: a :data:`~..operators.Forward`, in float32 or float64, on the CPU."""
     (T, B, H, P), x = given.sizes, given.x
     h, c = x.new_empty(T, B, P), x.new_empty(T, B, H)
-    gates = x.new_empty(T, B, *gates_of(H, x.dtype)) if keep else x.new_empty(0)
+    gates = empty((T, B, *gates_of(H, x.dtype)), x.dtype) if keep else x.new_empty(0)
     layer, held = _layer(given)
     layer.h, layer.c, layer.gates = h.data_ptr(), c.data_ptr(), gates.data_ptr() if keep else None
     _call(kernel().forward, layer, x, held, back=False)
@@ -159,10 +160,10 @@ def _point(layer: Layer, name: str, value: Tensor) -> Tensor:
 
 
 def _call(function: Any, layer: Layer, x: Tensor, held: list[Tensor], back: bool) -> None:
-    """With memory to work in, from torch: so it is in torch's record of what is used."""
+    """With memory to work in."""
     wide = x.dtype == torch.float64
     if not layer.T * layer.B:
         return
-    held.append(x.new_empty(kernel().scratch(byref(layer), wide, back), dtype=torch.uint8))
+    held.append(empty([kernel().scratch(byref(layer), wide, back)], torch.uint8))
     layer.scratch = held[-1].data_ptr()
     function(byref(layer), wide)

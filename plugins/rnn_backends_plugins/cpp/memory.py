@@ -1,0 +1,95 @@
+"""Large memory, kept from call to call.
+
+A layer leaves its gates for the backward pass: most of the memory it takes, and the same in each call of a training
+loop. ``malloc`` gives such blocks back to the system, and then each of their pages costs a fault and zeros again: a
+tenth of a training step, and up to a half where something else frees as much in between. What a caller gets to see
+(outputs, gradients) is torch's own memory; this is for what only the kernel reads.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from math import prod
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+SMALLEST = 1 << 20
+"""Bytes: less than this is torch's."""
+SPARE = 2
+"""A block serves where at least one part in so many of it is asked for."""
+
+
+class Pool:
+    """Blocks that come back when the last tensor over them is gone.
+
+    Free and used together they are never more than what was used at once at the most.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._returned: deque[Tensor] = deque()  # a tensor may die at any point, within `take` too: no lock for this
+        self._free: list[Tensor] = []  # the one that was free the longest first
+        self._used = self._most = 0  # bytes
+        os.register_at_fork(after_in_child=self._unlock)
+
+    def _unlock(self) -> None:
+        self._lock = Lock()  # a fork may come while another thread, which it has not, holds it
+
+    def take(self, size: int) -> Tensor:
+        """``[size]`` uint8, not initialised."""
+        with self._lock:
+            self._collect()
+            fits = [block for block in self._free if size <= len(block) <= size * SPARE]
+            if fits:
+                block = min(fits, key=len)
+                self._free = [other for other in self._free if other is not block]
+            else:
+                self._most = max(self._most, self._used + size)
+                self._shrink(self._most - self._used - size)
+                block = torch.empty(size, dtype=torch.uint8, device="cpu")
+            self._used += len(block)
+        part = block.numpy()[:size]  # what torch holds on to: it dies with the last tensor over it
+        weakref.finalize(part, self._returned.append, block).atexit = False
+        return torch.from_numpy(part)
+
+    def free_bytes(self) -> int:
+        """What is kept and nobody uses."""
+        with self._lock:
+            self._collect()
+            return sum(map(len, self._free))
+
+    def release(self) -> None:
+        """Give back to torch what nobody uses."""
+        with self._lock:
+            self._collect()
+            self._shrink(0)
+            self._most = self._used
+
+    def _collect(self) -> None:
+        while self._returned:
+            block = self._returned.popleft()
+            self._used -= len(block)
+            self._free.append(block)
+
+    def _shrink(self, most: int) -> None:
+        while self._free and sum(map(len, self._free)) > most:
+            del self._free[0]
+
+
+pool = Pool()
+
+
+def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """``torch.empty``, from the pool where it is large.
+
+    While torch's profiler runs all of it is torch's: so its record of memory is whole.
+    """
+    size = prod(shape) * dtype.itemsize
+    if size < SMALLEST or torch.autograd._profiler_enabled():
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return pool.take(size).view(dtype).view(shape)
