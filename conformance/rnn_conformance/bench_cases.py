@@ -93,6 +93,7 @@ class Asked:
 
 
 Call = Callable[[int], Any]
+"""Told the number of the call. Its ``prepare(calls)``, if it has one, does before what is no part of the figure."""
 
 
 def build(asked: Asked) -> Call:
@@ -121,6 +122,8 @@ def _synchronised(call: Call, device: str) -> Call:
         torch.cuda.synchronize()
         return value
 
+    if hasattr(call, "prepare"):
+        run.prepare = call.prepare  # type: ignore[attr-defined]
     return run
 
 
@@ -235,4 +238,20 @@ def _step(asked: Asked) -> Call:
     is_init = torch.zeros(shape.B, 1, dtype=torch.bool, device=device)
     hidden = {"recurrent_state_h": state[0], "recurrent_state_c": state[1]}
     td = TensorDict({"observation": x, "is_init": is_init, **hidden}, [shape.B])
-    return torch.no_grad()(lambda k: module(td.copy()))
+    return _ModuleStep(module, td)
+
+
+class _ModuleStep:
+    """A step over a TensorDict of its own, which has no ``"next"`` yet, as in a rollout."""
+
+    def __init__(self, module: nn.Module, td: Any) -> None:
+        self.module, self.td = module, td
+        self.ready: list[Any] = []
+
+    def prepare(self, calls: int) -> None:
+        """Copy the TensorDict so often, while no clock runs; a call that finds no copy makes one."""
+        self.ready = [self.td.copy() for _ in range(calls)]
+
+    @torch.no_grad()
+    def __call__(self, k: int) -> Any:
+        return self.module(self.ready.pop() if self.ready else self.td.copy())

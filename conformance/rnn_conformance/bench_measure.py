@@ -97,6 +97,8 @@ def _old_objects_set_aside() -> Iterator[None]:
 
 
 def _timed(call: Call, k: int, block: int, clock: Callable[[], float]) -> float:
+    if hasattr(call, "prepare"):
+        call.prepare(block)
     begun = clock()
     for n in range(block):
         call(k * block + n)

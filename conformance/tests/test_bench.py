@@ -60,6 +60,35 @@ def test_short_calls_are_repeated_until_the_clock_does_not_count() -> None:
     assert clock.now == pytest.approx(1e-4 * (2 + 3 * 50))
 
 
+def test_no_clock_runs_while_a_call_gets_ready() -> None:
+    class Prepared:
+        clock, ready = Clock(), 0
+
+        def prepare(self, calls: int) -> None:
+            self.clock.now += 10.0
+            self.ready = calls
+
+        def __call__(self, k: int) -> None:
+            self.clock.now += 1e-3
+            self.ready -= 1
+            assert self.ready >= 0
+
+    call = Prepared()
+    assert interleaved({"short": call}, 0.0, rounds=(3, 3), clock=call.clock)["short"] == pytest.approx([1e-3] * 3)
+
+
+@pytest.mark.parametrize("who", ["vmap", "torchrl-pad"])
+@pytest.mark.parametrize("ready", [0, 2])
+def test_every_step_has_a_tensordict_of_its_own(who: str, ready: int) -> None:
+    step = build(Asked(who, Shape(2, 1, 3, 4), mode="step"))
+    step.prepare(ready)  # type: ignore[attr-defined]
+    seen = [step(k) for k in range(3)]
+    assert len({id(td) for td in seen}) == 3
+    assert all(("next", "recurrent_state_h") in td for td in seen)
+    assert "next" not in step.td  # type: ignore[attr-defined]
+    assert not seen[0]["features"].requires_grad
+
+
 def test_spread_has_quartiles() -> None:
     assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0, 5)
     assert Spread.of([2.0]) == Spread(2.0, 2.0, 2.0, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from .checks import check_input, check_is_init, check_state
 from .choose import alternatives, demand, resolve
-from .contract import ActFunction, Backend, LayerWeights, LSTMSpec, State, Trait
+from .contract import Backend, LayerWeights, LSTMSpec, State, Trait
 from .errors import InputError, UnsupportedError
 from .registry import get_backend, holds
 from .resets import at_ends, onset, starts_of, zero_at
@@ -313,9 +312,8 @@ class LSTM(nn.RNNBase):
             h, c = self.zero_state((x.shape[0],), x)
             stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
         run, directions = self._backend.step or self._layer_as_step, self.spec.directions
-        if is_init is not None and self._backend.act is not None:
-            run = partial(_act, self._backend.act, is_init)
-        elif is_init is not None:
+        act = None if is_init is None else self._backend.act
+        if is_init is not None and act is None:
             stored = zero_at(stored, is_init)
         states: list[State] = []
         weights, dtype, uncast = self._ready()
@@ -325,7 +323,8 @@ class LSTM(nn.RNNBase):
                 if k and k % directions == 0:
                     x = torch.cat([s.h for s in states[-directions:]], -1)
                     x = nn.functional.dropout(x, self.dropout, self.training)
-                states.append(run(w, x, State(h, c)))
+                state = State(h, c)
+                states.append(run(w, x, state) if act is None or is_init is None else act(w, x, state, is_init))
         output = torch.cat([s.h for s in states[-directions:]], -1)
         return output, _stacked(states, dim=1)
 
@@ -430,10 +429,6 @@ def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:
     if len(states) == 1 and not shared:  # a view is enough
         return State(states[0].h.unsqueeze(dim), states[0].c.unsqueeze(dim))
     return State(torch.stack([s.h for s in states], dim), torch.stack([s.c for s in states], dim))
-
-
-def _act(act: ActFunction, is_init: Tensor, weights: LayerWeights, x: Tensor, state: State) -> State:
-    return act(weights, x, state, is_init)
 
 
 def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -124,13 +124,16 @@ def step(w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None
 
 def _check_step(w: LayerWeights, x: Tensor, state: State) -> None:
     """What :meth:`Arguments.checked` says of a layer, at a price that a step can pay."""
-    (h, c), dtype = state, x.dtype
-    shapes = w.w_ih.shape, w.w_hh.shape, h.shape, c.shape
-    B, H, P = len(x), c.shape[-1], h.shape[-1]
-    fits = shapes == ((4 * H, x.shape[-1]), (4 * H, P), (B, P), (B, H)) and x.ndim == 2
-    others = (w.b_ih, (4 * H,)), (w.b_hh, (4 * H,)), (w.w_hr, (P, H))
-    fits = fits and all(v is None or (v.shape == shape and v.dtype == dtype) for v, shape in others)
-    if fits and w.w_ih.dtype == w.w_hh.dtype == h.dtype == c.dtype == dtype and (w.w_hr is not None or H == P):
+    (h, c), (w_ih, w_hh, b_ih, b_hh, w_hr), dtype = state, w, x.dtype
+    B, inputs, P, H = len(x), x.shape[-1], h.shape[-1], c.shape[-1]
+    if (
+        (x.shape, h.shape, c.shape) == ((B, inputs), (B, P), (B, H))
+        and (w_ih.shape, w_hh.shape) == ((4 * H, inputs), (4 * H, P))
+        and dtype == h.dtype == c.dtype == w_ih.dtype == w_hh.dtype
+        and (b_ih is None or (b_ih.shape == (4 * H,) and b_ih.dtype == dtype))
+        and (b_hh is None or (b_hh.shape == (4 * H,) and b_hh.dtype == dtype))
+        and (P == H if w_hr is None else w_hr.shape == (P, H) and w_hr.dtype == dtype)
+    ):
         return
     named = zip(("x", *w._fields, "h", "c"), (x, *w, h, c), strict=True)
     given = ", ".join(f"{name} {tuple(v.shape)} {v.dtype}" for name, v in named if v is not None)
