@@ -10,6 +10,7 @@ from rnn_backends import LSTM, LSTMSpec
 from rnn_backends_plugins import cpp as plugin
 from rnn_backends_plugins.cpp import memory
 from rnn_backends_plugins.cpp.memory import Pool
+from rnn_conformance import check_backend
 
 MIB = 1 << 20
 
@@ -144,3 +145,12 @@ def test_torchs_record_of_memory_is_whole(pool):
     taken = max(event.cpu_memory_usage for event in profile.events())
     assert taken >= 32 * 40 * 256 * 4
     y.sum().backward()
+
+
+@with_kernel
+def test_the_laws_hold_where_all_memory_is_kept(pool, monkeypatch):
+    """The laws' sizes are small: without this they would never see a block twice."""
+    monkeypatch.setattr(memory, "SMALLEST", 1)
+    report = check_backend("cpp", profile="smoke", seed=3)
+    assert report.ok, report
+    assert pool.free_bytes() > 0
