@@ -18,7 +18,8 @@ def axes(title: str, x: str, y: str) -> tuple[Any, Any]:
 
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     ax = figure.add_subplot()
-    ax.set(title=title, xlabel=x, ylabel=y)
+    ax.set(xlabel=x, ylabel=y)
+    ax.set_title(title, fontsize=10, loc="left")  # in the middle of the axes, a long one leaves the figure
     ax.grid(axis="y", alpha=0.3)
     return figure, ax
 

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
 from rnn_backends import names
-from rnn_conformance import bench_goals, bench_page, bench_plans, bench_quick, bench_tracks
+from rnn_conformance import bench_goals, bench_page, bench_plans, bench_plot, bench_quick, bench_tracks
 from rnn_conformance.bench_cases import DENSE, MASKS, OPTIONS, PACKED, READS, SHAPES, Asked, Shape, build, masks
 from rnn_conformance.bench_measure import Spread, interleaved, peak_bytes, ratio
 from rnn_conformance.bench_run import Figures, Group, Row, run
@@ -87,6 +87,18 @@ def test_every_step_has_a_tensordict_of_its_own(who: str, ready: int) -> None:
     assert all(("next", "recurrent_state_h") in td for td in seen)
     assert "next" not in step.td  # type: ignore[attr-defined]
     assert not seen[0]["features"].requires_grad
+
+
+def test_a_long_title_stays_in_the_picture() -> None:
+    longest = "LSTMModule, B = 32, H = 128, 3 % resets, forward + backward (AMD EPYC, 2 threads)"
+    figure, ax = bench_plot.axes(longest, "x", "y")
+    ax.plot([1, 2], label="torchrl-scan")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure.draw_without_rendering()
+    box, whole = ax.title.get_window_extent(), figure.bbox
+    box = max((box, ax._left_title.get_window_extent()), key=lambda found: found.width)
+    assert whole.x0 <= box.x0
+    assert box.x1 <= whole.x1
 
 
 def test_spread_has_quartiles() -> None:

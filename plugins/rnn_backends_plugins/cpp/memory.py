@@ -1,9 +1,9 @@
 """Large memory, kept from call to call.
 
 A layer leaves its gates for the backward pass: most of the memory it takes, and the same in each call of a training
-loop. ``malloc`` gives such blocks back to the system, and then each of their pages costs a fault and zeros again: up to a
-tenth of a training step (docs/performance.md). What a caller gets to see (outputs, gradients) is torch's own memory; this
-is for what only the kernel reads.
+loop. ``malloc`` gives such blocks back to the system, and then each of their pages costs a fault and zeros again: up to
+a tenth of a training step (docs/performance.md). What a caller gets to see (outputs, gradients) is torch's own memory;
+this is for what only the kernel reads.
 """
 
 from __future__ import annotations
