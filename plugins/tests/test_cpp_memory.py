@@ -6,9 +6,8 @@ import threading
 
 import pytest
 import torch
-from rnn_backends import LSTM, LSTMSpec
-from rnn_backends_plugins import cpp as plugin
-from rnn_backends_plugins.cpp import memory
+from rnn_backends import LSTM
+from rnn_backends_plugins.cpp import build, memory
 from rnn_backends_plugins.cpp.memory import Pool
 from rnn_conformance import check_backend
 
@@ -101,8 +100,7 @@ def test_a_fork_while_another_thread_takes_can_take(pool):
     assert os.waitpid(child, 0)[1] == 0
 
 
-reason = plugin.rejects(LSTMSpec(1, 1), torch.device("cpu"), torch.float64)
-with_kernel = pytest.mark.skipif(reason is not None, reason=str(reason))
+with_kernel = pytest.mark.skipif(build.unable() is not None, reason=str(build.unable()))
 
 
 def large() -> tuple[LSTM, torch.Tensor]:

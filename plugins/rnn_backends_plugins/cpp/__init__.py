@@ -1,8 +1,8 @@
 """``cpp``: an LSTM layer in C++, compiled on first use for the processor it runs on.
 
 Forward, backward and one step, written for what reinforcement learning does on a CPU: a reset is a pointer to another
-state, so it costs nothing wherever it stands, and a row of the batch goes through all of time on one core, so nobody
-waits. ``lstm.cpp`` is where to begin to read.
+state, so it costs nothing wherever it stands, and where there are rows enough each goes through all of time on one
+core, so nobody waits. ``lstm.cpp`` is where to begin to read.
 """
 
 from __future__ import annotations

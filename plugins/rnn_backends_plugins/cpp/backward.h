@@ -25,8 +25,8 @@ struct Backward {
     w_h = scratch.take(v.h_panels * height);
     w_x = scratch.take(v.l.grad_x ? v.x_panels * height : 0);
     w_r = v.l.w_hr ? scratch.take(v.unit_panels * v.P * WIDTH<S>) : nullptr;
-    sums = scratch.take(v.threads * v.units * inputs * WIDTH<S>);
-    sums_r = scratch.take(v.l.w_hr ? v.threads * v.unit_panels * v.P * WIDTH<S> : 0);
+    sums = scratch.take(v.teams * v.units * inputs * WIDTH<S>);
+    sums_r = scratch.take(v.l.w_hr ? v.teams * v.unit_panels * v.P * WIDTH<S> : 0);
     const int64_t used = scratch.used;
     d = scratch.take(v.units * panel);
     into_h = scratch.take(v.h_panels * v.rows * WIDTH<S>);
@@ -35,8 +35,8 @@ struct Backward {
     before = scratch.take(v.steps * v.rows * line);
     grad_h = scratch.take(v.l.w_hr ? v.steps * v.rows * v.p_wide : 0);
     hidden = scratch.take(v.l.w_hr ? v.unit_panels * v.steps * v.rows * WIDTH<S> : 0);
-    mine = scratch.used - used;  // of each thread
-    scratch.take((v.threads - 1) * mine);
+    mine = scratch.used - used;  // of each team
+    scratch.take((v.teams - 1) * mine);
   }
 
   bool projects() const { return v.l.w_hr; }
@@ -48,58 +48,76 @@ struct Backward {
     for (int64_t p = thread; projects() && p < v.unit_panels; p += v.threads)
       for (int64_t k = 0; k < v.P; ++k)
         pack_row(w_r + (p * v.P + k) * WIDTH<S>, v.as(v.l.w_hr) + k * v.H + p * WIDTH<S>, v.H - p * WIDTH<S>);
+    if (thread >= v.teams) return;
     std::fill_n(sums + thread * v.units * inputs * WIDTH<S>, v.units * inputs * WIDTH<S>, S(0));
     if (projects()) std::fill_n(sums_r + thread * v.unit_panels * v.P * WIDTH<S>, v.unit_panels * v.P * WIDTH<S>, S(0));
   }
 };
 
-// One thread's rows going back through time.
+// One team's rows going back through time.
 template <class S>
 struct BackwardRows {
   const Backward<S>& all;
   const View<S>& v = all.v;
-  const int64_t begin, end, rows = end - begin, thread;
-  S* const d = all.d + thread * all.mine;
-  S* const into_h = all.into_h + thread * all.mine;  // [h_panels][row][WIDTH]: from the step after
-  S* const into_x = all.into_x + thread * all.mine;
-  S* const into_c = all.into_c + thread * all.mine;
-  S* const before = all.before + thread * all.mine;
-  S* const grad_h = all.grad_h + thread * all.mine;
-  S* const hidden = all.hidden + thread * all.mine;
-  S* const sums = all.sums + thread * v.units * all.inputs * WIDTH<S>;
-  S* const sums_r = all.sums_r + thread * v.unit_panels * v.P * WIDTH<S>;
+  const int64_t begin, end, rows = end - begin, team;
+  S* const d = all.d + team * all.mine;
+  S* const into_h = all.into_h + team * all.mine;  // [h_panels][row][WIDTH]: from the step after
+  S* const into_x = all.into_x + team * all.mine;
+  S* const into_c = all.into_c + team * all.mine;
+  S* const before = all.before + team * all.mine;
+  S* const grad_h = all.grad_h + team * all.mine;
+  S* const hidden = all.hidden + team * all.mine;
+  S* const sums = all.sums + team * v.units * all.inputs * WIDTH<S>;
+  S* const sums_r = all.sums_r + team * v.unit_panels * v.P * WIDTH<S>;
 
   S* d_at(int64_t slot, int64_t row) const { return d + (slot * rows + row) * WIDTH<S>; }
   S* h_at(int64_t row, int64_t p) const { return into_h + (p * rows + row) * WIDTH<S>; }
 
-  void run() const {
-    std::fill_n(into_c, rows * v.wide, S(0));
-    std::fill_n(into_h, v.h_panels * rows * WIDTH<S>, S(0));
+  // The team's threads call this together, as in Forward.
+  template <class InParts>
+  void run(InParts in_parts) const {
+    in_parts([&](Part part) {
+      const int64_t first = part.begin(rows), number = part.end(rows) - first;
+      std::fill_n(into_c + first * v.wide, number * v.wide, S(0));
+      for (int64_t p = part.begin(v.h_panels); p < part.end(v.h_panels); ++p)
+        std::fill_n(h_at(0, p), rows * WIDTH<S>, S(0));
+    });
     for (int64_t stop = v.T; stop > 0; stop = std::max<int64_t>(0, stop - v.steps)) {
       const int64_t first = std::max<int64_t>(0, stop - v.steps);
-      for (int64_t t = stop - 1; t >= first; --t) step(t, t - first);
-      sum_up(first, stop);
+      for (int64_t t = stop - 1; t >= first; --t) step(t, t - first, in_parts);
+      in_parts([&](Part part) { take_before(first, stop, part); });
+      in_parts([&](Part part) { sum_up((stop - first) * rows, part); });
     }
   }
 
-  void step(int64_t t, int64_t slot) const {
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t column = 0; v.l.grad_h && column < v.P; column += LANES<S>) {
-        S* at = h_at(row, column / WIDTH<S>) + column % WIDTH<S>;
-        const S* from = v.as(v.l.grad_h) + t * v.l.grad_h_t + (begin + row) * v.l.grad_h_b + column;
-        store(at, load(at) + load(from, v.P - column));
-      }
-    if (all.projects()) return projected(t, slot);
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t p = 0; p < v.unit_panels; ++p) cells(t, slot, row, p, h_at(row, p));
-    back(t, slot);
+  template <class InParts>
+  void step(int64_t t, int64_t slot, InParts in_parts) const {
+    in_parts([&](Part part) {
+      const int64_t from = part.begin(v.h_panels), to = part.end(v.h_panels);
+      arrive(t, from, to);
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t p = from; p < to; ++p)
+          if (all.projects())
+            std::copy_n(h_at(row, p), WIDTH<S>, grad_h + (slot * rows + row) * v.p_wide + p * WIDTH<S>);
+          else
+            cells(t, slot, row, p, h_at(row, p));
+    });
+    if (all.projects()) in_parts([&](Part part) { projected(t, slot, part); });
+    in_parts([&](Part part) { back(t, slot, part); });
   }
 
-  void projected(int64_t t, int64_t slot) const {
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t p = 0; p < v.h_panels; ++p)
-        std::copy_n(h_at(row, p), WIDTH<S>, grad_h + (slot * rows + row) * v.p_wide + p * WIDTH<S>);
-    for (int64_t p = 0; p < v.unit_panels; ++p)
+  // What comes from outside to h after step `t`, in the panels `from ... to`.
+  void arrive(int64_t t, int64_t from, int64_t to) const {
+    for (int64_t row = 0; v.l.grad_h && row < rows; ++row)
+      for (int64_t column = from * WIDTH<S>; column < std::min(v.P, to * WIDTH<S>); column += LANES<S>) {
+        S* at = h_at(row, column / WIDTH<S>) + column % WIDTH<S>;
+        const S* given = v.as(v.l.grad_h) + t * v.l.grad_h_t + (begin + row) * v.l.grad_h_b + column;
+        store(at, load(at) + load(given, v.P - column));
+      }
+  }
+
+  void projected(int64_t t, int64_t slot, Part part) const {
+    for (int64_t p = part.begin(v.unit_panels); p < part.end(v.unit_panels); ++p)
       in_groups(rows, [&](int64_t row, int number) {
         Sums<S> into_hidden = {};
         Run<S> run;
@@ -108,7 +126,6 @@ struct BackwardRows {
         add_tile(number, 4, into_hidden, &run, 1);
         for (int r = 0; r < number; ++r) cells(t, slot, row + r, p, reinterpret_cast<const S*>(into_hidden[r]));
       });
-    back(t, slot);
   }
 
   // From the gradients `into_m` at o * tanh(c), of the units of panel `p`, to those at the gates and at c before.
@@ -138,23 +155,25 @@ struct BackwardRows {
   }
 
   // d of step `t` by the weights: to h of the step before, or where a sequence starts at `t` to its entry, and to x.
-  // A part of 4H after the other, so that the part's d and each panel's rows stay in the cache.
-  void back(int64_t t, int64_t slot) const {
+  // A slice of 4H after the other, so that the slice's d and each panel's rows stay in the cache.
+  void back(int64_t t, int64_t slot, Part part) const {
     const int64_t to_h = t > 0 || v.l.grad_entry_h ? v.h_panels : 0, to_x = v.l.grad_x ? v.x_panels : 0;
-    const int64_t parts = divided_up(v.units, UNITS_AT_ONCE<S>);
-    for (int64_t part = 0; part < parts; ++part) {
-      const int64_t from = share(v.units, parts, part), to = share(v.units, parts, part + 1);
-      for (int64_t p = 0; p < to_h; ++p)
+    const int64_t first = part.begin(to_h + to_x), last = part.end(to_h + to_x);  // panels of h, then of x
+    const int64_t slices = divided_up(v.units, UNITS_AT_ONCE<S>);
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const int64_t from = share(v.units, slices, slice), to = share(v.units, slices, slice + 1);
+      for (int64_t p = first; p < std::min(last, to_h); ++p)
         product(slot, from, to, all.w_h + p * all.height, into_h + p * rows * WIDTH<S>, v.P - p * WIDTH<S>);
-      for (int64_t p = 0; p < to_x; ++p)
+      for (int64_t p = std::max(first, to_h) - to_h; p < last - to_h; ++p)
         product(slot, from, to, all.w_x + p * all.height, into_x + p * rows * WIDTH<S>, v.I - p * WIDTH<S>);
     }
     for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t p = 0; p < to_h && v.starts(t, begin + row); ++p) {
+      for (int64_t p = first; p < std::min(last, to_h) && v.starts(t, begin + row); ++p) {
         if (v.l.grad_entry_h) put(v.l.grad_entry_h, t, row, p, v.P, h_at(row, p));
         std::fill_n(h_at(row, p), WIDTH<S>, S(0));
       }
-      for (int64_t p = 0; p < to_x; ++p) put(v.l.grad_x, t, row, p, v.I, into_x + (p * rows + row) * WIDTH<S>);
+      for (int64_t p = std::max(first, to_h) - to_h; p < last - to_h; ++p)
+        put(v.l.grad_x, t, row, p, v.I, into_x + (p * rows + row) * WIDTH<S>);
     }
   }
 
@@ -182,21 +201,27 @@ struct BackwardRows {
     });
   }
 
-  // The chunk's share of the weights' gradients, transposed: [units][x, h before, 1][WIDTH].
-  void sum_up(int64_t first, int64_t stop) const {
+  // x, h before, and 1, of the steps `first ... stop`.
+  void take_before(int64_t first, int64_t stop, Part part) const {
+    if (!gives_weights()) return;
     const int64_t number = (stop - first) * rows;
-    if (v.l.grad_w_ih || v.l.grad_w_hh || v.l.grad_bias) {
-      for (int64_t k = 0; k < number; ++k) {
-        const int64_t t = first + k / rows, b = begin + k % rows;
-        S* to = before + k * all.line;
-        std::copy_n(v.x(t, b), v.I, to);
-        std::copy_n(v.h_before(t, b), v.P, to + v.I);
-        to[v.I + v.P] = 1;
-      }
-      for (int64_t j = 0; j < v.units; ++j)
-        add_outer(sums + j * all.inputs * WIDTH<S>, before, all.line, d + j * all.panel, number, all.inputs);
+    for (int64_t k = part.begin(number); k < part.end(number); ++k) {
+      const int64_t t = first + k / rows, b = begin + k % rows;
+      S* to = before + k * all.line;
+      std::copy_n(v.x(t, b), v.I, to);
+      std::copy_n(v.h_before(t, b), v.P, to + v.I);
+      to[v.I + v.P] = 1;
     }
-    for (int64_t p = 0; all.projects() && v.l.grad_w_hr && p < v.unit_panels; ++p)
+  }
+
+  bool gives_weights() const { return v.l.grad_w_ih || v.l.grad_w_hh || v.l.grad_bias; }
+
+  // The chunk's share of the weights' gradients, transposed: [units][x, h before, 1][WIDTH]; over `number` cells.
+  void sum_up(int64_t number, Part part) const {
+    for (int64_t j = part.begin(v.units); gives_weights() && j < part.end(v.units); ++j)
+      add_outer(sums + j * all.inputs * WIDTH<S>, before, all.line, d + j * all.panel, number, all.inputs);
+    if (!all.projects() || !v.l.grad_w_hr) return;
+    for (int64_t p = part.begin(v.unit_panels); p < part.end(v.unit_panels); ++p)
       add_outer(sums_r + p * v.P * WIDTH<S>, grad_h, v.p_wide, hidden + p * v.steps * rows * WIDTH<S>, number, v.P);
   }
 
@@ -217,7 +242,7 @@ struct BackwardRows {
   }
 };
 
-// The threads' sums added up, and turned back into torch's layout.
+// The teams' sums added up, and turned back into torch's layout.
 template <class S>
 void hand_out(const Backward<S>& all, int64_t thread) {
   const View<S>& v = all.v;
@@ -225,7 +250,7 @@ void hand_out(const Backward<S>& all, int64_t thread) {
   const int64_t each = v.units * all.inputs * WIDTH<S>, each_r = v.unit_panels * v.P * WIDTH<S>;
   for (int64_t j = thread; j < v.units; j += v.threads) {
     S* sum = all.sums + j * all.inputs * WIDTH<S>;
-    for (int64_t other = 1; other < v.threads; ++other)
+    for (int64_t other = 1; other < v.teams; ++other)
       for (int64_t k = 0; k < all.inputs * WIDTH<S>; ++k) sum[k] += sum[other * each + k];
     if (w_ih) unpack_gates(w_ih, sum, v.I, v.H, j);
     if (w_hh) unpack_gates(w_hh, sum + v.I * WIDTH<S>, v.P, v.H, j);
@@ -235,7 +260,7 @@ void hand_out(const Backward<S>& all, int64_t thread) {
     for (int64_t n = 0; n < v.P; ++n)
       for (int64_t q = 0; q < WIDTH<S> && p * WIDTH<S> + q < v.H; ++q) {
         S sum = 0;
-        for (int64_t other = 0; other < v.threads; ++other)
+        for (int64_t other = 0; other < v.teams; ++other)
           sum += all.sums_r[other * each_r + (p * v.P + n) * WIDTH<S> + q];
         w_hr[n * v.H + p * WIDTH<S> + q] = sum;
       }

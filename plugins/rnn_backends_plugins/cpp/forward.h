@@ -1,4 +1,4 @@
-// A layer forward: each thread takes rows of the batch, and goes with them through all of time.
+// A layer forward: a team of threads takes rows of the batch, and goes with them through all of time.
 #pragma once
 
 #include "layer.h"
@@ -14,7 +14,7 @@ struct Forward {
     w_h = scratch.take(v.units * v.P * WIDTH<S>);
     bias = scratch.take(v.units * WIDTH<S>);
     w_r = v.l.w_hr ? scratch.take(v.h_panels * v.H * WIDTH<S>) : nullptr;
-    hidden = v.l.w_hr ? scratch.take(v.threads * v.rows * v.wide) : nullptr;
+    hidden = v.l.w_hr ? scratch.take(v.teams * v.rows * v.wide) : nullptr;
   }
 
   void pack(int64_t thread) const {
@@ -36,20 +36,26 @@ struct Forward {
         }
   }
 
-  void run(int64_t begin, int64_t end, int64_t thread) const {
+  // The team's threads call this together; `in_parts(work)` runs `work(part)` on each, and waits for all of them.
+  template <class InParts>
+  void run(int64_t begin, int64_t end, int64_t team, InParts in_parts) const {
     for (int64_t t = 0; t < v.T; ++t) {
-      for (int64_t j = 0; j < v.units; ++j)
-        in_groups(end - begin, [&](int64_t g, int rows) { cells(t, begin + g, rows, j, begin, thread); });
-      for (int64_t p = 0; w_r && p < v.h_panels; ++p)
-        in_groups(end - begin, [&](int64_t g, int rows) { project(t, begin + g, rows, p, begin, thread); });
+      in_parts([&](Part part) {
+        for (int64_t j = part.begin(v.units); j < part.end(v.units); ++j)
+          in_groups(end - begin, [&](int64_t g, int rows) { cells(t, begin + g, rows, j, begin, team); });
+      });
+      if (w_r) in_parts([&](Part part) {
+        for (int64_t p = part.begin(v.h_panels); p < part.end(v.h_panels); ++p)
+          in_groups(end - begin, [&](int64_t g, int rows) { project(t, begin + g, rows, p, begin, team); });
+      });
     }
   }
 
-  S* hidden_of(int64_t b, int64_t begin, int64_t thread) const {
-    return hidden + (thread * v.rows + b - begin) * v.wide;
+  S* hidden_of(int64_t b, int64_t begin, int64_t team) const {
+    return hidden + (team * v.rows + b - begin) * v.wide;
   }
 
-  void cells(int64_t t, int64_t b, int rows, int64_t j, int64_t begin, int64_t thread) const {
+  void cells(int64_t t, int64_t b, int rows, int64_t j, int64_t begin, int64_t team) const {
     Run<S> runs[2];
     runs[0].panel = w_x + j * v.I * WIDTH<S>, runs[0].length = v.I;
     runs[1].panel = w_h + j * v.P * WIDTH<S>, runs[1].length = v.P;
@@ -66,7 +72,7 @@ struct Forward {
       const Vec<S> c = f * load(v.c_before(t, b + r) + first, number) + i * g, m = o * tanh(c);
       store(v.c(t, b + r) + first, c, number);
       if (w_r)
-        store(hidden_of(b + r, begin, thread) + first, m);
+        store(hidden_of(b + r, begin, team) + first, m);
       else
         store(v.h(t, b + r) + first, m, number);
       if (!v.l.gates) continue;
@@ -75,11 +81,11 @@ struct Forward {
     }
   }
 
-  void project(int64_t t, int64_t b, int rows, int64_t p, int64_t begin, int64_t thread) const {
+  void project(int64_t t, int64_t b, int rows, int64_t p, int64_t begin, int64_t team) const {
     Run<S> run;
     run.panel = w_r + p * v.H * WIDTH<S>, run.length = v.H;
     Sums<S> sums = {};
-    for (int r = 0; r < rows; ++r) run.rows[r] = hidden_of(b + r, begin, thread);
+    for (int r = 0; r < rows; ++r) run.rows[r] = hidden_of(b + r, begin, team);
     const int64_t left = v.P - p * WIDTH<S>;
     const int n = int(std::min<int64_t>(4, divided_up(left, LANES<S>)));
     add_tile(rows, n, sums, &run, 1);

@@ -24,6 +24,9 @@ struct Layer {
 constexpr int64_t ROWS_AT_ONCE = 128;  // whose states stay in the cache while time passes
 constexpr int64_t CHUNK = 128;         // rows times steps whose gradients are summed into the weights' at once
 constexpr int64_t ALONE = 1 << 18;     // so few multiplications (a gate's) are not worth a second thread
+constexpr int64_t WAITING = 1 << 13;   // as many take as long as it takes that threads wait for each other
+constexpr int64_t FEW_ROWS = 4;        // for a thread that would read for them, in each step,
+constexpr int64_t LARGE = 1 << 20;     // bytes of weights: more than the cache next to a core has
 
 // The layer with its types, and the sizes that follow from it.
 template <class S>
@@ -37,8 +40,14 @@ struct View {
   const int64_t h_panels = divided_up(P, WIDTH<S>);
   const int64_t x_panels = divided_up(I, WIDTH<S>);
   const int64_t p_wide = h_panels * WIDTH<S>;
-  const int64_t threads = T * B * (I + P) * H < ALONE ? 1 : std::max<int64_t>(1, std::min(l.threads, B));
-  const int64_t blocks = divided_up(divided_up(B, ROWS_AT_ONCE), threads) * threads;
+  const int64_t work = B * (I + P) * H;  // multiplications of a step, a gate's
+  const int64_t sharers = T * work < ALONE || B > ROWS_AT_ONCE ? 1 : std::min({l.threads, units, work / WAITING});
+  const bool large = 4 * H * (I + P) * int64_t(sizeof(S)) >= LARGE;
+  const bool by_units = sharers > 1 && (sharers >= 2 * B || (large && B < FEW_ROWS * l.threads));
+  const int64_t takers = T * work < ALONE ? 1 : std::max<int64_t>(1, std::min(l.threads, B));
+  const int64_t threads = by_units ? sharers : takers;
+  const int64_t teams = by_units ? 1 : threads;  // that take rows: of one thread each, or one of all threads
+  const int64_t blocks = divided_up(divided_up(B, ROWS_AT_ONCE), teams) * teams;
   const int64_t rows = divided_up(B, std::min(blocks, B));
   const int64_t steps = std::max<int64_t>(1, std::min(T, CHUNK / rows));  // of a chunk
 
@@ -60,6 +69,14 @@ struct View {
   S* gates(int64_t t, int64_t b) const { return as(l.gates) + (t * B + b) * units * WIDTH<S>; }
   const S* h_before(int64_t t, int64_t b) const { return starts(t, b) ? entry_h(t, b) : h(t - 1, b); }
   const S* c_before(int64_t t, int64_t b) const { return starts(t, b) ? entry_c(t, b) : c(t - 1, b); }
+};
+
+// Of what a team does, one thread's share.
+struct Part {
+  int64_t index = 0, of = 1;
+
+  int64_t begin(int64_t n) const { return share(n, of, index); }
+  int64_t end(int64_t n) const { return share(n, of, index + 1); }
 };
 
 // Memory for one call, handed out piece by piece. Counted first, with no memory behind it.

@@ -1,5 +1,6 @@
-// One LSTM layer in one direction, with resets: forward, backward, and one step. Written for few cores: each takes
-// rows of the batch, and goes with them through all of time; nobody waits for anybody before the end.
+// One LSTM layer in one direction, with resets: forward, backward, and one step. Each thread takes rows of the batch,
+// and goes with them through all of time; nobody waits for anybody before the end. Where there are few rows to a thread
+// all threads take all rows, each its share of the units, and wait for each other in every step.
 //
 // A reset costs nothing here: a row's state before a step is read through a pointer, and where a sequence starts the
 // pointer is to its entry. So nothing of what was before a start, NaN included, can come through. Letters as in
@@ -27,19 +28,29 @@ void in_large_pages(const void* from, int64_t bytes) {
 #endif
 }
 
-// Runs each phase as `phase(thread)` on each of `threads` threads; a phase begins when the one before it is done.
-template <class... Phases>
-void on_threads(int64_t threads, Phases... phases) {
-  if (threads == 1) return (phases(0), ...);
+// Calls `body(together)` on each of `threads` threads. There `together(phase)` runs `phase(k)` for each k below
+// `threads` on one of them, and waits until all are done.
+template <class Body>
+void on_threads(int64_t threads, Body body) {
+  if (threads == 1) return body([](auto phase) { phase(0); });
 #pragma omp parallel num_threads(int(threads))
-  {
-    const auto share_out = [&](auto& phase) {
-      // A team may be smaller than asked for (nested regions): then each takes more than one share.
-      for (int64_t k = omp_get_thread_num(); k < threads; k += omp_get_num_threads()) phase(k);
+  body([&](auto phase) {
+    // There may be fewer than asked for (nested regions): then each takes more than one share.
+    for (int64_t k = omp_get_thread_num(); k < threads; k += omp_get_num_threads()) phase(k);
 #pragma omp barrier
-    };
-    (share_out(phases), ...);
-  }
+  });
+}
+
+// Runs `team(begin, end, index, in_parts)` for all rows, block by block: on each thread by itself, or on all as one.
+template <class S, class Together, class Team>
+void in_teams(const View<S>& v, Together together, Team team) {
+  const int64_t blocks = std::min(v.blocks, v.B);
+  if (v.by_units)
+    return team(0, v.B, 0, [&](auto work) { together([&](int64_t k) { work(Part{k, v.threads}); }); });
+  together([&](int64_t thread) {
+    for (int64_t k = share(blocks, v.threads, thread); k < share(blocks, v.threads, thread + 1); ++k)
+      team(share(v.B, blocks, k), share(v.B, blocks, k + 1), thread, [](auto work) { work(Part{}); });
+  });
 }
 
 template <class S>
@@ -47,16 +58,16 @@ void forward(const View<S>& v, S* memory) {
   const Layer& l = v.l;
   Scratch<S> scratch{memory};
   const Forward<S> all(v, scratch);
-  const int64_t blocks = std::min(v.blocks, v.B), cells = v.T * v.B * sizeof(S);
+  const int64_t cells = v.T * v.B * sizeof(S);
   in_large_pages(l.h, cells * v.P);
   in_large_pages(l.c, cells * v.H);
   in_large_pages(l.gates, cells * v.units * WIDTH<S>);
-  const auto pack = [&](int64_t thread) { all.pack(thread); };
-  const auto run = [&](int64_t thread) {
-    for (int64_t k = share(blocks, v.threads, thread); k < share(blocks, v.threads, thread + 1); ++k)
-      all.run(share(v.B, blocks, k), share(v.B, blocks, k + 1), thread);
-  };
-  on_threads(v.threads, pack, run);
+  on_threads(v.threads, [&](auto together) {
+    together([&](int64_t thread) { all.pack(thread); });
+    in_teams(v, together, [&](int64_t begin, int64_t end, int64_t team, auto in_parts) {
+      all.run(begin, end, team, in_parts);
+    });
+  });
 }
 
 template <class S>
@@ -64,17 +75,15 @@ void backward(const Layer& l) {
   const View<S> v{l};
   Scratch<S> scratch{v.as(l.scratch)};
   const Backward<S> all(v, scratch);
-  const int64_t blocks = std::min(v.blocks, v.B);
   in_large_pages(l.grad_x, v.T * v.B * v.I * sizeof(S));
   in_large_pages(l.scratch, scratch.used * sizeof(S));
-  const auto pack = [&](int64_t thread) { all.pack(thread); };
-  const auto run = [&](int64_t thread) {
-    for (int64_t k = share(blocks, v.threads, thread); k < share(blocks, v.threads, thread + 1); ++k) {
-      const int64_t begin = share(v.B, blocks, k), end = share(v.B, blocks, k + 1);
-      BackwardRows<S>{all, v, begin, end, end - begin, thread}.run();
-    }
-  };
-  on_threads(v.threads, pack, run, [&](int64_t thread) { hand_out(all, thread); });
+  on_threads(v.threads, [&](auto together) {
+    together([&](int64_t thread) { all.pack(thread); });
+    in_teams(v, together, [&](int64_t begin, int64_t end, int64_t team, auto in_parts) {
+      BackwardRows<S>{all, v, begin, end, end - begin, team}.run(in_parts);
+    });
+    together([&](int64_t thread) { hand_out(all, thread); });
+  });
 }
 
 // Memory that a thread keeps from step to step, for weights as panels: to touch new pages takes longer than the step.
@@ -96,13 +105,15 @@ void step(const Layer& l) {
     return forward(v, kept<S>(counted.used));
   }
   const int64_t bytes = 4 * v.H * (v.I + v.P) * sizeof(S), threads = bytes < SMALL ? 1 : std::min(l.threads, v.units);
-  on_threads(threads, [&](int64_t thread) {
-    for (int64_t j = share(v.units, threads, thread); j < share(v.units, threads, thread + 1); ++j) switch (v.B) {
-        case 1: step_rows<S, 1>(v, j); break;
-        case 2: step_rows<S, 2>(v, j); break;
-        case 3: step_rows<S, 3>(v, j); break;
-        default: step_rows<S, FEW>(v, j);
-      }
+  on_threads(threads, [&](auto together) {
+    together([&](int64_t thread) {
+      for (int64_t j = share(v.units, threads, thread); j < share(v.units, threads, thread + 1); ++j) switch (v.B) {
+          case 1: step_rows<S, 1>(v, j); break;
+          case 2: step_rows<S, 2>(v, j); break;
+          case 3: step_rows<S, 3>(v, j); break;
+          default: step_rows<S, FEW>(v, j);
+        }
+    });
   });
 }
 
