@@ -60,7 +60,17 @@ def sizes_of_training(trial: Trial) -> None:
 @law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **TRAINING)
 def sizes_of_training_on_three_threads(trial: Trial) -> None:
     """With three of torch's threads, too, values and gradients at those sizes are the reference's, and so again."""
-    few, lstm, times, before = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26, torch.get_num_threads()
+    _on_three_threads(trial, 26)
+
+
+@law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "B": (1,)})
+def one_row_on_three_threads(trial: Trial) -> None:
+    """One row for three of torch's threads, which a kernel may share, has the reference's values and gradients."""
+    _on_three_threads(trial, 1)
+
+
+def _on_three_threads(trial: Trial, times: int) -> None:
+    few, lstm, before = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), torch.get_num_threads()
     lstm.load_state_dict(few.weights)
     expected = trial.reference(few)
     torch.set_num_threads(3)
