@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from rnn_backends import Backend, BrokenBackendError, get_backend
+from rnn_backends import BrokenBackendError, LSTMBackend, get_backend
 
 from . import catalogue, rollout_laws
 from .results import LawInfo
@@ -28,7 +28,7 @@ def about(law: str) -> LawInfo:
     return LawInfo(found.subject, found.sentence, found.trait.value if found.trait else None)
 
 
-def known_backend(name: str) -> tuple[str, Backend | str]:
+def known_backend(name: str) -> tuple[str, LSTMBackend | str]:
     """A name and its backend, or the reason why it cannot be loaded.
 
     Raises:

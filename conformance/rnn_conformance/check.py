@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
-from rnn_backends import Backend, get_backend
+from rnn_backends import LSTMBackend, get_backend
 
 from . import rollout_laws, runner
 from .asked import select_laws
@@ -37,7 +37,7 @@ def as_inputs(rollout: Rollout) -> Recorded:
 
 
 def check_backend(
-    backend: str | Backend,
+    backend: str | LSTMBackend,
     *,
     profile: str = "quick",
     device: str = "cpu",
@@ -91,7 +91,7 @@ def check_backend(
     return Report(header, results)
 
 
-def claims(backend: Backend) -> tuple[str, ...]:
+def claims(backend: LSTMBackend) -> tuple[str, ...]:
     """The traits that a backend claims, by name."""
     return tuple(sorted(trait.value for trait in backend.traits))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
-from rnn_backends import Backend, names
+from rnn_backends import LSTMBackend, names
 
 from . import rollout_laws
 from .asked import about, known_backend, select_laws
@@ -93,7 +93,7 @@ class MainJob:
             left = self._runs[len(self._outcomes) :]
             self._outcomes += [Outcome(name, reason="interrupted", device=device) for name, _, device in left]
 
-    def _run_one(self, backend: Backend, device: str, progress: RunProgress) -> Outcome:
+    def _run_one(self, backend: LSTMBackend, device: str, progress: RunProgress) -> Outcome:
         options = self._options
         report = check_backend(
             backend, profile=options.profile, device=device, laws=self._expected, seed=self._seed,
@@ -105,7 +105,7 @@ class MainJob:
             report = changed(report, result.law, looks_like=looks_like(result, device) or "")
         return Outcome(backend.name, report, None, self._time(backend, report, progress), device)
 
-    def _time(self, backend: Backend, report: Report, progress: RunProgress) -> float | None:
+    def _time(self, backend: LSTMBackend, report: Report, progress: RunProgress) -> float | None:
         if self._options.laws or report.failures or report.waived:
             return None  # how fast a wrong answer comes is of no interest
         progress.say("time against torch.nn.LSTM")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from rnn_backends import Backend, get_backend
+from rnn_backends import LSTMBackend, get_backend
 from rnn_backends.registry import holds
 
 from .explore import Outcome
@@ -31,7 +31,7 @@ GRACE = 10.0
 """Seconds that a process whose time is up has for saying where it stood."""
 
 
-def in_a_process(law: str, backend: Backend, token: str, device: str, seconds: float) -> Outcome:
+def in_a_process(law: str, backend: LSTMBackend, token: str, device: str, seconds: float) -> Outcome:
     """One law over the case of a token, elsewhere.
 
     An installed backend is found again by its name, in a fresh interpreter. One that was made in this process is not,
@@ -70,7 +70,7 @@ def _stood(stack: Path) -> str:
     return " < ".join(f"{Path(file).name}:{line} {function}" for file, line, function in frames[:4]) or "no Python"
 
 
-def _installed(backend: Backend) -> bool:
+def _installed(backend: LSTMBackend) -> bool:
     """Whether another interpreter finds this very value by its name: registered values live in this one only."""
     return holds(backend) and _found_by_entry_point(backend.name)
 
@@ -108,7 +108,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _forked(law: str, backend: Backend, token: str, device: str, answer: Path, seconds: float) -> str:
+def _forked(law: str, backend: LSTMBackend, token: str, device: str, answer: Path, seconds: float) -> str:
     """Run in a fork of this process; how it ended, in words."""
     process = multiprocessing.get_context("fork").Process(
         target=_write, args=(law, backend, token, device, answer, seconds)
@@ -122,7 +122,7 @@ def _forked(law: str, backend: Backend, token: str, device: str, answer: Path, s
     return f"its process ended with status {process.exitcode}"
 
 
-def _write(law: str, backend: Backend, token: str, device: str, answer: Path, seconds: float) -> None:
+def _write(law: str, backend: LSTMBackend, token: str, device: str, answer: Path, seconds: float) -> None:
     """Write the outcome to a file, whole or not at all; in a process that only does that.
 
     When ``seconds`` are over the process writes where it stands into another file, and ends.
@@ -167,7 +167,7 @@ def _forget_the_parent() -> None:
     warnings.simplefilter("ignore")
 
 
-def _here(law: str, backend: Backend, token: str, device: str) -> Outcome:
+def _here(law: str, backend: LSTMBackend, token: str, device: str) -> Outcome:
     from .cases import Case
     from .catalogue import LAWS
     from .runner import outcome_of  # the runner imports this module

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rnn_backends import Backend, get_backend
+from rnn_backends import LSTMBackend, get_backend
 
 from .asked import about, select_laws
 from .check import calm, changed, check_backend, fresh_seed
@@ -76,7 +76,7 @@ class LawItem(pytest.Item):
 
     parent: LawsCollector
 
-    def __init__(self, *, law: str, backend: Backend, waivers: list[Waiver], **kwargs: Any) -> None:
+    def __init__(self, *, law: str, backend: LSTMBackend, waivers: list[Waiver], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.law, self.backend, self.waivers = law, backend, waivers
 

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pytest
-    from rnn_backends import Backend
+    from rnn_backends import LSTMBackend
 
 
 class Laws:
     """What :func:`laws` gives; the plugin collects it as one test a law."""
 
-    def __init__(self, backends: tuple[str | Backend, ...], options: dict[str, Any]) -> None:
+    def __init__(self, backends: tuple[str | LSTMBackend, ...], options: dict[str, Any]) -> None:
         self.backends, self.options = backends, options
 
 
 def laws(
-    *backends: str | Backend,
+    *backends: str | LSTMBackend,
     only: tuple[str, ...] = (),
     profile: str = "quick",
     device: str = "cpu",
@@ -41,7 +41,7 @@ def laws(
     """The laws as tests: ``test_mine = laws("mine")``. What is given on pytest's command line goes before.
 
     Args:
-        backends: installed names, or ``Backend`` values; none for those of ``--rnn-backend``.
+        backends: installed names, or ``LSTMBackend`` values; none for those of ``--rnn-backend``.
         only: parts of laws' names; none for all of the profile.
         profile: ``"smoke"``, ``"quick"``, ``"full"`` or ``"deep"``.
         device: where to run.

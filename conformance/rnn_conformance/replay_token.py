@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from rnn_backends import Backend, get_backend
+from rnn_backends import LSTMBackend, get_backend
 
 from . import rollout_laws, runner
 from .asked import exact_law
@@ -19,7 +19,7 @@ from .rollouts import Rollout
 from .verdicts import LawResult
 
 
-def replay(backend: str | Backend, law: str, token: str, device: str = "cpu") -> LawResult:
+def replay(backend: str | LSTMBackend, law: str, token: str, device: str = "cpu") -> LawResult:
     """Run one law over the one case of a token, of a result's ``token``.
 
     Raises:
@@ -43,7 +43,7 @@ def _rollout(name: str) -> Rollout:
     raise ValueError(f"there is no rollout {name!r}; there are {', '.join(r.name for r in recordings())}")
 
 
-def _rollout_law(backend: Backend, law: str, token: str, device: str) -> LawResult:
+def _rollout_law(backend: LSTMBackend, law: str, token: str, device: str) -> LawResult:
     name, size, seed = _parts(law, token)
     return rollout_laws.RolloutChecks(backend, [_rollout(name)], "smoke", device, seed, [size]).run(law)
 

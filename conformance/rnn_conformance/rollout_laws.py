@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 import torch
-from rnn_backends import Backend, UnsupportedError
+from rnn_backends import LSTMBackend, UnsupportedError
 from torch import Tensor
 
 from .compare import demand, judge
@@ -98,7 +98,7 @@ class RolloutChecks:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: LSTMBackend,
         rollouts: Sequence[Rollout],
         profile: str,
         device: str,
@@ -149,7 +149,7 @@ def _answer(error: Exception) -> tuple[Verdict, str]:
     return "crashed", f"{type(error).__name__}: {error}"
 
 
-def time_ratio(backend: Backend, rollout: Rollout, device: str = "cpu", rounds: int = 5) -> float:
+def time_ratio(backend: LSTMBackend, rollout: Rollout, device: str = "cpu", rounds: int = 5) -> float:
     """Time of forward and backward over a rollout, over torch.nn.LSTM's, one trajectory at a time; medians.
 
     The two take turns, so that a busy machine slows both.

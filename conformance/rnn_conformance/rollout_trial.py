@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from rnn_backends import Backend, LSTMModule
+from rnn_backends import LSTMBackend, LSTMModule
 from tensordict import TensorDict
 from torch import Tensor, nn
 
@@ -118,7 +118,7 @@ class RolloutTrial:
     """
 
     def __init__(
-        self, backend: Backend, rollout: Rollout, hidden_size: int, device: str = "cpu", seed: int = 0
+        self, backend: LSTMBackend, rollout: Rollout, hidden_size: int, device: str = "cpu", seed: int = 0
     ) -> None:
         self.scene, self.expected = scene(rollout, hidden_size, seed), witness(rollout, hidden_size, seed)
         self.device = device

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from rnn_backends import Backend, UnsupportedError, get_backend
+from rnn_backends import LSTMBackend, UnsupportedError, get_backend
 
 from .cases import Case
 from .catalogue import LAWS, select
@@ -42,7 +42,7 @@ Progress = Callable[[str, int, int], None]
 class _Run:
     """What all laws of one run have in common."""
 
-    backend: Backend
+    backend: LSTMBackend
     profile: str
     device: str
     seed: int
@@ -51,7 +51,7 @@ class _Run:
 
 
 def check_backend(
-    backend: str | Backend,
+    backend: str | LSTMBackend,
     *,
     profile: str = "quick",
     device: str = "cpu",
@@ -94,7 +94,7 @@ def check_backend(
     return Report(header, results)
 
 
-def replay(backend: str | Backend, law: str, token: str, device: str = "cpu") -> LawResult:
+def replay(backend: str | LSTMBackend, law: str, token: str, device: str = "cpu") -> LawResult:
     """One law over the one case of a token, of a result's ``token``.
 
     Raises:
@@ -135,7 +135,7 @@ def _judge(law: Law, run: _Run) -> LawResult:
     return _result(law, run.backend.name, findings, recorded, time.perf_counter() - begin)
 
 
-def _answer(law: Law, backend: Backend, case: Case, device: str) -> Outcome:
+def _answer(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome:
     if law.lane is not None:
         return in_a_process(law.name, backend, case.token, device, law.lane)
     return outcome_of(law, backend, case, device)
@@ -155,7 +155,7 @@ def _rollout_case(rollout: Rollout, law: Law, seed: int) -> Case:
     return Case(T, B, I, 4, resets=bits, seed=seed % 1000, **allowed)
 
 
-def outcome_of(law: Law, backend: Backend, case: Case, device: str, rollout: Rollout | None = None) -> Outcome:
+def outcome_of(law: Law, backend: LSTMBackend, case: Case, device: str, rollout: Rollout | None = None) -> Outcome:
     """One law over one case, here and now, as a verdict."""
     claimed = law.trait is None or law.trait in backend.traits
     trial = Trial(backend, case, device, rollout)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import torch
 from hypothesis.stateful import RuleBasedStateMachine
-from rnn_backends import Backend, LSTMModule, State, recurrent_mode, set_recurrent_mode
+from rnn_backends import LSTMBackend, LSTMModule, State, recurrent_mode, set_recurrent_mode
 from rnn_backends.unroll import unroll
 from tensordict import TensorDict
 from torch import Tensor
@@ -19,7 +19,7 @@ from .law import LawBroken
 from .trial import Trial
 
 H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
-PLAIN = Backend("rnn-conformance-plain", unroll)
+PLAIN = LSTMBackend("rnn-conformance-plain", unroll)
 """Core's own loop over time: another backend to go to and come back from, wherever the suite runs."""
 
 

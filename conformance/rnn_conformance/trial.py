@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from rnn_backends import LSTM, Backend, LSTMModule, State, UnsupportedError
+from rnn_backends import LSTM, LSTMBackend, LSTMModule, State, UnsupportedError
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -42,7 +42,7 @@ class Trial:
         rollout: recorded observations in place of the drawn input.
     """
 
-    def __init__(self, backend: Backend, case: Case, device: str = "cpu", rollout: Rollout | None = None) -> None:
+    def __init__(self, backend: LSTMBackend, case: Case, device: str = "cpu", rollout: Rollout | None = None) -> None:
         self.backend, self.case, self.device, self.rollout = backend, case, device, rollout
         self.margin: float | None = None
 

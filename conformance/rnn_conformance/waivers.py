@@ -22,7 +22,7 @@ from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from rnn_backends import Backend
+from rnn_backends import LSTMBackend
 
 from .asked import exact_law
 from .check import changed
@@ -101,7 +101,10 @@ def _waiver(row: object, today: date) -> Waiver:
 
 
 def apply(
-    waivers: Sequence[Waiver], report: Report, backend: Backend, on_replay: Callable[[str], object] = lambda law: None
+    waivers: Sequence[Waiver],
+    report: Report,
+    backend: LSTMBackend,
+    on_replay: Callable[[str], object] = lambda law: None,
 ) -> Report:
     """The report with the failures excused that are waived, and the waivers that are out of date as failures."""
     for waiver in waivers:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from rnn_backends import Backend, LayerWeights, State, names, register, unregister
+from rnn_backends import LayerWeights, LSTMBackend, State, names, register, unregister
 from rnn_backends.unroll import unroll
 from rnn_conformance import check, job, report_lines, rollout_laws, rollouts, runner
 from rnn_conformance.asked import known_laws
@@ -41,7 +41,7 @@ def wrong() -> Iterator[str]:
         first[0] = True
         return unroll(weights, x, entry, first)
 
-    register(Backend("never-resets", layer))
+    register(LSTMBackend("never-resets", layer))
     yield "never-resets"
     unregister("never-resets")
 
@@ -63,10 +63,10 @@ def test_help_teaches_with_examples() -> None:
 
 CRASHES = """
 import ctypes, sys
-from rnn_backends import Backend, register
+from rnn_backends import LSTMBackend, register
 from rnn_conformance.__main__ import main
 
-register(Backend("crashing", lambda weights, x, entry, starts: ctypes.string_at(0)))
+register(LSTMBackend("crashing", lambda weights, x, entry, starts: ctypes.string_at(0)))
 sys.argv = ["rnn-backends", "check", "crashing", "--profile", "smoke", "-k", "reset_at_the_last_step"]
 main()
 """
@@ -344,7 +344,7 @@ def test_waivers_excuse_and_the_last_line_counts_them(wrong: str, tmp_path: Path
 
 @pytest.mark.usefixtures("_shipped")
 def test_what_is_not_claimed_and_works_fails_only_if_strict() -> None:
-    register(Backend("modest", unroll))
+    register(LSTMBackend("modest", unroll))
     try:
         options = ("check", "modest", "--profile", "smoke", "-k", "double_backward")
         assert call(*options).exit_code == 0

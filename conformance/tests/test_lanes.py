@@ -8,7 +8,7 @@ import time
 import warnings
 
 import torch
-from rnn_backends import Backend, State, get_backend
+from rnn_backends import LSTMBackend, State, get_backend
 from rnn_conformance.lanes import in_a_process
 from torch._inductor.async_compile import AsyncCompile
 
@@ -17,7 +17,7 @@ right = get_backend("vmap").layer
 
 
 def run(layer, seconds=60.0):
-    return in_a_process(LAW, Backend("mine", layer), TOKEN, "cpu", seconds)
+    return in_a_process(LAW, LSTMBackend("mine", layer), TOKEN, "cpu", seconds)
 
 
 def test_an_installed_backend_answers_from_a_fresh_interpreter():

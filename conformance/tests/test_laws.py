@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from rnn_backends import Backend, State, Trait, get_backend
+from rnn_backends import LSTMBackend, State, Trait, get_backend
 from rnn_conformance.catalogue import LAWS
 from rnn_conformance.defects.plain import right
 from rnn_conformance.defects.variants import declines_options
@@ -32,14 +32,14 @@ def test_declined_options_are_counted_with_the_reason():
 )
 def test_a_claim_is_observed_both_ways(trait, law):
     works = get_backend("vmap").layer
-    claimed = check_backend(Backend("claims", works, traits=frozenset({trait})), laws=[law], profile="smoke")
+    claimed = check_backend(LSTMBackend("claims", works, traits=frozenset({trait})), laws=[law], profile="smoke")
     assert claimed.results[0].verdict == "passed", claimed.results[0]
-    unclaimed = check_backend(Backend("modest", works), laws=[law], profile="smoke").results[0]
+    unclaimed = check_backend(LSTMBackend("modest", works), laws=[law], profile="smoke").results[0]
     assert unclaimed.verdict == ("under_claimed" if trait is Trait.DOUBLE_BACKWARD else "declined"), unclaimed
 
 
 def test_a_silently_partial_double_backward_is_the_worst_verdict():
-    backend = Backend("partial", _detached_gradient)
+    backend = LSTMBackend("partial", _detached_gradient)
     (result,) = check_backend(backend, laws=["double_backward"], profile="smoke").results
     assert result.verdict == "silently_wrong", result
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from rnn_backends import Backend, LayerWeights, State, get_backend
+from rnn_backends import LayerWeights, LSTMBackend, State, get_backend
 from rnn_conformance import contract_page
 from rnn_conformance.catalogue import LAWS
 from rnn_conformance.defects import plain as d
@@ -213,14 +213,16 @@ FACTORIES = {keeps_results, shared_between_threads, packed_once, packed_by_dtype
 @pytest.mark.parametrize("name", DEFECTS)
 def test_defect_is_killed_by_the_law_named_beforehand(name):
     layer, law = DEFECTS[name]
-    backend = Backend("defect", layer() if layer in FACTORIES else layer)
+    backend = LSTMBackend("defect", layer() if layer in FACTORIES else layer)
     (result,) = check_backend(backend, laws=[law], seed=1, shrink=False).results
     assert result.verdict == "failed", f"{name}: {law} says {result.verdict}: {result.message}"
 
 
 def test_a_hand_over_is_its_own_verdict_and_leaves_the_others_whole():
     before = get_backend("vmap").layer
-    (result,) = check_backend(Backend("lazy", hands_over), laws=["only_the_named_backend_works"], shrink=False).results
+    (result,) = check_backend(
+        LSTMBackend("lazy", hands_over), laws=["only_the_named_backend_works"], shrink=False
+    ).results
     assert result.message.startswith("handed over: 'lazy' was named, and layer of 'vmap' did work in its place")
     assert get_backend("vmap").layer is before
 
@@ -230,14 +232,14 @@ def test_a_dtype_a_spec_refused_too_late_is_seen():
         return "" if spec.bidirectional else None
 
     law = "what_is_rejected_is_refused_at_construction"
-    (result,) = check_backend(Backend("picky", d.right, picky), laws=[law]).results
+    (result,) = check_backend(LSTMBackend("picky", d.right, picky), laws=[law]).results
     assert result.verdict == "failed"
     assert "a refusal is a reason in words" in result.message
 
 
 def test_moods_are_seen():
     answers = iter(range(10**6))
-    moody = Backend("moody", d.right, lambda spec, device, dtype: "no" if next(answers) % 2 else None)
+    moody = LSTMBackend("moody", d.right, lambda spec, device, dtype: "no" if next(answers) % 2 else None)
     (result,) = check_backend(moody, laws=["rejects_has_no_moods"]).results
     assert result.verdict == "failed"
 
@@ -246,7 +248,7 @@ def test_dropout_is_the_same_for_results_that_are_not_contiguous():
     def batch_major(w, x, entry, starts):
         return State(*(v.transpose(0, 1).contiguous().transpose(0, 1) for v in d.right(w, x, entry, starts)))
 
-    (result,) = check_backend(Backend("v", batch_major), laws=["dropout_is_torchs_between_layers"]).results
+    (result,) = check_backend(LSTMBackend("v", batch_major), laws=["dropout_is_torchs_between_layers"]).results
     assert result.verdict == "passed", result
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from rnn_backends import Backend, State, get_backend
+from rnn_backends import LSTMBackend, State, get_backend
 from rnn_conformance.cases import Case
 from rnn_conformance.law import LawBroken
 from rnn_conformance.laws.lifecycle import registered
@@ -16,7 +16,7 @@ CASE = Case.parse("T1.B2.I2.H3.L2.f64.s4")
 
 
 def story_of(layer):
-    backend = Backend("teller", layer)
+    backend = LSTMBackend("teller", layer)
     with registered(backend), registered(PLAIN):
         play(Trial(backend, CASE), programs=20, steps=12)
 

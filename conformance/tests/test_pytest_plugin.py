@@ -20,7 +20,7 @@ from rnn_conformance.pytest_plugin import laws
 test_mine = laws("vmap", only=("one_row", "one_step"), profile="smoke")
 """
 WRONG = """
-from rnn_backends import Backend, State
+from rnn_backends import LSTMBackend, State
 from rnn_backends.unroll import unroll
 from rnn_conformance.pytest_plugin import laws
 
@@ -30,7 +30,7 @@ def layer(weights, x, entry, starts):
     return State(found.h + 1, found.c)
 
 
-test_wrong = laws(Backend("wrong", layer), only=("one_row", "vmap_over_data"), profile="smoke")
+test_wrong = laws(LSTMBackend("wrong", layer), only=("one_row", "vmap_over_data"), profile="smoke")
 """
 WAIVER = """
 [[waiver]]

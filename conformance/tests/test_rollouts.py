@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from rnn_backends import Backend, LayerWeights, State, get_backend
+from rnn_backends import LayerWeights, LSTMBackend, State, get_backend
 from rnn_backends.unroll import unroll
 from rnn_conformance import rollout_laws
 from rnn_conformance.rollouts import ENVIRONMENTS, Rollout, record, rollouts, shipped, write_shipped
@@ -123,7 +123,7 @@ DEFECTS = [
 
 @pytest.mark.parametrize(("law", "layer"), DEFECTS, ids=lambda v: getattr(v, "__name__", v))
 def test_each_law_kills_its_defects(law: str, layer) -> None:
-    result = rollout_laws.RolloutChecks(Backend("defect", layer), shipped(), "smoke", "cpu", 3).run(law)
+    result = rollout_laws.RolloutChecks(LSTMBackend("defect", layer), shipped(), "smoke", "cpu", 3).run(law)
     assert result.verdict == "failed"
     assert "differs first at [" in result.message
     assert result.worst_margin is not None
@@ -144,13 +144,15 @@ def test_a_crash_is_not_a_failure_of_the_law() -> None:
     def raises(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         raise RuntimeError("the kernel is not there")
 
-    result = rollout_laws.RolloutChecks(Backend("crash", raises), shipped(), "smoke", "cpu", 0).run("rollout_gradients")
+    result = rollout_laws.RolloutChecks(LSTMBackend("crash", raises), shipped(), "smoke", "cpu", 0).run(
+        "rollout_gradients"
+    )
     assert result.verdict == "crashed"
     assert result.message == "RuntimeError: the kernel is not there"
 
 
 def test_a_refusal_is_declined_with_its_reason() -> None:
-    picky = Backend("picky", unroll, rejects=lambda spec, device, dtype: "only on Mondays")
+    picky = LSTMBackend("picky", unroll, rejects=lambda spec, device, dtype: "only on Mondays")
     result = rollout_laws.RolloutChecks(picky, shipped(), "smoke", "cpu", 0).run("rollout_equals_steps")
     assert (result.verdict, result.cases, result.declined) == ("declined", 0, 2)
     assert "only on Mondays" in result.message

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from rnn_backends import Backend, State, UnsupportedError, get_backend
+from rnn_backends import LSTMBackend, State, UnsupportedError, get_backend
 from rnn_conformance.cases import Case
 from rnn_conformance.catalogue import LAWS
 from rnn_conformance.runner import Rollout, check_backend, replay
@@ -24,7 +24,7 @@ def wrong(w, x, entry, starts):
 
 
 def check(layer, laws=(LAW,), **options):
-    return check_backend(Backend("mine", layer), laws=list(laws), profile="smoke", **options)
+    return check_backend(LSTMBackend("mine", layer), laws=list(laws), profile="smoke", **options)
 
 
 def test_a_failure_says_where_how_much_and_replays_small():
@@ -37,7 +37,7 @@ def test_a_failure_says_where_how_much_and_replays_small():
     assert result.worst_margin > 1e6
     case = Case.parse(result.token)
     assert (case.T, case.B, case.L) == (2, 1, 1), "shrunk to the smallest"
-    again = replay(Backend("mine", wrong), LAW, result.token)
+    again = replay(LSTMBackend("mine", wrong), LAW, result.token)
     assert (again.verdict, again.message) == (result.verdict, result.message)
     assert replay("vmap", LAW, result.token).verdict == "passed"
 

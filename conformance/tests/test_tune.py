@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from rnn_backends import LSTM, Backend, register, unregister
+from rnn_backends import LSTM, LSTMBackend, register, unregister
 from rnn_backends.crossovers import Cell, Table, machine_file, parse, table_for
 from rnn_backends.ranking import PATIENCE
 from rnn_backends.unroll import unroll
@@ -74,7 +74,7 @@ def _first(starts: dict[str, float]) -> Any:
 
 @pytest.fixture
 def third_party() -> Iterator[str]:
-    register(Backend("mine", unroll))
+    register(LSTMBackend("mine", unroll))
     yield "mine"
     unregister("mine")
 

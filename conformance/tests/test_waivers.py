@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from rnn_backends import Backend, State, get_backend
+from rnn_backends import LSTMBackend, State, get_backend
 from rnn_conformance.check import check_backend
 from rnn_conformance.verdicts import Report
 from rnn_conformance.waivers import Waiver, WaiverError, apply, read
@@ -81,7 +81,7 @@ def wrong_for_three_rows(w, x, entry, starts):
 
 
 def checked(layer, *waivers: Waiver, law: str = LAW, device: str = "cpu") -> Report:
-    backend = Backend("mine", layer)
+    backend = LSTMBackend("mine", layer)
     report = check_backend(backend, laws=[law], profile="smoke", seed=1, shrink=False, device=device)
     return apply(waivers, report, backend)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .contract import Backend, LSTMSpec, Trait
+from .contract import LSTMBackend, LSTMSpec, Trait
 from .crossovers import table_for
 from .errors import BrokenBackendError, InputError, UnsupportedError
 from .ranking import Ranking
@@ -37,16 +37,16 @@ class Verdict:
 
 
 def resolve(
-    request: str | Backend | None,
+    request: str | LSTMBackend | None,
     spec: LSTMSpec,
     device: torch.device,
     dtype: torch.dtype,
     needs: frozenset[Trait] = frozenset(),
-) -> Backend:
+) -> LSTMBackend:
     """The backend for a request, or an error with the reason and the names of those that can.
 
     Args:
-        request: a name, an alias, ``"auto"``, a :class:`Backend` value, or ``None`` for the default: the
+        request: a name, an alias, ``"auto"``, an :class:`LSTMBackend` value, or ``None`` for the default: the
             environment variable ``RNN_BACKENDS_LSTM`` if set, else ``"auto"``.
         spec: the LSTM's options.
         device: where its weights are.
@@ -64,8 +64,8 @@ def resolve(
         source = f"the environment variable {DEFAULT_VARIABLE}" if request != "auto" else None
     if request == "auto":
         return _auto(spec, device, dtype, needs)
-    if not isinstance(request, (str, Backend)):
-        raise InputError(f"lstm_backend is a name or a Backend, got {type(request).__name__}")
+    if not isinstance(request, (str, LSTMBackend)):
+        raise InputError(f"lstm_backend is a name or an LSTMBackend, got {type(request).__name__}")
     backend = get_backend(request, source) if isinstance(request, str) else request
     demand(backend, spec, device, dtype)
     if not needs <= backend.traits:
@@ -75,7 +75,7 @@ def resolve(
     return backend
 
 
-def demand(backend: Backend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
+def demand(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
     """Raise :class:`UnsupportedError` if the backend declines the spec, device or dtype."""
     reason = _refusal(backend, spec, device, dtype)
     if reason is not None:
@@ -83,7 +83,7 @@ def demand(backend: Backend, spec: LSTMSpec, device: torch.device, dtype: torch.
         raise UnsupportedError(backend.name, _words(spec, device, dtype), reason, others)
 
 
-def _refusal(backend: Backend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+def _refusal(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
     """The backend's reason, guarded: a ``rejects`` that fails must not take the other backends with it."""
     try:
         reason = backend.rejects(spec, device, dtype)
@@ -131,7 +131,7 @@ def _ranking(among: Sequence[str], spec: LSTMSpec, device: torch.device) -> Rank
     return Ranking(among, AUTO_ORDER, table_for(device), spec)
 
 
-def _loadable() -> Iterator[Backend]:
+def _loadable() -> Iterator[LSTMBackend]:
     installed = names()
     first = [name for name in AUTO_ORDER if name in installed]
     for name in [*first, *(name for name in installed if name not in first)]:
@@ -141,7 +141,7 @@ def _loadable() -> Iterator[Backend]:
             continue  # its reason is in list_backends() and explain()
 
 
-def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> Backend:
+def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> LSTMBackend:
     def able(name: str) -> bool:
         try:
             backend = get_backend(name)

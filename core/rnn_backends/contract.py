@@ -109,11 +109,11 @@ class LSTMSpec:
 
 
 def accepts_everything(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
-    """The default of :attr:`Backend.rejects`: no reason to decline anything."""
+    """The default of :attr:`LSTMBackend.rejects`: no reason to decline anything."""
 
 
 @dataclass(frozen=True)
-class Backend:
+class LSTMBackend:
     """A backend: a value, not a base class.
 
     Args:
@@ -138,5 +138,5 @@ class Backend:
     layer_last: Optional[LayerFunction] = None
     act: Optional[ActFunction] = None
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "Backend":
+    def __deepcopy__(self, memo: dict[int, object]) -> "LSTMBackend":
         return self  # a value: modules that are copied go on using the same functions

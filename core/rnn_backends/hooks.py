@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pluggy
 
-from .contract import Backend
+from .contract import LSTMBackend
 
 PROJECT = "rnn_backends"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -12,7 +12,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """Build and return the backend.
 
     Called once, when the backend is first asked for; heavy imports belong in here. Raise

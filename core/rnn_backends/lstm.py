@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from .checks import check_input, check_is_init, check_state
 from .choose import alternatives, demand, resolve
-from .contract import Backend, LayerWeights, LSTMSpec, State, Trait
+from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, Trait
 from .errors import InputError, UnsupportedError
 from .registry import get_backend, holds
 from .resets import at_ends, onset, starts_of, zero_at
@@ -41,7 +41,7 @@ class LSTM(nn.RNNBase):
         dtype: of the parameters.
 
     Keyword Args:
-        lstm_backend: a backend's name, ``"auto"``, or a :class:`~rnn_backends.Backend`. Default: the environment
+        lstm_backend: a backend's name, ``"auto"``, or an :class:`~rnn_backends.LSTMBackend`. Default: the environment
             variable ``RNN_BACKENDS_LSTM``, else ``"auto"``. Resolved once, here.
 
     Raises:
@@ -73,7 +73,7 @@ class LSTM(nn.RNNBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        lstm_backend: str | Backend | None = None,
+        lstm_backend: str | LSTMBackend | None = None,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -92,7 +92,7 @@ class LSTM(nn.RNNBase):
         self._bind(resolve(lstm_backend, _spec_of(self), weight.device, weight.dtype))
 
     @classmethod
-    def from_torch(cls, lstm: nn.RNNBase, lstm_backend: str | Backend | None = None) -> LSTM:
+    def from_torch(cls, lstm: nn.RNNBase, lstm_backend: str | LSTMBackend | None = None) -> LSTM:
         """Wrap a torch.nn.LSTM (or TorchRL's): the new module *shares* its parameters.
 
         Raises:
@@ -110,7 +110,7 @@ class LSTM(nn.RNNBase):
         new._bind(resolve(lstm_backend, _spec_of(new), weight.device, weight.dtype))
         return new
 
-    def with_backend(self, lstm_backend: str | Backend) -> LSTM:
+    def with_backend(self, lstm_backend: str | LSTMBackend) -> LSTM:
         """The same LSTM on another backend: a new module that *shares* these parameters.
 
         Raises:
@@ -124,7 +124,7 @@ class LSTM(nn.RNNBase):
         new._bind(backend)
         return new
 
-    def _bind(self, backend: Backend) -> None:
+    def _bind(self, backend: LSTMBackend) -> None:
         weight = self.weight_ih_l0
         self._backend, self._spec = backend, _spec_of(self)
         self._run_layers = layers_with(backend.layer, backend.layer)
@@ -143,7 +143,7 @@ class LSTM(nn.RNNBase):
         return self._run_layers_last
 
     @property
-    def backend(self) -> Backend:
+    def backend(self) -> LSTMBackend:
         """The backend that runs."""
         return self._backend
 

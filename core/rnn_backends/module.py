@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import layout
 from .choose import resolve
-from .contract import Backend, State, Trait
+from .contract import LSTMBackend, State, Trait
 from .errors import InputError
 from .keys import HIDDEN_IN, HIDDEN_OUT, read_keys, write_keys
 from .lstm import LSTM, as_dtype
@@ -52,7 +52,7 @@ class LSTMModule(TensorDictModuleBase):
         dtype: of the parameters.
         lstm: an LSTM (torch.nn's, TorchRL's or ours, with ``batch_first=True``) to wrap; its parameters are shared.
             Exclusive with the sizes and options.
-        lstm_backend: a backend's name, ``"auto"``, or a :class:`~rnn_backends.Backend`. See :class:`LSTM`.
+        lstm_backend: a backend's name, ``"auto"``, or an :class:`~rnn_backends.LSTMBackend`. See :class:`LSTM`.
         default_recurrent_mode: the module's own mode from the start.
         hidden_output: ``"ends"`` (zero padded, as above) or ``"all"``: the state after every step, on backends with
             ``Trait.CELL_STATES``.
@@ -104,7 +104,7 @@ class LSTMModule(TensorDictModuleBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         lstm: nn.RNNBase | None = None,
-        lstm_backend: str | Backend | None = None,
+        lstm_backend: str | LSTMBackend | None = None,
         default_recurrent_mode: bool | None = None,
         hidden_output: Literal["ends", "all"] = "ends",
     ) -> None:
@@ -146,7 +146,7 @@ class LSTMModule(TensorDictModuleBase):
             )
         self._check_hidden_output(lstm_backend)
 
-    def _check_hidden_output(self, request: str | Backend | None) -> None:
+    def _check_hidden_output(self, request: str | LSTMBackend | None) -> None:
         if self.hidden_output == "ends":
             return
         if self.hidden_output != "all":
@@ -183,7 +183,7 @@ class LSTMModule(TensorDictModuleBase):
         wanted = bool(as_mode(mode))
         return self if wanted == bool(self._recurrent_mode) else self._copy(_recurrent_mode=wanted)
 
-    def with_backend(self, lstm_backend: str | Backend) -> LSTMModule:
+    def with_backend(self, lstm_backend: str | LSTMBackend) -> LSTMModule:
         """A copy on another backend, over the same parameters."""
         new = self._copy()
         new.lstm = self.lstm.with_backend(lstm_backend)
@@ -306,7 +306,7 @@ class LSTMModule(TensorDictModuleBase):
 _REGISTRIES = {name for name, value in nn.Module().__dict__.items() if isinstance(value, dict)}
 
 
-def _requested(lstm_backend: str | Backend | None, python_based: bool) -> str | Backend | None:
+def _requested(lstm_backend: str | LSTMBackend | None, python_based: bool) -> str | LSTMBackend | None:
     if not python_based:
         return lstm_backend
     if lstm_backend not in (None, "vmap", "torchrl"):

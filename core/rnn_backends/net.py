@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from . import layout
 from .checks import check_like
-from .contract import Backend, State
+from .contract import LSTMBackend, State
 from .errors import InputError
 from .lstm import LSTM
 from .mlp import mlp
@@ -29,7 +29,7 @@ class LSTMNet(nn.Module):
         device: of the parameters.
 
     Keyword Args:
-        lstm_backend: a backend's name, ``"auto"``, or a :class:`~rnn_backends.Backend`. ``"torch"`` and
+        lstm_backend: a backend's name, ``"auto"``, or an :class:`~rnn_backends.LSTMBackend`. ``"torch"`` and
             ``"torchrl"`` are aliases of ``"cudnn"`` and ``"vmap"``.
 
     Examples:
@@ -57,7 +57,7 @@ class LSTMNet(nn.Module):
         mlp_kwargs: dict[str, Any],
         device: torch.device | str | None = None,
         *,
-        lstm_backend: str | Backend | None = None,
+        lstm_backend: str | LSTMBackend | None = None,
     ) -> None:
         super().__init__()
         if not lstm_kwargs.get("batch_first", True):

@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 import pluggy
 
 from . import hooks
-from .contract import CONTRACT_VERSION, Backend
+from .contract import CONTRACT_VERSION, LSTMBackend
 from .errors import BrokenBackendError, ContractError, UnknownBackendError
 
 GROUP = "rnn_backends"
@@ -47,12 +47,12 @@ class Registry:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._local: dict[str, Backend] = {}
+        self._local: dict[str, LSTMBackend] = {}
         self._read()
 
     def _read(self) -> None:
         self._found = _scan()
-        self._built: dict[str, Backend] = {}
+        self._built: dict[str, LSTMBackend] = {}
         self._broken: dict[str, str] = {}
         self._causes: dict[str, BaseException] = {}
 
@@ -84,7 +84,7 @@ class Registry:
             self._load(name)
         return self._broken.get(name) or _clash(name, self._found[name])
 
-    def get(self, name: str, source: str | None = None) -> Backend:
+    def get(self, name: str, source: str | None = None) -> LSTMBackend:
         """The backend of this name or alias; loads only that one plugin.
 
         Args:
@@ -131,14 +131,14 @@ class Registry:
             self._broken[name] = f"{_words(error)} (plugin of {_distribution(points[0])})"
             self._causes[name] = error
 
-    def register(self, backend: Backend) -> Backend:
+    def register(self, backend: LSTMBackend) -> LSTMBackend:
         """Add a backend in this process, without an entry point. Returns it.
 
         Raises:
-            ContractError: it is not a :class:`Backend`, or its name is taken or reserved.
+            ContractError: it is not an :class:`LSTMBackend`, or its name is taken or reserved.
         """
-        if not isinstance(backend, Backend):
-            raise ContractError(f"register() takes a rnn_backends.Backend, got {type(backend).__name__}")
+        if not isinstance(backend, LSTMBackend):
+            raise ContractError(f"register() takes a rnn_backends.LSTMBackend, got {type(backend).__name__}")
         with self._lock:
             if backend.name in {*RESERVED, *self._found, *self._local}:
                 raise ContractError(f"the backend name {backend.name!r} is taken: choose another")
@@ -152,12 +152,12 @@ class Registry:
                 raise UnknownBackendError(name, sorted(self._local), "unregister() takes what register() added")
             del self._local[name]
 
-    def holds(self, backend: Backend) -> bool:
+    def holds(self, backend: LSTMBackend) -> bool:
         """Whether this very value can be had again by its name."""
         return backend in (self._local.get(backend.name), self._built.get(backend.name))
 
 
-def _build(name: str, point: EntryPoint) -> Backend:
+def _build(name: str, point: EntryPoint) -> LSTMBackend:
     plugin = point.load()
     made_for = getattr(plugin, "contract_version", None)
     if made_for != CONTRACT_VERSION:
@@ -168,11 +168,13 @@ def _build(name: str, point: EntryPoint) -> Backend:
     manager.register(plugin, name)
     manager.check_pending()  # a misspelt hook is named instead of missed
     built = manager.hook.lstm_backend()
-    if len(built) != 1 or not isinstance(built[0], Backend):
+    if len(built) != 1 or not isinstance(built[0], LSTMBackend):
         came = f"returned {type(built[0]).__name__}" if built else "is missing or returned None"
-        raise ContractError(f"its @hookimpl function lstm_backend() must return one rnn_backends.Backend, and {came}")
+        raise ContractError(
+            f"its @hookimpl function lstm_backend() must return one rnn_backends.LSTMBackend, and {came}"
+        )
     if built[0].name != name:
-        raise ContractError(f"its Backend is named {built[0].name!r} and its entry point {name!r}")
+        raise ContractError(f"its LSTMBackend is named {built[0].name!r} and its entry point {name!r}")
     return built[0]
 
 

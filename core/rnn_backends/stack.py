@@ -22,8 +22,8 @@ def layers_with(ahead: LayerFunction, back: LayerFunction) -> RunLayers:
     A closure, because TorchScript has no function-valued arguments: the same code runs eagerly and scripted.
 
     Args:
-        ahead: for the forward direction; ``Backend.layer_last`` where only the row's last states are read.
-        back: for the reverse one; always ``Backend.layer``: the row's last sequence is the first in reversed time.
+        ahead: for the forward direction; ``LSTMBackend.layer_last`` where only the row's last states are read.
+        back: for the reverse one; always ``LSTMBackend.layer``: the row's last sequence is the first in reversed time.
     """
 
     def run_layers(

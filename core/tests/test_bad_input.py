@@ -3,8 +3,8 @@
 import pytest
 import torch
 from rnn_backends import (
-    Backend,
     InputError,
+    LSTMBackend,
     LSTMModule,
     MissingKeyError,
     UnknownBackendError,
@@ -152,7 +152,7 @@ def test_an_unknown_backend_is_named_with_the_nearest():
 
 
 def test_a_backend_that_cannot_says_why_and_who_can():
-    register(Backend("no projection", unroll, rejects=lambda spec, *_: "no projection" if spec.proj_size else None))
+    register(LSTMBackend("no projection", unroll, rejects=lambda spec, *_: "no projection" if spec.proj_size else None))
     try:
         with pytest.raises(UnsupportedError, match=r"proj_size 2 .*: no projection. Backends that can: .*vmap"):
             LSTMModule(3, 4, proj_size=2, **KEYS, lstm_backend="no projection")

@@ -3,7 +3,7 @@
 import pytest
 import rnn_backends
 import torch
-from rnn_backends import LSTM, Backend, InputError, LSTMSpec, Trait, UnknownBackendError, UnsupportedError, explain
+from rnn_backends import LSTM, InputError, LSTMBackend, LSTMSpec, Trait, UnknownBackendError, UnsupportedError, explain
 from rnn_backends.choose import AUTO_ORDER, DEFAULT_VARIABLE, alternatives, resolve
 from rnn_backends.registry import DISABLE_VARIABLE
 from rnn_backends.unroll import unroll
@@ -21,7 +21,7 @@ def add():
     added = []
 
     def register(name, rejects=lambda *_: None):
-        added.append(rnn_backends.register(Backend(name, unroll, rejects=rejects)))
+        added.append(rnn_backends.register(LSTMBackend(name, unroll, rejects=rejects)))
         return added[-1]
 
     yield register
@@ -46,9 +46,9 @@ def test_a_named_backend_is_the_one_that_runs(add):
 
 
 def test_a_backend_value_is_taken_as_it_is_and_asked_too():
-    value = Backend("nowhere", unroll)
+    value = LSTMBackend("nowhere", unroll)
     assert LSTM(3, 4, lstm_backend=value).backend is value
-    picky = Backend("picky", unroll, rejects=lambda *_: "not today")
+    picky = LSTMBackend("picky", unroll, rejects=lambda *_: "not today")
     with pytest.raises(UnsupportedError, match=r"'picky' declines .*: not today"):
         LSTM(3, 4, lstm_backend=picky)
 
@@ -191,5 +191,5 @@ def test_alternatives_are_those_that_accept_and_have_the_traits(add):
 
 
 def test_anything_but_a_name_or_a_backend_is_refused():
-    with pytest.raises(InputError, match="lstm_backend is a name or a Backend, got function"):
+    with pytest.raises(InputError, match="lstm_backend is a name or an LSTMBackend, got function"):
         LSTM(3, 4, lstm_backend=unroll)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import rnn_backends
 import torch
-from rnn_backends import LSTM, Backend, LSTMSpec, Trait, crossovers, explain
+from rnn_backends import LSTM, LSTMBackend, LSTMSpec, Trait, crossovers, explain
 from rnn_backends.crossovers import FORMAT, SHIPPED, Cell, Table, machine_file, parse, table_for, text_of, versions
 from rnn_backends.ranking import MARGIN, PATIENCE, WEIGHTS, Ranking, costs
 from rnn_backends.unroll import unroll
@@ -45,7 +45,7 @@ def mine(tmp_path, monkeypatch):
 def fast():
     """A third-party backend in this process, which declines projections."""
     rejects = lambda spec, *_: "no projection" if spec.proj_size else None  # noqa: E731
-    yield rnn_backends.register(Backend("fast", unroll, rejects))
+    yield rnn_backends.register(LSTMBackend("fast", unroll, rejects))
     rnn_backends.unregister("fast")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_backends import LSTM, Backend, InputError, LSTMModule, Trait, UnsupportedError, get_backend
+from rnn_backends import LSTM, InputError, LSTMBackend, LSTMModule, Trait, UnsupportedError, get_backend
 from rnn_backends.unroll import unroll
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule, TensorDictSequential
@@ -124,7 +124,7 @@ def test_hidden_output_all_gives_the_state_after_every_step(rows):
         assert_close(torch.where(stop, out[key], 0), ends[key])
 
 
-ENDS_ONLY = Backend("ends only", unroll)
+ENDS_ONLY = LSTMBackend("ends only", unroll)
 
 
 def test_hidden_output_all_is_refused_where_it_cannot_be():

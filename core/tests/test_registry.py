@@ -11,13 +11,13 @@ import threading
 
 import pytest
 import rnn_backends
-from rnn_backends import Backend, BrokenBackendError, ContractError, UnknownBackendError
+from rnn_backends import BrokenBackendError, ContractError, LSTMBackend, UnknownBackendError
 from rnn_backends.registry import DISABLE_VARIABLE, Registry
 from rnn_backends.unroll import unroll
 
 BUILT_IN = ("compile", "cpp", "cudnn", "torchscript", "vmap")
-IMPORTS = "from rnn_backends import Backend, hookimpl\nfrom rnn_backends.unroll import unroll\n"
-GOOD = IMPORTS + "contract_version = 1\n@hookimpl\ndef lstm_backend():\n    return Backend('good', unroll)\n"
+IMPORTS = "from rnn_backends import LSTMBackend, hookimpl\nfrom rnn_backends.unroll import unroll\n"
+GOOD = IMPORTS + "contract_version = 1\n@hookimpl\ndef lstm_backend():\n    return LSTMBackend('good', unroll)\n"
 
 
 class Site:
@@ -95,19 +95,19 @@ def test_listing_imports_no_plugin_and_getting_one_loads_only_that_one(site):
         ("raise RuntimeError('needs a newer driver\\nsecond line')", "RuntimeError: needs a newer driver"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("syntax error here", "SyntaxError: "),
-        (GOOD.replace("return Backend('good', unroll)", "raise ImportError('no GPU')"), "ImportError: no GPU"),
+        (GOOD.replace("return LSTMBackend('good', unroll)", "raise ImportError('no GPU')"), "ImportError: no GPU"),
         (GOOD.replace("contract_version = 1", "contract_version = 2"), "contract version 2; this rnn-backends has"),
         (GOOD.replace("contract_version = 1", "contract_version = 0"), "contract version 0; this rnn-backends has"),
         (
             GOOD.replace("contract_version = 1", ""),
             "names no contract_version; this rnn-backends has contract version 1",
         ),
-        (GOOD.replace("@hookimpl", ""), "lstm_backend() must return one rnn_backends.Backend, and is missing"),
+        (GOOD.replace("@hookimpl", ""), "lstm_backend() must return one rnn_backends.LSTMBackend, and is missing"),
         (GOOD.replace("lstm_backend", "lstm_backnd"), "unknown hook 'lstm_backnd'"),
         (GOOD.replace("lstm_backend()", "lstm_backend(device)"), "Argument(s) {'device'}"),
-        (GOOD.replace("return Backend('good', unroll)", "return unroll"), "and returned function"),
-        (GOOD.replace("return Backend('good', unroll)", "return None"), "is missing or returned None"),
-        (GOOD.replace("'good'", "'other'"), "its Backend is named 'other' and its entry point 'good'"),
+        (GOOD.replace("return LSTMBackend('good', unroll)", "return unroll"), "and returned function"),
+        (GOOD.replace("return LSTMBackend('good', unroll)", "return None"), "is missing or returned None"),
+        (GOOD.replace("'good'", "'other'"), "its LSTMBackend is named 'other' and its entry point 'good'"),
     ],
 )
 def test_a_broken_plugin_hides_itself_only_and_shows_its_reason(site, source, reason):
@@ -164,14 +164,14 @@ def test_a_failed_plugin_leaves_nothing_behind_for_the_next(site):
         "[rnn_backends]\nfirst = fake_dist_good\ngood = fake_dist_good\n"
     )
     registry = site.registry()
-    assert "its Backend is named 'good'" in reason_of(registry, "first")
+    assert "its LSTMBackend is named 'good'" in reason_of(registry, "first")
     assert registry.get("good").name == "good"
 
 
 @pytest.mark.parametrize("name", ["auto", "torch", "torchrl"])
 def test_reserved_names_cannot_be_installed_or_registered(site, name):
     with pytest.raises(ContractError, match="taken"):
-        Registry().register(Backend(name, unroll))
+        Registry().register(LSTMBackend(name, unroll))
     site.install("greedy", {name: GOOD.replace("'good'", repr(name))})
     registry = site.registry()
     assert name not in registry.names()
@@ -235,17 +235,17 @@ def test_disabling_what_is_not_installed_warns(monkeypatch):
 
 
 def test_register_and_unregister():
-    mine = Backend("mine", unroll)
+    mine = LSTMBackend("mine", unroll)
     registry = Registry()
     assert registry.register(mine) is mine
     assert registry.get("mine") is mine
     assert "mine" in registry.names()
     row = next(row for row in registry.listings() if row.name == "mine")
     assert (row.distribution, row.loaded, row.reason) == ("this process", True, None)
-    for taken in (mine, Backend("vmap", unroll)):
+    for taken in (mine, LSTMBackend("vmap", unroll)):
         with pytest.raises(ContractError, match="taken"):
             registry.register(taken)
-    with pytest.raises(ContractError, match=r"takes a rnn_backends\.Backend, got function"):
+    with pytest.raises(ContractError, match=r"takes a rnn_backends\.LSTMBackend, got function"):
         registry.register(unroll)
     registry.refresh()  # forgets plugins, not what this process added
     assert registry.get("mine") is mine
@@ -258,7 +258,7 @@ def test_register_and_unregister():
 
 def test_disabling_is_for_plugins_and_not_for_what_the_program_registers(monkeypatch):
     registry = Registry()
-    registry.register(Backend("mine", unroll))
+    registry.register(LSTMBackend("mine", unroll))
     monkeypatch.setenv(DISABLE_VARIABLE, "vmap")
     assert "mine" in registry.names()
     assert registry.get("mine").name == "mine"

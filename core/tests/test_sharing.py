@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from rnn_backends import LSTM, Backend, InputError, LSTMModule
+from rnn_backends import LSTM, InputError, LSTMBackend, LSTMModule
 from rnn_backends.unroll import unroll
 from torch import nn
 from torch.testing import assert_close
@@ -147,7 +147,7 @@ def test_pickling_keeps_the_backend_by_name(backend, through):
 
 
 def test_pickling_with_a_backend_value_that_is_not_registered():
-    lstm = LSTM(3, 4, lstm_backend=Backend("mine", unroll))
+    lstm = LSTM(3, 4, lstm_backend=LSTMBackend("mine", unroll))
     assert through_pickle(lstm).lstm_backend == "mine"
 
 

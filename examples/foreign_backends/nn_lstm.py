@@ -1,7 +1,7 @@
 """``nn_lstm`` and ``nn_lstm_masked``: torch.nn.LSTM as it is, in the two ways it is used most."""
 
 import torch
-from rnn_backends import Backend, LayerWeights, State, hookimpl
+from rnn_backends import LayerWeights, LSTMBackend, State, hookimpl
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -45,10 +45,10 @@ def masked(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> St
     return State(torch.stack(hs), torch.stack(cs))
 
 
-MASKED = Backend("nn_lstm_masked", masked)
+MASKED = LSTMBackend("nn_lstm_masked", masked)
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """The hook."""
-    return Backend("nn_lstm", dense)
+    return LSTMBackend("nn_lstm", dense)

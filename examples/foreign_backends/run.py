@@ -8,19 +8,19 @@ import torch
 import torchrl_pad
 import torchrl_python
 import torchrl_scan
-from rnn_backends import Backend, LSTMSpec
+from rnn_backends import LSTMBackend, LSTMSpec
 from rnn_conformance import check_backend
 from rnn_conformance.check import calm
 from rnn_conformance.verdicts import VERDICTS, Report
 
 
-def backends() -> dict[str, Backend]:
+def backends() -> dict[str, LSTMBackend]:
     """All of them, by name."""
     hooks = (torchrl_pad, torchrl_scan, torchrl_python, nn_lstm)
     return {value.name: value for value in (*(hook.lstm_backend() for hook in hooks), nn_lstm.MASKED)}
 
 
-def without_projection(backend: Backend) -> Backend:
+def without_projection(backend: LSTMBackend) -> LSTMBackend:
     """The same, declining projections: to see what else there is behind a failure that drowns everything."""
 
     def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:

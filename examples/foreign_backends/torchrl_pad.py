@@ -1,6 +1,6 @@
 """``torchrl_pad``: TorchRL's default. Sequences are split off, padded, packed and given to torch.nn.LSTM."""
 
-from rnn_backends import Backend, LayerWeights, State, hookimpl
+from rnn_backends import LayerWeights, LSTMBackend, State, hookimpl
 from torch import Tensor
 from torchrl_module import run
 
@@ -13,6 +13,6 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """The hook."""
-    return Backend("torchrl_pad", layer)
+    return LSTMBackend("torchrl_pad", layer)

@@ -1,7 +1,7 @@
 """``torchrl_scan``: TorchRL's loop over time as a scan operator, resets inside."""
 
 import torch
-from rnn_backends import Backend, LayerWeights, LSTMSpec, State, hookimpl
+from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, hookimpl
 from torch import Tensor
 from torchrl_module import run
 
@@ -19,6 +19,6 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """The hook."""
-    return Backend("torchrl_scan", layer, rejects)
+    return LSTMBackend("torchrl_scan", layer, rejects)

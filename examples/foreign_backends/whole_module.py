@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from rnn_backends import Backend, State
+from rnn_backends import LSTMBackend, State
 from rnn_conformance.cases import Case
 from rnn_conformance.catalogue import LAWS
 from rnn_conformance.check import calm
@@ -104,7 +104,7 @@ class WholeTrial(Trial):
     """A trial of the whole module in place of a backend."""
 
     def __init__(self, case: Case, options: dict[str, Any]) -> None:
-        super().__init__(Backend("torchrl", lambda *args: State(*args[2])), case)
+        super().__init__(LSTMBackend("torchrl", lambda *args: State(*args[2])), case)
         self.options = options
 
     def lstm(self, case: Case | None = None, batch_first: bool = False) -> Any:

@@ -6,7 +6,7 @@ Slow where there are many sequences, and easy to believe: no sequence can see an
 from itertools import pairwise
 
 import torch
-from rnn_backends import Backend, LayerWeights, State, hookimpl
+from rnn_backends import LayerWeights, LSTMBackend, State, hookimpl
 from torch import Tensor
 
 contract_version = 1
@@ -65,6 +65,6 @@ def rejects(spec: object, device: torch.device, dtype: torch.dtype) -> str | Non
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """The hook; rnn-backends calls it once, when this backend is first asked for."""
-    return Backend("rowwise", layer, rejects)
+    return LSTMBackend("rowwise", layer, rejects)

@@ -5,14 +5,14 @@ project. TorchScript is deprecated since torch 2.13: docs/deployment.md shows th
 """
 
 import torch
-from rnn_backends import Backend, Trait, hookimpl
+from rnn_backends import LSTMBackend, Trait, hookimpl
 from rnn_backends.unroll import unroll
 
 contract_version = 1
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """Script the unroll; this is where TorchScript's compiler runs."""
     traits = {Trait.SCRIPT, Trait.CELL_STATES, Trait.DOUBLE_BACKWARD}
-    return Backend("torchscript", torch.jit.script(unroll), traits=frozenset(traits))
+    return LSTMBackend("torchscript", torch.jit.script(unroll), traits=frozenset(traits))

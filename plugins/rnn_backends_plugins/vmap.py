@@ -1,6 +1,6 @@
 """``vmap``: plain Python over time, for ``torch.func``: ensembles, per-sample gradients, double backward, jvp."""
 
-from rnn_backends import Backend, Trait, hookimpl
+from rnn_backends import LSTMBackend, Trait, hookimpl
 from rnn_backends.unroll import unroll
 
 contract_version = 1
@@ -19,6 +19,6 @@ TRAITS = frozenset(
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """The plain unroll as it is."""
-    return Backend("vmap", unroll, traits=TRAITS)
+    return LSTMBackend("vmap", unroll, traits=TRAITS)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import astuple
 
 import torch
-from rnn_backends import Backend, LayerWeights, LSTMSpec, State, Trait, UnsupportedError
+from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, UnsupportedError
 from torch import Tensor, nn
 
 from .plain import both, right
@@ -14,7 +14,7 @@ from .planting import backend
 
 
 @backend("output_equals_reference")
-def accepts_and_then_declines() -> Backend:
+def accepts_and_then_declines() -> LSTMBackend:
     """Accepted at construction, several layers are declined when called."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -22,11 +22,11 @@ def accepts_and_then_declines() -> Backend:
             raise UnsupportedError("defect", "more than one row", "its kernel has one", [])
         return right(w, x, entry, starts)
 
-    return Backend("defect", run)
+    return LSTMBackend("defect", run)
 
 
 @backend("projection")
-def accepts_and_ignores_the_projection() -> Backend:
+def accepts_and_ignores_the_projection() -> LSTMBackend:
     """A projection is accepted, and h is cut to its size."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -36,20 +36,20 @@ def accepts_and_ignores_the_projection() -> Backend:
         eye = torch.eye(P, H, dtype=x.dtype, device=x.device) + 0 * w.w_hr
         return right(w._replace(w_hr=eye), x, entry, starts)
 
-    return Backend("defect", run)
+    return LSTMBackend("defect", run)
 
 
 @backend("no_bias")
-def accepts_and_invents_a_bias() -> Backend:
+def accepts_and_invents_a_bias() -> LSTMBackend:
     """Without bias the input's mean takes its place."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return right(w, x if w.b_ih is not None else x + 0.01, entry, starts)
 
-    return Backend("defect", run)
+    return LSTMBackend("defect", run)
 
 
-def _stacked(change: Callable[[Tensor], Tensor]) -> Backend:
+def _stacked(change: Callable[[Tensor], Tensor]) -> LSTMBackend:
     """A backend that runs all layers at once by torch.nn.LSTM, its states changed on the way in."""
 
     def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
@@ -59,26 +59,26 @@ def _stacked(change: Callable[[Tensor], Tensor]) -> Backend:
         output, (h, c) = torch.func.functional_call(lstm, named, (x, tuple(change(v) for v in state)))
         return output, State(h, c)
 
-    return Backend("defect", right, stack=stack)
+    return LSTMBackend("defect", right, stack=stack)
 
 
 @backend("without_resets_is_init_may_be_left_out", "state_dict_is_torchs")
-def all_layers_at_once_from_zeros() -> Backend:
+def all_layers_at_once_from_zeros() -> LSTMBackend:
     """The function for all layers at once starts from zeros and not from hx."""
     return _stacked(torch.zeros_like)
 
 
 @backend("without_resets_is_init_may_be_left_out")
-def all_layers_at_once_in_another_row_order() -> Backend:
+def all_layers_at_once_in_another_row_order() -> LSTMBackend:
     """The function for all layers at once takes the layers' initial states in reverse."""
     return _stacked(lambda v: v.flip(0) if len(v) > 1 else -v)
 
 
 @backend("output_equals_reference", by_numbers=False)
-def output_of_the_wrong_shape() -> Backend:
+def output_of_the_wrong_shape() -> LSTMBackend:
     """The output has its batch and its units the wrong way round."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return both(lambda v: v.transpose(1, 2), right(w, x, entry, starts))
 
-    return Backend("defect", run, traits=frozenset({Trait.CELL_STATES}))
+    return LSTMBackend("defect", run, traits=frozenset({Trait.CELL_STATES}))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from rnn_backends import Backend, LayerFunction, LayerWeights, LSTMModule, State, Trait, scripting
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, Trait, scripting
 from rnn_backends.unroll import unroll
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def compiled_into_shared_scratch() -> LayerFunction:
     return run
 
 
-@in_core("a_compiled_module_follows_its_mode", on=Backend("defect", right, traits=FULLGRAPH))
+@in_core("a_compiled_module_follows_its_mode", on=LSTMBackend("defect", right, traits=FULLGRAPH))
 def compiled_modules_keep_their_own_mode() -> list[Patch]:
     """A compiled module goes by the mode it was made with, whatever the context around the call says."""
     original = LSTMModule.recurrent_mode
@@ -48,7 +48,7 @@ def compiled_modules_keep_their_own_mode() -> list[Patch]:
 
 
 @backend("compiled_with_graph_breaks", by_numbers=False)
-def out_of_the_graph_and_out_of_autograd() -> Backend:
+def out_of_the_graph_and_out_of_autograd() -> LSTMBackend:
     """Where its caller is compiled it keeps itself out of the graph, and out of autograd with it."""
     plainly = torch.compiler.disable(right)
 
@@ -57,7 +57,7 @@ def out_of_the_graph_and_out_of_autograd() -> Backend:
             return both(torch.Tensor.detach, plainly(w, x, entry, starts))
         return right(w, x, entry, starts)
 
-    return Backend("defect", run)
+    return LSTMBackend("defect", run)
 
 
 @in_layer("exported_saved_and_loaded", traits=frozenset({Trait.EXPORT}), by_numbers=False)
@@ -68,7 +68,7 @@ def exported_without_its_resets(w: LayerWeights, x: Tensor, entry: State, starts
     return right(w, x, entry, first if torch.compiler.is_exporting() else starts)
 
 
-@in_core("a_script_keeps_training_and_dropout", on=Backend("defect", unroll, traits=SCRIPT))
+@in_core("a_script_keeps_training_and_dropout", on=LSTMBackend("defect", unroll, traits=SCRIPT))
 def scripted_for_evaluation() -> list[Patch]:
     """What is scripted never drops, in training either."""
     original = scripting.ScriptableLSTM.__init__

@@ -9,7 +9,7 @@ from typing import Any
 import rnn_backends.lstm as core
 import rnn_backends.mode as core_mode
 import torch
-from rnn_backends import LSTM, Backend, LayerFunction, LayerWeights, State, get_backend
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, State, get_backend
 from torch import Tensor
 
 from .plain import right
@@ -18,9 +18,9 @@ from .stacks import Stack
 
 
 @backend("only_the_named_backend_works", by_numbers=False)
-def hands_over_to_another() -> Backend:
+def hands_over_to_another() -> LSTMBackend:
     """The work is silently done by another backend."""
-    return Backend("defect", lambda *args: get_backend("vmap").layer(*args))
+    return LSTMBackend("defect", lambda *args: get_backend("vmap").layer(*args))
 
 
 @in_core("every_layer_and_step_is_the_backends")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import Backend, LayerFunction, LayerWeights, State
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State
 from torch import Tensor
 
 from .plain import both, each, finish, gates_of, layer, right, step
@@ -257,20 +257,20 @@ def gradient_of_entry_averaged(w: LayerWeights, x: Tensor, entry: State, starts:
 
 
 @backend("gradients_of_a_call_with_hx")
-def last_layer_function_detached() -> Backend:
+def last_layer_function_detached() -> LSTMBackend:
     """The function for the last states gives c without its gradient."""
 
     def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
         return State(h, c.detach())
 
-    return Backend("defect", right, layer_last=last)
+    return LSTMBackend("defect", right, layer_last=last)
 
 
 @backend("gradients_flow_through_steps")
-def step_without_gradient_of_the_state() -> Backend:
+def step_without_gradient_of_the_state() -> LSTMBackend:
     """The step for acting detaches the state that comes in: training step by step is truncated."""
-    return Backend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))
+    return LSTMBackend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))
 
 
 @in_step("gradients_around_an_infinite_input")

@@ -136,7 +136,7 @@ def all_states_forget_the_environment() -> list[Patch]:
 
 @in_core("a_copy_keeps_the_very_backend")
 def held_by_name_only() -> list[Patch]:
-    """A Backend value with an installed one's name is pickled as that name: the copy runs on the installed one."""
+    """A LSTMBackend value with an installed one's name is pickled as that name: the copy runs on the installed one."""
     return [Patch(core, "holds", lambda backend: backend.name in names())]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, Backend, LSTMModule, LSTMNet, State, Trait, layout, set_recurrent_mode
+from rnn_backends import LSTM, LSTMBackend, LSTMModule, LSTMNet, State, Trait, layout, set_recurrent_mode
 from rnn_backends import lstm as core
 from rnn_backends import mode as modes
 from rnn_backends import net as nets
@@ -36,9 +36,9 @@ def no_sixteen_bits(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) ->
     return "it has no 16-bit kernel" if dtype in (torch.bfloat16, torch.float16) else None
 
 
-TRACEABLE = Backend("defect", unroll, traits=frozenset(Trait))
+TRACEABLE = LSTMBackend("defect", unroll, traits=frozenset(Trait))
 """The plain unroll with all that it can: for defects that show only where a backend is traced or scripted."""
-PICKY = Backend("defect", unroll, rejects=no_sixteen_bits)
+PICKY = LSTMBackend("defect", unroll, rejects=no_sixteen_bits)
 """The plain unroll, declining 16 bits: for a defect that shows only where a backend declines."""
 
 
@@ -84,7 +84,7 @@ def backend_copies_wake_in_training() -> list[Patch]:
     """with_backend of an LSTM in evaluation gives one in training, so its dropout drops."""
     original = LSTM.with_backend
 
-    def wrong(self: LSTM, lstm_backend: str | Backend) -> LSTM:
+    def wrong(self: LSTM, lstm_backend: str | LSTMBackend) -> LSTM:
         new = original(self, lstm_backend)
         new.training = True  # as nn.Module.__init__ leaves it
         return new

@@ -9,7 +9,7 @@ from inspect import signature
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, Backend, LSTMModule, State, layout, mode, names, set_recurrent_mode
+from rnn_backends import LSTM, LSTMBackend, LSTMModule, State, layout, mode, names, set_recurrent_mode
 from rnn_backends import lstm as lstm_file
 from rnn_backends.choose import demand
 from rnn_backends.contract import LayerWeights, Trait
@@ -136,7 +136,7 @@ def results_over_results() -> list[Patch]:
     return [Patch(layout, "write", write)]
 
 
-@in_core("a_script_keeps_training_and_dropout", on=Backend("defect", unroll, traits=frozenset({Trait.SCRIPT})))
+@in_core("a_script_keeps_training_and_dropout", on=LSTMBackend("defect", unroll, traits=frozenset({Trait.SCRIPT})))
 def scripted_zeros_in_default_dtype() -> list[Patch]:
     """A scripted LSTM makes its default state in torch's default dtype: a float64 or bfloat16 one fails without hx."""
 
@@ -228,12 +228,12 @@ def _last_only(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Stat
     return State(h, torch.cat([torch.zeros_like(c[:-1]), c[-1:]]))
 
 
-@in_core(on=Backend("defect", right, layer_last=_last_only))
+@in_core(on=LSTMBackend("defect", right, layer_last=_last_only))
 def last_in_reverse_too() -> list[Patch]:
     """layer_last runs the reverse direction too: c_n of a bidirectional LSTM is wrong where the row has a reset."""
     original = LSTM._bind
 
-    def bind(self: Any, backend: Backend) -> None:
+    def bind(self: Any, backend: LSTMBackend) -> None:
         original(self, backend)
         last = backend.layer_last or backend.layer
         self._run_layers_last = layers_with(last, last)

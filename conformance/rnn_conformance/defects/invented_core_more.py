@@ -19,14 +19,25 @@ import rnn_backends.mode
 import rnn_backends.net
 import rnn_backends.registry
 import torch
-from rnn_backends import LSTM, Backend, BrokenBackendError, InputError, LSTMModule, State, UnsupportedError, get_backend
+from rnn_backends import (
+    LSTM,
+    BrokenBackendError,
+    InputError,
+    LSTMBackend,
+    LSTMModule,
+    State,
+    UnsupportedError,
+    get_backend,
+)
 from rnn_backends.mlp import _hidden_sizes
 from torch import nn
 
 from .plain import right
 from .planting import Patch, in_core
 
-NO_HALF = Backend("defect", right, lambda spec, device, dtype: "no half precision" if dtype == torch.float16 else None)
+NO_HALF = LSTMBackend(
+    "defect", right, lambda spec, device, dtype: "no half precision" if dtype == torch.float16 else None
+)
 
 
 @in_core("the_mode_stays_in_its_task")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import Backend, LayerFunction, LayerWeights, State, StepFunction
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, StepFunction
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -287,7 +287,7 @@ def padding_is_what_the_last_batch_left() -> LayerFunction:
 
 
 @backend("a_result_outlives_the_next_call")
-def acting_takes_two_buffers_in_turn() -> Backend:
+def acting_takes_two_buffers_in_turn() -> LSTMBackend:
     """Without gradients a step writes its state into two buffers in turn: a state kept longer changes two steps on."""
     mine = threading.local()
 
@@ -315,7 +315,7 @@ def acting_takes_two_buffers_in_turn() -> Backend:
 
         return run
 
-    return Backend("defect", right, step=acting())
+    return LSTMBackend("defect", right, step=acting())
 
 
 @in_layer()

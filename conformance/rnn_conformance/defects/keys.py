@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import Backend, LayerWeights, LSTMModule, State, Trait, layout
+from rnn_backends import LayerWeights, LSTMBackend, LSTMModule, State, Trait, layout
 from torch import Tensor
 
 from .plain import both, ends, right
@@ -127,25 +127,25 @@ def an_empty_batch_gets_a_row() -> list[Patch]:
 
 
 @backend("every_hidden_state_on_request")
-def every_state_claimed_and_padded() -> Backend:
+def every_state_claimed_and_padded() -> LSTMBackend:
     """CELL_STATES is claimed, and c is zero where no sequence ends."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
         return State(h, torch.where(ends(starts), c, 0))
 
-    return Backend("defect", run, traits=frozenset({Trait.CELL_STATES}))
+    return LSTMBackend("defect", run, traits=frozenset({Trait.CELL_STATES}))
 
 
 @backend("every_hidden_state_on_request")
-def every_state_claimed_without_gradients() -> Backend:
+def every_state_claimed_without_gradients() -> LSTMBackend:
     """CELL_STATES is claimed, and c has a gradient at sequences' ends only."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
         return State(h, torch.where(ends(starts), c, c.detach()))
 
-    return Backend("defect", run, traits=frozenset({Trait.CELL_STATES}))
+    return LSTMBackend("defect", run, traits=frozenset({Trait.CELL_STATES}))
 
 
 @in_core("no_key_but_its_own_is_touched")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from rnn_backends import Backend, LayerWeights, State, Trait
+from rnn_backends import LayerWeights, LSTMBackend, State, Trait
 from torch import Tensor
 
 from .plain import right
@@ -22,7 +22,7 @@ def compiled_for_every_length():
 
 
 @backend("a_compiled_function_takes_any_batch", by_numbers=False)
-def traced_row_by_row() -> Backend:
+def traced_row_by_row() -> LSTMBackend:
     """The rows of the batch are run in a loop, so a compiled function has as many copies as there are batch sizes."""
 
     def layer(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -32,7 +32,7 @@ def traced_row_by_row() -> Backend:
         ]
         return State(torch.cat([row.h for row in rows], 1), torch.cat([row.c for row in rows], 1))
 
-    return Backend("defect", layer, traits=frozenset({Trait.FULLGRAPH}))
+    return LSTMBackend("defect", layer, traits=frozenset({Trait.FULLGRAPH}))
 
 
 @in_layer("data_parallel_gradients_are_averaged", by_numbers=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 import rnn_backends.lstm as core
 import torch
-from rnn_backends import LSTM, Backend, InputError, LayerWeights, LSTMModule, LSTMSpec, State, get_backend, layout
+from rnn_backends import LSTM, InputError, LayerWeights, LSTMBackend, LSTMModule, LSTMSpec, State, get_backend, layout
 from torch import Tensor, nn
 
 from .plain import each, right
@@ -49,8 +49,8 @@ def a_pickle_forgets_the_dropout() -> list[Patch]:
 @in_core("a_deepcopy_keeps_backend_and_shares_nothing")
 def a_deepcopy_changes_the_backend() -> list[Patch]:
     """A deepcopy has a copy of the backend, which is another one."""
-    wrong = lambda self, memo: Backend(self.name, self.layer)  # noqa: E731
-    return [Patch(Backend, "__deepcopy__", wrong)]
+    wrong = lambda self, memo: LSTMBackend(self.name, self.layer)  # noqa: E731
+    return [Patch(LSTMBackend, "__deepcopy__", wrong)]
 
 
 def _ready(change: Any) -> list[Patch]:
@@ -121,7 +121,7 @@ def a_packed_buffer_is_registered() -> list[Patch]:
     """A flat copy of the weights is registered as a buffer."""
     original = LSTM._bind
 
-    def wrong(self: LSTM, chosen: Backend) -> None:
+    def wrong(self: LSTM, chosen: LSTMBackend) -> None:
         original(self, chosen)
         self.register_buffer("flat", torch.zeros(1), persistent=False)
 
@@ -133,7 +133,7 @@ def a_parameter_registered_twice() -> list[Patch]:
     """The first weights are registered under a second name too."""
     original = LSTM._bind
 
-    def wrong(self: LSTM, chosen: Backend) -> None:
+    def wrong(self: LSTM, chosen: LSTMBackend) -> None:
         original(self, chosen)
         self.register_parameter("kernel", self._parameters["weight_ih_l0"])
 
@@ -167,15 +167,15 @@ def from_torch_copies_the_weights() -> list[Patch]:
     return [Patch(LSTM, "from_torch", classmethod(wrong))]
 
 
-def _picky(answer: str) -> Backend:
+def _picky(answer: str) -> LSTMBackend:
     def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
         return answer if dtype == torch.float16 else None
 
-    return Backend("defect", right, rejects=rejects)
+    return LSTMBackend("defect", right, rejects=rejects)
 
 
 @backend("what_is_rejected_is_refused_at_construction", by_numbers=False)
-def rejected_without_words() -> Backend:
+def rejected_without_words() -> LSTMBackend:
     """float16 is rejected, and the reason is blank."""
     return _picky(" ")
 
@@ -187,7 +187,7 @@ def rejections_are_not_asked_for() -> list[Patch]:
 
 
 @backend("rejects_has_no_moods", by_numbers=False)
-def rejects_every_second_time() -> Backend:
+def rejects_every_second_time() -> LSTMBackend:
     """rejects() says yes and no in turn."""
     calls = [0]
 
@@ -195,7 +195,7 @@ def rejects_every_second_time() -> Backend:
         calls[0] += 1
         return "not now" if spec.num_layers == 2 and calls[0] % 2 else None
 
-    return Backend("defect", right, rejects=rejects)
+    return LSTMBackend("defect", right, rejects=rejects)
 
 
 @in_core("a_refusal_comes_before_anything_is_done")
@@ -277,7 +277,7 @@ def an_unknown_name_means_auto() -> list[Patch]:
     """An unknown name is taken as auto."""
     original = core.resolve
 
-    def wrong(request: Any, *rest: Any) -> Backend:
+    def wrong(request: Any, *rest: Any) -> LSTMBackend:
         try:
             return original(request, *rest)
         except ValueError:

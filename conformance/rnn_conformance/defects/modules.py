@@ -7,7 +7,7 @@ from typing import Any
 
 import rnn_backends.lstm as core
 import torch
-from rnn_backends import LSTM, Backend, LayerWeights, LSTMModule, State, layout
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, layout
 from rnn_backends.resets import ends_of
 from torch import Tensor
 
@@ -51,7 +51,7 @@ def filled_at_starts() -> list[Patch]:
     return _padding(wrong)
 
 
-@in_core(PADDING, on=Backend("defect", _nan_between_ends))
+@in_core(PADDING, on=LSTMBackend("defect", _nan_between_ends))
 def padded_by_multiplication() -> list[Patch]:
     """The padding is a multiplication, on a backend that leaves NaN where nothing is promised."""
     return _padding(lambda states, starts: states * ends_of(starts).unsqueeze(-1))

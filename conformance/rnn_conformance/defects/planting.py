@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest import mock
 
-from rnn_backends import Backend, LayerFunction, StepFunction, Trait, mode, set_recurrent_mode
+from rnn_backends import LayerFunction, LSTMBackend, StepFunction, Trait, mode, set_recurrent_mode
 
 from .plain import Reset, layer, restart, right, step
 
@@ -52,36 +52,36 @@ class Patch(NamedTuple):
 
 def in_step(*laws: str, **more: Any) -> Callable[[StepFunction], Defect]:
     """The step is wrong; the loop and its resets are right."""
-    return lambda found: _defect(found, lambda: Backend("defect", layer(found)), laws, more)
+    return lambda found: _defect(found, lambda: LSTMBackend("defect", layer(found)), laws, more)
 
 
 def in_reset(*laws: str, **more: Any) -> Callable[[Reset], Defect]:
     """The reset rule is wrong; the step is right."""
-    return lambda found: _defect(found, lambda: Backend("defect", layer(step, found)), laws, more)
+    return lambda found: _defect(found, lambda: LSTMBackend("defect", layer(step, found)), laws, more)
 
 
 def in_layer(*laws: str, traits: frozenset[Trait] = frozenset(), **more: Any) -> Callable[[LayerFunction], Defect]:
     """The layer function is wrong."""
-    return lambda found: _defect(found, lambda: Backend("defect", found, traits=traits), laws, more)
+    return lambda found: _defect(found, lambda: LSTMBackend("defect", found, traits=traits), laws, more)
 
 
 def made(
     *laws: str, traits: frozenset[Trait] = frozenset(), **more: Any
 ) -> Callable[[Callable[[], LayerFunction]], Defect]:
     """The layer function keeps something between calls: a fresh one each time it is planted."""
-    return lambda make: _defect(make, lambda: Backend("defect", make(), traits=traits), laws, more)
+    return lambda make: _defect(make, lambda: LSTMBackend("defect", make(), traits=traits), laws, more)
 
 
-def backend(*laws: str, **more: Any) -> Callable[[Callable[[], Backend]], Defect]:
+def backend(*laws: str, **more: Any) -> Callable[[Callable[[], LSTMBackend]], Defect]:
     """The whole backend is wrong: its claims, its step, its stack."""
     return lambda make: _defect(make, make, laws, more)
 
 
-def in_core(*laws: str, on: Backend | None = None, **more: Any) -> Callable[[Callable[[], list[Patch]]], Defect]:
+def in_core(*laws: str, on: LSTMBackend | None = None, **more: Any) -> Callable[[Callable[[], list[Patch]]], Defect]:
     """Core is wrong, under a backend that is right."""
 
     def decorate(make: Callable[[], list[Patch]]) -> Defect:
-        chosen = on or Backend("defect", right)
+        chosen = on or LSTMBackend("defect", right)
         return _defect(make, lambda: chosen, laws, {"by_numbers": False} | more, make)
 
     return decorate
@@ -93,13 +93,13 @@ def _no_patches() -> list[Patch]:
 
 def _defect(
     written: Any,
-    make: Callable[[], Backend],
+    make: Callable[[], LSTMBackend],
     laws: tuple[str, ...],
     more: dict[str, Any],
     patches: Callable[[], list[Patch]] = _no_patches,
 ) -> Defect:
     @contextmanager
-    def plant() -> Iterator[Backend]:
+    def plant() -> Iterator[LSTMBackend]:
         with ExitStack() as stack:
             stack.callback(set_recurrent_mode._set, mode._stack())  # a wrong context may leave its mode behind
             for patch in patches():

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from typing import Any
 
 import rnn_backends.lstm as core
-from rnn_backends import Backend, UnknownBackendError, UnsupportedError, errors, registry
+from rnn_backends import LSTMBackend, UnknownBackendError, UnsupportedError, errors, registry
 from rnn_backends.registry import Registry
 
 from .planting import Patch, in_core
@@ -120,7 +120,7 @@ def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
 def _falls_back(when: Any) -> list[Patch]:
     original = core.resolve
 
-    def wrong(request: Any, *rest: Any) -> Backend:
+    def wrong(request: Any, *rest: Any) -> LSTMBackend:
         try:
             return original(request, *rest)
         except UnsupportedError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import count
 
 import torch
-from rnn_backends import Backend, LayerFunction, LayerWeights, State
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State
 from torch import Tensor
 
 from .plain import both, right
@@ -139,7 +139,7 @@ def random_numbers_drawn(w: LayerWeights, x: Tensor, entry: State, starts: Tenso
 
 
 @backend("global_state_is_left_alone", by_numbers=False)
-def matmul_precision_changed() -> Backend:
+def matmul_precision_changed() -> LSTMBackend:
     """The precision of float32 products is set for the whole process."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -147,18 +147,18 @@ def matmul_precision_changed() -> Backend:
         torch.set_float32_matmul_precision("high" if now == "highest" else "highest")
         return right(w, x, entry, starts)
 
-    return Backend("defect", run)
+    return LSTMBackend("defect", run)
 
 
 @backend("global_state_is_left_alone", by_numbers=False)
-def seeds_the_generator() -> Backend:
+def seeds_the_generator() -> LSTMBackend:
     """The global generator is seeded anew at every call, in the name of reproducibility."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         torch.manual_seed(1234)
         return right(w, x, entry, starts)
 
-    return Backend("defect", run)
+    return LSTMBackend("defect", run)
 
 
 @made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from rnn_backends import Backend, LayerWeights, State, Trait
+from rnn_backends import LayerWeights, LSTMBackend, State, Trait
 from torch import Tensor
 
 from .plain import ends, right
@@ -49,39 +49,39 @@ def c_of_the_next_start(w: LayerWeights, x: Tensor, entry: State, starts: Tensor
 
 
 @backend("cell_states_are_right_at_every_step")
-def claims_cell_states() -> Backend:
+def claims_cell_states() -> LSTMBackend:
     """CELL_STATES is claimed, and c is right only where sequences end."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
         return State(h, torch.where(ends(starts), c, 0))
 
-    return Backend("defect", run, traits=frozenset({Trait.CELL_STATES}))
+    return LSTMBackend("defect", run, traits=frozenset({Trait.CELL_STATES}))
 
 
 @backend("last_states_equal_reference")
-def layer_last_forgets_c() -> Backend:
+def layer_last_forgets_c() -> LSTMBackend:
     """The function for the last states gives the cell state of the step before."""
 
     def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
         return State(h, c.roll(1, 0))
 
-    return Backend("defect", right, layer_last=last)
+    return LSTMBackend("defect", right, layer_last=last)
 
 
 @backend("last_states_equal_reference", "a_stream_restarts_from_zero")
-def layer_last_forgets_resets() -> Backend:
+def layer_last_forgets_resets() -> LSTMBackend:
     """The function for the last states ignores resets."""
 
     def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return right(w, x, entry, torch.cat([starts[:1], torch.zeros_like(starts[1:])]))
 
-    return Backend("defect", right, layer_last=last)
+    return LSTMBackend("defect", right, layer_last=last)
 
 
 @backend("sequence_equals_its_steps")
-def step_by_another_cell() -> Backend:
+def step_by_another_cell() -> LSTMBackend:
     """The step for acting forgets the recurrent bias."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
@@ -89,18 +89,18 @@ def step_by_another_cell() -> Backend:
         out = right(w, x[None], State(state.h[None], state.c[None]), x.new_ones(1, len(x), dtype=torch.bool))
         return State(out.h[0], out.c[0])
 
-    return Backend("defect", right, step=one)
+    return LSTMBackend("defect", right, step=one)
 
 
 @backend("sequence_equals_its_steps", "steps_equal_recurrent_mode")
-def step_keeps_the_old_c() -> Backend:
+def step_keeps_the_old_c() -> LSTMBackend:
     """The step for acting gives back the c that came in."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         out = right(w, x[None], State(state.h[None], state.c[None]), x.new_ones(1, len(x), dtype=torch.bool))
         return State(out.h[0], state.c)
 
-    return Backend("defect", right, step=one)
+    return LSTMBackend("defect", right, step=one)
 
 
 def _one(w: LayerWeights, x: Tensor, state: State) -> State:
@@ -109,7 +109,7 @@ def _one(w: LayerWeights, x: Tensor, state: State) -> State:
 
 
 @backend("acting_needs_no_gradient")
-def a_step_without_gradients_by_another_cell() -> Backend:
+def a_step_without_gradients_by_another_cell() -> LSTMBackend:
     """Where no gradient is asked for, the step forgets the recurrent bias."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
@@ -117,40 +117,40 @@ def a_step_without_gradients_by_another_cell() -> Backend:
             w = w._replace(b_hh=0 * w.b_hh)
         return _one(w, x, state)
 
-    return Backend("defect", right, step=one)
+    return LSTMBackend("defect", right, step=one)
 
 
 @backend("acting_needs_no_gradient", "sequential_mode_starts_from_zero")
-def act_ignores_is_init() -> Backend:
+def act_ignores_is_init() -> LSTMBackend:
     """A step with resets starts from the state that comes in."""
-    return Backend("defect", right, act=lambda w, x, state, is_init: _one(w, x, state))
+    return LSTMBackend("defect", right, act=lambda w, x, state, is_init: _one(w, x, state))
 
 
 @backend("sequential_mode_starts_from_zero")
-def act_resets_every_row() -> Backend:
+def act_resets_every_row() -> LSTMBackend:
     """A step with resets starts every row from zeros as soon as one has a reset."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         return _one(w, x, State(*(torch.where(is_init.any(), 0, v) for v in state)))
 
-    return Backend("defect", right, act=act)
+    return LSTMBackend("defect", right, act=act)
 
 
 @backend("acting_needs_no_gradient")
-def act_multiplies_by_zero() -> Backend:
+def act_multiplies_by_zero() -> LSTMBackend:
     """A step with resets multiplies the state by zero, which leaves NaN."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         return _one(w, x, State(*(v * (~is_init).unsqueeze(-1) for v in state)))
 
-    return Backend("defect", right, act=act)
+    return LSTMBackend("defect", right, act=act)
 
 
 @backend("sequential_mode_starts_from_zero")
-def act_keeps_c() -> Backend:
+def act_keeps_c() -> LSTMBackend:
     """A step with resets makes h zero, and c stays."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         return _one(w, x, State(torch.where(is_init.unsqueeze(-1), 0, state.h), state.c))
 
-    return Backend("defect", right, act=act)
+    return LSTMBackend("defect", right, act=act)

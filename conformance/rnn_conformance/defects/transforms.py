@@ -6,7 +6,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 from typing import Any
 
 import torch
-from rnn_backends import Backend, LayerWeights, State, Trait
+from rnn_backends import LayerWeights, LSTMBackend, State, Trait
 from rnn_backends.unroll import cell, unroll
 from torch import Tensor
 from torch.nn.functional import linear
@@ -15,8 +15,8 @@ from .plain import both, right
 from .planting import backend
 
 
-def _claims(layer: Any, *traits: Trait) -> Backend:
-    return Backend("defect", layer, traits=frozenset(traits))
+def _claims(layer: Any, *traits: Trait) -> LSTMBackend:
+    return LSTMBackend("defect", layer, traits=frozenset(traits))
 
 
 class _Identity(torch.autograd.Function):
@@ -50,7 +50,7 @@ def _sample0(value: Tensor) -> Tensor:
 
 
 @backend("vmap_over_weights", "vmap_over_weights_and_data")
-def vmap_takes_the_first_weights() -> Backend:
+def vmap_takes_the_first_weights() -> LSTMBackend:
     """Under vmap every member gets the first one's weights."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -60,7 +60,7 @@ def vmap_takes_the_first_weights() -> Backend:
 
 
 @backend("vmap_over_data", "vmap_of_gradients")
-def vmap_takes_the_first_input() -> Backend:
+def vmap_takes_the_first_input() -> LSTMBackend:
     """Under vmap every sample gets the first one's input."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -82,7 +82,7 @@ class _SharedGradient(_Identity):
 
 
 @backend("vmap_of_gradients")
-def vmap_of_one_gradient() -> Backend:
+def vmap_of_one_gradient() -> LSTMBackend:
     """Under vmap of grad every sample gets the first one's gradient of the input weights."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -92,7 +92,7 @@ def vmap_of_one_gradient() -> Backend:
 
 
 @backend("functional_gradients_are_right")
-def functional_gradient_without_the_recurrent_weights() -> Backend:
+def functional_gradient_without_the_recurrent_weights() -> LSTMBackend:
     """Under torch.func.grad the recurrent weights are taken as constants: their gradient is zero."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -111,7 +111,7 @@ class _NoTangent(_Identity):
 
 
 @backend("forward_mode")
-def no_tangent_of_the_recurrent_weights() -> Backend:
+def no_tangent_of_the_recurrent_weights() -> LSTMBackend:
     """Forward-mode AD misses the recurrent weights."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -121,7 +121,7 @@ def no_tangent_of_the_recurrent_weights() -> Backend:
 
 
 @backend("forward_mode")
-def no_tangent_of_the_input() -> Backend:
+def no_tangent_of_the_input() -> LSTMBackend:
     """Forward-mode AD misses the input."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -143,7 +143,7 @@ class _Once(torch.autograd.Function):
 
 
 @backend("double_backward")
-def double_backward_partial() -> Backend:
+def double_backward_partial() -> LSTMBackend:
     """Claimed, and the second gradient silently misses what goes through the input."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -153,7 +153,7 @@ def double_backward_partial() -> Backend:
 
 
 @backend("double_backward")
-def double_backward_unclaimed_and_partial() -> Backend:
+def double_backward_unclaimed_and_partial() -> LSTMBackend:
     """Not claimed, and in place of an error the second gradient silently misses the state's part."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -170,19 +170,19 @@ def _when_traced(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> St
 
 
 @backend("compiled_in_one_graph")
-def compiled_without_resets() -> Backend:
+def compiled_without_resets() -> LSTMBackend:
     """What is compiled has no resets."""
     return _claims(_when_traced, Trait.FULLGRAPH)
 
 
 @backend("exported")
-def exported_without_resets() -> Backend:
+def exported_without_resets() -> LSTMBackend:
     """What is exported has no resets."""
     return _claims(_when_traced, Trait.EXPORT)
 
 
 @backend("compiled_in_one_graph")
-def compiled_without_the_recurrent_gradient() -> Backend:
+def compiled_without_the_recurrent_gradient() -> LSTMBackend:
     """What is compiled has no gradient of the recurrent weights."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -207,6 +207,6 @@ def _scripted(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) ->
 
 
 @backend("scripted_saved_and_loaded")
-def scripted_without_resets() -> Backend:
+def scripted_without_resets() -> LSTMBackend:
     """What TorchScript compiles has no resets."""
     return _claims(_scripted, Trait.SCRIPT)

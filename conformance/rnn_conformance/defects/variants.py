@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import Backend, LayerFunction, LayerWeights, LSTMSpec, State
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, LSTMSpec, State
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,8 +14,8 @@ from .hand_written import Kernel
 from .plain import both, each, ends, finish, layer, right, shared_by, step
 
 
-def _layer(found: LayerFunction) -> Callable[[], Backend]:
-    return lambda: Backend("variant", found)
+def _layer(found: LayerFunction) -> Callable[[], LSTMBackend]:
+    return lambda: LSTMBackend("variant", found)
 
 
 def biases_fused(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -196,7 +196,7 @@ def sigmoid_by_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) ->
     return layer(one)(w, x, entry, starts)
 
 
-def packed_and_invalidated() -> Backend:
+def packed_and_invalidated() -> LSTMBackend:
     """Without gradients packed weights are kept, until they are other numbers; ``.data`` has no version."""
     kept: dict[int, tuple[LayerWeights, LayerWeights]] = {}
 
@@ -208,24 +208,24 @@ def packed_and_invalidated() -> Backend:
             old = kept[id(w.w_ih)] = (w, each(lambda v: v.detach().clone(), w))
         return right(old[1], x, entry, starts)
 
-    return Backend("variant", run)
+    return LSTMBackend("variant", run)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
     return a is b if a is None or b is None else a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
-def declines_options() -> Backend:
+def declines_options() -> LSTMBackend:
     """Only one plain layer is served, everything else declined with a reason: the core of the contract."""
 
     def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
         more = spec.proj_size or spec.bidirectional or spec.num_layers > 1
         return "one plain layer only" if more or dtype == torch.float16 else None
 
-    return Backend("variant", right, rejects=rejects)
+    return LSTMBackend("variant", right, rejects=rejects)
 
 
-def prepared_at_the_first_call() -> Backend:
+def prepared_at_the_first_call() -> LSTMBackend:
     """The function that runs is made at the first call, as one that compiles does."""
     made: list[LayerFunction] = []
 
@@ -234,7 +234,7 @@ def prepared_at_the_first_call() -> Backend:
             made.append(layer())
         return made[0](w, x, entry, starts)
 
-    return Backend("variant", run)
+    return LSTMBackend("variant", run)
 
 
 def a_backward_pass_written_by_hand(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -242,12 +242,12 @@ def a_backward_pass_written_by_hand(w: LayerWeights, x: Tensor, entry: State, st
     return Kernel()(w, x, entry, starts)
 
 
-def a_step_of_its_own() -> Backend:
+def a_step_of_its_own() -> LSTMBackend:
     """Acting has a function of its own, and so have the last states."""
-    return Backend("variant", right, step=step, layer_last=nan_where_nothing_is_promised)
+    return LSTMBackend("variant", right, step=step, layer_last=nan_where_nothing_is_promised)
 
 
-def all_layers_at_once() -> Backend:
+def all_layers_at_once() -> LSTMBackend:
     """Without resets torch.nn.LSTM runs all layers at once."""
 
     def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
@@ -259,7 +259,7 @@ def all_layers_at_once() -> Backend:
         output, (h, c) = torch.func.functional_call(lstm, named, (x, hx))
         return output, State(h, c)
 
-    return Backend("variant", right, stack=stack)
+    return LSTMBackend("variant", right, stack=stack)
 
 
 _LAYERS: tuple[Callable[[LayerWeights, Tensor, State, Tensor], State], ...] = (
@@ -268,11 +268,11 @@ _LAYERS: tuple[Callable[[LayerWeights, Tensor, State, Tensor], State], ...] = (
     in_tiles_of_time, in_tiles_of_units, recomputed_in_the_backward_pass, results_not_contiguous,
     results_in_a_wider_buffer, nan_where_nothing_is_promised, sigmoid_by_tanh, a_backward_pass_written_by_hand,
 )  # fmt: skip
-_MADE: tuple[Callable[[], Backend], ...] = (
+_MADE: tuple[Callable[[], LSTMBackend], ...] = (
     packed_and_invalidated, declines_options, prepared_at_the_first_call, a_step_of_its_own, all_layers_at_once
 )  # fmt: skip
 
-VARIANTS: dict[str, Callable[[], Backend]] = {
+VARIANTS: dict[str, Callable[[], LSTMBackend]] = {
     **{found.__name__: _layer(found) for found in _LAYERS},
     **{found.__name__: found for found in _MADE},
 }

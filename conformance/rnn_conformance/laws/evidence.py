@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from rnn_backends import Backend, BrokenBackendError, get_backend, names
+from rnn_backends import BrokenBackendError, LSTMBackend, get_backend, names
 
 from ..law import LawBroken, law
 from ..trial import Trial, differentiate
@@ -43,10 +43,10 @@ class _HandedOver(Exception):
 
 
 @contextmanager
-def _traps(tested: Backend, caught: list[str]) -> Iterator[None]:
+def _traps(tested: LSTMBackend, caught: list[str]) -> Iterator[None]:
     """Replace the functions of all other backends by traps, in the very values that somebody may hold."""
     own = {id(getattr(tested, name)) for name in FUNCTIONS}
-    kept: list[tuple[Backend, str, object]] = []
+    kept: list[tuple[LSTMBackend, str, object]] = []
     for other in _others(tested):
         for name in FUNCTIONS:
             function = getattr(other, name)
@@ -61,7 +61,7 @@ def _traps(tested: Backend, caught: list[str]) -> Iterator[None]:
             object.__setattr__(other, name, function)
 
 
-def _others(tested: Backend) -> Iterator[Backend]:
+def _others(tested: LSTMBackend) -> Iterator[LSTMBackend]:
     for name in names():
         try:
             other = get_backend(name)
@@ -79,7 +79,7 @@ def _trap(what: str, caught: list[str]) -> Callable[..., Any]:
     return called
 
 
-def _counted(backend: Backend, counts: Counter[str]) -> Backend:
+def _counted(backend: LSTMBackend, counts: Counter[str]) -> LSTMBackend:
     """The same backend, its functions counting their calls."""
 
     def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, Backend, ContractError, names, register, unregister
+from rnn_backends import LSTM, ContractError, LSTMBackend, names, register, unregister
 from rnn_backends.registry import holds
 from torch import nn
 
@@ -20,7 +20,7 @@ from ..trial import Trial
 
 
 @contextmanager
-def registered(backend: Backend) -> Iterator[None]:
+def registered(backend: LSTMBackend) -> Iterator[None]:
     """Within it the backend is found by its name: pickles carry the name."""
     if holds(backend):
         yield
@@ -199,7 +199,7 @@ def a_copy_keeps_the_very_backend(trial: Trial) -> None:
 class _Own:
     """A layer function that is nobody else's."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: LSTMBackend) -> None:
         self._layer = backend.layer
 
     def __call__(self, *args: Any) -> Any:

@@ -15,9 +15,9 @@ from unittest import mock
 import torch
 from rnn_backends import (
     LSTM,
-    Backend,
     BrokenBackendError,
     ContractError,
+    LSTMBackend,
     LSTMModule,
     LSTMNet,
     Trait,
@@ -50,7 +50,7 @@ class _Unloadable(EntryPoint):
         raise OSError("libdefect.so: cannot open shared object file")
 
 
-def _plugin(backend: Callable[[], Backend], version: int | None = 1) -> ModuleType:
+def _plugin(backend: Callable[[], LSTMBackend], version: int | None = 1) -> ModuleType:
     """A plugin's module."""
     module: Any = ModuleType(PLUGIN)
     module.contract_version = version
@@ -74,7 +74,7 @@ def _point(name: str, module: str, kind: type[EntryPoint] = EntryPoint) -> Entry
     return kind(name, f"{PLUGIN}_{module}", registry.GROUP)
 
 
-def _quits() -> Backend:
+def _quits() -> LSTMBackend:
     raise SystemExit("no licence")
 
 
@@ -150,7 +150,7 @@ def a_slip_in_its_name_suggests_it(trial: Trial) -> None:
 def an_alias_means_one_backend(trial: Trial) -> None:
     """An alias gives the backend that it stands for or names it in its error, and no plugin may take its name."""
     for alias, name in ALIASES.items():
-        mine = Backend(name, trial.backend.layer)
+        mine = LSTMBackend(name, trial.backend.layer)
         with _installed([_point(name, "mine")], mine=_plugin(lambda made=mine: made)) as found:  # type: ignore[misc]
             got = _got(found, alias)
             if got is not mine:
@@ -160,7 +160,7 @@ def an_alias_means_one_backend(trial: Trial) -> None:
             if not (isinstance(said, UnknownBackendError) and alias in str(said) and name in str(said)):
                 raise LawBroken(f"with {name!r} not installed the alias {alias!r} gave {said!r}")
     for word in (*ALIASES, "auto"):
-        thief = Backend(word, trial.backend.layer)
+        thief = LSTMBackend(word, trial.backend.layer)
         with _installed([]) as nothing:
             try:
                 nothing.register(thief)
@@ -169,7 +169,7 @@ def an_alias_means_one_backend(trial: Trial) -> None:
         raise LawBroken(f"a backend could be registered under the reserved name {word!r}")
 
 
-def _got(found: registry.Registry, name: str) -> Backend | Exception:
+def _got(found: registry.Registry, name: str) -> LSTMBackend | Exception:
     try:
         return found.get(name)
     except (UnknownBackendError, BrokenBackendError) as error:
@@ -197,7 +197,7 @@ def the_environment_names_the_default(trial: Trial) -> None:
     """RNN_BACKENDS_LSTM names the backend of whatever is made without one: LSTM, LSTMModule in its forms, LSTMNet."""
     name, sizes = "rnn-conformance-default", {"input_size": 2, "hidden_size": 3}
     keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "device": trial.device}
-    mine = Backend(name, unroll, traits=frozenset({Trait.CELL_STATES}))
+    mine = LSTMBackend(name, unroll, traits=frozenset({Trait.CELL_STATES}))
     made: dict[str, Callable[[], LSTM]] = {
         "LSTM": lambda: LSTM(2, 3, device=trial.device),
         "LSTMModule": lambda: LSTMModule(2, 3, **keys).lstm,
@@ -214,7 +214,7 @@ def the_environment_names_the_default(trial: Trial) -> None:
 def a_named_backend_that_refuses_is_an_error(trial: Trial) -> None:
     """By name, by value and from the environment: a backend that refuses raises its reason, and no other is taken."""
     name = "rnn-conformance-refuses"
-    picky = Backend(name, trial.backend.layer, rejects=lambda spec, device, dtype: "it refuses all")
+    picky = LSTMBackend(name, trial.backend.layer, rejects=lambda spec, device, dtype: "it refuses all")
     with registered(picky), mock.patch.dict("os.environ", {choose.DEFAULT_VARIABLE: name}):
         for what, request in (("by name", name), ("by value", picky), ("from the environment", None)):
             try:
@@ -237,7 +237,7 @@ def what_is_needed_is_claimed_or_refused(trial: Trial) -> None:
             taken = LSTMModule(2, 3, device=trial.device, lstm_backend="auto", **keys).lstm.backend
         if Trait.CELL_STATES not in taken.traits:
             raise LawBroken(f'"auto" took {taken.name!r} for every hidden state, which it does not claim')
-    mine = Backend("rnn-conformance-ends", trial.backend.layer)
+    mine = LSTMBackend("rnn-conformance-ends", trial.backend.layer)
     lstm = LSTM(2, 3, batch_first=True, device=trial.device, dtype=trial.case.torch_dtype, lstm_backend=mine)
     try:
         module = LSTMModule(lstm=lstm, **keys)

@@ -13,7 +13,7 @@ import sysconfig
 from importlib.util import find_spec
 
 import torch
-from rnn_backends import Backend, LSTMSpec, Trait, hookimpl
+from rnn_backends import LSTMBackend, LSTMSpec, Trait, hookimpl
 
 from ..operators import torch_step
 from .ops import operators
@@ -54,9 +54,9 @@ def _no_triton(device: torch.device) -> str | None:
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """Nothing is compiled here; the first layer of a dtype and device does it."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return Backend(
+    return LSTMBackend(
         "compile", operators.run, rejects, frozenset(traits), step=torch_step
     )  # a call of compiled code costs more than it saves

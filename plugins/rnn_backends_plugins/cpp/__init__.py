@@ -8,7 +8,7 @@ core, so nobody waits. ``lstm.cpp`` is where to begin to read.
 from __future__ import annotations
 
 import torch
-from rnn_backends import Backend, LayerWeights, LSTMSpec, State, Trait, hookimpl
+from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
 from rnn_backends.resets import zero_at
 from torch import Tensor
 
@@ -66,7 +66,7 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """Nothing is compiled here."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return Backend("cpp", layer, rejects, frozenset(traits), step=step, act=act)
+    return LSTMBackend("cpp", layer, rejects, frozenset(traits), step=step, act=act)

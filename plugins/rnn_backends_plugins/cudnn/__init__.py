@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from rnn_backends import Backend, LayerWeights, LSTMSpec, State, hookimpl
+from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, hookimpl
 from rnn_backends.unroll import cell
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
@@ -140,7 +140,7 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 @hookimpl
-def lstm_backend() -> Backend:
+def lstm_backend() -> LSTMBackend:
     """Resets by flush steps, dense rows and stacks by torch's own call."""
     ends, last = partial(layer, every_end=True), partial(layer, every_end=False)
-    return Backend("cudnn", ends, rejects, step=step, stack=stack, layer_last=last)
+    return LSTMBackend("cudnn", ends, rejects, step=step, stack=stack, layer_last=last)
