@@ -23,7 +23,7 @@ from typing import TextIO
 
 import torch
 from rnn_backends import LSTMBackend, get_backend
-from rnn_backends.registry import holds
+from rnn_backends.registry import is_registered_value
 
 from .explore import Outcome
 
@@ -72,7 +72,7 @@ def _stood(stack: Path) -> str:
 
 def _installed(backend: LSTMBackend) -> bool:
     """Whether another interpreter finds this very value by its name: registered values live in this one only."""
-    return holds(backend) and _found_by_entry_point(backend.name)
+    return is_registered_value(backend) and _found_by_entry_point(backend.name)
 
 
 def _found_by_entry_point(name: str) -> bool:

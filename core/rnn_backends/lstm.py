@@ -16,8 +16,8 @@ from .checks import check_input, check_is_init, check_state
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, Trait
 from .errors import InputError, UnsupportedError
-from .registry import get_backend, holds
-from .resets import at_ends, onset, starts_of, zero_at
+from .registry import get_backend, is_registered_value
+from .resets import at_ends, entry_from_hx, starts_of, zero_at
 from .stack import RunLayers, layers_with
 
 States = tuple[Tensor, Tensor]
@@ -217,7 +217,10 @@ class LSTM(nn.RNNBase):
         if state is None:
             entry = self._entry(x, None)
         else:
-            entry = [State(onset(h, T, is_init), onset(c, T, is_init)) for h, c in zip(state.h, state.c, strict=True)]
+            entry = [
+                State(entry_from_hx(h, T, is_init), entry_from_hx(c, T, is_init))
+                for h, c in zip(state.h, state.c, strict=True)
+            ]
         starts = starts_of(x.new_zeros(T, B, dtype=torch.bool) if is_init is None else is_init)
         output, states = self.sequences(x, entry, starts, every_end=False)
         return output, _stacked(states, shared=True)
@@ -401,7 +404,7 @@ class LSTM(nn.RNNBase):
         state = super().__getstate__()
         for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack"):
             state.pop(bound, None)
-        if holds(self._backend):
+        if is_registered_value(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
         return state
 

@@ -152,8 +152,8 @@ class Registry:
                 raise UnknownBackendError(name, sorted(self._local), "unregister() takes what register() added")
             del self._local[name]
 
-    def holds(self, backend: LSTMBackend) -> bool:
-        """Whether this very value can be had again by its name."""
+    def is_registered_value(self, backend: LSTMBackend) -> bool:
+        """Whether looking this backend up by its name returns this same value."""
         return backend in (self._local.get(backend.name), self._built.get(backend.name))
 
 
@@ -226,4 +226,4 @@ list_backends = _registry.listings
 register = _registry.register
 unregister = _registry.unregister
 refresh = _registry.refresh
-holds = _registry.holds
+is_registered_value = _registry.is_registered_value

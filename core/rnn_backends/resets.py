@@ -54,7 +54,7 @@ def mirrored(entry: State, starts: Tensor) -> State:
     return State(take_steps(entry.h, first).flip(0), take_steps(entry.c, first).flip(0))
 
 
-def onset(h0: Tensor, T: int, is_init: Optional[Tensor]) -> Tensor:
+def entry_from_hx(h0: Tensor, T: int, is_init: Optional[Tensor]) -> Tensor:
     """The entry states of a row whose state before its first step is known and that resets to zero.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .contract import LayerWeights, State
-from .resets import onset, starts_of
+from .resets import entry_from_hx, starts_of
 
 if TYPE_CHECKING:
     from .lstm import LSTM
@@ -78,7 +78,7 @@ class ScriptableLSTM(nn.Module):
             weights.append(layer())
         entry: list[State] = []
         for k in range(self.num_states):
-            entry.append(State(onset(h0[k], T, reset), onset(c0[k], T, reset)))
+            entry.append(State(entry_from_hx(h0[k], T, reset), entry_from_hx(c0[k], T, reset)))
         starts = starts_of(torch.zeros(T, B, dtype=torch.bool, device=x.device) if reset is None else reset)
         dropout = self.dropout if self.training else 0.0
         y, states = self.run_layers(weights, x, entry, starts, self.bidirectional, dropout, False)

@@ -16,14 +16,15 @@ from .resets import ends_of, first_steps, mirrored, take_steps
 RunLayers = Callable[[List[LayerWeights], Tensor, List[State], Tensor, bool, float, bool], Tuple[Tensor, List[State]]]
 
 
-def layers_with(ahead: LayerFunction, back: LayerFunction) -> RunLayers:
+def layers_with(forward_layer: LayerFunction, reverse_layer: LayerFunction) -> RunLayers:
     """Bind a backend's layer function into the function that runs a whole LSTM.
 
     A closure, because TorchScript has no function-valued arguments: the same code runs eagerly and scripted.
 
     Args:
-        ahead: for the forward direction; ``LSTMBackend.layer_last`` where only the row's last states are read.
-        back: for the reverse one; always ``LSTMBackend.layer``: the row's last sequence is the first in reversed time.
+        forward_layer: runs the forward direction; ``LSTMBackend.layer_last`` where only the row's last states are read.
+        reverse_layer: runs the reverse direction; always ``LSTMBackend.layer``, because the row's last sequence is the
+            first in reversed time.
     """
 
     def run_layers(
@@ -56,12 +57,12 @@ def layers_with(ahead: LayerFunction, back: LayerFunction) -> RunLayers:
             if k > 0 and dropout > 0.0:
                 # which elements a seed drops follows the memory, so all backends must lay it out alike
                 x = drop(x.contiguous(), dropout, True)
-            out = ahead(weights[k], x, entry[k], starts)
+            out = forward_layer(weights[k], x, entry[k], starts)
             output = out.h
             states.append(out if every_end else State(out.h[-1], out.c[-1]))
             if bidirectional:
                 first = first_steps(starts)
-                out = back(weights[k + 1], x.flip(0), mirrored(entry[k + 1], starts), ends_of(starts).flip(0))
+                out = reverse_layer(weights[k + 1], x.flip(0), mirrored(entry[k + 1], starts), ends_of(starts).flip(0))
                 h, c = out.h.flip(0), out.c.flip(0)
                 output = torch.cat([output, h], -1)
                 at = first if every_end else first[-1:]  # in reverse a sequence ends at its first step

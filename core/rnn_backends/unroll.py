@@ -36,7 +36,7 @@ def cell(gates: Tensor, c: Tensor, w_hr: Optional[Tensor]) -> State:
     return State(h, c)
 
 
-def shares(weight: Tensor, number: int) -> List[Tensor]:
+def accumulation_views(weight: Tensor, number: int) -> List[Tensor]:
     """``weight`` as so many views, so that what their gradients add up to is exact to the dtype's precision.
 
     Autograd adds gradients up one by one in their dtype. In bfloat16, of eight bits, a sum of 256 such terms takes no
@@ -73,8 +73,8 @@ def unroll(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> St
     entry_h, entry_c = entry.h.unbind(0), entry.c.unbind(0)
     h, c = entry_h[0], entry_c[0]
     sums = len(from_input) if torch.is_grad_enabled() and x.element_size() == 2 else 1
-    w_hh, w_hr = shares(weights.w_hh, sums), weights.w_hr
-    w_hrs = shares(w_hr, sums) if w_hr is not None else []
+    w_hh, w_hr = accumulation_views(weights.w_hh, sums), weights.w_hr
+    w_hrs = accumulation_views(w_hr, sums) if w_hr is not None else []
     hs: List[Tensor] = []
     cs: List[Tensor] = []
     for t in range(len(from_input)):

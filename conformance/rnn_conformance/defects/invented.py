@@ -184,7 +184,7 @@ def one_dimensional_batches_read_time_first() -> list[Patch]:
 @in_core()
 def unbatched_hidden_states_stay_batched() -> list[Patch]:
     """Without hx an unbatched call starts from the state that a batch's last row would be reset to: ones at is_init."""
-    original = core.onset
+    original = core.entry_from_hx
 
     def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         found = original(h0, T, is_init)
@@ -192,7 +192,7 @@ def unbatched_hidden_states_stay_batched() -> list[Patch]:
             return found
         return torch.cat([found[:2], found[2:] + is_init[2:, :, None]])
 
-    return [Patch(core, "onset", wrong)]
+    return [Patch(core, "entry_from_hx", wrong)]
 
 
 SURVIVED = (

@@ -137,7 +137,7 @@ def all_states_forget_the_environment() -> list[Patch]:
 @in_core("a_copy_keeps_the_very_backend")
 def held_by_name_only() -> list[Patch]:
     """A LSTMBackend value with an installed one's name is pickled as that name: the copy runs on the installed one."""
-    return [Patch(core, "holds", lambda backend: backend.name in names())]
+    return [Patch(core, "is_registered_value", lambda backend: backend.name in names())]
 
 
 @in_core("from_torch_keeps_the_training_flag")

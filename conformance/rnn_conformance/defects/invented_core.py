@@ -18,7 +18,7 @@ from rnn_backends.contract import LayerWeights, LSTMSpec
 from rnn_backends.errors import InputError
 from rnn_backends.mode import as_mode
 from rnn_backends.registry import get_backend
-from rnn_backends.resets import onset, zero_at
+from rnn_backends.resets import entry_from_hx, zero_at
 from rnn_backends.scripting import ScriptableLSTM
 from rnn_backends.unroll import unroll
 from tensordict import TensorDictBase
@@ -311,9 +311,9 @@ def rows_of_one_step_keep_hx() -> list[Patch]:
     """LSTM(x, hx, is_init=) with T = 1 starts from hx also where is_init is true."""
 
     def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
-        return h0.expand(T, -1, -1) if is_init is None or T == 1 else onset(h0, T, is_init)
+        return h0.expand(T, -1, -1) if is_init is None or T == 1 else entry_from_hx(h0, T, is_init)
 
-    return [Patch(core, "onset", wrong)]
+    return [Patch(core, "entry_from_hx", wrong)]
 
 
 @in_core("vmap_that_is_not_claimed_is_refused")

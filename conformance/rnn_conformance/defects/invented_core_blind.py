@@ -16,7 +16,7 @@ from rnn_backends.contract import LayerWeights, Trait
 from rnn_backends.layout import Inputs, fold_time, unfold_time
 from rnn_backends.module import _requested
 from rnn_backends.registry import Registry
-from rnn_backends.resets import onset, starts_of
+from rnn_backends.resets import entry_from_hx, starts_of
 from rnn_backends.scripting import ScriptableLSTM
 from rnn_backends.stack import layers_with
 from rnn_backends.unroll import unroll
@@ -66,7 +66,7 @@ def context_remembers_on_itself() -> list[Patch]:
 @in_core()
 def held_by_name() -> list[Patch]:
     """A copied or pickled LSTM goes over to the installed backend of its own backend's name, though that is another."""
-    return [Patch(lstm_file, "holds", lambda backend: backend.name in names())]
+    return [Patch(lstm_file, "is_registered_value", lambda backend: backend.name in names())]
 
 
 @in_core()
@@ -167,7 +167,7 @@ def scripted_zeros_in_default_dtype() -> list[Patch]:
             weights.append(layer())
         entry: list[State] = []
         for k in range(self.num_states):
-            entry.append(State(onset(h0[k], T, reset), onset(c0[k], T, reset)))
+            entry.append(State(entry_from_hx(h0[k], T, reset), entry_from_hx(c0[k], T, reset)))
         starts = starts_of(torch.zeros(T, B, dtype=torch.bool, device=x.device) if reset is None else reset)
         dropout = self.dropout if self.training else 0.0
         y, states = self.run_layers(weights, x, entry, starts, self.bidirectional, dropout, False)

@@ -252,10 +252,10 @@ def hx_for_one_row_is_expanded() -> list[Patch]:
             original(hx, shape, *rest)
 
     def expanded(h0: Tensor, T: int, is_init: Any) -> Tensor:
-        return onset(h0 if is_init is None else h0.expand(is_init.shape[1], -1), T, is_init)
+        return entry_from_hx(h0 if is_init is None else h0.expand(is_init.shape[1], -1), T, is_init)
 
-    onset = core.onset
-    return [Patch(core, "check_state", wrong), Patch(core, "onset", expanded)]
+    entry_from_hx = core.entry_from_hx
+    return [Patch(core, "check_state", wrong), Patch(core, "entry_from_hx", expanded)]
 
 
 @in_core("wrong_tensors_are_refused")

@@ -155,30 +155,30 @@ def is_init_empties_the_first_state() -> list[Patch]:
 @in_core("a_stream_restarts_from_zero")
 def a_stream_ignores_its_first_reset() -> list[Patch]:
     """Called on tensors, is_init at the first step is ignored and hx is carried in."""
-    original = core.onset
+    original = core.entry_from_hx
 
     def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         kept = None if is_init is None else torch.cat([torch.zeros_like(is_init[:1]), is_init[1:]])
         return original(h0, T, kept)
 
-    return [Patch(core, "onset", wrong)]
+    return [Patch(core, "entry_from_hx", wrong)]
 
 
 @in_core("cut_and_carried_equals_whole", "without_resets_is_init_may_be_left_out")
 def a_stream_drops_hx() -> list[Patch]:
     """Called on tensors with is_init, every row starts from zeros, and hx is dropped."""
-    original = core.onset
+    original = core.entry_from_hx
 
     def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         return original(h0, T, None if is_init is None else is_init | True)
 
-    return [Patch(core, "onset", wrong)]
+    return [Patch(core, "entry_from_hx", wrong)]
 
 
 @in_core("a_stream_restarts_from_zero")
 def a_stream_restarts_from_hx() -> list[Patch]:
     """Called on tensors, a start in the middle of a row is from hx and not from zeros."""
-    return [Patch(core, "onset", lambda h0, T, is_init: h0.expand(T, -1, -1))]
+    return [Patch(core, "entry_from_hx", lambda h0, T, is_init: h0.expand(T, -1, -1))]
 
 
 @in_core("batch_first_is_a_transposition")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from rnn_backends import LayerFunction, LayerWeights, State, StepFunction
-from rnn_backends.unroll import shares
+from rnn_backends.unroll import accumulation_views
 from torch import Tensor
 
 Gates = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -63,7 +63,7 @@ def layer(one: StepFunction = step, reset: Reset = restart) -> LayerFunction:
 
 def shared_by(w: LayerWeights, number: int) -> list[LayerWeights]:
     """The weights so many times, so that gradients in 16 bits are added up in pairs."""
-    found = [[None] * number if v is None else shares(v, number)[:number] for v in w]
+    found = [[None] * number if v is None else accumulation_views(v, number)[:number] for v in w]
     return [LayerWeights(*parts) for parts in zip(*found, strict=True)]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rnn_backends import LSTM, ContractError, LSTMBackend, names, register, unregister
-from rnn_backends.registry import holds
+from rnn_backends.registry import is_registered_value
 from torch import nn
 
 from ..inputs import materialise
@@ -22,7 +22,7 @@ from ..trial import Trial
 @contextmanager
 def registered(backend: LSTMBackend) -> Iterator[None]:
     """Within it the backend is found by its name: pickles carry the name."""
-    if holds(backend):
+    if is_registered_value(backend):
         yield
         return
     try:

@@ -103,7 +103,8 @@ SUM_ERROR = 0.02
 def long_rows_in_bfloat16(trial: Trial) -> None:
     """In bfloat16 600 steps restart where they must, and a weight's gradient, a sum over them, loses no more than it.
 
-    Added up step by step in bfloat16 it stops growing at some 256 terms; ``rnn_backends.unroll.shares`` is one way out.
+    Added up step by step in bfloat16 it stops growing at some 256 terms;
+    ``rnn_backends.unroll.accumulation_views`` is one way out.
     """
     few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 256
     lstm.load_state_dict(few.weights)
