@@ -67,10 +67,10 @@ ASV_ENV = -E virtualenv:$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sy
 .PHONY: bench figures dashboard bench-compare dashboard-check
 
 bench: $(READY) ## R and Q of every backend and shape, under five minutes
-	@$(BIN)/python -m rnn_conformance.bench_quick
+	@$(BIN)/python -m rnn_benchmarks.quick
 
 figures: $(BENCH_READY) ## measure docs/performance.md's tables and pictures anew, a quarter of an hour
-	@$(BIN)/python -m rnn_conformance.bench_page measure fill
+	@$(BIN)/python -m rnn_benchmarks.page measure fill
 
 dashboard: $(BENCH_READY) ## asv over the last N commits, and its site in .asv/html; BENCH=regex for a part
 	@$(ASV) machine --yes --machine $(MACHINE)

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
-OURS = ("rnn_backends", "rnn_conformance", "_rnn_backends", "__editable__")
+OURS = ("rnn_backends", "rnn_conformance", "rnn_benchmarks", "_rnn_backends", "__editable__")
 ASK = "import sys, sysconfig; print(sysconfig.get_path('purelib')); print(*sys.version_info[:2])"
 
 

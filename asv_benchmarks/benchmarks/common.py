@@ -5,18 +5,14 @@ installed would let one backend be measured and stored under another's name. A b
 RNN_BENCH_EXTRA (names with commas between), which must stay the same for the whole run.
 """
 
-import importlib
 import os
 import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
-_HOME = Path(__file__).resolve().parents[2] / "conformance" / "rnn_conformance"
-_package = sys.modules.setdefault("rnn_bench", ModuleType("rnn_bench"))
-_package.__path__ = [str(_HOME)]  # by path: the commit under measurement may have another version, or none
-cases = importlib.import_module("rnn_bench.bench_cases")
-tracks = importlib.import_module("rnn_bench.bench_tracks")
+# By path: the commit under measurement may have another version of it, or none.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from rnn_benchmarks import cases
 
 EXTRA = [name.strip() for name in os.environ.get("RNN_BENCH_EXTRA", "").split(",") if name.strip()]
 OURS = ["cpp", "cudnn", "vmap", "compile", "torchscript", "auto", *EXTRA]
@@ -49,7 +45,7 @@ def case(who, shape, resets, mode, reads):
 
 
 def tracked(figure, who, shape, *rest):
-    """A tracked figure of ``tracks``; what cannot be measured is refused in ``setup``, by :func:`refuse`."""
+    """A tracked figure of ``figures``; what cannot be measured is refused in ``setup``, by :func:`refuse`."""
     _threads()
     return figure(who, shape_of(shape), *rest)
 

@@ -1,6 +1,6 @@
 """Tracked figures: R and Q, memory, error, and what compiling costs. docs/performance.md defines them."""
 
-from .common import OURS, RESETS, S2, SHAPES, TORCHRL, refuse, tracked, tracks
+from .common import OURS, RESETS, S2, SHAPES, TORCHRL, figures, refuse, tracked
 
 SMALL = [shape for shape in SHAPES if not shape.startswith("S3")]
 
@@ -16,16 +16,16 @@ class Figure:
 class R(Figure):
     """Time over torch's dense nn.LSTM without resets, forward and backward, in turn in one process."""
 
-    params = (OURS, SHAPES, list(tracks.KINDS))
+    params = (OURS, SHAPES, list(figures.KINDS))
     param_names = ("backend", "shape", "reads")
 
     def setup(self, backend, shape, reads):
         """Refuse what cannot be measured."""
-        refuse(backend, tracks.KINDS[reads])
+        refuse(backend, figures.KINDS[reads])
 
     def track_R_at_3_percent(self, backend, shape, reads):
         """1 means that resets are free."""
-        return tracked(tracks.over_dense, backend, shape, "0.03", tracks.KINDS[reads])
+        return tracked(figures.over_dense, backend, shape, "0.03", figures.KINDS[reads])
 
 
 class ROverResets(Figure):
@@ -40,7 +40,7 @@ class ROverResets(Figure):
 
     def track_R_at_S2(self, backend, resets):
         """1 means that resets are free."""
-        return tracked(tracks.over_dense, backend, S2, resets, "output")
+        return tracked(figures.over_dense, backend, S2, resets, "output")
 
 
 class Q(Figure):
@@ -56,7 +56,7 @@ class Q(Figure):
 
     def track_Q(self, backend, shape, resets):
         """Above 1 ours is faster."""
-        return tracked(tracks.under_torchrl, backend, shape, resets, TORCHRL)
+        return tracked(figures.under_torchrl, backend, shape, resets, TORCHRL)
 
 
 class Bounded(Figure):
@@ -71,11 +71,11 @@ class Bounded(Figure):
 
     def track_peak_memory_over_dense(self, backend, shape):
         """Of tensors, forward and backward, above the inputs."""
-        return tracked(tracks.memory_over_dense, backend, shape, "0.03")
+        return tracked(figures.memory_over_dense, backend, shape, "0.03")
 
     def track_error(self, backend, shape):
         """The output's largest, against float64."""
-        return tracked(tracks.error, backend, shape, "0.03")
+        return tracked(figures.error, backend, shape, "0.03")
 
     track_error.unit = "absolute error"
 
@@ -93,14 +93,14 @@ class Compiling(Figure):
 
     def track_first_call_T16(self, backend):
         """Forward and backward, compilation in it."""
-        return tracks.first_call(backend, 16)["seconds"]
+        return figures.first_call(backend, 16)["seconds"]
 
     def track_first_call_T512(self, backend):
         """Forward and backward, compilation in it."""
-        return tracks.first_call(backend, 512)["seconds"]
+        return figures.first_call(backend, 512)["seconds"]
 
     def track_recompilations(self, backend):
         """Over T = 16 to 512, after the first call."""
-        return tracks.first_call(backend, 16, (32, 64, 128, 256, 512))["again"]
+        return figures.first_call(backend, 16, (32, 64, 128, 256, 512))["again"]
 
     track_recompilations.unit = "graphs"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .check import check_backend
     from .replay_token import replay
-    from .verdicts import Header, LawResult, Report
+    from .suite.verdict import Header, LawResult, Report
 
 __all__ = ["Header", "LawResult", "Report", "check_backend", "replay"]
 
@@ -20,4 +20,4 @@ _HOMES = {"check_backend": "check", "replay": "replay_token"}
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES.get(name, 'verdicts')}", __name__), name)
+    return getattr(import_module(f".{_HOMES.get(name, 'suite.verdict')}", __name__), name)

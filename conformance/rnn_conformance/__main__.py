@@ -15,7 +15,7 @@ def main() -> None:
     """
     faulthandler.enable()
     try:
-        from .cli import cli
+        from .cli.main import cli
 
         cli(prog_name="rnn-backends")
     except ModuleNotFoundError as error:

@@ -12,12 +12,13 @@ from functools import cache
 import torch
 from rnn_backends import LSTMBackend, get_backend
 
-from . import rollout_laws, runner
-from .asked import select_laws
-from .inputs import Rollout as Recorded
-from .rollouts import Rollout, rollouts
-from .runner import Progress
-from .verdicts import Header, Report, Verdict
+from .laws.asked import select_laws
+from .rollouts import laws as rollout_laws
+from .rollouts.recorded import Rollout, rollouts
+from .suite import runner
+from .suite.inputs import Rollout as Recorded
+from .suite.runner import Progress
+from .suite.verdict import Header, Report, Verdict
 
 
 @cache

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rnn_backends import LSTMBackend, get_backend
 
-from .asked import about, select_laws
 from .check import calm, changed, check_backend, fresh_seed
-from .looks import looks_like
+from .laws.asked import about, select_laws
 from .pytest_plugin import Laws
-from .table import failure_text
-from .verdicts import LawResult, Report
+from .report.terminal import failure_text
+from .similar import looks_like
+from .suite.verdict import LawResult, Report
 from .waivers import Waiver, apply, read
 
 

@@ -10,13 +10,14 @@ import re
 
 from rnn_backends import LSTMBackend, get_backend
 
-from . import rollout_laws, runner
-from .asked import exact_law
-from .cases import Case
-from .catalogue import LAWS
 from .check import as_inputs, recordings
-from .rollouts import Rollout
-from .verdicts import LawResult
+from .laws.asked import exact_law
+from .laws.catalogue import LAWS
+from .rollouts import laws as rollout_laws
+from .rollouts.recorded import Rollout
+from .suite import runner
+from .suite.case import Case
+from .suite.verdict import LawResult
 
 
 def replay(backend: str | LSTMBackend, law: str, token: str, device: str = "cpu") -> LawResult:

@@ -1,5 +1,5 @@
 """What ``pytest --pyargs rnn_conformance --rnn-backend NAME`` collects."""
 
-from rnn_conformance.pytest_plugin import laws
+from .pytest_plugin import laws
 
 test_backend = laws()

@@ -24,10 +24,10 @@ from pathlib import Path
 
 from rnn_backends import LSTMBackend
 
-from .asked import exact_law
 from .check import changed
+from .laws.asked import exact_law
 from .replay_token import check_token, replay
-from .verdicts import LawResult, Report
+from .suite.verdict import LawResult, Report
 
 
 class WaiverError(ValueError):

@@ -6,10 +6,10 @@ import hypothesis
 import pytest
 import torch
 from hypothesis import given
-from rnn_conformance.cases import LAYOUTS, Case, pattern
-from rnn_conformance.catalogue import LAWS
-from rnn_conformance.inputs import materialise, weight_shapes
-from rnn_conformance.strategies import CHOICES, cases, rich
+from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.suite.case import LAYOUTS, Case, pattern
+from rnn_conformance.suite.inputs import materialise, weight_shapes
+from rnn_conformance.suite.strategies import CHOICES, cases, rich
 
 quiet = hypothesis.settings(database=None, deadline=None, max_examples=60)
 

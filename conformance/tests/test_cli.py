@@ -11,10 +11,15 @@ import torch
 from click.testing import CliRunner, Result
 from rnn_backends import LayerWeights, LSTMBackend, State, names, register, unregister
 from rnn_backends.unroll import unroll
-from rnn_conformance import check, job, report_lines, rollout_laws, rollouts, runner
-from rnn_conformance.asked import known_laws
-from rnn_conformance.cli import cli
-from rnn_conformance.verdicts import PROFILE_NAMES
+from rnn_conformance import check
+from rnn_conformance.cli import job
+from rnn_conformance.cli.main import cli
+from rnn_conformance.laws.asked import known_laws
+from rnn_conformance.report import jsonl
+from rnn_conformance.rollouts import laws as rollout_laws
+from rnn_conformance.rollouts import recorded as rollouts
+from rnn_conformance.suite import runner
+from rnn_conformance.suite.verdict import PROFILE_NAMES
 from torch import Tensor
 
 ONE_LAW = ("--profile", "smoke", "-k", "rollout_equals_torch_lstm")
@@ -100,7 +105,7 @@ def test_a_disabled_backend_is_listed_as_such(monkeypatch: pytest.MonkeyPatch) -
 
 def test_list_names_imports_no_plugin() -> None:
     code = (
-        "import sys; from rnn_conformance.cli import cli; cli(['list', '--names'], standalone_mode=False);"
+        "import sys; from rnn_conformance.cli.main import cli; cli(['list', '--names'], standalone_mode=False);"
         "assert not [m for m in sys.modules if m.startswith(('rnn_backends_plugins', 'torchrl', 'hypothesis'))]"
     )
     done = run_python(code)
@@ -170,7 +175,7 @@ def test_check_that_fails_exits_1_and_says_what_to_do(wrong: str, tmp_path: Path
         "; 0 waived",
     ):
         assert says in result.output
-    report = report_lines.read(file.read_text())
+    report = jsonl.read(file.read_text())
     assert report.status == 1
     assert [outcome.results[0].verdict for outcome in report.outcomes] == ["passed", "failed"]
     again = call(*result.output.partition("again   rnn-backends ")[2].splitlines()[0].split())
@@ -181,7 +186,7 @@ def test_check_that_fails_exits_1_and_says_what_to_do(wrong: str, tmp_path: Path
 @pytest.mark.usefixtures("_shipped")
 def test_json_on_standard_output_is_only_json() -> None:
     result = call("check", "vmap", *ONE_LAW, "--json", "-")
-    report = report_lines.read(result.stdout)
+    report = jsonl.read(result.stdout)
     assert "24 resets" in report.rollouts[0]
     assert "✓ held" in result.stderr
 

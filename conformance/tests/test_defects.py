@@ -8,15 +8,15 @@ from collections import Counter
 import pytest
 from click.testing import CliRunner
 from rnn_backends import recurrent_mode
-from rnn_conformance.catalogue import LAWS
+from rnn_conformance.cli.defects import defects_command
 from rnn_conformance.defects import DEFECTS, looks_like
 from rnn_conformance.defects.catalogue import FAMILIES, killers
 from rnn_conformance.defects.kill import named_kills, survives
 from rnn_conformance.defects.planting import Defect
 from rnn_conformance.defects.rounds import INVENTED, ROUNDS
 from rnn_conformance.defects.uncovered import UNCOVERED
-from rnn_conformance.defects_cli import defects_command
-from rnn_conformance.runner import check_backend
+from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.suite.runner import check_backend
 
 
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")

@@ -6,8 +6,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from rnn_conformance.check import check_backend
-from rnn_conformance.cli_check import check_command
-from rnn_conformance.devices import exact_float32
+from rnn_conformance.cli.check import check_command
+from rnn_conformance.suite.device import exact_float32
 
 SOME = ["one_row", "rollout_equals_torch_lstm", "a_compiled_result_outlives_the_next_call"]
 

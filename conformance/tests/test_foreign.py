@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("torchrl")
 
 from rnn_conformance import replay
-from rnn_conformance.cases import Case
 from rnn_conformance.check import calm
+from rnn_conformance.suite.case import Case
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "foreign_backends"

@@ -9,9 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from rnn_conformance.html_report import page
-from rnn_conformance.results import LawInfo, Outcome, Results
-from rnn_conformance.verdicts import GLYPHS, Header, LawResult, Report
+from rnn_conformance.report.html import page
+from rnn_conformance.report.model import LawInfo, Outcome, Results
+from rnn_conformance.suite.verdict import GLYPHS, Header, LawResult, Report
 
 LAWS = {
     "output_equals_reference": LawInfo("values", "The output equals the <reference>'s."),

@@ -9,7 +9,7 @@ import warnings
 
 import torch
 from rnn_backends import LSTMBackend, State, get_backend
-from rnn_conformance.lanes import in_a_process
+from rnn_conformance.suite.isolation import in_a_process
 from torch._inductor.async_compile import AsyncCompile
 
 LAW, TOKEN = "output_equals_reference", "T2.B1.I1.H2.f64.s0"

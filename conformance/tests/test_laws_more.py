@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, get_backend
-from rnn_conformance import contract_page
-from rnn_conformance.catalogue import LAWS
-from rnn_conformance.defects import plain as d
-from rnn_conformance.runner import check_backend
+from rnn_conformance.defects import right as d
+from rnn_conformance.laws import page as contract_page
+from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.suite.runner import check_backend
 
 
 def map_weights(w, change):
@@ -254,7 +254,7 @@ def test_dropout_is_the_same_for_results_that_are_not_contiguous():
 
 def test_the_contracts_page_is_up_to_date():
     page = contract_page.PAGE.read_text(encoding="utf-8")
-    assert contract_page.renewed(page) == page, "run python -m rnn_conformance.contract_page"
+    assert contract_page.renewed(page) == page, "run python -m rnn_conformance.laws.page"
     assert all(f"`{name}`" in page for name in LAWS)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rnn_conformance import pytest_plugin
 from rnn_conformance.check import recordings
-from rnn_conformance.verdicts import PROFILE_NAMES
+from rnn_conformance.suite.verdict import PROFILE_NAMES
 
 pytest_plugins = ["pytester"]
 

@@ -6,11 +6,11 @@ import ast
 from pathlib import Path
 
 import pytest
-import rnn_conformance.reference as module
+import rnn_conformance.suite.reference as module
 import torch
-from rnn_conformance.cases import Case
-from rnn_conformance.inputs import materialise
-from rnn_conformance.reference import reference, torch_per_trajectory, trajectories
+from rnn_conformance.suite.case import Case
+from rnn_conformance.suite.inputs import materialise
+from rnn_conformance.suite.reference import reference, torch_per_trajectory, trajectories
 
 CASES = [
     Case(1, 1, 1, 1, seed=1),

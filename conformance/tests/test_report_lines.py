@@ -7,10 +7,10 @@ import math
 from dataclasses import replace
 
 import pytest
-from rnn_conformance.diff import changes
-from rnn_conformance.report_lines import ReportError, read, text
-from rnn_conformance.results import LawInfo, Outcome, Results
-from rnn_conformance.verdicts import Header, LawResult, Report
+from rnn_conformance.report.diff import changes
+from rnn_conformance.report.jsonl import ReportError, read, text
+from rnn_conformance.report.model import LawInfo, Outcome, Results
+from rnn_conformance.suite.verdict import Header, LawResult, Report
 
 LAWS = {name: LawInfo("values", f"{name} holds.") for name in ("one", "two", "three")}
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, get_backend
 from rnn_backends.unroll import unroll
-from rnn_conformance import rollout_laws
-from rnn_conformance.rollouts import ENVIRONMENTS, Rollout, record, rollouts, shipped, write_shipped
+from rnn_conformance.rollouts import laws as rollout_laws
+from rnn_conformance.rollouts.recorded import ENVIRONMENTS, Rollout, record, rollouts, shipped, write_shipped
 from torch import Tensor
 
 needs_torchrl = pytest.mark.skipif(importlib.util.find_spec("torchrl") is None, reason="TorchRL is not installed")

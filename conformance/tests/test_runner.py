@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 from rnn_backends import LSTMBackend, State, UnsupportedError, get_backend
-from rnn_conformance.cases import Case
-from rnn_conformance.catalogue import LAWS
-from rnn_conformance.runner import Rollout, check_backend, replay
-from rnn_conformance.tolerances import worst_row
-from rnn_conformance.verdicts import Report
+from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.suite.case import Case
+from rnn_conformance.suite.runner import Rollout, check_backend, replay
+from rnn_conformance.suite.tolerances import worst_row
+from rnn_conformance.suite.verdict import Report
 
 LAW = "output_equals_reference"
 unroll = get_backend("vmap").layer

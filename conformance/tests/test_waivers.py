@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rnn_backends import LSTMBackend, State, get_backend
 from rnn_conformance.check import check_backend
-from rnn_conformance.verdicts import Report
+from rnn_conformance.suite.verdict import Report
 from rnn_conformance.waivers import Waiver, WaiverError, apply, read
 
 LAW = "one_row"

@@ -11,7 +11,7 @@ import torchrl_scan
 from rnn_backends import LSTMBackend, LSTMSpec
 from rnn_conformance import check_backend
 from rnn_conformance.check import calm
-from rnn_conformance.verdicts import VERDICTS, Report
+from rnn_conformance.suite.verdict import VERDICTS, Report
 
 
 def backends() -> dict[str, LSTMBackend]:

@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from rnn_backends import LSTMBackend, State
-from rnn_conformance.cases import Case
-from rnn_conformance.catalogue import LAWS
 from rnn_conformance.check import calm
-from rnn_conformance.explore import Findings, Outcome, explore
-from rnn_conformance.inputs import materialise
-from rnn_conformance.law import Declined, LawBroken
-from rnn_conformance.runner import PROFILES
-from rnn_conformance.trial import Trial
+from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.suite.case import Case
+from rnn_conformance.suite.inputs import materialise
+from rnn_conformance.suite.law import Declined, LawBroken
+from rnn_conformance.suite.runner import PROFILES
+from rnn_conformance.suite.search import Findings, Outcome, explore
+from rnn_conformance.suite.trial import Trial
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules import LSTMModule, set_recurrent_mode

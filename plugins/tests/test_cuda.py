@@ -9,7 +9,7 @@ from rnn_backends.unroll import unroll
 from rnn_backends_plugins import cudnn
 from rnn_backends_plugins.cudnn.look import look
 from rnn_conformance import check_backend
-from rnn_conformance.catalogue import LAWS
+from rnn_conformance.laws.catalogue import LAWS
 from tensordict import TensorDict
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

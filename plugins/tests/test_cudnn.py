@@ -188,7 +188,7 @@ def test_every_law_holds_for_plans_that_are_searched_for(monkeypatch):
     """The laws' batches are small, and a small batch stays aligned: here tiles and buckets carry them."""
     from rnn_backends_plugins import cudnn
     from rnn_conformance import check_backend
-    from rnn_conformance.catalogue import LAWS
+    from rnn_conformance.laws.catalogue import LAWS
 
     monkeypatch.setattr(cudnn.prices.Prices, "search", lambda prices, sequences: -1e9)
     cudnn._cached_plan.cache_clear()

@@ -6,7 +6,7 @@ from rnn_backends import LSTM, State
 from rnn_backends_plugins import cudnn
 from rnn_backends_plugins.cudnn import kernel
 from rnn_conformance import check_backend
-from rnn_conformance.catalogue import LAWS
+from rnn_conformance.laws.catalogue import LAWS
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import torch
 from rnn_backends_plugins.compile import products
 from rnn_backends_plugins.compile.products import Product, add_product
 from rnn_conformance import check_backend
-from rnn_conformance.catalogue import LAWS
+from rnn_conformance.laws.catalogue import LAWS
 
 served = pytest.mark.skipif(not products._onednn_serves(torch.zeros(1, 1)), reason="this torch has no oneDNN")
 

@@ -10,8 +10,8 @@ from rnn_backends import LSTM, LayerFunction, LayerWeights, State
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from .plain import right
 from .planting import Patch, in_core, made
+from .right import right
 from .stacks import Stack, _as
 
 

@@ -12,8 +12,8 @@ import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, State, get_backend
 from torch import Tensor
 
-from .plain import right
 from .planting import Patch, backend, in_core, in_layer, made
+from .right import right
 from .stacks import Stack
 
 

@@ -8,7 +8,7 @@ import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
 
-from .plain import finish, gates_of, restart
+from .right import finish, gates_of, restart
 
 
 class Kernel:

@@ -14,8 +14,8 @@ import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMModule, State, layout
 from torch import Tensor, nn
 
-from .plain import both, finish, gates_of, layer, right, step
 from .planting import Patch, in_core, in_layer, in_reset, in_step, made, restart
+from .right import both, finish, gates_of, layer, right, step
 
 
 @in_step()

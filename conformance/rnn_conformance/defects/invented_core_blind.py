@@ -25,8 +25,8 @@ from tensordict.utils import NestedKey
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .plain import right
 from .planting import Patch, in_core
+from .right import right
 
 
 @in_core("edited_weights_are_seen_under_autocast")

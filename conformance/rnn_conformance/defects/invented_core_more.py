@@ -32,8 +32,8 @@ from rnn_backends import (
 from rnn_backends.mlp import _hidden_sizes
 from torch import nn
 
-from .plain import right
 from .planting import Patch, in_core
+from .right import right
 
 NO_HALF = LSTMBackend(
     "defect", right, lambda spec, device, dtype: "no half precision" if dtype == torch.float16 else None

@@ -13,8 +13,8 @@ from rnn_backends import LayerFunction, LayerWeights, State
 from torch import Tensor
 
 from .hand_written import Kernel, values
-from .plain import both, each, finish, gates_of, layer, restart, right, step
 from .planting import in_layer, made
+from .right import both, each, finish, gates_of, layer, restart, right, step
 
 # Hand-written backward passes
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from .hand_written import _NotTwice
-from .plain import layer, output_of, right, step
 from .planting import backend, in_layer, made
+from .right import layer, output_of, right, step
 
 
 def _once(grads: tuple[Tensor | None, ...], needs: tuple[bool, ...], saved: list[Tensor]) -> tuple[Tensor | None, ...]:

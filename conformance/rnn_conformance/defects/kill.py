@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from unittest import mock
 
-from .. import explore
-from ..runner import check_backend
-from ..verdicts import Verdict
+from ..suite import search
+from ..suite.runner import check_backend
+from ..suite.verdict import Verdict
 from .planting import Defect
 
 KILLS: frozenset[Verdict] = frozenset({"failed", "silently_wrong"})
@@ -55,7 +55,7 @@ def kills_of(defect: Defect, seeds: Iterable[int], profile: str = "quick", drawn
     """:func:`named_kills`; ``drawn_only`` leaves the fixed rich cases out, which run first whatever the seed."""
     if not drawn_only:
         return named_kills(defect, seeds, profile)
-    with mock.patch.object(explore, "rich", return_value=[]):
+    with mock.patch.object(search, "rich", return_value=[]):
         return named_kills(defect, seeds, profile)
 
 

@@ -14,7 +14,7 @@ from unittest import mock
 
 from rnn_backends import LayerFunction, LSTMBackend, StepFunction, Trait, mode, set_recurrent_mode
 
-from .plain import Reset, layer, restart, right, step
+from .right import Reset, layer, restart, right, step
 
 Plant = Callable[[], Any]
 

@@ -6,8 +6,8 @@ import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, Trait
 from torch import Tensor
 
-from .plain import ends, right
 from .planting import backend, in_layer
+from .right import ends, right
 
 ENDS = "end_states_equal_reference"
 

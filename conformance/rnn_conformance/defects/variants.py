@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .hand_written import Kernel
-from .plain import both, each, ends, finish, layer, right, shared_by, step
+from .right import both, each, ends, finish, layer, right, shared_by, step
 
 
 def _layer(found: LayerFunction) -> Callable[[], LSTMBackend]:

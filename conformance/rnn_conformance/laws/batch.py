@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..compare import check_shape
-from ..inputs import Inputs
-from ..law import law
-from ..trial import Trial
+from ..suite.compare import check_shape
+from ..suite.inputs import Inputs
+from ..suite.law import law
+from ..suite.trial import Trial
 
 
 def _rows(inputs: Inputs, rows: torch.Tensor) -> Inputs:

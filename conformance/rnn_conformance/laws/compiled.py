@@ -11,9 +11,9 @@ from rnn_backends import Trait, set_recurrent_mode
 from tensordict import TensorDict
 from torch import Tensor
 
-from ..inputs import Inputs
-from ..law import LawBroken, law
-from ..trial import Ran, Trial, differentiate
+from ..suite.inputs import Inputs
+from ..suite.law import LawBroken, law
+from ..suite.trial import Ran, Trial, differentiate
 
 LANE: dict[str, Any] = {
     "costly": True, "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "T": (3,), "B": (2,), "I": (3,), "H": (4,),

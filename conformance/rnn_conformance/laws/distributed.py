@@ -12,9 +12,9 @@ import torch
 from rnn_backends import LSTM
 from torch import Tensor, nn
 
-from ..inputs import Inputs
-from ..law import Declined, LawBroken, law
-from ..trial import Trial, differentiate
+from ..suite.inputs import Inputs
+from ..suite.law import Declined, LawBroken, law
+from ..suite.trial import Trial, differentiate
 
 SECONDS = 90.0
 

@@ -8,11 +8,11 @@ import torch
 from rnn_backends import State
 from torch import Tensor
 
-from ..compare import identical
-from ..inputs import Inputs
-from ..law import LawBroken, law
-from ..reference import reference
-from ..trial import Ran, Trial, differentiate
+from ..suite.compare import identical
+from ..suite.inputs import Inputs
+from ..suite.law import LawBroken, law
+from ..suite.reference import reference
+from ..suite.trial import Ran, Trial, differentiate
 
 DEEP: dict[str, Any] = {"dropout": (30, 50), "L": (2, 3), "T": (3, 2, 1, 6), "B": (1, 2, 3)}
 

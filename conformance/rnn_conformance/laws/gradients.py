@@ -6,10 +6,10 @@ import torch
 from rnn_backends import LSTM, State
 from torch import Tensor
 
-from ..compare import demand, identical
-from ..inputs import Inputs, materialise
-from ..law import LawBroken, law
-from ..trial import Ran, Trial, differentiate
+from ..suite.compare import demand, identical
+from ..suite.inputs import Inputs, materialise
+from ..suite.law import LawBroken, law
+from ..suite.trial import Ran, Trial, differentiate
 
 
 def _right(trial: Trial, parts: str = "yhc") -> None:

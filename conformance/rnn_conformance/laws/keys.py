@@ -7,10 +7,10 @@ from rnn_backends import LSTMModule, Trait, UnsupportedError
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from tensordict.nn import set_skip_existing
 
-from ..compare import check_shape, identical
-from ..law import Declined, LawBroken, law
-from ..trial import Ran, Trial
-from .modules import C_KEY, H_KEY, _ran
+from ..suite.compare import check_shape, identical
+from ..suite.law import Declined, LawBroken, law
+from ..suite.trial import Ran, Trial
+from .recurrent import C_KEY, H_KEY, _ran
 
 NESTED_IN = [("agents", "observation"), ("agents", "state", "h"), ("agents", "state", "c"), ("agents", "is_init")]
 NESTED_OUT = [("agents", "features"), ("next", "agents", "state", "h"), ("next", "agents", "state", "c")]

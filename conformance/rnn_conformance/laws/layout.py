@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..cases import LAYOUTS
-from ..compare import identical
-from ..law import law
-from ..trial import Trial
+from ..suite.case import LAYOUTS
+from ..suite.compare import identical
+from ..suite.law import law
+from ..suite.trial import Trial
 
 
 @law(layout=LAYOUTS[1:])

@@ -14,9 +14,9 @@ from rnn_backends import LSTM, ContractError, LSTMBackend, names, register, unre
 from rnn_backends.registry import is_registered_value
 from torch import nn
 
-from ..inputs import materialise
-from ..law import Declined, LawBroken, law
-from ..trial import Trial
+from ..suite.inputs import materialise
+from ..suite.law import Declined, LawBroken, law
+from ..suite.trial import Trial
 
 
 @contextmanager

@@ -8,10 +8,10 @@ import weakref
 import torch
 from torch import Tensor
 
-from ..compare import identical
-from ..law import LawBroken, law
-from ..scratch import nan_scratch
-from ..trial import Trial
+from ..suite.compare import identical
+from ..suite.law import LawBroken, law
+from ..suite.poison import nan_scratch
+from ..suite.trial import Trial
 
 
 @law(profiles=("quick", "full"))

@@ -6,8 +6,8 @@ from typing import Any
 
 from rnn_backends import LSTMModule, set_recurrent_mode
 
-from ..law import LawBroken, law
-from ..trial import Trial
+from ..suite.law import LawBroken, law
+from ..suite.trial import Trial
 
 SMALL: dict[str, Any] = {"T": (2,), "B": (2,), "L": (1,)}
 

@@ -8,11 +8,11 @@ import torch
 from rnn_backends import LSTMNet, UnsupportedError
 from torch import Tensor
 
-from ..compare import identical
-from ..inputs import Inputs
-from ..law import Declined, LawBroken, law
-from ..reference import Expected
-from ..trial import Trial, differentiate
+from ..suite.compare import identical
+from ..suite.inputs import Inputs
+from ..suite.law import Declined, LawBroken, law
+from ..suite.reference import Expected
+from ..suite.trial import Trial, differentiate
 
 FEATURES, OUT = 3, 2
 NO_RESETS: dict[str, Any] = {"resets": ("none",), "B": (1, 2, 3)}

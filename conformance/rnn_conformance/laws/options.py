@@ -7,9 +7,9 @@ import warnings
 import torch
 from torch import nn
 
-from ..compare import identical
-from ..law import LawBroken, law
-from ..trial import Ran, Trial
+from ..suite.compare import identical
+from ..suite.law import LawBroken, law
+from ..suite.trial import Ran, Trial
 
 
 def _right(trial: Trial) -> None:

@@ -32,8 +32,8 @@ from rnn_backends import (
 )
 from rnn_backends.unroll import unroll
 
-from ..law import LawBroken, law
-from ..trial import Trial
+from ..suite.law import LawBroken, law
+from ..suite.trial import Trial
 from .lifecycle import registered
 
 PLUGIN = "rnn_conformance_trial_plugin"

@@ -11,11 +11,11 @@ import torch
 from rnn_backends import UnsupportedError
 from torch import Tensor
 
-from ..compare import demand
-from ..inputs import Inputs
-from ..law import Declined, LawBroken, law
-from ..reference import torch_per_trajectory
-from ..trial import Ran, Trial, differentiate
+from ..suite.compare import demand
+from ..suite.inputs import Inputs
+from ..suite.law import Declined, LawBroken, law
+from ..suite.reference import torch_per_trajectory
+from ..suite.trial import Ran, Trial, differentiate
 
 
 @law(dtype=("f16",), profiles=("quick", "full"))

@@ -10,9 +10,9 @@ from rnn_backends import Trait, set_recurrent_mode
 from tensordict import TensorDict
 from torch import Tensor
 
-from ..inputs import Inputs
-from ..law import LawBroken, law
-from ..trial import Trial
+from ..suite.inputs import Inputs
+from ..suite.law import LawBroken, law
+from ..suite.trial import Trial
 
 LANE: dict[str, Any] = {
     "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "T": (2,), "B": (2,), "I": (3,), "H": (4,), "L": (1,),

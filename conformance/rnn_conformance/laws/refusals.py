@@ -13,10 +13,10 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.func import grad
 
-from ..law import Declined, LawBroken, law
-from ..trial import Trial
+from ..suite.law import Declined, LawBroken, law
+from ..suite.trial import Trial
 from .lifecycle import registered
-from .modules import C_KEY, H_KEY
+from .recurrent import C_KEY, H_KEY
 
 SPECS = (
     LSTMSpec(2, 3), LSTMSpec(2, 3, 2), LSTMSpec(2, 3, bias=False), LSTMSpec(2, 3, 2, dropout=0.5),

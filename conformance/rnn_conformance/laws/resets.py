@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..compare import demand
-from ..inputs import Inputs
-from ..law import law
-from ..reference import trajectories
-from ..trial import Trial
+from ..suite.compare import demand
+from ..suite.inputs import Inputs
+from ..suite.law import law
+from ..suite.reference import trajectories
+from ..suite.trial import Trial
 
 
 def _right(trial: Trial) -> None:

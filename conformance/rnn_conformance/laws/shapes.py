@@ -8,10 +8,10 @@ import torch
 from rnn_backends import LSTM, State
 from torch import Tensor
 
-from ..compare import identical
-from ..inputs import Inputs
-from ..law import law
-from ..trial import Ran, Trial, differentiate
+from ..suite.compare import identical
+from ..suite.inputs import Inputs
+from ..suite.law import law
+from ..suite.trial import Ran, Trial, differentiate
 
 
 @law(

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 from rnn_backends import set_recurrent_mode
 
-from ..inputs import Inputs
-from ..law import LawBroken, law
-from ..trial import Ran, Trial
+from ..suite.inputs import Inputs
+from ..suite.law import LawBroken, law
+from ..suite.trial import Ran, Trial
 
 
 def _together(*work: Callable[[], None]) -> None:

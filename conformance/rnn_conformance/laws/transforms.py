@@ -11,9 +11,9 @@ import torch
 from rnn_backends import LSTM, Trait, UnsupportedError
 from torch import Tensor
 
-from ..inputs import Inputs
-from ..law import Declined, LawBroken, law
-from ..trial import Ran, Trial, differentiate
+from ..suite.inputs import Inputs
+from ..suite.law import Declined, LawBroken, law
+from ..suite.trial import Ran, Trial, differentiate
 
 SMALL: dict[str, Any] = {"T": (3,), "B": (2,), "L": (1, 2), "P": (0,), "bidirectional": (False,), "bias": (True,)}
 

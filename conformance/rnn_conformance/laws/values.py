@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from rnn_backends import Trait
 
-from ..law import LawBroken, law
-from ..reference import torch_per_trajectory
-from ..trial import Trial
+from ..suite.law import LawBroken, law
+from ..suite.reference import torch_per_trajectory
+from ..suite.trial import Trial
 
 
 @law(rollouts=True)

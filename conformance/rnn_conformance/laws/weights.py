@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from ..compare import identical
-from ..law import LawBroken, law
-from ..trial import Trial
+from ..suite.compare import identical
+from ..suite.law import LawBroken, law
+from ..suite.trial import Trial
 
 
 def _torch(trial: Trial) -> nn.LSTM:

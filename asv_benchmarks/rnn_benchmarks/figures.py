@@ -1,0 +1,197 @@
+"""Figures that are no times of calls: ratios, memory, errors, and what compiling costs.
+
+Like cases.py, loaded by its path from the asv benchmarks.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from os import environ
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .cases import DENSE, Asked, Shape, build, masks, weights
+from .timing import interleaved, peak_bytes, ratio
+
+KINDS = {"output only": "output", "exact ends": "ends", "stored states": "stored"}
+
+
+def over_dense(who: str, shape: Shape, resets: str, reads: str, seconds: float = 3.0) -> float:
+    """R: time over that of torch's dense ``nn.LSTM`` without resets, forward and backward."""
+    calls = {one: build(Asked(one, shape, resets, "train", reads)) for one in (who, DENSE)}
+    found = interleaved(calls, seconds)
+    return ratio(found[who], found[DENSE]).median
+
+
+def under_torchrl(who: str, shape: Shape, resets: str, peers: Iterable[str], seconds: float = 3.0) -> float:
+    """Q: the time of TorchRL's best backend over ours, the same TensorDict, forward and backward."""
+    calls = {one: build(Asked(one, shape, resets, "train", "module")) for one in (who, *peers)}
+    found = interleaved(calls, seconds)
+    return min(ratio(found[peer], found[who]).median for peer in peers)
+
+
+def products_over_dense(shape: Shape, seconds: float = 3.0) -> float:
+    """The time of the bare matrix products of a forward and backward pass, over that of dense ``nn.LSTM``.
+
+    By torch.mm; a kernel may have better ones, so it may be above 1. ``x`` against ``w_ih`` for all steps,
+    ``h`` against ``w_hh`` a step at a time; backward the gates' gradient against both, and both weights' gradients.
+    """
+    named = weights(shape)
+    w_ih, w_hh = named["weight_ih_l0"], named["weight_hh_l0"]
+    x, h = torch.randn(shape.T, shape.B, shape.I), torch.randn(shape.T, shape.B, shape.H)
+    gates = torch.randn(shape.T, shape.B, 4 * shape.H)
+    out, back = torch.empty(shape.B, 4 * shape.H), torch.empty(shape.B, shape.H)
+
+    @torch.no_grad()
+    def products(k: int) -> None:
+        x.flatten(0, 1) @ w_ih.T
+        for t in range(shape.T):
+            torch.mm(h[t], w_hh.T, out=out)
+            torch.mm(gates[t], w_hh, out=back)
+        flat = gates.flatten(0, 1)
+        flat @ w_ih, flat.T @ x.flatten(0, 1), flat.T @ h.flatten(0, 1)
+
+    found = interleaved({"products": products, DENSE: build(Asked(DENSE, shape, "0", "train"))}, seconds)
+    return ratio(found["products"], found[DENSE]).median
+
+
+def share_of_peak(who: str, shape: Shape, resets: str, seconds: float = 3.0) -> float:
+    """How much of the speed of oneDNN's matrix product a forward and backward pass reaches.
+
+    Only the LSTM's own products count as work, ``24 T B H (I + H)`` operations, and no synthetic step. The product is
+    of two square matrices of 1024 rows, ``2 * 1024**3`` operations, in turn with it. (torch.mm goes to another library,
+    MKL, and may be much slower.)
+    """
+    a, b = torch.randn(1024, 1024).to_mkldnn(), torch.randn(1024, 1024)
+    work = 24 * shape.T * shape.B * shape.H * (shape.I + shape.H)
+    calls = {who: build(Asked(who, shape, resets, "train")), "product": lambda k: _onednn(a, b)}
+    found = interleaved(calls, seconds)
+    return work / (2 * 1024**3) * ratio(found["product"], found[who]).median
+
+
+@torch.no_grad()
+def _onednn(a: Tensor, b: Tensor) -> Tensor:
+    made: Tensor = torch._C._nn.mkldnn_linear(a, b, None)
+    return made
+
+
+def kernel_prices(H: int, seconds: float = 6.0) -> dict[str, float]:
+    """What dense ``nn.LSTM`` takes for a cell (one row at one step), and beside its cells for a step and for a call.
+
+    A call over ``T`` steps of ``B`` rows takes time like ``cell (T B + step T + call)``: fitted by least squares of the
+    relative error to forward and backward passes over 4 to 128 rows and 4 to 60 steps.
+
+    Returns:
+        microseconds of a ``cell``, and cells of a ``step`` and a ``call``.
+    """
+    sizes = [(B, T) for B in (4, 16, 64, 128) for T in (4, 16, 60) if T * B * H < 500_000]  # else malloc sets the pace
+    calls = {f"{B} {T}": build(Asked(DENSE, Shape(B, T, 64, H), "0", "train")) for B, T in sizes}
+    found = interleaved(calls, seconds)
+    times = np.array([statistics.median(found[name]) for name in calls])
+    terms = np.array([[T * B, T, 1] for B, T in sizes]) / times[:, None]
+    (cell, step, call), *_ = np.linalg.lstsq(terms, np.ones(len(sizes)))
+    return {"cell": float(cell * 1e6), "step": float(step / cell), "call": float(call / cell)}
+
+
+def critics(who: str, shape: Shape, resets: str, count: int = 10, seconds: float = 6.0) -> float:
+    """How many times faster ``count`` LSTMs run over one batch under ``torch.vmap`` than one after another.
+
+    Forward and backward to all weights.
+    """
+    from rnn_backends import LSTM
+
+    lstms = [LSTM(shape.I, shape.H, lstm_backend=who) for _ in range(count)]
+    x, starts = torch.randn(shape.T, shape.B, shape.I), masks(shape, resets)
+    stacked, buffers = torch.func.stack_module_state(list[nn.Module](lstms))
+
+    def together(k: int) -> object:
+        def one(params: dict[str, Tensor]) -> Tensor:
+            made: Tensor = torch.func.functional_call(lstms[0], (params, buffers), (x,), {"is_init": starts[k % 32]})[0]
+            return made
+
+        return torch.autograd.grad(torch.vmap(one)(stacked).sum(), list(stacked.values()))
+
+    def in_turn(k: int) -> object:
+        return [
+            torch.autograd.grad(lstm(x, is_init=starts[k % 32])[0].sum(), list(lstm.parameters())) for lstm in lstms
+        ]
+
+    found = interleaved({"together": together, "in turn": in_turn}, seconds)
+    return ratio(found["in turn"], found["together"]).median
+
+
+def memory_over_dense(who: str, shape: Shape, resets: str) -> float:
+    """Peak memory of tensors in forward and backward, over that of torch's dense ``nn.LSTM``."""
+    most = {one: peak_bytes(build(Asked(one, shape, resets, "train"))) for one in (who, DENSE)}
+    return most[who] / most[DENSE]
+
+
+def error(who: str, shape: Shape, resets: str) -> float:
+    """The largest error of the output, against an LSTM in float64 written out here."""
+    ours = build(Asked(who, shape, resets, "forward"))(0)
+    starts = masks(shape, "0" if who == DENSE else resets)[0]
+    x = torch.randn(shape.T, shape.B, shape.I, generator=torch.Generator().manual_seed(2))
+    return float((ours - _written_out(weights(shape), x, starts)).abs().max())
+
+
+def _written_out(named: dict[str, Tensor], x: Tensor, starts: Tensor) -> Tensor:
+    """``x [T, B, I]``, ``starts [T, B]`` -> ``h [T, B, H]``: the textbook's, a step at a time, in float64."""
+    w_ih, w_hh, b_ih, b_hh = (named[f"{name}_l0"].double() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    h = c = torch.zeros(x.shape[1], w_hh.shape[1], dtype=torch.float64)
+    found = []
+    for step, start in zip(x.double(), starts, strict=True):
+        h, c = (torch.where(start.unsqueeze(-1), 0.0, v) for v in (h, c))
+        i, f, g, o = (step @ w_ih.T + b_ih + h @ w_hh.T + b_hh).chunk(4, -1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        found.append(h)
+    return torch.stack(found)
+
+
+FRESH = """
+import json, sys, time, torch
+from rnn_backends import LSTM
+from torch._dynamo.utils import counters
+
+def once(T):
+    x = torch.randn(T, 8, 16, requires_grad=True)
+    is_init = torch.rand(T, 8) < 0.03
+    lstm(x, is_init=is_init)[0].sum().backward()
+
+torch.set_num_threads(int(sys.argv[2]))
+lstm = LSTM(16, 32, lstm_backend=sys.argv[1])
+begun = time.perf_counter()
+once(int(sys.argv[3]))
+seconds = time.perf_counter() - begun
+before = counters["stats"]["unique_graphs"]
+for T in map(int, sys.argv[4:]):
+    once(T)
+print(json.dumps({"seconds": seconds, "again": counters["stats"]["unique_graphs"] - before}))
+"""
+
+
+def first_call(who: str, T: int, then: Iterable[int] = (), timeout: float = 280.0) -> dict[str, float]:
+    """In a fresh process, without a compiler's cache: ``seconds`` of the first forward and backward at ``T`` steps,
+    and how often other numbers of steps made Dynamo compile ``again``.
+
+    Raises:
+        NotImplementedError: it cannot run, with the last line of the reason.
+    """
+    numbers = [str(value) for value in (torch.get_num_threads(), T, *then)]
+    with tempfile.TemporaryDirectory() as cache:
+        env = {**environ, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONWARNINGS": "ignore"}
+        command = [sys.executable, "-c", FRESH, who, *numbers]
+        try:
+            done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise NotImplementedError(f"it took longer than {timeout:.0f} s") from None
+    if done.returncode:
+        raise NotImplementedError((done.stderr.strip().splitlines() or ["it failed"])[-1])
+    return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -1,0 +1,81 @@
+"""Results as a table on the terminal: medians, ratios, and how noisy they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from .groups import Row
+from .timing import Spread
+
+
+def seconds(value: float) -> str:
+    """A time with three digits and its unit."""
+    units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
+    unit, size = next((pair for pair in units if value >= pair[1]), units[-1])
+    return f"{value / size:.3g} {unit}" if value / size < 999 else f"{value / size:.0f} {unit}"
+
+
+def ratio_text(value: Spread | None) -> str:
+    """A ratio with two digits behind the point, fewer if it is large and more if it is small."""
+    if value is None:
+        return "-"
+    if value.median < 0.1:
+        return f"{value.median:.2g}"
+    return f"{value.median:.2f}" if value.median < 10 else f"{value.median:.0f}"
+
+
+def rows_table(rows: Iterable[Row], title: str | None = None) -> Table:
+    """One row a contestant, a rule between two groups."""
+    table = Table(box=box.SIMPLE_HEAD, title=title and escape(title), title_justify="left", pad_edge=False)
+    for column in ("shape", "resets", "who"):
+        table.add_column(column, no_wrap=True)
+    for column in ("median", "quartiles", "calls", "ratio", "quartiles"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("over")
+    table.add_column("note", overflow="fold")
+    last = None
+    for row in rows:
+        here = (row.shape, row.resets)
+        if last not in (None, here):
+            table.add_section()
+        table.add_row(*([*here] if here != last else ["", ""]), *_cells(row))
+        last = here
+    return table
+
+
+def _cells(row: Row) -> list[str]:
+    note = escape(row.note)
+    if row.seconds is None:
+        return [escape(row.label), *["-"] * 6, f"[yellow]{note}[/]"]
+    time, over = row.seconds, row.over
+    between = f"{seconds(time.low)} .. {seconds(time.high)}" if time.samples > 1 else "-"
+    spread = f"{over.low:.2f} .. {over.high:.2f}" if over and over.samples > 1 and row.label != row.base else "-"
+    shown = [escape(row.label), seconds(time.median), between, str(time.samples)]
+    return [*shown, f"[bold]{ratio_text(over)}[/]", spread, escape(row.base), note]
+
+
+def pivot(
+    rows: Iterable[Row], down: Callable[[Row], str], across: Callable[[Row], str], cell: Callable[[Row], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Column heads and lines of a table with one ``cell`` a row; ``-`` where there is none."""
+    rows = list(rows)
+    columns = list(dict.fromkeys(across(row) for row in rows))
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        lines.setdefault(down(row), {})[across(row)] = cell(row)
+    return columns, [[name, *(cells.get(column, "-") for column in columns)] for name, cells in lines.items()]
+
+
+def pivot_table(corner: str, heads: list[str], lines: list[list[str]], title: str) -> Table:
+    """The same on the terminal."""
+    table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left", pad_edge=False)
+    table.add_column(corner, no_wrap=True)
+    for head in heads:
+        table.add_column(escape(head), justify="right")
+    for line in lines:
+        table.add_row(*map(escape, line))
+    return table

@@ -1,0 +1,169 @@
+"""What ``rnn-backends tune`` measures, and how right ``auto`` is on what it was not tuned on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from rnn_backends import LSTMSpec
+from rnn_backends.choose import AUTO_ORDER
+from rnn_backends.crossovers import Cell, Table
+from rnn_backends.ranking import Ranking
+
+from .cases import Asked, Call, Shape, build
+from .figures import first_call
+from .groups import where
+from .timing import Spread, interleaved
+
+NEAR = 0.05
+"""How much longer than the best still counts as right."""
+ROUNDS, SLOW = (4, 31), 5.0
+BUSY = 0.25
+"""Quartiles further apart than this share of the median: something else was running."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Shapes by hidden size, and shares of resets: trained on, run forward, and one step for acting.
+
+    ``rows`` and ``wide_rows`` are pairs (B, T), the latter for hidden sizes of 384 and more, whose steps take long.
+    """
+
+    hidden: tuple[int, ...]
+    rows: tuple[tuple[int, int], ...]
+    wide_rows: tuple[tuple[int, int], ...]
+    resets: tuple[str, ...]
+    features: int
+    seconds: float
+
+    def cases(self) -> list[tuple[Shape, str, str]]:
+        """``(shape, mode, resets)``: every row with every share; forward with the last row only; steps without."""
+        found = []
+        for H in self.hidden:
+            rows = self.rows if H < 384 else self.wide_rows
+            shapes = [Shape(B, T, self.features, H) for B, T in rows]
+            found += [(shape, "train", rate) for shape in shapes for rate in self.resets]
+            found += [(shapes[-1], "forward", rate) for rate in self.resets]
+            found += [(shape._replace(T=1), "step", "0") for shape in shapes]
+        return found
+
+
+TUNED = Grid((32, 128, 512), ((4, 64), (64, 32)), ((4, 32), (32, 16)), ("0", "0.03", "0.30"), 32, 100.0)
+QUICK = Grid((32, 256), ((8, 32),), ((8, 32),), ("0", "0.03"), 32, 15.0)
+HELD_OUT = Grid(
+    (48, 96, 192, 384),
+    ((2, 100), (16, 48), (128, 20)),
+    ((2, 40), (12, 24), (48, 12)),
+    ("0.01", "0.10", "once"),
+    20,
+    150.0,
+)
+"""No hidden size, batch, number of steps, number of features or share of resets is one of the grids above."""
+
+Tick = Callable[[str], None]
+Measure = Callable[[Asked], Call]
+
+
+def asked(grid: Grid, who: Iterable[str], device: str) -> list[list[Asked]]:
+    """The grid's cases; in each, the backends that take turns."""
+    names = list(who)
+    return [[Asked(n, shape, rate, mode, "module", device) for n in names] for shape, mode, rate in grid.cases()]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Measured cells, and the share of times in them whose quartiles lie more than ``BUSY`` apart."""
+
+    cells: list[Cell]
+    blurred: float
+
+
+def measure(
+    cases: list[list[Asked]],
+    seconds: float,
+    tick: Tick = lambda told: None,
+    done: Callable[[], None] = lambda: None,
+    make: Measure = build,
+    **options: Any,
+) -> Timed:
+    """Measure the cases one after another, in ``seconds`` together; options go to :func:`interleaved`.
+
+    A time is the least of the rounds': whatever else runs makes a call longer, never shorter.
+    """
+    cells, spreads = [], []
+    options = {"rounds": ROUNDS, "slow": SLOW, **options}
+    for case in cases:
+        shape, mode, rate = case[0].shape, case[0].mode, case[0].resets
+        told = f"{shape}, {mode}, resets {rate}: "
+        calls = {}
+        for one in case:
+            tick(f"{told}{one.who} (set-up)")
+            with suppress(NotImplementedError):  # it declines this size: it has no time in this cell
+                calls[one.who] = make(one)
+        found = interleaved(calls, seconds / len(cases), tick=partial(_tell, tick, told), **options)
+        spreads += [Spread.of(times) for times in found.values()]
+        times = {who: float(f"{min(times):.4g}") for who, times in found.items()}
+        cells.append(Cell(shape.H, mode, rate, shape.B, shape.T, shape.I, times))
+        done()
+    return Timed(cells, sum(spread.noise > BUSY for spread in spreads) / max(1, len(spreads)))
+
+
+def _tell(tick: Tick, told: str, who: str) -> None:
+    tick(told + who)
+
+
+def first_calls(
+    who: Iterable[str],
+    tick: Tick = lambda told: None,
+    done: Callable[[], None] = lambda: None,
+    first: Callable[..., dict[str, Any]] = first_call,
+) -> dict[str, float]:
+    """Seconds of the first forward and backward in a fresh process (on the CPU), of those that can."""
+    found: dict[str, float] = {}
+    for name in who:
+        tick(f"first call in a fresh process: {name}")
+        with suppress(NotImplementedError):  # it cannot be had in another process; its cells say whether it runs
+            found[name] = float(f"{first(name, 16)['seconds']:.3g}")
+        done()
+    return found
+
+
+def table_of(cells: list[Cell], first: dict[str, float], device: str, allow_compile: bool = False) -> Table:
+    """The table as core reads it."""
+    here = {name: value for name, value in where(device).items() if name in KEPT}
+    return Table(torch.device(device).type, here, tuple(cells), first, allow_compile)
+
+
+KEPT = ("date", "processor", "cores", "threads", "torch", "rnn-backends")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One cell: whom ``auto`` takes, who was the fastest of those it may take, and how many times as long it took."""
+
+    cell: Cell
+    auto: str
+    best: str
+    times: float
+
+
+def judge(cells: Iterable[Cell], table: Table | None, may: Callable[[str], bool]) -> list[Judged]:
+    """What ``auto`` would take in each cell, against the fastest there that ``may`` be taken."""
+    found = []
+    for cell in cells:
+        ranking = Ranking(sorted(cell.seconds), AUTO_ORDER, table, LSTMSpec(cell.features, cell.hidden))
+        auto = ranking.first()
+        able = {name: t for name, t in cell.seconds.items() if may(name) or name == auto}
+        if auto is not None:
+            best = min(able, key=able.__getitem__)
+            found.append(Judged(cell, auto, best, able[auto] / able[best]))
+    return found
+
+
+def share(judged: list[Judged]) -> float:
+    """Of cells within ``NEAR`` of the best."""
+    return sum(one.times <= 1 + NEAR for one in judged) / len(judged) if judged else 0.0

@@ -1,0 +1,105 @@
+"""What ``rnn-backends tune`` prints and writes: the table, how right ``auto`` was, and a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import geometric_mean
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rnn_backends import LSTMSpec
+from rnn_backends.choose import AUTO_ORDER
+from rnn_backends.crossovers import Cell, Table, parse, text_of
+from rnn_backends.ranking import PATIENCE, WEIGHTS, Ranking
+from rnn_conformance.report.terminal import console
+
+from .tables import pivot_table, seconds
+from .tune import NEAR, Judged, judge, share
+
+WORST = 5
+"""How many of the cells where auto is furthest from the best are shown."""
+
+
+@contextmanager
+def bar(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """``tick(what is done now)`` and ``done()`` for a step; on a terminal only, and gone afterwards."""
+    to = console(stderr=True)
+    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as shown:
+        task = shown.add_task("", total=total)
+        yield lambda told: shown.update(task, description=told), lambda: shown.advance(task)
+
+
+def stored(table: Table, file: Path) -> None:
+    """Write the table, whole or not at all; what the file has of other devices stays."""
+    try:
+        others = [one for one in parse(file.read_text(encoding="utf-8")) if one.device != table.device]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        others = []  # there is none, or it could not be read anyway
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(file.name + ".part")
+    part.write_text(text_of(sorted([*others, table], key=lambda one: one.device)), encoding="utf-8")
+    part.replace(file)
+
+
+def show_table(table: Table, to: Console) -> None:
+    """A line for each hidden size and mode: the geometric mean of the times; and whom auto takes."""
+    who = list(dict.fromkeys(name for cell in table.cells for name in cell.seconds))
+    lines = []
+    for hidden in sorted({cell.hidden for cell in table.cells}):
+        auto = Ranking(who, AUTO_ORDER, table, LSTMSpec(1, hidden)).first()
+        for mode in WEIGHTS:
+            here = [cell for cell in table.cells if (cell.hidden, cell.mode) == (hidden, mode)]
+            if here:
+                lines.append([f"H {hidden}, {mode}", *(_mean(here, name) for name in who), auto or "-"])
+    to.print(pivot_table("LSTMModule", [*who, "auto takes"], lines, table.origin()))
+    weights = ", ".join(f"{mode} {weight:.0%}" for mode, weight in WEIGHTS.items())
+    say = [f"mean times over rows and resets; auto goes by the sizes' mean over the modes: {weights}"]
+    slow = [f"{name} {took:.0f} s" for name, took in table.first_call.items() if took > PATIENCE]
+    if slow:
+        what = "allowed" if table.allow_compile else "so auto takes it last (--allow-compile)"
+        say.append(f"first call in a fresh process: {', '.join(slow)}; {what}")
+    for line in say:
+        to.print(line, style="dim", highlight=False, soft_wrap=True)
+
+
+def _mean(cells: Sequence[Cell], name: str) -> str:
+    if not all(name in cell.seconds for cell in cells):
+        return "-"
+    return seconds(geometric_mean([cell.seconds[name] for cell in cells]))
+
+
+def show_judged(cells: Sequence[Cell], table: Table | None, to: Console) -> None:
+    """How often auto was within ``NEAR`` of the best, of those it may take and of all, by mode; and its worst."""
+    quick = [name for name, took in (table.first_call if table else {}).items() if took <= PATIENCE]
+    allowed = table is None or table.allow_compile or not table.first_call
+    may = judge(cells, table, lambda name: allowed or name in quick)
+    every = judge(cells, table, lambda name: True)
+    lines = [
+        [mode, str(len(here)), f"{share(here):.0%}", f"{share(whole):.0%}", f"{max(one.times for one in here):.2f}"]
+        for mode in WEIGHTS
+        for here, whole in [tuple([one for one in found if one.cell.mode == mode] for found in (may, every))]
+        if here
+    ]
+    heads = ["cells", f"within {NEAR:.0%}", "all backends", "worst, times"]
+    to.print(pivot_table("mode", heads, lines, f"auto by {table.origin() if table else 'its fixed order'}"))
+    worst = sorted(may, key=lambda one: -one.times)[:WORST]
+    to.print(pivot_table("the furthest from the best", ["auto", "best", "times"], [_line(one) for one in worst], ""))
+    last = max(may, key=lambda one: one.times)
+    to.print(
+        f"auto within {NEAR:.0%} of the best on {share(may):.0%} of {len(may)} cells that it was not tuned on; "
+        f"the worst: {last.times:.2f} times as long. Against those it does not take for their first call too: "
+        f"{share(every):.0%}",
+        style="bold",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _line(one: Judged) -> list[str]:
+    cell = one.cell
+    place = f"B{cell.batch}-T{cell.time}-I{cell.features}-H{cell.hidden}, {cell.mode}, resets {cell.resets}"
+    ours, best = (f"{name} {seconds(cell.seconds[name])}" for name in (one.auto, one.best))
+    return [place, ours, best, f"{one.times:.2f}"]

@@ -1,0 +1,1 @@
+"""The command ``rnn-backends``, one file a command."""

@@ -1,0 +1,133 @@
+"""``rnn-backends check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..suite.verdict import PROFILE_NAMES
+from .options import Examples, device_called, refusals, writable
+
+if TYPE_CHECKING:
+    from ..report.model import Results
+    from ..waivers import Waiver
+
+EXAMPLES = """\
+Examples:
+  rnn-backends check                          every installed backend: a minute or so each
+  rnn-backends check vmap --profile smoke     one backend, in seconds, while you work on it
+  rnn-backends check vmap -k gradient         only the laws with "gradient" in their name
+  rnn-backends check --device cpu,cuda        on both, one after the other
+  rnn-backends check --html report.html       a page to read: law by law, with all details
+  rnn-backends check --json report.jsonl      the report for a machine, and for `rnn-backends diff`
+  rnn-backends check mine --waivers waivers.toml --script failures/
+
+A waiver excuses one failure of one backend until a day; once its case passes, it is itself a failure:
+  [[waiver]]
+  backend = "mine"
+  law = "double_backward"
+  reason = "the kernel has no second derivative yet"
+  link = "https://github.com/me/mine/issues/3"
+  token = "T2.B1.I1.H1.f64.s0"
+  expires = 2027-03-01
+
+Exit status:
+  0 every law held   1 a law failed   2 bad usage, an unknown name   3 the run is incomplete
+"""
+FILE = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
+
+
+def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(device_called(name.strip())) for name in value.split(",")))
+
+
+@click.command("check", cls=Examples, epilog=EXAMPLES)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--profile", type=click.Choice(PROFILE_NAMES), default="quick", show_default=True, help="How much is tried."
+)
+@click.option("-k", "laws", multiple=True, metavar="LAW", help="Only laws with this in their name; may be repeated.")
+@click.option(
+    "--device",
+    "devices",
+    default="cpu",
+    show_default=True,
+    callback=_devices,
+    metavar="DEVICE[,DEVICE]",
+    help="Where the backends run.",
+)
+@click.option("--seed", type=int, help="Of the generated cases. Default: a fresh one, which the report names.")
+@click.option("--shrink/--no-shrink", default=True, help="Look for a smaller failing case, a few seconds a law.")
+@click.option("--strict", is_flag=True, help="A capability that works and is not claimed is a failure.")
+@click.option(
+    "--waivers",
+    "waivers_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Failures that are known, as below.",
+)
+@click.option("--json", "json_file", type=FILE, callback=writable, metavar="FILE", help="Write JSON lines; - prints.")
+@click.option("--html", "html_file", type=FILE, callback=writable, metavar="FILE", help="Write one page, all in it.")
+@click.option(
+    "--script",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Write a program for each failure that shows it.",
+)
+@click.pass_context
+def check_command(
+    ctx: click.Context,
+    names: tuple[str, ...],
+    waivers_file: Path | None,
+    json_file: Path | None,
+    html_file: Path | None,
+    folder: Path | None,
+    **options: object,
+) -> None:
+    """Check that backends compute what they must: all installed ones, or those named.
+
+    Real Gymnasium environments are rolled out, with episodes that end and start in the middle of a row. The laws run
+    over those rollouts and over generated cases, for every backend. One table says what held; each failure says the
+    law, where the numbers part, what came, what was expected, the smallest case and the line that runs it again.
+    """
+    from rnn_backends import UnknownBackendError
+
+    from ..laws.asked import UnknownLawError
+    from ..report.terminal import console
+    from .job import MainJob, Options
+
+    to = console(stderr="-" in map(str, (json_file, html_file)))
+    with refusals((UnknownBackendError, "NAME"), (UnknownLawError, "-k")):
+        job = MainJob(names, to, Options(**options), _waivers(waivers_file))  # type: ignore[arg-type]
+    results = job.run()
+    _write(results, json_file, html_file)
+    if folder is not None:
+        from ..report.script import write_scripts
+
+        for path in write_scripts(results, folder):
+            to.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    ctx.exit(results.status)
+
+
+def _waivers(file: Path | None) -> list[Waiver]:
+    from ..waivers import WaiverError, read
+
+    with refusals((WaiverError, "--waivers")):
+        return read(file) if file is not None else []
+
+
+def _write(results: Results, json_file: Path | None, html_file: Path | None) -> None:
+    """Write the files, whole or not at all: a report that was cut off would be worth nothing."""
+    from ..report.html import page
+    from ..report.jsonl import text
+
+    for path, make in ((json_file, text), (html_file, page)):
+        if path is not None and str(path) == "-":
+            click.echo(make(results), nl=False)
+        elif path is not None:
+            part = path.with_name(path.name + ".part")
+            part.write_text(make(results), encoding="utf-8")
+            part.replace(path)

@@ -1,0 +1,101 @@
+"""``rnn-backends replay`` and ``rnn-backends diff``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .options import Examples, device_named, refusals
+
+REPLAY_EXAMPLES = """\
+Examples:
+  rnn-backends replay T2.B1.I1.H1.f64.s0 --law output_equals_reference --backend mine
+  rnn-backends replay T2.B1.I1.H1.f64.s0 --law output_equals_reference --backend mine --script > case.py
+
+A token says: T steps, B batch, I inputs, H hidden; L layers, P projection, nobias, bi, the dtype; r: where sequences
+start, as bits in hexadecimal, bit b * T + t for step t of row b; the seed of the numbers. It can be edited by hand.
+
+Exit status:
+  0 the law holds for this case, or the backend declines it   1 it does not   2 bad usage, an unknown name
+"""
+
+
+@click.command("replay", cls=Examples, epilog=REPLAY_EXAMPLES)
+@click.argument("token")
+@click.option("--law", required=True, help="The law's exact name.")
+@click.option("--backend", required=True, metavar="NAME")
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--script", is_flag=True, help="Print a program that shows the case instead of running it.")
+@click.pass_context
+def replay_command(ctx: click.Context, token: str, law: str, backend: str, device: str, script: bool) -> None:
+    """Run one law over one case: the TOKEN that a failure names."""
+    from rnn_backends import BrokenBackendError, UnknownBackendError, get_backend
+
+    from ..check import calm
+    from ..laws.asked import UnknownLawError, about, exact_law
+    from ..replay_token import replay
+    from ..report.terminal import error
+
+    kinds = ((UnknownBackendError, "--backend"), (BrokenBackendError, "--backend"), (UnknownLawError, "--law"))
+    place = str(device_named(device))
+    with refusals(*kinds, (ValueError, "TOKEN")), calm():
+        value, law = get_backend(backend), exact_law(law)
+        if script:
+            from ..report.script import program
+
+            click.echo(program(value.name, law, token, place), nl=False)
+            return
+        result = replay(value, law, token, place)
+    click.echo(f"{result.label}  {result.backend}: {law}")
+    click.echo(f"  law     {about(law).sentence}")
+    if result.message:
+        click.echo(f"  {'why    ' if result.ok else 'found  '} {result.message}")
+    if result.worst_margin is not None:
+        click.echo(f"  error   {error(result.worst_margin)}")
+    ctx.exit(0 if result.ok else 1)
+
+
+DIFF_EXAMPLES = """\
+Examples:
+  rnn-backends check --json old.jsonl --seed 1
+  rnn-backends check --json new.jsonl --seed 1
+  rnn-backends diff old.jsonl new.jsonl
+
+Exit status:
+  0 nothing is worse   1 something is, or a new law fails   2 bad usage   3 a report is incomplete or no report
+"""
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+@click.command("diff", cls=Examples, epilog=DIFF_EXAMPLES)
+@click.argument("old", type=FILE)
+@click.argument("new", type=FILE)
+@click.pass_context
+def diff_command(ctx: click.Context, old: Path, new: Path) -> None:
+    """Say what changed between two reports that `check --json` wrote: worse, gone, new, better."""
+    from ..report.diff import KINDS, changes
+    from ..report.jsonl import ReportError, read
+
+    reports = []
+    for path in (old, new):
+        try:
+            reports.append(read(path.read_text(encoding="utf-8")))
+        except (ReportError, UnicodeDecodeError) as error:
+            click.echo(f"{path}: {error}", err=True)
+            ctx.exit(3)
+    before, after = reports
+    if before.profile != after.profile:
+        click.echo(f"note: the profiles differ: {before.profile}, {after.profile}")
+    for name in sorted({*before.versions, *after.versions}):
+        if before.versions.get(name) != after.versions.get(name):
+            click.echo(f"note: {name} {before.versions.get(name, 'absent')} -> {after.versions.get(name, 'absent')}")
+    found = changes(before, after)
+    for change in found:
+        click.echo(str(change))
+        if change.bad and change.message:
+            click.echo(f"        {change.message}")
+    counts = {kind: sum(change.kind == kind for change in found) for kind in KINDS}
+    same = sum(len(outcome.results) for outcome in after.outcomes) - len(found) + counts["gone"]
+    click.echo(", ".join(f"{count} {kind}" for kind, count in (*counts.items(), ("the same", same))))
+    ctx.exit(1 if any(change.bad for change in found) else 0)

@@ -1,0 +1,48 @@
+"""``looks_like``: the planted defect that gives the same wrong numbers as a failure, if there is one."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ..suite.runner import replay
+from ..suite.verdict import LawResult
+from .catalogue import DEFECTS
+from .kill import KILLS
+from .planting import Defect
+
+_NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan))"
+_DIFFERS = re.compile(rf"^(.*) differs first at (\[.*?\]): came {_NUMBER}, expected (?:exactly )?{_NUMBER}")
+
+
+def looks_like(result: LawResult, device: str = "cpu") -> str | None:
+    """The sentence of a defect that gives the same first wrong number on the same case, or ``None``.
+
+    Args:
+        result: of a law that failed, with the token of its case.
+        device: where the case runs.
+    """
+    wanted = _DIFFERS.match(result.message)
+    if wanted is None or result.token is None or ":" in result.token or result.verdict not in KILLS:
+        return None
+    for defect in DEFECTS.values():
+        if defect.by_numbers and _same(wanted, _replayed(defect, result.law, result.token, device)):
+            return defect.sentence
+    return None
+
+
+def _replayed(defect: Defect, law: str, token: str, device: str) -> re.Match[str] | None:
+    with defect.plant() as backend:
+        try:
+            found = replay(backend, law, token, device)
+        except ValueError:  # a law or a token that this version does not know
+            return None
+    return _DIFFERS.match(found.message) if found.verdict in KILLS else None
+
+
+def _same(one: re.Match[str], other: re.Match[str] | None) -> bool:
+    """The same tensor, the same place, the same numbers up to rounding."""
+    if other is None or one.group(1, 2) != other.group(1, 2):
+        return False
+    pairs = zip(one.group(3, 4), other.group(3, 4), strict=True)
+    return all(math.isclose(float(a), float(b), rel_tol=1e-5) or a == b for a, b in pairs)

@@ -1,0 +1,128 @@
+"""Evidence: the backend that was named did the work, and no other did any of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from rnn_backends import BrokenBackendError, LSTMBackend, get_backend, names
+
+from ..suite.law import LawBroken, law
+from ..suite.trial import Trial, differentiate
+
+FUNCTIONS = ("layer", "step", "stack", "layer_last", "act")
+
+
+@law(dtype=("f64", "f32"), profiles=("quick", "full"))
+def only_the_named_backend_works(trial: Trial) -> None:
+    """While the backend runs, every other one is a trap: it hands nothing over, aloud or silently."""
+    lstm, inputs = trial.lstm(), trial.inputs
+    hx = (inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous())
+    caught: list[str] = []
+    with _traps(trial.backend, caught):
+        try:
+            ran = trial.run(lstm)
+            differentiate(trial.loss(ran), dict(lstm.named_parameters()))
+            trial.stream(lstm, inputs.x, hx)
+            trial.stream(lstm, inputs.x, hx, trial.is_init)
+            lstm.step(inputs.x[0], None)
+        except _HandedOver:
+            pass
+    if caught:
+        raise LawBroken(
+            f"handed over: {trial.backend.name!r} was named, and {caught[0]} did work in its place; "
+            f"a backend declines what it cannot do"
+        )
+
+
+class _HandedOver(Exception):
+    """Another backend was called."""
+
+
+@contextmanager
+def _traps(tested: LSTMBackend, caught: list[str]) -> Iterator[None]:
+    """Replace the functions of all other backends by traps, in the very values that somebody may hold."""
+    own = {id(getattr(tested, name)) for name in FUNCTIONS}
+    kept: list[tuple[LSTMBackend, str, object]] = []
+    for other in _others(tested):
+        for name in FUNCTIONS:
+            function = getattr(other, name)
+            if function is not None and id(function) not in own:
+                kept.append((other, name, function))
+    try:
+        for other, name, _ in kept:
+            object.__setattr__(other, name, _trap(f"{name} of {other.name!r}", caught))
+        yield
+    finally:
+        for other, name, function in kept:
+            object.__setattr__(other, name, function)
+
+
+def _others(tested: LSTMBackend) -> Iterator[LSTMBackend]:
+    for name in names():
+        try:
+            other = get_backend(name)
+        except BrokenBackendError:
+            continue
+        if other is not tested and other.name != tested.name:
+            yield other
+
+
+def _trap(what: str, caught: list[str]) -> Callable[..., Any]:
+    def called(*args: object, **kwargs: object) -> Any:
+        caught.append(what)  # kept even if the backend swallows the error
+        raise _HandedOver(what)
+
+    return called
+
+
+def _counted(backend: LSTMBackend, counts: Counter[str]) -> LSTMBackend:
+    """The same backend, its functions counting their calls."""
+
+    def counting(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            counts[name] += 1
+            return function(*args)
+
+        return run
+
+    found = {name: getattr(backend, name) for name in FUNCTIONS}
+    changed: dict[str, Any] = {name: counting(name, f) for name, f in found.items() if f is not None}
+    return replace(backend, **changed)
+
+
+@law()
+def every_layer_and_step_is_the_backends(trial: Trial) -> None:
+    """Each layer in each direction is one call of the backend's function, in a sequence as in a step."""
+    counts: Counter[str] = Counter()
+    lstm = trial.lstm().with_backend(_counted(trial.backend, counts))
+    layers = trial.case.spec.num_states
+    trial.run(lstm)
+    _demand(counts, "a sequence with resets", {"layer": layers})
+    lstm.step(trial.inputs.x[0], None)
+    _demand(counts, "a step", {"step" if trial.backend.step else "layer": layers})
+    trial.stream(lstm, trial.inputs.x)
+    if trial.backend.stack:
+        _demand(counts, "a sequence without resets", {"stack": 1})
+    else:
+        calls = counts["layer"] + counts["layer_last"]
+        _demand(Counter({"layer": calls}), "a sequence without resets", {"layer": layers})
+
+
+def _demand(counts: Counter[str], what: str, expected: dict[str, int]) -> None:
+    came = {name: n for name, n in counts.items() if n}
+    counts.clear()
+    if came != expected:
+        raise LawBroken(f"{what} called {came or 'nothing'} of the backend, expected {expected}")
+
+
+@law()
+def the_module_names_its_backend(trial: Trial) -> None:
+    """``lstm_backend`` of the LSTM and of the module is the name of the backend that was asked for."""
+    module = trial.module()
+    for came in (trial.lstm().lstm_backend, module.lstm_backend, module.set_recurrent_mode(True).lstm_backend):
+        if came != trial.backend.name:
+            raise LawBroken(f"the module says that it runs on {came!r}, and {trial.backend.name!r} was asked for")

@@ -1,0 +1,138 @@
+"""The parts of the page beside its table of laws: details, failures in full, capabilities, what was run."""
+
+from __future__ import annotations
+
+from html import escape
+
+from ..suite.verdict import BAD, GLYPHS, LawResult
+from .model import Outcome, Results, replay_line
+from .terminal import error
+
+
+def details(results: Results) -> dict[str, dict[str, object]]:
+    """What opens on a click, by cell: a title, and rows of a name, a text and whether it is for a terminal."""
+    return {
+        f"{k}:{law}": _detail(outcome, law, results)
+        for k, outcome in enumerate(results.outcomes)
+        for law in results.expected
+    }
+
+
+def _detail(outcome: Outcome, law: str, results: Results) -> dict[str, object]:
+    result = next((r for r in outcome.results if r.law == law), None)
+    info = results.info(law)
+    rows: list[tuple[str, str, bool]] = [("law", info.sentence, False)]
+    if info.trait:
+        claimed = outcome.report is not None and info.trait in outcome.report.header.claimed
+        rows.append(("capability", f"{info.trait}, {'claimed' if claimed else 'not claimed'}", False))
+    if result is None:
+        rows.append(("verdict", f"? no result: {outcome.reason or 'it is missing'}", False))
+    else:
+        rows += _rows(result, outcome.device)
+    return {"title": f"{outcome.label}: {law}", "rows": rows}
+
+
+def _rows(result: LawResult, device: str) -> list[tuple[str, str, bool]]:
+    cases = f"{result.cases} run, {result.declined} declined"
+    found: list[tuple[str, str | None, bool]] = [
+        ("verdict", result.label, False),
+        ("waived", result.waived, False),
+        ("found" if not result.ok or result.waived else "reason", result.message, result.verdict in BAD),
+        ("looks like", result.looks_like, False),
+        ("worst error", _error(result), False),
+        ("cases", cases, False),
+        ("smallest case", result.token, True),
+        ("run it again", replay_line(result, device), True),
+        ("a program of it", _script_line(result, device), True),
+        ("took", f"{result.seconds:.2f} s", False),
+    ]
+    return [(name, text, code) for name, text, code in found if text]
+
+
+def _error(result: LawResult) -> str:
+    return "" if result.worst_margin is None else error(result.worst_margin)
+
+
+def _script_line(result: LawResult, device: str) -> str | None:
+    line = replay_line(result, device)
+    return f"{line} --script > case.py" if line else None
+
+
+def articles(results: Results) -> str:
+    """Every failure in full, and what is waived: for reading from top to bottom, and for print."""
+    failed = [(o, r) for o in results.outcomes for r in o.failures]
+    waived = [(o, r) for o in results.outcomes if o.report for r in o.report.waived]
+    parts = []
+    for heading, found in (("Failures", failed), ("Waived", waived)):
+        if found:
+            inner = "".join(_article(outcome, result, results) for outcome, result in found)
+            parts.append(f'<section aria-label="{heading.lower()}"><h2>{heading}</h2>{inner}</section>')
+    return "\n".join(parts)
+
+
+def _article(outcome: Outcome, result: LawResult, results: Results) -> str:
+    rows = [("law", results.info(result.law).sentence, False), *_rows(result, outcome.device)[1:]]
+    listed = "".join(
+        f"<dt>{escape(name)}</dt><dd>{f'<pre>{escape(text)}</pre>' if code else escape(text)}</dd>"
+        for name, text, code in rows
+    )
+    title = f"{escape(outcome.label)}: <code>{escape(result.law)}</code>"
+    return f'<article><h3><span class="v {result.says}">{result.label}</span> {title}</h3><dl>{listed}</dl></article>'
+
+
+def traits_table(results: Results) -> str:
+    """Capabilities: claimed against observed."""
+    traits = dict.fromkeys(info.trait for info in results.laws.values() if info.trait)
+    if not traits:
+        return ""
+    head = "".join(f'<th scope="col">{escape(outcome.label)}</th>' for outcome in results.outcomes)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(trait)}</th>'
+        + "".join(f"<td>{_trait(outcome, trait, results)}</td>" for outcome in results.outcomes)
+        + "</tr>"
+        for trait in traits
+    )
+    return (
+        '<section aria-label="capabilities"><h2>Capabilities: claimed and observed</h2><table id="traits"><thead><tr>'
+        f'<th scope="col">capability</th>{head}</tr></thead><tbody>{rows}</tbody></table></section>'
+    )
+
+
+def _trait(outcome: Outcome, trait: str, results: Results) -> str:
+    if outcome.report is None:
+        return '<span class="v missing">? not run</span>'
+    claimed = trait in outcome.report.header.claimed
+    found = [result for result in outcome.results if results.info(result.law).trait == trait]
+    says, observed = _observed(found)
+    return f'<span class="v {says}">{GLYPHS[says]} {"claimed" if claimed else "not claimed"}, {observed}</span>'
+
+
+def _observed(found: list[LawResult]) -> tuple[str, str]:
+    """The worst of what a capability's laws say, as a verdict and in words."""
+    says = {result.says for result in found}
+    for verdict, words in (
+        ("silently_wrong", "gives wrong numbers"),
+        ("failed", "fails"),
+        ("crashed", "crashes"),
+        ("waived", "fails, waived"),
+        ("under_claimed", "works"),
+        ("passed", "works"),
+    ):
+        if verdict in says:
+            return verdict, words
+    tried = any(result.cases or result.declined for result in found)
+    return ("declined", "declines") if tried else ("declined", "not tried")
+
+
+def run_facts(results: Results) -> str:
+    """What was run, with what."""
+    facts = {
+        "when": results.when,
+        "profile": results.profile + (", strict" if results.strict else ""),
+        "seed": str(results.seed),
+        "took": f"{results.seconds:.0f} s",
+        "rollouts": "; ".join(results.rollouts),
+        "versions": ", ".join(f"{name} {version}" for name, version in results.versions.items()),
+    }
+    listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts.items() if text)
+    return f'<section aria-label="run"><h2>Run</h2><dl>{listed}</dl></section>'

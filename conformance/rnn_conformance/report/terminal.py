@@ -1,0 +1,182 @@
+"""What the commands print, as rich renderables. Nothing is said by colour alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..suite.verdict import GLYPHS, LawResult
+from .model import FAILED, HELD, INCOMPLETE, LawInfo, Outcome, Results, replay_line
+
+if TYPE_CHECKING:
+    from rnn_backends import Listing, Verdict
+
+PIPED_WIDTH = 160
+IN_FULL = 4
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    for column in columns:
+        table.add_column(column.strip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def state_of(row: Listing) -> str:
+    """One word for a listing: ``ready``, ``disabled`` or ``broken``."""
+    if row.reason is None:
+        return "ready"
+    return "disabled" if row.reason.startswith("disabled") else "broken"
+
+
+def listings_table(rows: Iterable[Listing]) -> Table:
+    """``rnn-backends list``."""
+    table = _table("backend", "distribution", "state", "reason")
+    for row in rows:
+        state = state_of(row)
+        style = {"ready": "green", "disabled": "dim", "broken": "red"}[state]
+        table.add_row(row.name, row.distribution, f"[{style}]{state}[/]", escape(row.reason or ""))
+    return table
+
+
+def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
+    """``rnn-backends explain``."""
+    table = _table("backend", "accepted", "auto", "reason", title=escape(asked))
+    for v in verdicts:
+        accepted = "[green]yes[/]" if v.accepted else "[red]no[/]"
+        table.add_row(v.name, accepted, "takes it" if v.chosen else "", escape(v.reason or ""))
+    return table
+
+
+def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
+    """``rnn-backends check``: one row a backend."""
+    table = _table(
+        "backend", ">passed", ">declined", ">waived", ">failed", ">of", ">worst error", "in", ">time", "verdict"
+    )
+    table.columns[0].no_wrap = True
+    for outcome in outcomes:
+        table.add_row(*_row(outcome))
+    return table
+
+
+def _row(outcome: Outcome) -> tuple[str, ...]:
+    report, name = outcome.report, escape(outcome.label)
+    if report is None:
+        return name, *"--------", "[yellow]? not run[/]"
+    failed, declined, waived = len(report.failures), report.count("declined"), len(report.waived)
+    passed = len(report.results) - failed - declined - waived
+    numbers = [str(n) for n in (passed, declined, waived, failed, len(report.header.expected))]
+    worst = max((r for r in report.results if r.worst_margin is not None), key=_margin_of, default=None)
+    where = worst.law if worst else "-"
+    return (name, *numbers, margin(report.worst_margin), where, _times(outcome.time_ratio), _verdict(outcome))
+
+
+def _margin_of(result: LawResult) -> float:
+    return result.worst_margin or 0.0
+
+
+def _verdict(outcome: Outcome) -> str:
+    if outcome.failures:
+        return f"[bold red]{outcome.failures[0].label}[/]"
+    if not outcome.complete:
+        return "[yellow]? incomplete[/]"
+    waived = bool(outcome.report and outcome.report.waived)
+    return "[green]✓ held[/]" + f" [yellow]{GLYPHS['waived']} but for what is waived[/]" * waived
+
+
+def margin(value: float | None) -> str:
+    """An error over its tolerance, as a share of it."""
+    if value is None:
+        return "-"
+    if not math.isfinite(value):
+        return "not finite"
+    if 0 < value < 0.0005:
+        return "< 0.1%"
+    return f"{value:.1%}" if value < 10 else f"{value:.2g} x"
+
+
+def error(value: float) -> str:
+    """A margin in words."""
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{margin(value)} of its tolerance" if value < 10 else f"{value:.2g} times its tolerance"
+
+
+def _times(ratio: float | None) -> str:
+    return "-" if ratio is None else f"{ratio:.2f} x"
+
+
+def console(stderr: bool = False) -> Console:
+    """Where to print; into a pipe or a file wide enough for every table, as nobody knows who reads it how."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
+
+
+def print_results(results: Results, to: Console, timed_on: str) -> None:
+    """Everything that ``rnn-backends check`` says at the end; the last line is the whole in short."""
+
+    def say(text: str, style: str = "") -> None:
+        to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    to.print(outcomes_table(results.outcomes))
+    say("worst error  as a share of its tolerance, and the law it is in", style="dim")
+    say(f"time         forward and backward, over torch.nn.LSTM's a trajectory at a time ({timed_on})", style="dim")
+    for outcome in results.outcomes:
+        if outcome.failures:
+            say("\n" + failures_text(outcome, results))
+        elif not outcome.complete:
+            say(f"\n? {outcome.label}: {outcome.reason or 'some laws have no result'}")
+        for waived in outcome.report.waived if outcome.report else ():
+            say(f"\n{waived.label.replace('waived', outcome.label)}: {waived.law} is waived: {waived.waived}")
+    say("\n" + closing(results), style="bold")
+
+
+def closing(results: Results) -> str:
+    """One line: whether all held, what ran, and how much of it is waived."""
+    ran = [outcome for outcome in results.outcomes if outcome.report]
+    found = [result for outcome in ran for result in outcome.results]
+    laws = len({result.law for result in found})
+    failed = sum(len(outcome.failures) for outcome in results.outcomes)
+    says = {HELD: "✓ every law held", FAILED: f"✗ {failed} failed", INCOMPLETE: "? the run is incomplete"}
+    if results.status == HELD and results.waived:
+        says[HELD] = "✓ every law held but for what is waived"
+    return (
+        f"{says[results.status]}: {laws} law{'s' * (laws != 1)} ran on {len(ran)} of {len(results.outcomes)} backends, "
+        f"{sum(r.cases for r in found)} cases, profile {results.profile}, seed {results.seed}, "
+        f"{results.seconds:.0f} s; {results.waived} waived"
+    )
+
+
+def failures_text(outcome: Outcome, results: Results) -> str:
+    """What failed for one backend: the worst in full, the others by name."""
+    failures = outcome.failures
+    options = f" --profile {results.profile} --seed {results.seed}"
+    blocks = [failure_text(r, results.info(r.law), outcome.device, options) for r in failures[:IN_FULL]]
+    rest = [f"{GLYPHS[r.says]} {outcome.label}: {r.law} ({r.says.replace('_', ' ')})" for r in failures[IN_FULL:]]
+    if rest:
+        blocks.append("\n".join(rest) + f"\n  {len(rest)} more in short; --html FILE has all of them in full")
+    return "\n\n".join(blocks)
+
+
+def failure_text(result: LawResult, info: LawInfo | None = None, device: str = "cpu", options: str = "") -> str:
+    """What failed, where, and what to do: plain text, a few lines."""
+    where = "" if device == "cpu" else f" on {device}"
+    lines = [f"{GLYPHS[result.says]} {result.backend}{where}: {result.law} ({result.says.replace('_', ' ')})"]
+    if info:
+        lines.append(f"  law     {info.sentence}")
+    lines += [f"  {'found  ' if not k else '       '} {line}" for k, line in enumerate(result.message.splitlines())]
+    if result.worst_margin is not None and result.worst_margin > 1:
+        lines.append(f"  error   {error(result.worst_margin)}, the worst of {result.cases} cases")
+    if result.looks_like:
+        lines.append(f"  looks like: {result.looks_like}")
+    again = f"rnn-backends check {result.backend} -k {result.law}{options}"
+    if device != "cpu":
+        again += f" --device {device}"
+    lines.append(f"  again   {replay_line(result, device) or again}")
+    return "\n".join(lines)

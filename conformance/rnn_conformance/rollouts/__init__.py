@@ -1,0 +1,1 @@
+"""Rollouts of real environments, recorded, and the laws over them."""

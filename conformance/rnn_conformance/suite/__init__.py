@@ -1,0 +1,1 @@
+"""The machinery: what a law is, the cases it is tried on, the reference, and the verdict."""

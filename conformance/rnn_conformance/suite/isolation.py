@@ -1,0 +1,185 @@
+"""A lane: one law over one case in a process of its own, stopped when its time is up.
+
+What compiles can hang or take the interpreter with it. Neither may take the run with it, and neither is an answer:
+the verdict is ``crashed``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from rnn_backends import LSTMBackend, get_backend
+from rnn_backends.registry import is_registered_value
+
+from .search import Outcome
+
+GRACE = 10.0
+"""Seconds that a process whose time is up has for saying where it stood."""
+
+
+def in_a_process(law: str, backend: LSTMBackend, token: str, device: str, seconds: float) -> Outcome:
+    """One law over the case of a token, elsewhere.
+
+    An installed backend is found again by its name, in a fresh interpreter. One that was made in this process is not,
+    so this process is forked; where it holds a GPU it cannot be, and the law runs here, without a limit.
+
+    Args:
+        law: its name.
+        backend: under test.
+        token: the case's.
+        device: where to run.
+        seconds: how long it may take.
+    """
+    with tempfile.TemporaryDirectory(prefix="rnn-conformance-") as folder:
+        answer = Path(folder, "answer.json")
+        if _installed(backend):
+            ended = _fresh([law, backend.name, token, device, str(answer), str(seconds)], seconds)
+        elif device == "cpu" and not torch.cuda.is_initialized():
+            ended = _forked(law, backend, token, device, answer, seconds)
+        else:
+            return _here(law, backend, token, device)
+        if answer.exists():
+            return Outcome(**json.loads(answer.read_text()))
+        stood = _stood(_stack_file(answer))
+        return Outcome("crashed", f"not done after {seconds:g} seconds, in {stood}" if stood else ended)
+
+
+def _stack_file(answer: Path) -> Path:
+    return answer.with_suffix(".stack")
+
+
+def _stood(stack: Path) -> str:
+    """Where the main thread stood when its time was up, innermost first; nothing if it was not."""
+    if not stack.exists() or not (said := stack.read_text()):
+        return ""
+    frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', said)
+    return " < ".join(f"{Path(file).name}:{line} {function}" for file, line, function in frames[:4]) or "no Python"
+
+
+def _installed(backend: LSTMBackend) -> bool:
+    """Whether another interpreter finds this very value by its name: registered values live in this one only."""
+    return is_registered_value(backend) and _found_by_entry_point(backend.name)
+
+
+def _found_by_entry_point(name: str) -> bool:
+    from importlib.metadata import entry_points
+
+    return any(point.name == name for point in entry_points(group="rnn_backends"))
+
+
+def _fresh(arguments: list[str], seconds: float) -> str:
+    """Run :func:`main` in a fresh interpreter; how it ended, in words."""
+    command = [sys.executable, "-m", "rnn_conformance.suite.isolation", *arguments]
+    # a session of its own: a compiler's workers must go with it
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        _, said = process.communicate(timeout=seconds + GRACE)
+    except subprocess.TimeoutExpired:
+        return f"not done after {seconds:g} seconds"
+    finally:
+        _stop(process)
+    last = next(iter(reversed(said.strip().splitlines())), "")
+    return f"its process ended with status {process.returncode}: {last}"
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    """End it and whatever it started."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError):  # all of them are gone already
+            os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    process.wait()
+
+
+def _forked(law: str, backend: LSTMBackend, token: str, device: str, answer: Path, seconds: float) -> str:
+    """Run in a fork of this process; how it ended, in words."""
+    process = multiprocessing.get_context("fork").Process(
+        target=_write, args=(law, backend, token, device, answer, seconds)
+    )
+    process.start()
+    process.join(seconds + GRACE)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return f"not done after {seconds:g} seconds"
+    return f"its process ended with status {process.exitcode}"
+
+
+def _write(law: str, backend: LSTMBackend, token: str, device: str, answer: Path, seconds: float) -> None:
+    """Write the outcome to a file, whole or not at all; in a process that only does that.
+
+    When ``seconds`` are over the process writes where it stands into another file, and ends.
+    """
+    _forget_the_parent()
+    with _stack_file(answer).open("w") as stack, _limit(seconds, stack):
+        found = _here(law, backend, token, device)
+    part = answer.with_suffix(".part")
+    part.write_text(json.dumps({"verdict": found.verdict, "message": found.message, "margin": found.margin}))
+    part.rename(answer)
+
+
+@contextlib.contextmanager
+def _limit(seconds: float, stack: TextIO) -> Iterator[None]:
+    """End the process when the time is up; the main thread's stack goes into the file first.
+
+    The alarm stops the main thread, which then writes its own frames. ``faulthandler.dump_traceback_later`` reads them
+    from another thread while this one goes on, and now and then takes the process down before a line is written.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, after the stack is written
+    faulthandler.register(signal.SIGALRM, file=stack, all_threads=False, chain=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        faulthandler.unregister(signal.SIGALRM)
+
+
+def _forget_the_parent() -> None:
+    """Let a fork compile and warn as a fresh interpreter does.
+
+    Inductor keeps a pool of threads to compile in. A fork inherits the pool without its threads and would wait for
+    them (torch._inductor.async_compile forgets its pool of processes after a fork, not this one). Filters of the
+    parent, pytest's above all, would make errors of what torch warns of when it compiles.
+    """
+    torch.set_num_threads(1)
+    from torch._inductor import config
+
+    config.compile_threads = 1
+    warnings.resetwarnings()
+    warnings.simplefilter("ignore")
+
+
+def _here(law: str, backend: LSTMBackend, token: str, device: str) -> Outcome:
+    from ..laws.catalogue import LAWS
+    from .case import Case
+    from .runner import outcome_of  # the runner imports this module
+
+    return outcome_of(LAWS[law], backend, Case.parse(token), device)
+
+
+def main() -> None:
+    """What :func:`in_a_process` starts: ``python -m rnn_conformance.suite.isolation`` and its six arguments."""
+    law, name, token, device, answer, seconds = sys.argv[1:]
+    _write(law, get_backend(name), token, device, Path(answer), float(seconds))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Run a law over many cases, keep what went wrong, and shrink it: Hypothesis draws, nothing is stored on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase
+
+from .case import LAYOUTS, Case
+from .strategies import cases, rich
+from .verdict import VERDICTS, Verdict
+
+SHRINK_SECONDS = 4.0
+
+FEW = 3
+"""Rich cases of a run of no more examples than that: smoke leaves the largest out."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one law says of one case."""
+
+    verdict: Verdict
+    message: str = ""
+    margin: float | None = None
+
+
+class _Bad(Exception):
+    """A case went wrong."""
+
+
+@dataclass
+class Findings:
+    """All outcomes of one law, by case."""
+
+    outcomes: dict[Case, Outcome] = field(default_factory=dict)
+
+    def worst(self) -> tuple[Case, Outcome] | None:
+        """The smallest case of the worst verdict, if any went wrong."""
+        bad = [(case, outcome) for case, outcome in self.outcomes.items() if _is_bad(outcome)]
+        return min(bad, key=lambda pair: (VERDICTS.index(pair[1].verdict), *size(pair[0])), default=None)
+
+
+def size(case: Case) -> tuple[float, ...]:
+    """What makes a case small, most telling first."""
+    options = case.L + case.bidirectional + (case.P > 0) + (not case.bias) + (case.dropout > 0)
+    lays = LAYOUTS.index(case.layout)
+    return case.T * case.B, options, case.H, case.I, case.resets.bit_count(), lays, case.seed
+
+
+def explore(
+    check: Callable[[Case], Outcome], where: Mapping[str, Any], examples: int, seed: int, shrink: bool = True
+) -> Findings:
+    """Check the rich cases, then drawn ones until one goes wrong; then, for a few seconds, smaller ones."""
+    findings = Findings()
+    deadline: float | None = None
+
+    def example(case: Case) -> None:
+        nonlocal deadline
+        late = deadline is not None and time.monotonic() > deadline
+        if case not in findings.outcomes:
+            if late:
+                return  # out of time: nothing new is tried, what is known stays known
+            findings.outcomes[case] = check(case)
+        if _is_bad(findings.outcomes[case]):
+            deadline = deadline or time.monotonic() + SHRINK_SECONDS
+            raise _Bad
+
+    try:
+        for case in rich(where)[: FEW if examples <= FEW else None]:
+            example(case)
+    except _Bad:
+        if not shrink:
+            return findings
+    phases = [Phase.generate, Phase.shrink] if shrink else [Phase.generate]
+    settings = hypothesis.settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=phases,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        verbosity=hypothesis.Verbosity.quiet,
+        print_blob=False,
+    )
+    with contextlib.suppress(_Bad):
+        hypothesis.seed(seed)(settings(hypothesis.given(cases(where))(example)))()
+    return findings
+
+
+def _is_bad(outcome: Outcome) -> bool:
+    return outcome.verdict in ("silently_wrong", "failed", "crashed")

@@ -1,0 +1,276 @@
+"""A trial: one backend on one case. What laws take; it builds, runs, and keeps the worst margin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from rnn_backends import LSTM, LSTMBackend, LSTMModule, State, UnsupportedError
+from tensordict import TensorDict
+from torch import Tensor
+
+from . import compare
+from .case import Case
+from .inputs import Inputs, Rollout, materialise
+from .law import Declined, LawBroken
+from .reference import Expected, reference
+from .tolerances import GRADIENT_FLOOR, TOLERANCES, UNREST, worst_row
+
+
+class Ran(NamedTuple):
+    """What a run gave: ``output [T, B, D*P]``, states ``h [L*D, T, B, P]``, ``c [L*D, T, B, H]`` (no ``T`` if last)."""
+
+    output: Tensor
+    h: Tensor
+    c: Tensor
+
+
+Loss = Callable[[Ran], Tensor]
+"""A scalar of a run. Called with the backend's run and with the reference's."""
+
+
+class Trial:
+    """One backend on one case.
+
+    Args:
+        backend: under test.
+        case: what to run.
+        device: where.
+        rollout: recorded observations in place of the drawn input.
+    """
+
+    def __init__(self, backend: LSTMBackend, case: Case, device: str = "cpu", rollout: Rollout | None = None) -> None:
+        self.backend, self.case, self.device, self.rollout = backend, case, device, rollout
+        self.margin: float | None = None
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        """The case's tensors."""
+        return self.fresh()
+
+    def fresh(self) -> Inputs:
+        """The same tensors once more, in memory of their own."""
+        return materialise(self.case, self.device, self.rollout)
+
+    def lstm(self, case: Case | None = None, batch_first: bool = False) -> LSTM:
+        """An LSTM on the backend with the case's weights.
+
+        Raises:
+            Declined: the backend gives a reason at construction.
+        """
+        case = case or self.case
+        spec = case.spec
+        try:
+            lstm = LSTM(
+                spec.input_size,
+                spec.hidden_size,
+                spec.num_layers,
+                spec.bias,
+                batch_first,
+                spec.dropout,
+                spec.bidirectional,
+                spec.proj_size,
+                self.device,
+                case.torch_dtype,
+                lstm_backend=self.backend,
+            )
+        except UnsupportedError as error:
+            raise Declined(error.reason) from error
+        with torch.no_grad():
+            for name, value in materialise(case, self.device).weights.items():
+                lstm.get_parameter(name).copy_(value)
+        return lstm
+
+    def run(self, lstm: LSTM, inputs: Inputs | None = None) -> Ran:
+        """All sequences of the inputs, each from its stored state; states right at every sequence's end."""
+        inputs = inputs or self.inputs
+        output, states = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
+        return Ran(output, torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
+
+    def stream(
+        self, lstm: LSTM, x: Tensor, hx: tuple[Tensor, Tensor] | None = None, is_init: Tensor | None = None
+    ) -> Ran:
+        """``lstm(x, hx, is_init=is_init)``: output ``[T, B, D*P]`` and last states ``[L*D, B, .]``."""
+        output, (h, c) = lstm(x, hx, is_init=is_init)
+        return Ran(output, h, c)
+
+    def module(self, hidden_output: str = "ends") -> LSTMModule:
+        """An LSTMModule on the backend with the case's weights and default keys."""
+        lstm = self.lstm(batch_first=True)
+        return LSTMModule(lstm=lstm, in_key="observation", out_key="features", hidden_output=hidden_output)  # type: ignore[arg-type]
+
+    def tensordict(self, inputs: Inputs | None = None) -> TensorDict:
+        """The inputs as a TensorDict ``[B, T]`` under LSTMModule's default keys."""
+        inputs = inputs or self.inputs
+        return TensorDict(
+            {
+                "observation": inputs.x.transpose(0, 1),
+                "is_init": self.is_init.T.unsqueeze(-1),
+                "recurrent_state_h": inputs.h.permute(2, 1, 0, 3),
+                "recurrent_state_c": inputs.c.permute(2, 1, 0, 3),
+            },
+            [self.case.B, self.case.T],
+            device=self.device,
+        )
+
+    @property
+    def is_init(self) -> Tensor:
+        """``[T, B]`` bool: the resets as drawn, where the inputs' ``starts`` are true at ``t = 0`` too."""
+        return self.case.is_init.to(self.device)
+
+    @property
+    def ends(self) -> Tensor:
+        """``[T, B]`` bool: where a sequence ends."""
+        starts = self.inputs.starts
+        return torch.cat([starts[1:], torch.ones_like(starts[:1])])
+
+    @cached_property
+    def expected(self) -> Expected:
+        """The reference's answer, without gradients."""
+        with torch.no_grad():
+            return self.reference(self.fresh())
+
+    def reference(self, inputs: Inputs) -> Expected:
+        """The reference over any inputs of the case's options, on the CPU."""
+        x, h, c, starts = (v.cpu() for v in inputs[:4])
+        weights = {name: value.cpu() for name, value in inputs.weights.items()}
+        return reference(weights, x, h, c, starts, self.case.L, self.case.bidirectional)
+
+    def at_ends(self, states: Tensor) -> Tensor:
+        """``[L*D, T, B, N]``, zero where no sequence ends."""
+        return torch.where(self.ends.to(states.device).unsqueeze(-1), states, 0)
+
+    def noise(self, like: Tensor, key: int) -> Tensor:
+        """Numbers from U(-1, 1) in the shape of ``like``, the same for every dtype and device."""
+        generator = torch.Generator().manual_seed(self.case.seed * 1009 + key)
+        drawn = torch.rand(like.shape, generator=generator, dtype=torch.float64) * 2 - 1
+        return drawn.to(self.case.torch_dtype)
+
+    def loss(self, ran: Ran, parts: str = "yhc") -> Tensor:
+        """Random cotangents on the output (``y``) and on the states ``h`` and ``c`` at every sequence's end."""
+        total = ran.output.new_zeros(())
+        for key, part in enumerate("yhc"):
+            if part in parts:
+                value = ran[key] if part == "y" else self.at_ends(ran[key])
+                total = total + (value * self.noise(value, key).to(value)).sum()
+        return total
+
+    def gradients(
+        self, loss: Loss, lstm: LSTM | None = None, create_graph: bool = False, inputs: Inputs | None = None
+    ) -> dict[str, Tensor]:
+        """Of the loss of the backend's run: by input, stored states and every weight; zero where there is none."""
+        lstm = lstm or self.lstm()
+        inputs = inputs or self.fresh()
+        for value in (inputs.x, inputs.h, inputs.c):
+            value.requires_grad_()
+        leaves = {"x": inputs.x, "stored h": inputs.h, "stored c": inputs.c, **dict(lstm.named_parameters())}
+        return differentiate(loss(self.run(lstm, inputs)), leaves, create_graph)
+
+    def expected_gradients(self, loss: Loss, create_graph: bool = False) -> dict[str, Tensor]:
+        """The reference's, in float64."""
+        inputs = materialise(self.case, "cpu", self.rollout)
+        weights = {n: v.double() for n, v in inputs.weights.items()}
+        inputs = Inputs(inputs.x.double(), inputs.h.double(), inputs.c.double(), inputs.starts, weights)
+        for value in inputs.leaves.values():
+            value.requires_grad_()
+        found = self.reference(inputs)
+        return differentiate(loss(Ran(found.output, found.end_h, found.end_c)), inputs.leaves, create_graph)
+
+    def agree(
+        self,
+        what: str,
+        came: Tensor,
+        expected: Tensor,
+        dim: int | None = 1,
+        axes: str = "t b unit",
+        scale: float = 1.0,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Values within the tolerance of the case's dtype or of ``dtype``, times ``scale``; worst row of ``dim``."""
+        limit = TOLERANCES[dtype or self.case.torch_dtype]
+        self._judge(what, came, expected, limit.values * scale, dim, axes, limit.floor)
+
+    def agree_states(self, what: str, came: Ran, h: Tensor, c: Tensor, scale: float = 1.0) -> None:
+        """End states ``[L*D, T, B, .]`` against the expected ones, where a sequence ends."""
+        self.agree(f"{what} h", self.at_ends(came.h), self.at_ends(h), 2, "layer t b unit", scale)
+        self.agree(f"{what} c", self.at_ends(came.c), self.at_ends(c), 2, "layer t b unit", scale)
+
+    def unrest(self, dtype: torch.dtype) -> float:
+        """In how many tolerances a case in 16 bits is judged: one, and more where rounding alone moves it that far.
+
+        Sixteen steps of three layers of unit weights can be chaotic. The reference runs again from inputs, states and
+        weights that are one unit in the last place off at most; :data:`UNREST` times what that changes is allowed.
+        """
+        limit, unit = TOLERANCES[dtype], torch.finfo(dtype).eps
+        exact, moved = self.expected, 0.0
+        for key in range(3):
+            generator = torch.Generator().manual_seed(key)
+            drawn = materialise(self.case, "cpu", self.rollout)
+            x, h, c, *weights = (_off(v, unit, generator) for v in (*drawn[:3], *drawn.weights.values()))
+            near = self.reference(Inputs(x, h, c, drawn.starts, dict(zip(drawn.weights, weights, strict=True))))
+            pairs = ((near.output, exact.output, 1), (near.end_h, exact.end_h, 2), (near.end_c, exact.end_c, 2))
+            moved = max(moved, *(worst_row(came, right, dim, limit.floor) for came, right, dim in pairs))
+        return max(1.0, UNREST * moved / limit.values) if math.isfinite(moved) else 1.0
+
+    def agree_states_of(self, rows: Tensor, came: Ran, whole: Ran) -> None:
+        """End states of some rows of the batch against those of a whole run."""
+        ends = self.ends[:, rows].unsqueeze(-1)
+        for name in ("h", "c"):
+            here, there = getattr(came, name), getattr(whole, name)[:, :, rows]
+            here, there = torch.where(ends, here, 0), torch.where(ends, there, 0)
+            self.agree(f"the end state {name}", here, there, 2, "layer t b unit", scale=2)
+
+    def agree_gradients(self, came: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
+        """Gradients within the dtype's tolerance: of inputs by row of the batch, of weights as a whole."""
+        limit = TOLERANCES[self.case.torch_dtype].gradients * scale
+        for name, value in expected.items():
+            dim, axes = {
+                "x": (1, "t b unit"),
+                "stored h": (2, "layer t b unit"),
+                "stored c": (2, "layer t b unit"),
+            }.get(name, (None, "row column"))
+            if name not in came:
+                raise LawBroken(f"there is no gradient of {name}")
+            self._judge(f"the gradient of {name}", came[name], value, limit, dim, axes, GRADIENT_FLOOR)
+
+    def _judge(
+        self, what: str, came: Tensor, expected: Tensor, limit: float, dim: int | None, axes: str, floor: float
+    ) -> None:
+        try:
+            margin = compare.judge(what, came.cpu(), expected.cpu(), limit, dim, axes, floor)
+        except LawBroken as broken:
+            self._keep(broken.margin)
+            raise
+        self._keep(margin)
+
+    def _keep(self, margin: float | None) -> None:
+        if margin is not None:
+            self.margin = max(margin, self.margin or 0.0)
+
+
+def _off(value: Tensor, unit: float, generator: torch.Generator) -> Tensor:
+    """In float64, each number off by a share of it, up to ``unit``."""
+    return value.double() * (1 + unit * (2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1))
+
+
+def differentiate(loss: Tensor, leaves: dict[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
+    """Gradients by name; zero where the loss does not depend on a leaf.
+
+    Raises:
+        LawBroken: the loss does not depend on anything.
+    """
+    if not loss.requires_grad:
+        raise LawBroken("the output does not depend on input, states or weights: there is no gradient at all")
+    found = torch.autograd.grad(loss, list(leaves.values()), create_graph=create_graph, allow_unused=True)
+    return {
+        name: torch.zeros_like(leaf) if gradient is None else gradient
+        for (name, leaf), gradient in zip(leaves.items(), found, strict=True)
+    }
+
+
+def entry_state(inputs: Inputs) -> State:
+    """The states stored at ``t = 0``: ``State([L*D, B, P], [L*D, B, H])``."""
+    return State(inputs.h[:, 0], inputs.c[:, 0])
