@@ -73,6 +73,34 @@ def test_release_gives_back_what_nobody_uses(pool):
     assert pool.free_bytes() == MIB
 
 
+TOO_LARGE = 1 << 60
+"""Bytes that no machine has."""
+
+
+def test_a_failed_allocation_raises_no_peak(pool):
+    pool.take(2 * MIB)
+    with pytest.raises(RuntimeError):
+        pool.take(TOO_LARGE)
+    for size in (3, 5, 7):
+        pool.take(size * MIB)
+    assert pool.free_bytes() == 7 * MIB
+
+
+def test_free_blocks_are_given_back_before_an_allocation_fails(pool, monkeypatch):
+    pool.take(4 * MIB)
+    held, empty = pool.take(MIB), torch.empty
+
+    def no_room_beside_others(size, **options):
+        if pool._free:
+            raise RuntimeError("can't allocate memory")
+        return empty(size, **options)
+
+    monkeypatch.setattr(torch, "empty", no_room_beside_others)
+    another = pool.take(MIB)
+    assert len(another) == len(held)
+    assert pool.free_bytes() == 0
+
+
 def test_threads_take_and_give_back_at_once(pool):
     wrong = []
 

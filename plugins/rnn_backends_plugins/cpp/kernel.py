@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_bool, c_int64, c_void_p
+from ctypes import byref, c_bool, c_char_p, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from rnn_backends import InputError, LayerWeights, State, UnsupportedError
+from rnn_backends import InputError, LayerWeights, RNNBackendsError, State, UnsupportedError
 from torch import Tensor
 
 from ..operators import Arguments, Needs, Run
@@ -39,7 +39,16 @@ class Kernel(NamedTuple):
     backward: Any
     step: Any
     scratch: Any
+    message: Any
     lanes: dict[torch.dtype, int]
+
+
+NO_MEMORY, INVALID = 1, 2
+"""Of status.h."""
+
+
+class OutOfMemoryError(RNNBackendsError, MemoryError, RuntimeError):
+    """The kernel's own memory cannot be had. A RuntimeError as well, as torch's allocator raises."""
 
 
 @lru_cache(maxsize=1)
@@ -54,11 +63,12 @@ def kernel() -> Kernel:
     except BuildError as error:
         raise UnsupportedError("cpp", "to run on this machine", str(error), ["cudnn", "vmap"]) from error
     for function in (found.rnn_forward, found.rnn_backward, found.rnn_step):
-        function.argtypes, function.restype = [here, c_bool], None
+        function.argtypes, function.restype = [here, c_bool], c_int32
     found.rnn_scratch.argtypes, found.rnn_scratch.restype = [here, c_bool, c_bool], c_int64
+    found.rnn_message.argtypes, found.rnn_message.restype = [], c_char_p
     found.rnn_lanes.argtypes, found.rnn_lanes.restype = [c_bool], c_int64
     lanes = {torch.float32: found.rnn_lanes(False), torch.float64: found.rnn_lanes(True)}
-    return Kernel(found.rnn_forward, found.rnn_backward, found.rnn_step, found.rnn_scratch, lanes)
+    return Kernel(found.rnn_forward, found.rnn_backward, found.rnn_step, found.rnn_scratch, found.rnn_message, lanes)
 
 
 def gates_of(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -118,7 +128,7 @@ def step(w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None
             raise InputError(f"is_init must be [{B}] bool, got {tuple(is_init.shape)} {is_init.dtype}")
         layer.is_init, layer.is_init_b = is_init.data_ptr(), is_init.stride(0)
     if B:
-        kernel().step(byref(layer), x.dtype == torch.float64)
+        _check_status(kernel().step(byref(layer), x.dtype == torch.float64))
     return out
 
 
@@ -167,6 +177,26 @@ def _call(function: Any, layer: Layer, x: Tensor, held: list[Tensor], back: bool
     wide = x.dtype == torch.float64
     if not layer.T * layer.B:
         return
-    held.append(empty([kernel().scratch(byref(layer), wide, back)], torch.uint8))
+    size = kernel().scratch(byref(layer), wide, back)
+    _check_status(max(0, -size))
+    held.append(empty([size], torch.uint8))
     layer.scratch = held[-1].data_ptr()
-    function(byref(layer), wide)
+    _check_status(function(byref(layer), wide))
+
+
+def _check_status(status: int) -> None:
+    """Raise the error of a call that did not end well: a ``Status`` of status.h.
+
+    Raises:
+        OutOfMemoryError: the kernel found no memory.
+        InputError: sizes or strides that the kernel refuses.
+        RuntimeError: any other exception in C++.
+    """
+    if not status:
+        return
+    words = kernel().message().decode(errors="replace")
+    if status == NO_MEMORY:
+        raise OutOfMemoryError(f"the cpp kernel cannot work: {words} (a smaller batch or hidden size needs less)")
+    if status == INVALID:
+        raise InputError(f"the cpp kernel refuses this call: {words}")
+    raise RuntimeError(f"the cpp kernel failed: {words}")

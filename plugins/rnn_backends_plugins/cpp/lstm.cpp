@@ -14,6 +14,7 @@
 
 #include "backward.h"
 #include "forward.h"
+#include "status.h"
 #include "step.h"
 
 namespace {
@@ -29,16 +30,21 @@ void in_large_pages(const void* from, int64_t bytes) {
 }
 
 // Calls `body(together)` on each of `threads` threads. There `together(phase)` runs `phase(k)` for each k below
-// `threads` on one of them, and waits until all are done.
+// `threads` on one of them, and waits until all are done. After an exception in a phase later phases are left out, the
+// threads still meet, and the caller gets it. Outside its phases `body` must not throw.
 template <class Body>
 void on_threads(int64_t threads, Body body) {
   if (threads == 1) return body([](auto phase) { phase(0); });
+  FirstException failure;
 #pragma omp parallel num_threads(int(threads))
   body([&](auto phase) {
     // There may be fewer than asked for (nested regions): then each takes more than one share.
-    for (int64_t k = omp_get_thread_num(); k < threads; k += omp_get_num_threads()) phase(k);
+    failure.guard([&] {
+      for (int64_t k = omp_get_thread_num(); k < threads; k += omp_get_num_threads()) phase(k);
+    });
 #pragma omp barrier
   });
+  failure.rethrow();
 }
 
 // Runs `team(begin, end, index, in_parts)` for all rows, block by block: on each thread by itself, or on all as one.
@@ -134,17 +140,30 @@ extern "C" {
 
 int64_t rnn_lanes(bool wide) { return wide ? LANES<double> : LANES<float>; }
 
-int64_t rnn_scratch(const Layer* layer, bool wide, bool back) {
-  return wide ? scratch_of<double>(*layer, back) : scratch_of<float>(*layer, back);
+// Bytes to work in; below zero: minus a Status.
+int64_t rnn_scratch(const Layer* layer, bool wide, bool back) noexcept {
+  int64_t bytes = 0;
+  const Status status =
+      status_of([&] { bytes = wide ? scratch_of<double>(*layer, back) : scratch_of<float>(*layer, back); });
+  return status == DONE ? bytes : -int64_t(status);
 }
 
-void rnn_forward(const Layer* layer, bool wide) {
-  wide ? forward<double>({*layer}, static_cast<double*>(layer->scratch))
-       : forward<float>({*layer}, static_cast<float*>(layer->scratch));
+// Each of these returns a Status; rnn_message has the words for one that is not DONE.
+int32_t rnn_forward(const Layer* layer, bool wide) noexcept {
+  return status_of([&] {
+    wide ? forward<double>({*layer}, static_cast<double*>(layer->scratch))
+         : forward<float>({*layer}, static_cast<float*>(layer->scratch));
+  });
 }
 
 // One step from `entry` to `h` and `c`, for acting: takes its memory itself.
-void rnn_step(const Layer* layer, bool wide) { wide ? step<double>(*layer) : step<float>(*layer); }
+int32_t rnn_step(const Layer* layer, bool wide) noexcept {
+  return status_of([&] { wide ? step<double>(*layer) : step<float>(*layer); });
+}
 
-void rnn_backward(const Layer* layer, bool wide) { wide ? backward<double>(*layer) : backward<float>(*layer); }
+int32_t rnn_backward(const Layer* layer, bool wide) noexcept {
+  return status_of([&] { wide ? backward<double>(*layer) : backward<float>(*layer); });
+}
+
+const char* rnn_message() noexcept { return message; }
 }

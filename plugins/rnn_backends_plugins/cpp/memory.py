@@ -41,7 +41,11 @@ class Pool:
         self._lock = Lock()  # a fork may come while another thread, which it has not, holds it
 
     def take(self, size: int) -> Tensor:
-        """``[size]`` uint8, not initialised."""
+        """``[size]`` uint8, not initialised.
+
+        Raises:
+            RuntimeError: torch cannot allocate it, not even after all free blocks are given back.
+        """
         with self._lock:
             self._collect()
             fits = [block for block in self._free if size <= len(block) <= size * SPARE]
@@ -49,9 +53,10 @@ class Pool:
                 block = min(fits, key=len)
                 self._free = [other for other in self._free if other is not block]
             else:
-                self._most = max(self._most, self._used + size)
-                self._shrink(self._most - self._used - size)
-                block = torch.empty(size, dtype=torch.uint8, device="cpu")
+                most = max(self._most, self._used + size)
+                self._shrink(most - self._used - size)
+                block = self._allocate(size)
+                self._most = most  # only now: a failed allocation is no peak
             self._used += len(block)
         part = block.numpy()[:size]  # what torch holds on to: it dies with the last tensor over it
         weakref.finalize(part, self._returned.append, block).atexit = False
@@ -69,6 +74,15 @@ class Pool:
             self._collect()
             self._shrink(0)
             self._most = self._used
+
+    def _allocate(self, size: int) -> Tensor:
+        try:
+            return torch.empty(size, dtype=torch.uint8, device="cpu")
+        except RuntimeError:
+            if not self._free:
+                raise
+            self._shrink(0)
+            return torch.empty(size, dtype=torch.uint8, device="cpu")
 
     def _collect(self) -> None:
         while self._returned:
