@@ -7,11 +7,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch.autograd import forward_ad
 from torch.nn.utils import parametrize
 
+from ._torch import registered_parameters, transforms_may_be_open
 from .checks import check_input, check_is_init, check_state
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, Trait
@@ -19,8 +17,14 @@ from .errors import InputError, UnsupportedError
 from .registry import get_backend, is_registered_value
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
 from .stack import RunLayers, layers_with
+from .transforms import traits_needed
 
 States = tuple[Tensor, Tensor]
+_TRANSFORMS = {
+    Trait.FORWARD_AD: ("forward-mode AD", "its kernel has no forward derivative"),
+    Trait.VMAP: ("torch.vmap", "its kernel has no batching rule"),
+}
+"""Transforms that not every kernel follows: the feature's name and the reason of a refusal, by trait."""
 
 
 class LSTM(nn.RNNBase):
@@ -127,6 +131,7 @@ class LSTM(nn.RNNBase):
     def _bind(self, backend: LSTMBackend) -> None:
         weight = self.weight_ih_l0
         self._backend, self._spec = backend, _spec_of(self)
+        self._weight_names = _weight_names(self._spec)
         self._run_layers = layers_with(backend.layer, backend.layer)
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
@@ -212,6 +217,8 @@ class LSTM(nn.RNNBase):
         if stack is not None:
             state = self.zero_state((B,), x) if state is None else state
             weights, dtype, uncast = self._ready()
+            if transforms_may_be_open():
+                self._check_transforms(weights, x, *state)
             with uncast:
                 return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
         if state is None:
@@ -253,6 +260,8 @@ class LSTM(nn.RNNBase):
         run = self._run_layers if every_end else self._run_layers_last
         dropout = self.dropout if self.training else 0.0
         weights, dtype, uncast = self._ready()
+        if transforms_may_be_open():
+            self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
         with uncast:
             entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
             return run(weights, x.to(dtype), entry, starts, self.bidirectional, dropout, every_end)
@@ -320,6 +329,8 @@ class LSTM(nn.RNNBase):
             stored = zero_at(stored, is_init)
         states: list[State] = []
         weights, dtype, uncast = self._ready()
+        if transforms_may_be_open():
+            self._check_transforms(weights, x, *stored, is_init)
         with uncast:
             x, hs, cs = (as_dtype(v, dtype) for v in (x, *stored))
             for k, (w, h, c) in enumerate(zip(weights, hs.unbind(1), cs.unbind(1), strict=True)):
@@ -351,7 +362,6 @@ class LSTM(nn.RNNBase):
         if (weight.device, weight.dtype) != self._placed:
             demand(self._backend, self.spec, weight.device, weight.dtype)
             self._placed = (weight.device, weight.dtype)
-        self._check_transforms()
         casts = self.autocast_dtype()
         weights = self.layer_weights()
         if casts is None:
@@ -360,20 +370,21 @@ class LSTM(nn.RNNBase):
         cast = [_cast(layer, casts) for layer in weights]
         return cast, casts, torch.autocast(weight.device.type, enabled=False)
 
-    def _check_transforms(self) -> None:
-        if torch.compiler.is_compiling():
+    def _check_transforms(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
+        """Decline a transform that a tensor of this call is part of, if the backend does not claim its trait."""
+        if _TRANSFORMS.keys() <= self._backend.traits:
             return
-        traits, forward = self._backend.traits, forward_ad._current_level >= 0  # torch.func.jvp opens a level too
-        if forward and Trait.FORWARD_AD not in traits:
-            self._decline("forward-mode AD", "its kernel has no forward derivative", Trait.FORWARD_AD)
-        if torch._C._are_functorch_transforms_active() and Trait.VMAP not in traits and _inside_vmap():
-            self._decline("torch.vmap", "its kernel has no batching rule", Trait.VMAP)
+        needed = traits_needed([*read, *(v for layer in weights for v in layer)]) - self._backend.traits
+        for trait, (feature, reason) in _TRANSFORMS.items():
+            if trait in needed:
+                self._decline(feature, reason, trait)
 
     def layer_weights(self) -> list[LayerWeights]:
         """The parameters as backends see them: ``L*D`` entries, layer by layer, forward then reverse."""
         weights = []
-        for names in self._all_weights:
-            found = [self._weight(name) for name in names]
+        parameters = registered_parameters(self)
+        for names in self._weight_names:
+            found = [getattr(self, name) if (v := parameters.get(name)) is None else v for name in names]
             b_ih, b_hh = found[2:4] if self.bias else (None, None)
             w_hr = found[-1] if self.proj_size else None
             weights.append(LayerWeights(found[0], found[1], b_ih, b_hh, w_hr))
@@ -381,7 +392,7 @@ class LSTM(nn.RNNBase):
 
     def _weight(self, name: str) -> Tensor:
         """A parameter, or what a parametrization makes of one; ``nn.Module``'s own look-up takes half a microsecond."""
-        found = self._parameters.get(name)
+        found = registered_parameters(self).get(name)
         return getattr(self, name) if found is None else found
 
     def _decline(self, feature: str, reason: str, trait: Trait) -> NoReturn:
@@ -393,16 +404,24 @@ class LSTM(nn.RNNBase):
         """torch.nn.LSTM's, and the backend."""
         return f"{super().extra_repr()}, lstm_backend={self.lstm_backend!r}"
 
-    def __prepare_scriptable__(self) -> nn.Module:
+    def scriptable(self) -> nn.Module:
+        """A module over the same parameters that ``torch.jit.script`` compiles; scripting this one compiles that.
+
+        Raises:
+            UnsupportedError: the backend does not claim ``Trait.SCRIPT``.
+        """
         from .scripting import ScriptableLSTM  # only torch.jit.script asks for it
 
         if Trait.SCRIPT not in self._backend.traits:
             self._decline("torch.jit.script", "its layer is not TorchScript", Trait.SCRIPT)
         return ScriptableLSTM(self)
 
+    def __prepare_scriptable__(self) -> nn.Module:  # torch.jit.script calls it
+        return self.scriptable()
+
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack"):
+        for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack", "_weight_names"):
             state.pop(bound, None)
         if is_registered_value(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
@@ -427,6 +446,14 @@ def _spec_of(lstm: nn.RNNBase) -> LSTMSpec:
     )
 
 
+def _weight_names(spec: LSTMSpec) -> tuple[tuple[str, ...], ...]:
+    """The parameters' names in torch.nn.LSTM's order, for each layer and direction: ``weight_ih_l0`` and so on."""
+    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if spec.bias else [])]
+    kinds += ["weight_hr"] if spec.proj_size else []
+    suffixes = ["", "_reverse"][: spec.directions]
+    return tuple(tuple(f"{kind}_l{k}{suffix}" for kind in kinds) for k in range(spec.num_layers) for suffix in suffixes)
+
+
 def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:
     """``L*D`` states as one; ``shared``: the last one's memory is the output's too, so it is copied."""
     if len(states) == 1 and not shared:  # a view is enough
@@ -442,7 +469,3 @@ def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
 def _cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
     b_ih, b_hh, w_hr = (None if v is None else v.to(dtype) for v in (w.b_ih, w.b_hh, w.w_hr))
     return LayerWeights(w.w_ih.to(dtype), w.w_hh.to(dtype), b_ih, b_hh, w_hr)
-
-
-def _inside_vmap() -> bool:
-    return any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters())

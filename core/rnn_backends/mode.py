@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from ._torch import torchrl_recurrent_mode
 from .errors import InputError
 
 Mode = bool | Literal["recurrent", "sequential"] | None
@@ -93,5 +93,4 @@ def recurrent_mode() -> bool | None:
     stack = _stack()
     if stack and stack[-1] is not None:
         return stack[-1]
-    torchrl = sys.modules.get("torchrl.modules.tensordict_module.rnn")
-    return torchrl.recurrent_mode() if torchrl is not None else None
+    return torchrl_recurrent_mode()

@@ -12,6 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from . import layout
+from ._torch import all_out_keys
 from .choose import resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
@@ -110,7 +111,7 @@ class LSTMModule(TensorDictModuleBase):
     ) -> None:
         super().__init__()
         self.in_keys = read_keys(in_key, in_keys, is_init_key)
-        self.out_keys = write_keys(out_key, out_keys)
+        self.out_keys = self._written_keys = write_keys(out_key, out_keys)
         self._recurrent_mode = as_mode(default_recurrent_mode)
         self.hidden_output = hidden_output
         lstm_backend = _requested(lstm_backend, python_based)
@@ -256,17 +257,20 @@ class LSTMModule(TensorDictModuleBase):
         x, is_init, stored = layout.fold_step(read)
         y, state = self.lstm.step_stored(x, stored, is_init)
         values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *self._as_stored(state)))
-        return dict(zip(self.out_keys_source, values, strict=True))
+        return dict(zip(self._all_out_keys(), values, strict=True))
 
     def _over_time(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_time(read)
         batch = read.is_init.shape[:-1]
-        if list(self.out_keys) == self.out_keys_source[:1]:  # select_out_keys: nobody asks for the states
+        if list(self.out_keys) == list(self._all_out_keys()[:1]):  # select_out_keys: nobody asks for the states
             y = self.lstm.replay_output(x, is_init, stored)
             return {self.out_keys[0]: layout.unfold_time(y, batch)}
         y, state = self.lstm.replay(x, is_init, stored, self.hidden_output == "all")
         values = (layout.unfold_time(value, batch) for value in (y, *self._as_stored(state)))
-        return dict(zip(self.out_keys_source, values, strict=True))
+        return dict(zip(self._all_out_keys(), values, strict=True))
+
+    def _all_out_keys(self) -> Sequence[NestedKey]:
+        return all_out_keys(self, self._written_keys)
 
     def _as_stored(self, state: State) -> State:
         """Under autocast too, a stored state keeps the weights' dtype from step to step."""
@@ -282,7 +286,7 @@ class LSTMModule(TensorDictModuleBase):
         from torchrl.data import Unbounded
         from torchrl.envs import TensorDictPrimer
 
-        pairs = list(zip(self.in_keys[1:3], self.out_keys_source[1:], strict=True))
+        pairs = list(zip(self.in_keys[1:3], self._all_out_keys()[1:], strict=True))
         for read, written in pairs:
             if written != ("next", *(read if isinstance(read, tuple) else (read,))):
                 raise InputError(f"a primer needs out_keys ('next', <in_key>), got {written!r} for {read!r}")

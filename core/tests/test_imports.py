@@ -12,8 +12,8 @@ CORE = Path(rnn_backends.__file__).parent
 ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 # From the bottom up, as docs/architecture.md draws it: a module may import those in lower layers only.
 LAYERS = (
-    {"contract", "errors"},
-    {"hooks"},
+    {"contract", "errors", "_torch"},
+    {"hooks", "transforms"},
     {"registry", "crossovers"},
     {"ranking"},
     {"choose"},
@@ -26,7 +26,7 @@ LAYERS = (
 )
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
 # Imports inside a function, allowed where they are: (module, function, what is imported).
-LATE = {("lstm", "__prepare_scriptable__", ".scripting"), ("module", "make_tensordict_primer", "torchrl")}
+LATE = {("lstm", "scriptable", ".scripting"), ("module", "make_tensordict_primer", "torchrl")}
 MODULES = sorted(path.stem for path in CORE.glob("*.py"))
 
 
@@ -79,6 +79,48 @@ def test_no_layer_imports_one_above_it(module):
     for function, name in imports(module):
         if name.startswith(".") and not is_late(module, function, name):
             assert LEVEL[name[1:]] < LEVEL[module], f"{module}.py imports {name}, which is not below it"
+
+
+# Private by their effect, though their names do not begin with an underscore.
+UNDOCUMENTED = {"out_keys_source", "torchrl.modules.tensordict_module"}
+DOCUMENTED = {"_asdict", "_fields", "_make", "_replace"}  # typing.NamedTuple's public methods
+
+
+def own_private_names():
+    """Names with one leading underscore that core itself defines: functions, classes, variables and attributes."""
+    own = set()
+    for module in MODULES:
+        for node in ast.walk(ast.parse((CORE / f"{module}.py").read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                own.add(node.name)
+            elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+                own.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return own
+
+
+def names_used(tree):
+    """Attributes, also those named by a string in ``getattr`` and its like, and the parts of what is imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr", "delattr"):
+            yield from (part.value for part in node.args if isinstance(part, ast.Constant))
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from alias.name.split(".")
+        elif isinstance(node, ast.ImportFrom):
+            yield from (node.module or "").split(".") if not node.level else ()
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"_torch"}))
+def test_private_names_of_other_packages_are_used_in_one_file_alone(module):
+    text = (CORE / f"{module}.py").read_text()
+    used = {name for name in names_used(ast.parse(text)) if isinstance(name, str)}
+    private = {name for name in used if name.startswith("_") and not name.startswith("__")}
+    strange = private - own_private_names() - DOCUMENTED - {"_torch"}
+    strange |= {word for word in UNDOCUMENTED if word in text}
+    assert not strange, f"{module}.py uses {strange}: put it behind a function in _torch.py, with a fallback"
 
 
 def test_importing_core_imports_nothing_optional_and_no_plugin():

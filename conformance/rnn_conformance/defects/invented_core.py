@@ -6,6 +6,7 @@ written, or widened, after the first run, which the defect had survived.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from rnn_backends.mode import as_mode
 from rnn_backends.registry import get_backend
 from rnn_backends.resets import entry_from_hx, zero_at
 from rnn_backends.scripting import ScriptableLSTM
+from rnn_backends.transforms import traits_needed
 from rnn_backends.unroll import unroll
 from tensordict import TensorDictBase
 from tensordict.nn import skip_existing
@@ -54,6 +56,8 @@ def step_drops_each_direction_by_itself() -> list[Patch]:
         run, directions = self._backend.step or self._layer_as_step, self.spec.directions
         states: list[State] = []
         weights, dtype, uncast = self._ready()
+        if core.transforms_may_be_open():
+            self._check_transforms(weights, x, *stored, is_init)
         with uncast:
             x, hs, cs = x.to(dtype), stored.h.to(dtype), stored.c.to(dtype)
             for k, (w, h, c) in enumerate(zip(weights, hs.unbind(1), cs.unbind(1), strict=True)):
@@ -319,7 +323,14 @@ def rows_of_one_step_keep_hx() -> list[Patch]:
 @in_core("vmap_that_is_not_claimed_is_refused")
 def vmap_around_grad_not_refused() -> list[Patch]:
     """A backend without Trait.VMAP is refused within vmap only where vmap is the innermost transform."""
-    return [Patch(core, "_inside_vmap", lambda: retrieve_current_functorch_interpreter().key() == TransformType.Vmap)]
+
+    def wrong(tensors: Iterable[Tensor | None]) -> set[Trait]:
+        needed = traits_needed(tensors)
+        if Trait.VMAP in needed and retrieve_current_functorch_interpreter().key() != TransformType.Vmap:
+            needed.remove(Trait.VMAP)
+        return needed
+
+    return [Patch(core, "traits_needed", wrong)]
 
 
 @in_core()

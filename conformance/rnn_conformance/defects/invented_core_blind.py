@@ -95,6 +95,8 @@ def dropout_of_the_spec() -> list[Patch]:
         run = self._run_layers if every_end else self._run_layers_last
         spec = self.spec
         weights, dtype, uncast = self._ready()
+        if lstm_file.transforms_may_be_open():
+            self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
         with uncast:
             entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
             dropout = spec.dropout if self.training else 0.0

@@ -102,6 +102,8 @@ def dropout_set_later_is_not_seen() -> list[Patch]:
         spec = self.spec
         dropout = spec.dropout if self.training else 0.0
         weights, dtype, uncast = self._ready()
+        if rnn_backends.lstm.transforms_may_be_open():
+            self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
         with uncast:
             entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
             return run(weights, x.to(dtype), entry, starts, spec.bidirectional, dropout, every_end)
@@ -118,7 +120,6 @@ def a_refusal_is_given_once() -> list[Patch]:
         placed, self._placed = self._placed, (weight.device, weight.dtype)
         if placed != self._placed:
             rnn_backends.lstm.demand(self._backend, self.spec, weight.device, weight.dtype)
-        self._check_transforms()
         casts = self.autocast_dtype()
         weights = self.layer_weights()
         if casts is None:
