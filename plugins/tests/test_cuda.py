@@ -7,7 +7,8 @@ import torch
 from rnn_backends import LSTM, LSTMModule, State
 from rnn_backends.unroll import unroll
 from rnn_backends_plugins import cudnn
-from rnn_backends_plugins.cudnn.look import look
+from rnn_backends_plugins.cudnn.inputs import inspect_inputs
+from rnn_backends_plugins.testing.cudnn import cuda_on_cpu, guarded
 from rnn_conformance import check_backend
 from rnn_conformance.laws.catalogue import LAWS
 from tensordict import TensorDict
@@ -17,20 +18,20 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA dev
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Everything is read at once, and no cut is looked at afterwards."""
-    monkeypatch.setattr(cudnn, "_waits", lambda x: True)
+    """A stand-in for cuDNN, everything is read at once, and no cut is looked at afterwards."""
     monkeypatch.setattr(cudnn, "is_clean", None)
     cudnn._cached_plan.cache_clear()
-    yield
+    with cuda_on_cpu() as stand_in:
+        yield stand_in
     cudnn._cached_plan.cache_clear()
 
 
 @pytest.mark.parametrize("searching", [False, True])
 def test_every_law_holds_where_everything_is_read_at_once(as_on_a_gpu, monkeypatch, searching):
     if searching:
-        monkeypatch.setattr(cudnn.prices.Prices, "search", lambda prices, sequences: -1e9)
+        monkeypatch.setattr(cudnn.costs.Costs, "search", lambda costs, sequences: -1e9)
     eager = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
-    report = check_backend("cudnn", profile="smoke", laws=eager)
+    report = check_backend(guarded(cudnn.lstm_backend()), profile="smoke", laws=eager)
     assert report.ok, f"seed {report.header.seed}: {report.failures[0]}"
 
 
@@ -60,32 +61,32 @@ def test_a_look_sees_starts_and_stored_states(P, bias):
     weights, x, entry, starts = inputs(P=P, bias=bias)
     entry.c[3, 1, 2], entry.h[4, 2, 0] = -1.0, float("nan")
     entry.h[1, 1, 0], entry.c[5, 0, 1] = 2.0, float("nan")  # nothing starts there
-    seen = look(weights, x, entry, starts)
+    seen = inspect_inputs(weights, x, entry, starts)
     assert torch.from_numpy(seen.starts).equal(starts)
     assert seen.stored.nonzero()[0].tolist() == [3, 4]
     assert seen.stored.nonzero()[1].tolist() == [1, 2]
-    assert not seen.tame  # a state that is read is NaN
+    assert not seen.is_bounded  # a state that is read is NaN
     entry.h[4, 2, 0] = 0.0
-    assert look(weights, x, entry, starts).tame
+    assert inspect_inputs(weights, x, entry, starts).is_bounded
 
 
 def test_a_look_at_zeros_takes_no_memory_for_them():
     weights, x, entry, starts = inputs()
     zeros = State(*(v[:1, :1].expand_as(v) for v in entry))
-    seen = look(weights, x, zeros, starts)
+    seen = inspect_inputs(weights, x, zeros, starts)
     assert not seen.stored.any()
-    assert seen.tame
+    assert seen.is_bounded
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
 @pytest.mark.parametrize("where", ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h", "c"])
-def test_what_could_come_through_a_cut_is_not_tame(value, where):
+def test_what_could_come_through_a_cut_is_not_bounded(value, where):
     weights, x, entry, starts = inputs()
-    assert look(weights, x, entry, starts).tame
+    assert inspect_inputs(weights, x, entry, starts).is_bounded
     values = {**weights._asdict(), "x": x, "h": entry.h, "c": entry.c}
     with torch.no_grad():
         values[where].view(-1)[0] = value  # of a state: at t = 0, where one is read
-    assert not look(weights, x, entry, starts).tame
+    assert not inspect_inputs(weights, x, entry, starts).is_bounded
 
 
 @on_a_gpu

@@ -69,9 +69,9 @@ def tile_only(monkeypatch):
     monkeypatch.setattr(
         cudnn.plan,
         "_cost",
-        lambda places, prices: cost(places, prices) + 10**9 * (len(places[0].which) == places[0].rows),
+        lambda places, costs: cost(places, costs) + 10**9 * (len(places[0].which) == places[0].rows),
     )
-    monkeypatch.setattr(cudnn.plan, "_best_rows", lambda length, gap, B, prices: min(B, len(length)))
+    monkeypatch.setattr(cudnn.plan, "_best_rows", lambda length, gap, B, costs: min(B, len(length)))
     cudnn._cached_plan.cache_clear()
 
 
@@ -190,7 +190,7 @@ def test_every_law_holds_for_plans_that_are_searched_for(monkeypatch):
     from rnn_conformance import check_backend
     from rnn_conformance.laws.catalogue import LAWS
 
-    monkeypatch.setattr(cudnn.prices.Prices, "search", lambda prices, sequences: -1e9)
+    monkeypatch.setattr(cudnn.costs.Costs, "search", lambda costs, sequences: -1e9)
     cudnn._cached_plan.cache_clear()
     eager = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
     report = check_backend("cudnn", profile="smoke", laws=eager)

@@ -5,10 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rnn_backends_plugins.cudnn.costs import ELSEWHERE, Costs, costs_of
 from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, PROBE, REAL, Sequences, _cuts, make_plan
-from rnn_backends_plugins.cudnn.prices import ELSEWHERE, Prices, prices_of
 
-AS_IT_IS, SEARCHING = Prices(8, 128, 0.5), Prices(8, 128, -1e6)
+AS_IT_IS, SEARCHING = Costs(8, 128, 0.5), Costs(8, 128, -1e6)
 """Small batches stay aligned where the search has its price, so tiles and buckets are seen where it is a gain."""
 
 
@@ -45,8 +45,8 @@ def by_row(plan):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_every_step_has_its_own_cell(batch):
-    starts, seqs, must_head, every_end, prices = batch
-    plan = make_plan(seqs, must_head, every_end, prices)
+    starts, seqs, must_head, every_end, costs = batch
+    plan = make_plan(seqs, must_head, every_end, costs)
     assert len(set(plan.cell.tolist())) == starts.size
     assert (plan.kind[plan.cell] == REAL).all()
     assert int((plan.kind == REAL).sum()) == starts.size
@@ -56,9 +56,9 @@ def test_every_step_has_its_own_cell(batch):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_rows_are_whole_sequences_with_complete_cuts_between_them(batch):
-    starts, seqs, must_head, every_end, prices = batch
+    starts, seqs, must_head, every_end, costs = batch
     B = starts.shape[1]
-    plan = make_plan(seqs, must_head, every_end, prices)
+    plan = make_plan(seqs, must_head, every_end, costs)
     ends = np.append(starts[1:], np.ones((1, B), bool), 0).reshape(-1)
     starts = starts.reshape(-1)
     forced = set(seqs.start_index[must_head].tolist())
@@ -87,8 +87,8 @@ def test_rows_are_whole_sequences_with_complete_cuts_between_them(batch):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_probes_stand_behind_the_step_they_show(batch):
-    _, seqs, must_head, _, prices = batch
-    plan = make_plan(seqs, must_head, True, prices)
+    _, seqs, must_head, _, costs = batch
+    plan = make_plan(seqs, must_head, True, costs)
     where = cell_map(plan)
     for probe, end in zip(plan.probes.tolist(), plan.probed.tolist(), strict=True):
         k, step, row = where[probe]
@@ -98,23 +98,23 @@ def test_probes_stand_behind_the_step_they_show(batch):
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_final_sequences_are_tails_when_only_they_are_asked_for(batch):
-    starts, seqs, must_head, _, prices = batch
-    plan = make_plan(seqs, must_head, False, prices)
+    starts, seqs, must_head, _, costs = batch
+    plan = make_plan(seqs, must_head, False, costs)
     T, B = starts.shape
     assert sorted(i for i in plan.tails.tolist() if i >= (T - 1) * B) == list(range((T - 1) * B, T * B))
 
 
 @pytest.mark.parametrize("every_end", [True, False])
 @pytest.mark.parametrize("rate", [0.01, 0.03, 0.2])
-@pytest.mark.parametrize("prices", [AS_IT_IS, SEARCHING])
-def test_few_resets_cost_few_steps(every_end, rate, prices):
+@pytest.mark.parametrize("costs", [AS_IT_IS, SEARCHING])
+def test_few_resets_cost_few_steps(every_end, rate, costs):
     """Priced by the planner's own measure."""
     rng = np.random.default_rng(0)
     starts = rng.random((128, 64)) < rate
     starts[0] = True
     seqs = Sequences.of(starts)
-    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), every_end, prices)
-    assert sum(b.steps * (b.rows + prices.step) for b in plan.blocks) < 1.3 * 128 * (64 + prices.step)
+    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), every_end, costs)
+    assert sum(b.steps * (b.rows + costs.step) for b in plan.blocks) < 1.3 * 128 * (64 + costs.step)
 
 
 def test_a_small_batch_stays_aligned():
@@ -122,7 +122,7 @@ def test_a_small_batch_stays_aligned():
     starts = np.zeros((12, 3), bool)
     starts[0], starts[4, 1], starts[6, 1], starts[5, 2] = True, True, True, True
     seqs = Sequences.of(starts)
-    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), False, Prices(8, 128, 1.5))
+    plan = make_plan(seqs, np.zeros(len(seqs.row), bool), False, Costs(8, 128, 1.5))
     assert [(block.steps, block.rows) for block in plan.blocks] == [(14, 3)]
     t, b = np.divmod(np.arange(36), 3)
     late = np.cumsum(starts, 0)[t, b] - 1
@@ -132,20 +132,20 @@ def test_a_small_batch_stays_aligned():
 @settings(max_examples=150, deadline=None)
 @given(batches())
 def test_the_last_step_of_each_row_is_found_in_the_rows_order(batch):
-    starts, seqs, must_head, _, prices = batch
+    starts, seqs, must_head, _, costs = batch
     T, B = starts.shape
-    plan = make_plan(seqs, must_head, False, prices)
+    plan = make_plan(seqs, must_head, False, costs)
     assert plan.tails[plan.last].tolist() == [(T - 1) * B + b for b in range(B)]
 
 
-def test_prices_follow_the_size_and_the_kernel():
-    small, large = (prices_of(H, torch.float32, "cpu", fused=True, train=True) for H in (32, 512))
+def test_costs_follow_the_size_and_the_kernel():
+    small, large = (costs_of(H, torch.float32, "cpu", fused=True, train=True) for H in (32, 512))
     assert small.step > large.step > 1  # in cells, and a small one is soon done
-    assert prices_of(128, torch.float32, "cpu", fused=False, train=True).step > 10
-    assert prices_of(128, torch.float64, "cpu", fused=False, train=True).step > 5
-    forward, train = (prices_of(128, torch.float32, "cpu", fused=True, train=train) for train in (False, True))
+    assert costs_of(128, torch.float32, "cpu", fused=False, train=True).step > 10
+    assert costs_of(128, torch.float64, "cpu", fused=False, train=True).step > 5
+    forward, train = (costs_of(128, torch.float32, "cpu", fused=True, train=train) for train in (False, True))
     assert forward.search(100) == pytest.approx(3 * train.search(100))  # there is less to save
-    assert prices_of(128, torch.float32, "cuda", fused=False, train=True) == ELSEWHERE
+    assert costs_of(128, torch.float32, "cuda", fused=False, train=True) == ELSEWHERE
 
 
 def test_a_step_that_costs_much_is_shared_by_more_rows():
@@ -154,7 +154,7 @@ def test_a_step_that_costs_much_is_shared_by_more_rows():
     starts = rng.random((256, 8)) < 0.05
     starts[0] = True
     seqs = Sequences.of(starts)
-    cheap, dear = (make_plan(seqs, np.zeros(len(seqs.row), bool), True, Prices(step, 300, -1e6)) for step in (1, 60))
+    cheap, dear = (make_plan(seqs, np.zeros(len(seqs.row), bool), True, Costs(step, 300, -1e6)) for step in (1, 60))
     assert len(dear.blocks) == 1
     assert dear.blocks[0].steps < cheap.blocks[0].steps
 
@@ -179,7 +179,7 @@ def test_no_other_cuts_cost_less(lengths, step, call):
             for rest in every(last):
                 yield [(first, last), *rest]
 
-    found = _cuts(lengths, Prices(step, call, 0))
+    found = _cuts(lengths, Costs(step, call, 0))
     assert cost(found) == min(map(cost, every(0)))
     assert [last for _, last in found[:-1]] == [first for first, _ in found[1:]]
     assert (found[0][0], found[-1][1]) == (0, n)

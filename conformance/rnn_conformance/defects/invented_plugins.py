@@ -19,8 +19,8 @@ from rnn_backends_plugins.compile import ops as compile_ops
 from rnn_backends_plugins.compile.layer import Layer
 from rnn_backends_plugins.compile.products import Product
 from rnn_backends_plugins.cudnn import kernel as cudnn_kernel
+from rnn_backends_plugins.cudnn.costs import Costs
 from rnn_backends_plugins.cudnn.plan import Plan, Sequences, make_plan
-from rnn_backends_plugins.cudnn.prices import Prices
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
@@ -93,13 +93,13 @@ def plan_is_kept_without_what_it_was_asked_for() -> list[Patch]:
     plans: OrderedDict[Any, Plan] = OrderedDict()
 
     def cached_plan(
-        starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device, prices: Prices, at: int
+        starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device, costs: Costs, at: int
     ) -> Plan:
-        key = (starts, T, B, must_head, device, prices, at)
+        key = (starts, T, B, must_head, device, costs, at)
         if key not in plans:
             seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
             with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
-                plans[key] = make_plan(seqs, np.frombuffer(must_head, bool), every_end, prices).to(device)
+                plans[key] = make_plan(seqs, np.frombuffer(must_head, bool), every_end, costs).to(device)
             if len(plans) > 16:
                 plans.popitem(last=False)
         return plans[key]

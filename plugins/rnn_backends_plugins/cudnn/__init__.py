@@ -12,13 +12,14 @@ import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, hookimpl
 from rnn_backends.unroll import cell
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from . import kernel
-from .flush import collect_steps, fused, is_clean, run_plan, spread
-from .look import Seen, as_numpy, is_one_state, look
+from .. import _torch
+from . import kernel, target
+from .costs import Costs, costs_of
+from .flush import fused, gather_steps, is_clean, run_plan
+from .functions import scatter_rows
+from .inputs import PlanInputs, inspect_inputs, is_one_state
 from .plan import Plan, Sequences, make_plan
-from .prices import Prices, prices_of
 
 contract_version = 1
 
@@ -29,30 +30,27 @@ _REASON = "the plan is made from the resets' positions, which a traced graph doe
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
     T, B = starts.shape
-    seen = look(weights, x, entry, starts) if _waits(x) else None
-    where = as_numpy(starts) if seen is None else seen.starts
+    seen = inspect_inputs(weights, x, entry, starts) if target.on_cuda(x) else None
+    where = target.read(starts) if seen is None else seen.starts
     if not where[1:].any():  # every row is one sequence: nothing to plan
         y, c = fused(_params(weights), x, State(entry.h[0], entry.c[0]), weights.b_ih is not None)
         return State(y, c.expand(T, B, -1))
     seqs = Sequences.of(where)
     must_head = _must_head(weights, entry, seqs, every_end, seen)
-    key, prices = where.tobytes(), _prices(weights, x)
-    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device, prices, _stream(x))
+    key, costs = where.tobytes(), _costs(weights, x)
+    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device, costs, target.stream(x))
     y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     if seen is None and not must_head.all() and not is_clean(y, plan):
         every = np.ones_like(must_head)
-        plan = _cached_plan(key, T, B, every.tobytes(), every_end, x.device, prices, _stream(x))
+        plan = _cached_plan(key, T, B, every.tobytes(), every_end, x.device, costs, target.stream(x))
         y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
-    h = collect_steps(y, plan).view(T, B, -1)
+    h = gather_steps(y, plan).view(T, B, -1)
     return State(h, _cell_states(plan, tails, probed, T, B, every_end))
 
 
-def _waits(x: Tensor) -> bool:
-    """Whether to read a number is to wait for the device."""
-    return x.is_cuda
-
-
-def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: bool, seen: Seen | None) -> np.ndarray:
+def _must_head(
+    weights: LayerWeights, entry: State, seqs: Sequences, every_end: bool, seen: PlanInputs | None
+) -> np.ndarray:
     """Which sequences have to be the first of their row: those whose state is not known to be zero.
 
     All of them where a cell state is asked for and no PROBE can show it: under a projection, which is not
@@ -63,12 +61,12 @@ def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: 
     if torch.is_grad_enabled() and (entry.h.requires_grad or entry.c.requires_grad):
         return np.ones(len(seqs.row), bool)
     if seen is not None:
-        return seen.stored[seqs.first, seqs.row] | (not seen.tame)
+        return seen.stored[seqs.first, seqs.row] | (not seen.is_bounded)
     if is_one_state(entry):
         return np.full(len(seqs.row), bool(torch.cat([v[0, 0] for v in entry]).any()))
     at = torch.from_numpy(seqs.start_index).to(entry.h.device)
     h, c = _states_at(entry, at, seqs.B)
-    return as_numpy(h.any(-1) | c.any(-1))
+    return target.read(h.any(-1) | c.any(-1))
 
 
 def _states_at(entry: State, index: Tensor, B: int) -> State:
@@ -82,7 +80,7 @@ def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, ever
     """``[T, B, H]``: the cell states found, at their places; a view of the last ones if only those are asked for."""
     if every_end:
         at = torch.cat([plan.tails, plan.probed])
-        return spread(torch.cat([tails, probed]), at, T * B).view(T, B, -1)
+        return scatter_rows(torch.cat([tails, probed]), at, T * B).view(T, B, -1)
     return tails.index_select(0, plan.last).expand(T, B, -1)
 
 
@@ -94,22 +92,18 @@ def _cached_plan(
     must_head: bytes,
     every_end: bool,
     device: torch.device,
-    prices: Prices,
+    costs: Costs,
     stream: int,
 ) -> Plan:
     """One for each stream of a GPU: what one stream has sent there another may not have waited for."""
     seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
-    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):  # to be kept, whatever is at work now
-        return make_plan(seqs, np.frombuffer(must_head, bool), every_end, prices).to(device)
+    with _torch.outside_transforms(), torch.inference_mode(False):  # to be kept, whatever is at work now
+        return make_plan(seqs, np.frombuffer(must_head, bool), every_end, costs).to(device)
 
 
-def _stream(x: Tensor) -> int:
-    return torch.cuda.current_stream(x.device).cuda_stream if x.is_cuda else 0
-
-
-def _prices(w: LayerWeights, x: Tensor) -> Prices:
+def _costs(w: LayerWeights, x: Tensor) -> Costs:
     fused = kernel.is_fused(x.dtype, w.w_hr is not None)
-    return prices_of(w.w_ih.shape[0] // 4, x.dtype, x.device.type, fused, torch.is_grad_enabled())
+    return costs_of(w.w_ih.shape[0] // 4, x.dtype, x.device.type, fused, torch.is_grad_enabled())
 
 
 def _params(w: LayerWeights) -> list[Tensor]:

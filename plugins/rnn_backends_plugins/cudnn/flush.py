@@ -18,7 +18,6 @@ gradient. The idea of a step that empties the state is old (Element-Research/rnn
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -26,9 +25,11 @@ import numpy as np
 import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from . import kernel
+from .. import _torch
+from . import kernel, target
+from .flat import flat_weights
+from .functions import gather_rows, scatter_beside
 from .plan import FLUSH, HOLD, PROBE, Plan
 
 LOGIT = -10.0
@@ -39,73 +40,6 @@ SATURATED = 0.9
 
 FEATURES = {FLUSH: (1.0, -1.0, 0.0), HOLD: (1.0, 1.0, 0.0), PROBE: (0.0, 0.0, 1.0)}
 """Values of the added features: close i and o; forget (-1) or keep (+1); probe."""
-
-
-class _Spread(torch.autograd.Function):
-    """``values [N, F]`` -> ``[cells, F + extra]``: zero where no value goes, ``beside [cells, extra]`` at their right.
-
-    ``cell [N]`` has no index twice; ``beside`` is ``None`` where nothing is added.
-    """
-
-    @staticmethod
-    def forward(values: Tensor, cell: Tensor, cells: int, beside: Tensor | None) -> Tensor:
-        F = values.shape[1]
-        out = values.new_zeros(cells, F + (0 if beside is None else beside.shape[1]))
-        out[:, :F].index_copy_(0, cell, values)
-        if beside is not None:
-            out[:, F:] = beside
-        return out
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, cell, *_ = inputs
-        ctx.features = values.shape[1]
-        ctx.save_for_backward(cell)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (cell,) = ctx.saved_tensors
-        return grad[:, : ctx.features].index_select(0, cell), None, None, None
-
-
-class _Collect(torch.autograd.Function):
-    """``values [cells, F]`` -> ``values[cell]``; the backward pass copies where ``index_select``'s would add."""
-
-    @staticmethod
-    def forward(values: Tensor, cell: Tensor) -> Tensor:
-        return values.index_select(0, cell)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, cell = inputs
-        ctx.shape = values.shape
-        ctx.save_for_backward(cell)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (cell,) = ctx.saved_tensors
-        return _spread(grad, cell, ctx.shape[0], None), None
-
-
-def _quick(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``function.apply``; where ``torch.func`` is not at work, without the inspection that its form costs (60 us)."""
-
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            output = function.forward(*inputs)
-            function.setup_context(ctx, inputs, output)
-            return output
-
-        backward = function.backward
-
-    def apply(*inputs: Any) -> Any:
-        return (function if torch._C._are_functorch_transforms_active() else Eager).apply(*inputs)
-
-    return apply
-
-
-_spread, _collect = _quick(_Spread), _quick(_Collect)
 
 
 def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tuple[Tensor, Tensor, Tensor]:
@@ -120,17 +54,20 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
     Returns:
         ``y [cells, P]``, the final cell states ``[rows, H]``, and the probed ones ``[probes, H]``.
     """
-    params = _widened(weights, probing=len(plan.probes) > 0)
+    params, bias = _widened(weights, probing=len(plan.probes) > 0), weights.b_ih is not None
+    if len(plan.blocks) > 1 and target.serves(x):  # once for all blocks
+        H = params[0].shape[0] // 4
+        params, bias = flat_weights(params, bias, H, 0 if weights.w_hr is None else len(weights.w_hr), 1, False), True
     I = x.shape[2]  # noqa: E741
     extra = params[0].shape[1] - I
-    wide = _spread(x.reshape(-1, I), plan.cell, len(plan.kind), _features(plan, extra, x.dtype))
+    wide = scatter_beside(x.reshape(-1, I), plan.cell, len(plan.kind), _features(plan, extra, x.dtype))
     rows = [block.rows for block in plan.blocks]
     # not slices: each one's gradient would be filled up to all cells, and they would be added
     pieces = wide.split([block.steps * block.rows for block in plan.blocks])
     ys, cs = [], []
     for block, piece, h, c in zip(plan.blocks, pieces, heads.h.split(rows), heads.c.split(rows), strict=True):
         x = piece.view(block.steps, block.rows, -1)
-        y, c = fused(params, x, State(h, c), weights.b_ih is not None)
+        y, c = fused(params, x, State(h, c), bias)
         ys.append(y.reshape(block.steps * block.rows, -1))
         cs.append(c)
     y, c = (ys[0], cs[0]) if len(ys) == 1 else (torch.cat(ys), torch.cat(cs))
@@ -143,14 +80,9 @@ def fused(params: list[Tensor], x: Tensor, start: State, bias: bool) -> tuple[Te
     return y, end.c.squeeze(0)
 
 
-def collect_steps(y: Tensor, plan: Plan) -> Tensor:
+def gather_steps(y: Tensor, plan: Plan) -> Tensor:
     """``y [cells, P]`` -> ``[T * B, P]``: the real steps, in the batch's order."""
-    return _collect(y, plan.cell)
-
-
-def spread(values: Tensor, cell: Tensor, cells: int) -> Tensor:
-    """``values [N, F]`` -> ``[cells, F]``, each at its place and zero elsewhere; the inverse of collecting."""
-    return _spread(values, cell, cells, None)
+    return gather_rows(y, plan.cell)
 
 
 def is_clean(y: Tensor, plan: Plan) -> bool:
@@ -164,14 +96,14 @@ def is_clean(y: Tensor, plan: Plan) -> bool:
 def _unprobed(y: Tensor, plan: Plan, like: Tensor) -> Tensor:
     if not len(plan.probes):
         return like[:0]
-    return _collect(y, plan.probes).atanh() / torch.sigmoid(y.new_full((), LOGIT))
+    return gather_rows(y, plan.probes).atanh() / torch.sigmoid(y.new_full((), LOGIT))
 
 
 def _widened(w: LayerWeights, probing: bool) -> list[Tensor]:
     """The kernel's parameters, ``w_ih`` with the columns of the added features."""
     biases = [b for b in (w.b_ih, w.b_hh) if b is not None]
     width = 3 if probing else 2
-    if w.w_ih.is_cuda:  # tensor cores want rows of a multiple of 8
+    if target.on_cuda(w.w_ih):  # tensor cores want rows of a multiple of 8
         width += -(w.w_ih.shape[1] + width) % 8
     H = w.w_ih.shape[0] // 4
     columns = (_reach(w, biases).view(4, H, 1) * _signs(width, w.w_ih.dtype, w.w_ih.device)).view(4 * H, width)
@@ -192,7 +124,7 @@ def _signs(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 @lru_cache(maxsize=16)
 def _features(plan: Plan, width: int, dtype: torch.dtype) -> Tensor:
     """``[cells, width]``: what the added features are in each cell; outside every mode and transform, to be kept."""
-    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
+    with _torch.outside_transforms(), torch.inference_mode(False):
         return _table(tuple(FEATURES.items()), width, dtype, plan.kind.device).index_select(0, plan.kind)
 
 
@@ -202,8 +134,8 @@ def _table(rows: tuple[Any, ...], width: int, dtype: torch.dtype, device: torch.
     found = np.zeros((4, max(3, width)))
     for place, values in rows:
         found[place, :3] = values
-    with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
-        return torch.as_tensor(np.ascontiguousarray(found[:, :width]), dtype=dtype, device=device)
+    with _torch.outside_transforms(), torch.inference_mode(False):
+        return target.send(torch.from_numpy(np.ascontiguousarray(found[:, :width])).to(dtype), device)
 
 
 def _reach(w: LayerWeights, biases: list[Tensor]) -> Tensor:

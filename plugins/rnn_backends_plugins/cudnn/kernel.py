@@ -17,6 +17,10 @@ import torch
 from rnn_backends import State
 from torch import Tensor
 
+from .. import _torch
+from . import target
+from .flat import flat_weights
+
 WORKSPACE = {torch.float32: 62, torch.bfloat16: 43}
 """Bytes that the kernel keeps for each unit and cell, measured; in other dtypes it is another kernel."""
 
@@ -56,6 +60,9 @@ def run(
         wide = [v.float() for v in params], x.float(), State(state.h.float(), state.c.float())
         y, end = run(*wide, bias, layers, bidirectional)
         return y.to(x.dtype), State(end.h.to(x.dtype), end.c.to(x.dtype))
+    if target.serves(x):
+        params, bias = in_one_buffer(params, bias, state, layers, bidirectional), True
+        state = contiguous(state)
     T, train = x.shape[0], torch.is_grad_enabled()
     pieces = 1 if bidirectional else _pieces(x, state, layers)
     ys = []
@@ -64,6 +71,17 @@ def run(
         ys.append(y)
         state = State(h, c)
     return torch.cat(ys) if len(ys) > 1 else ys[0], state
+
+
+def in_one_buffer(params: list[Tensor], bias: bool, state: State, layers: int, bidirectional: bool) -> list[Tensor]:
+    """The weights as cuDNN takes them, biases included: see flat.py."""
+    H, P = state.c.shape[2], state.h.shape[2]
+    return flat_weights(params, bias, H, P if P != H else 0, layers, bidirectional)
+
+
+def contiguous(state: State) -> State:
+    """The state as ``_cudnn_rnn`` demands it; oneDNN takes any layout."""
+    return State(state.h.contiguous(), state.c.contiguous())
 
 
 def step(params: list[Tensor], x: Tensor, state: State, bias: bool) -> State:
@@ -105,17 +123,15 @@ def _computes_wide(x: Tensor, state: State) -> bool:
 
 def is_fused(dtype: torch.dtype, projected: bool) -> bool:
     """Whether oneDNN's kernel serves on a CPU; torch's other one is a few operators a step."""
-    return not projected and torch._C._get_mkldnn_enabled() and _onednn_knows(dtype)
+    return not projected and bool(torch.backends.mkldnn.enabled) and _onednn_knows(dtype)
 
 
 @lru_cache(maxsize=4)
 def _onednn_knows(dtype: torch.dtype) -> bool:
     """Whether this build has oneDNN, and this processor what its kernel wants for a dtype."""
-    ops = torch.ops.mkldnn
     if dtype not in (torch.bfloat16, torch.float16):
         return torch.backends.mkldnn.is_available() and dtype == torch.float32
-    known = ops._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else ops._is_mkldnn_fp16_supported
-    return torch.backends.mkldnn.is_available() and bool(known())
+    return torch.backends.mkldnn.is_available() and _torch.onednn_knows(dtype)
 
 
 def _pieces(x: Tensor, state: State, layers: int) -> int:

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .prices import Prices
+from . import target
+from .costs import Costs
 
 REAL, FLUSH, HOLD, PROBE = range(4)
 """What a cell of a block holds: a real step, or a synthetic one (see flush.py)."""
@@ -106,12 +107,11 @@ class Plan:
         if device.type == "cpu":
             return self
         parts = [getattr(self, field.name) for field in fields(self) if field.name != "blocks"]
-        packed = torch.cat(parts)
-        packed = packed.pin_memory() if device.type == "cuda" else packed
-        return Plan(self.blocks, *packed.to(device, non_blocking=True).split([len(part) for part in parts]))
+        packed = target.send(torch.cat(parts), device)
+        return Plan(self.blocks, *packed.split([len(part) for part in parts]))
 
 
-def make_plan(seqs: Sequences, must_head: Ints, every_end: bool, prices: Prices) -> Plan:
+def make_plan(seqs: Sequences, must_head: Ints, every_end: bool, costs: Costs) -> Plan:
     """Lay the sequences out. A better plan is not sought where it could save less than the search costs.
 
     Args:
@@ -119,22 +119,22 @@ def make_plan(seqs: Sequences, must_head: Ints, every_end: bool, prices: Prices)
         must_head: ``[n]`` bool: those that start from a state that is not known to be zero.
         every_end: whether the cell state is asked for at every end (then a gap is three steps), or only of the
             sequences that end with their row of the batch (then those come last in theirs).
-        prices: what steps, calls and the search cost.
+        costs: what steps, calls and the search cost.
     """
     gap = 3 if every_end else 1
     everything = np.arange(len(seqs.row))
     if not (must_head & (seqs.first > 0)).any():
         aligned = _aligned(seqs, gap)
-        if _cost([aligned], prices) <= _least_cost(seqs, prices) + prices.search(len(seqs.row)):
+        if _cost([aligned], costs) <= _least_cost(seqs, costs) + costs.search(len(seqs.row)):
             return _assemble(seqs, [aligned], gap)
-    options = [_buckets(seqs, everything, prices)]
+    options = [_buckets(seqs, everything, costs)]
     if must_head.sum() <= seqs.B:
-        options.append([_tile(seqs, everything, must_head, gap, every_end, prices)])
+        options.append([_tile(seqs, everything, must_head, gap, every_end, costs)])
     elif not must_head.all():
         rest = everything[~must_head]
-        tiled = _tile(seqs, rest, must_head[rest], gap, every_end, prices)
-        options.append([*_buckets(seqs, everything[must_head], prices), tiled])
-    return _assemble(seqs, min(options, key=lambda places: _cost(places, prices)), gap)
+        tiled = _tile(seqs, rest, must_head[rest], gap, every_end, costs)
+        options.append([*_buckets(seqs, everything[must_head], costs), tiled])
+    return _assemble(seqs, min(options, key=lambda places: _cost(places, costs)), gap)
 
 
 def aligned_plan(seqs: Sequences, every_end: bool) -> Plan:
@@ -149,14 +149,14 @@ def tiled_plan(seqs: Sequences, rows: int, every_end: bool) -> Plan:
     return _assemble(seqs, [_tile(seqs, everything, np.zeros(len(seqs.row), bool), gap, every_end, rows)], gap)
 
 
-def _cost(places: list[_Place], prices: Prices) -> float:
+def _cost(places: list[_Place], costs: Costs) -> float:
     """In cells."""
-    return sum(place.steps * (place.rows + prices.step) + prices.call for place in places)
+    return sum(place.steps * (place.rows + costs.step) + costs.call for place in places)
 
 
-def _least_cost(seqs: Sequences, prices: Prices) -> float:
+def _least_cost(seqs: Sequences, costs: Costs) -> float:
     """What no plan can cost less than: without a synthetic step, in one block."""
-    return seqs.T * seqs.B + int(seqs.length.max()) * prices.step + prices.call
+    return seqs.T * seqs.B + int(seqs.length.max()) * costs.step + costs.call
 
 
 @dataclass(frozen=True)
@@ -180,16 +180,16 @@ def _aligned(seqs: Sequences, gap: int) -> _Place:
     return _Place(n, seqs.row, step, is_head, seqs.is_final, int((step + seqs.length).max()), seqs.B)
 
 
-def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bool, prices: Prices | int) -> _Place:
+def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bool, costs: Costs | int) -> _Place:
     """Longest first into the emptiest row; heads before all others, the batch's final sequences after them.
 
-    Into as many rows as ``prices`` make the best, or into that many.
+    Into as many rows as ``costs`` make the best, or into that many.
     """
     length = seqs.length[which]
     final = seqs.is_final[which] & (not every_end)
     lone = must_head & final  # a head that is also final: nothing may follow it, so the others need a row more
     least = (must_head.sum(), final.sum(), lone.sum() + (not must_head.all()))
-    rows = prices if isinstance(prices, int) else _best_rows(length, gap, seqs.B, prices)
+    rows = costs if isinstance(costs, int) else _best_rows(length, gap, seqs.B, costs)
     rows = max(rows, *map(int, least))
     rank = np.where(must_head, 0, np.where(final, 1, 2))
     order = np.lexsort((-length, rank))
@@ -230,38 +230,38 @@ def _in_rows(which: Ints, length: Ints, row: Ints, rank: Ints, gap: int, rows: i
     return _Place(which, row, step, is_head, is_tail, int((step + length).max()), rows)
 
 
-def _best_rows(length: Ints, gap: int, B: int, prices: Prices) -> int:
+def _best_rows(length: Ints, gap: int, B: int, costs: Costs) -> int:
     """The number of rows for which a block costs least, of ``B`` times powers of two and a few more."""
     n, total = len(length), int(length.sum()) + gap * len(length)
     snug = -(-total // int(length.max()))  # the fewest rows in which the longest sequence sets the steps
     options = [min(n, rows) for rows in (B, snug, 2 * B, 4 * B, 8 * B)] + [n]
 
     def cost(rows: int) -> float:
-        return max(int(length.max()), -(-(total - gap * rows) // rows)) * (rows + prices.step)
+        return max(int(length.max()), -(-(total - gap * rows) // rows)) * (rows + costs.step)
 
     return min(options, key=cost)
 
 
-def _buckets(seqs: Sequences, which: Ints, prices: Prices) -> list[_Place]:
+def _buckets(seqs: Sequences, which: Ints, costs: Costs) -> list[_Place]:
     """Each sequence in a row of its own, in a few blocks of similar lengths."""
     which = which[np.argsort(-seqs.length[which], kind="stable")]
     places = []
-    for first, last in _cuts(seqs.length[which], prices):
+    for first, last in _cuts(seqs.length[which], costs):
         part = which[first:last]
         yes, row = np.ones(len(part), bool), np.arange(len(part))
         places.append(_Place(part, row, 0 * row, yes, yes, int(seqs.length[part[0]]), len(part)))
     return places
 
 
-def _cuts(length: Ints, prices: Prices) -> list[tuple[int, int]]:
+def _cuts(length: Ints, costs: Costs) -> list[tuple[int, int]]:
     """Cut a falling list of lengths into at most MAX_BLOCKS pieces of least total cost, by dynamic programming.
 
-    The cost is convex in the number of pieces (the prices have Monge's property), so the first piece more that saves
+    The cost is convex in the number of pieces (the costs have Monge's property), so the first piece more that saves
     nothing is the last to be tried.
     """
     edges = np.unique(np.linspace(0, len(length), 33).astype(int))
     ahead = edges[None, :] - edges[:, None]  # [from, to]
-    price = np.where(ahead > 0, np.append(length, 0)[edges][:, None] * (ahead + prices.step) + prices.call, _FULL)
+    price = np.where(ahead > 0, np.append(length, 0)[edges][:, None] * (ahead + costs.step) + costs.call, _FULL)
     best, came = np.where(edges == 0, 0, _FULL), []
     for _ in range(MAX_BLOCKS):
         total = np.concatenate([best[:, None] + price, best[None, :]])  # one block more, or none

@@ -1,4 +1,4 @@
-"""What a plan is made from, read off a GPU in one transfer: reading waits until the GPU has come that far.
+"""What a plan is made from, read off a GPU in one transfer: to read is to wait until the GPU has reached that point.
 
 On a CPU reading costs nothing, so there it is read where it is needed, and whether a cut did its work is seen
 afterwards (``flush.is_clean``). Here that would be a second wait, so what could spoil a cut is looked for beforehand:
@@ -13,27 +13,28 @@ import numpy as np
 import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+
+from . import target
 
 LARGEST_STATE = 1e4
 """Of a stored cell state: beyond it a PROBE could lose its precision."""
 
 
-class Seen(NamedTuple):
+class PlanInputs(NamedTuple):
     """What is known of a batch.
 
     Attributes:
         starts: ``[T, B]`` bool.
         stored: ``[T, B]`` bool: a sequence starts here from a state that is not known to be zero.
-        tame: whether nothing that goes in can come through a cut.
+        is_bounded: whether all inputs are finite and small enough that none can leak through a FLUSH step.
     """
 
     starts: np.ndarray
     stored: np.ndarray
-    tame: bool
+    is_bounded: bool
 
 
-def look(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Seen:
+def inspect_inputs(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> PlanInputs:
     """Read everything at once.
 
     Args:
@@ -45,10 +46,10 @@ def look(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Seen
     with torch.no_grad():
         read = State(*(v.detach()[:1, :1] for v in entry)) if is_one_state(entry) else _where(starts, entry)
         stored = (read.h.any(-1) | read.c.any(-1)) & starts
-        found = torch.cat([starts.flatten(), stored.flatten(), _is_tame(weights, x, read).reshape(1)])
-    seen = as_numpy(found)
+        found = torch.cat([starts.flatten(), stored.flatten(), _is_bounded(weights, x, read).reshape(1)])
+    seen = target.read(found)
     first, second = seen[:-1].reshape(2, *starts.shape)
-    return Seen(first, second, bool(seen[-1]))
+    return PlanInputs(first, second, bool(seen[-1]))
 
 
 def is_one_state(entry: State) -> bool:
@@ -61,7 +62,7 @@ def _where(starts: Tensor, entry: State) -> State:
     return State(*(torch.where(starts.unsqueeze(-1), v.detach(), 0) for v in entry))
 
 
-def _is_tame(w: LayerWeights, x: Tensor, read: State) -> Tensor:
+def _is_bounded(w: LayerWeights, x: Tensor, read: State) -> Tensor:
     """A bool on the device; NaN anywhere makes it false, as it compares with nothing."""
     by_x, by_h = (v.detach().abs().sum(1).amax() for v in (w.w_ih, w.w_hh))
     widest = torch.ones_like(by_h) if w.w_hr is None else w.w_hr.detach().abs().sum(1).amax()
@@ -74,11 +75,3 @@ def _is_tame(w: LayerWeights, x: Tensor, read: State) -> Tensor:
 
 def _largest(value: Tensor) -> Tensor:
     return value.detach().abs().amax() if value.numel() else value.new_zeros(())
-
-
-def as_numpy(value: Tensor) -> np.ndarray:
-    """Also inside ``torch.func.grad``, whose wrapped tensors have no memory of their own."""
-    while torch._C._functorch.is_gradtrackingtensor(value):
-        value = torch._C._functorch.get_unwrapped(value)
-    with temporarily_clear_interpreter_stack():  # or every call wraps its result again
-        return value.cpu().numpy()

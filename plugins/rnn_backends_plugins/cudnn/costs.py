@@ -1,6 +1,6 @@
 """What the kernel's work costs beside its cells (a cell: one row at one step), for the planner.
 
-A call over ``T`` steps of ``B`` rows takes time like ``T B + step T + call``, in cells. The prices on a CPU were
+A call over ``T`` steps of ``B`` rows takes time like ``T B + step T + call``, in cells. The costs on a CPU were
 fitted to forward and backward passes over 4 to 128 rows and 4 to 60 steps, H = 32 to 512, two threads:
 docs/performance.md, "What a step costs".
 """
@@ -16,7 +16,7 @@ SEARCH = (400.0, 0.5)
 """Microseconds that the search for a better plan takes, amid other work: by itself, and for each sequence."""
 
 
-class Prices(NamedTuple):
+class Costs(NamedTuple):
     """In cells: of a step beside its rows, of one more call of the kernel, and of a microsecond on the host."""
 
     step: float
@@ -28,13 +28,13 @@ class Prices(NamedTuple):
         return self.microsecond * (SEARCH[0] + SEARCH[1] * sequences)
 
 
-ELSEWHERE = Prices(8, 128, 0.5)
+ELSEWHERE = Costs(8, 128, 0.5)
 """On a GPU: a guess, nothing was measured there."""
 
 
 @lru_cache(maxsize=64)
-def prices_of(H: int, dtype: torch.dtype, device: str, fused: bool, train: bool) -> Prices:
-    """The prices of a layer with ``H`` units.
+def costs_of(H: int, dtype: torch.dtype, device: str, fused: bool, train: bool) -> Costs:
+    """The costs of a layer with ``H`` units.
 
     Args:
         H: hidden size.
@@ -52,4 +52,4 @@ def prices_of(H: int, dtype: torch.dtype, device: str, fused: bool, train: bool)
     else:
         cell = (2.6 if wide > 1 else 1.0) * (1e-4 * H + 1.5e-2) * H
         step, call = 70.0 + 6 * cell, 600.0
-    return Prices(step / cell, call / cell, (1 if train else 3) / cell)
+    return Costs(step / cell, call / cell, (1 if train else 3) / cell)

@@ -1,0 +1,156 @@
+"""The weights as cuDNN wants them: in one buffer, biases included, in the order that cuDNN itself names.
+
+torch looks whether the parameters that it gets already lie so in the memory of the first one
+(``try_get_weight_buf`` in aten/src/ATen/native/cudnn/RNN.cpp). Where they do not, it warns and copies them in every
+call, with some hundreds of calls of cuDNN's library for each layer. Where it takes them to lie so, it hands cuDNN the
+memory as it is. Two things of that look are not enough, and both give wrong numbers without a word:
+
+- Without biases torch still describes a network that has two of them, whose values are whatever lies behind the last
+  matrix: zeros, if ``flatten_parameters`` made the buffer for this very network. In the buffer of a network of more
+  layers or directions the next layer's ``w_ih`` lies there. A call of the first layer alone finds its matrices at the
+  right places at the front of that buffer, and takes the next layer's weights for biases. (cuDNN lays out all layers'
+  matrices first, and all biases after them; so with biases the look fails, and torch copies.) The same happens to
+  ``torch.nn.LSTM(bias=False)`` whose parameters are views of one vector, as
+  ``torch.nn.utils.vector_to_parameters`` makes them.
+- Only the last parameter is asked whether it is contiguous.
+
+So cuDNN gets a buffer of our own, made in each call with a copy or two, and always with biases. Where the parameters
+have biases, are contiguous and lie at the right places already (``flatten_parameters`` put them there), they go as
+they are. Nothing is kept from call to call but the offsets: ``_version`` does not count what is written through
+``.data``, so no cache of weights could be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import _torch
+from .functions import eager_or_functional
+
+
+class Layout(NamedTuple):
+    """Where each weight lies in a buffer of ``size`` elements: ``offsets``, biases included, in torch's order."""
+
+    size: int
+    offsets: tuple[int, ...]
+
+
+def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, bidirectional: bool) -> list[Tensor]:
+    """The parameters of all layers as cuDNN takes them without a copy and without a warning, biases always included.
+
+    Args:
+        params: of all layers and directions, in torch's order.
+        bias: whether there are biases among them; where not, zeros are added.
+        H: hidden size.
+        P: size of the projected output; 0 without a projection.
+        layers: how many.
+        bidirectional: whether there is a reverse direction.
+
+    Returns:
+        Tensors with the same values and shapes in one buffer; gradients go to ``params``.
+    """
+    first = params[0]
+    found = layout(first.shape[1], H, P, layers, bidirectional, first.dtype, first.device)
+    if found is None:  # torch copies and warns; with biases and contiguous matrices its look cannot be wrong
+        return _with_biases([value.contiguous() for value in params], bias, H, P)
+    if bias and is_flat(params, found):
+        return params
+    return list(_flatten(found, bias, H, P, *params))
+
+
+def is_flat(params: Sequence[Tensor], layout: Layout) -> bool:
+    """Whether they lie in one memory at the layout's places."""
+    start, step = params[0].untyped_storage().data_ptr(), params[0].element_size()
+    return params[0].untyped_storage().nbytes() >= layout.size * step and all(
+        value.data_ptr() == start + offset * step and value.is_contiguous()
+        for value, offset in zip(params, layout.offsets, strict=True)
+    )
+
+
+@lru_cache(maxsize=256)
+def layout(
+    I: int,  # noqa: E741
+    H: int,
+    P: int,
+    layers: int,
+    bidirectional: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Layout | None:
+    """Ask cuDNN where each weight lies; ``None`` where it does not say. One for each device."""
+    with _torch.outside_transforms(), torch.inference_mode(False), torch.no_grad():
+        weights = [torch.empty(shape, dtype=dtype, device=device) for shape in _shapes(I, H, P, layers, bidirectional)]
+        buffer = _torch.flatten_for_cudnn(weights, 5 if P else 4, I, H, P, layers, bidirectional)
+        if buffer is None:
+            return None
+        return Layout(buffer.numel(), tuple(int(value.storage_offset()) for value in weights))
+
+
+def _shapes(I: int, H: int, P: int, layers: int, bidirectional: bool) -> list[tuple[int, ...]]:  # noqa: E741
+    """Of all weights, biases included, in torch's order."""
+    directions = 2 if bidirectional else 1
+    shapes: list[tuple[int, ...]] = []
+    for k in range(layers * directions):
+        width = I if k < directions else (P or H) * directions
+        shapes += [(4 * H, width), (4 * H, P or H), (4 * H,), (4 * H,), *([(P, H)] if P else [])]
+    return shapes
+
+
+def _with_biases(params: list[Tensor], bias: bool, H: int, P: int) -> list[Tensor]:
+    """The parameters, with zeros for biases that are not there."""
+    if bias:
+        return params
+    zeros = params[0].new_zeros(4 * H)
+    size = 3 if P else 2
+    layers = [params[k : k + size] for k in range(0, len(params), size)]
+    return [value for layer in layers for value in (*layer[:2], zeros, zeros, *layer[2:])]
+
+
+def _places(number: int, bias: bool, P: int) -> list[int]:
+    """Which of the weights with biases the ``number`` parameters are."""
+    if bias:
+        return list(range(number))
+    size, kept = (5, (0, 1, 4)) if P else (4, (0, 1))
+    return [layer * size + place for layer in range(number // len(kept)) for place in kept]
+
+
+class _Flatten(torch.autograd.Function):
+    """``(layout, bias, H, P, *params)`` -> the weights, biases included, in a new buffer."""
+
+    @staticmethod
+    def forward(layout: Layout, bias: bool, H: int, P: int, *params: Tensor) -> tuple[Tensor, ...]:
+        places = _places(len(params), bias, P)
+        buffer = params[0].new_zeros(layout.size)
+        shapes: list[tuple[int, ...]] = [(4 * H,)] * len(layout.offsets)
+        for place, value in zip(places, params, strict=True):
+            shapes[place] = tuple(value.shape)
+        memory = buffer.untyped_storage()
+        # not views: to autograd they are tensors of their own
+        weights = tuple(
+            buffer.new_empty(0).set_(memory, offset, shape, _strides(shape))
+            for offset, shape in zip(layout.offsets, shapes, strict=True)
+        )
+        _torch.copy_each([weights[place] for place in places], [value.detach() for value in params])
+        return weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, bias, _, P, *params = inputs
+        ctx.places = _places(len(params), bias, P)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *(grads[place] for place in ctx.places)
+
+
+_flatten = eager_or_functional(_Flatten)
+
+
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[1], 1) if len(shape) == 2 else (1,)

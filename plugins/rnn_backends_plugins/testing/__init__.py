@@ -1,0 +1,1 @@
+"""Test doubles for devices that are not there; nothing here runs outside tests."""

@@ -1,0 +1,244 @@
+"""The stand-in for cuDNN refuses, warns and errs as torch's source says, and the laws hold over it on every path."""
+
+import pytest
+import torch
+from rnn_backends import LSTM
+from rnn_backends_plugins import cudnn
+from rnn_backends_plugins.cudnn import flat, kernel
+from rnn_backends_plugins.testing.cudnn import CHUNK_WARNING, HostSyncError, NoHostSync, cuda_on_cpu, guarded, order
+from rnn_conformance import check_backend
+from rnn_conformance.catalogue import LAWS
+from torch import nn
+
+EAGER = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
+
+
+@pytest.fixture
+def gpu():
+    with cuda_on_cpu() as stand_in:
+        yield stand_in
+
+
+def check(laws=EAGER, **options):
+    return check_backend(guarded(cudnn.lstm_backend()), profile="smoke", laws=laws, **options)
+
+
+def problem(layers=1, bias=True, bidirectional=False, P=0, dtype=torch.float64):
+    torch.manual_seed(3)
+    lstm = LSTM(3, 5, layers, bias=bias, bidirectional=bidirectional, proj_size=P, dtype=dtype, lstm_backend="cudnn")
+    return lstm, torch.randn(7, 4, 3, dtype=dtype), torch.rand(7, 4) < 0.3
+
+
+def call(x, weights, h, c, bias=True, layers=1, bidirectional=False, train=True):
+    return torch.lstm(x, (h, c), weights, bias, layers, 0.0, train, bidirectional, False)
+
+
+def test_every_law_holds(gpu):
+    report = check()
+    assert report.ok, f"seed {report.header.seed}: {report.failures[0]}"
+    assert len(gpu.calls) > 500
+
+
+def undo_contiguity(monkeypatch):
+    monkeypatch.setattr(kernel, "contiguous", lambda state: state)
+
+
+def undo_the_buffer(monkeypatch):
+    monkeypatch.setattr(
+        kernel, "flat_weights", lambda params, bias, *sizes: flat._with_biases(params, bias, *sizes[:2])
+    )
+
+
+def undo_the_biases(monkeypatch):
+    """The parameters as they are, without biases too: what the fault on the GPU was."""
+    original = torch.lstm
+
+    def lstm(x, hx, params, bias, *rest):
+        return original(x, hx, params, len(params) % 4 == 0 or len(params) % 5 == 0, *rest)
+
+    monkeypatch.setattr(torch, "lstm", lstm)
+    monkeypatch.setattr("rnn_backends_plugins.testing.cudnn.warnings.warn", lambda *args, **options: None)
+    monkeypatch.setattr(kernel, "flat_weights", lambda params, *options: params)
+
+
+@pytest.mark.parametrize(
+    ("undo", "verdict", "message"),
+    [
+        (undo_contiguity, "crashed", "x is not contiguous"),
+        (undo_the_buffer, "crashed", "not part of single contiguous chunk"),
+        (undo_the_biases, "failed", "times its tolerance"),
+    ],
+)
+def test_the_laws_would_have_shown_each_fault_of_the_gpu(gpu, monkeypatch, undo, verdict, message):
+    undo(monkeypatch)
+    report = check()
+    assert any(r.verdict == verdict and message in r.message for r in report.failures), report.failures
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_state_that_is_not_contiguous_is_refused(gpu, which):
+    lstm, x, _ = problem()
+    state = [torch.zeros(1, 4, 5, dtype=x.dtype), torch.zeros(1, 4, 5, dtype=x.dtype)]
+    state[which] = torch.zeros(1, 5, 4, dtype=x.dtype).mT
+    with pytest.raises(RuntimeError, match=f"rnn: {['hx', 'cx'][which]} is not contiguous"):
+        call(x, list(lstm.parameters()), *state)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("P", [0, 2])
+def test_flattened_parameters_are_taken_as_they_are_and_others_with_a_warning(gpu, bias, P):
+    lstm, x, _ = problem(2, bias, True, P)
+    state = torch.zeros(4, 4, P or 5, dtype=x.dtype), torch.zeros(4, 4, 5, dtype=x.dtype)
+    weights = list(lstm.parameters())
+    expected = call(x, weights, *state, bias, 2, True)
+    weights[3] = weights[3].clone()
+    with pytest.warns(UserWarning, match="not part of single contiguous chunk"):
+        found = call(x, weights, *state, bias, 2, True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    assert "RNN module weights are not part" in CHUNK_WARNING
+
+
+def test_one_layer_of_a_buffer_of_two_without_biases_is_silently_wrong(gpu):
+    """The fault of torch that the plugin has to go round: the next layer's matrix is taken for biases."""
+    lstm, x, _ = problem(2, bias=False)
+    state = [torch.zeros(1, 4, 5, dtype=x.dtype) for _ in range(2)]
+    first = [lstm.weight_ih_l0, lstm.weight_hh_l0]
+    found = call(x, first, *state, bias=False)[0]
+    with pytest.warns(UserWarning, match="contiguous chunk"):
+        expected = call(x, [weight.clone() for weight in first], *state, bias=False)[0]
+    assert (found - expected).abs().max() > 0.01
+
+
+def test_torchs_own_lstm_without_biases_over_one_vector_is_silently_wrong_and_ours_is_not(gpu):
+    torch.manual_seed(0)
+    net = nn.Sequential(LSTM(3, 5, bias=False, dtype=torch.float64, lstm_backend="cudnn"))
+    net.append(nn.Linear(5, 20, dtype=torch.float64))
+    vector = torch.nn.utils.parameters_to_vector(net.parameters()).detach()
+    x = torch.randn(7, 4, 3, dtype=torch.float64)
+    expected = net[0](x)[0]
+    torch.nn.utils.vector_to_parameters(vector, net.parameters())
+    torch.testing.assert_close(net[0](x)[0], expected)
+    state = [torch.zeros(1, 4, 5, dtype=x.dtype) for _ in range(2)]
+    assert (call(x, list(net[0].parameters()), *state, bias=False)[0] - expected).abs().max() > 0.01
+
+
+def test_without_train_there_is_no_backward_pass(gpu):
+    lstm, x, _ = problem()
+    state = [torch.zeros(1, 4, 5, dtype=x.dtype) for _ in range(2)]
+    output = call(x, list(lstm.parameters()), *state, train=False)[0]
+    with pytest.raises(RuntimeError, match="can only be called in training mode"):
+        output.sum().backward()
+
+
+def test_small_h_is_rounded_to_some_16_bits_and_large_h_is_not():
+    errors = {}
+    for H in (64, 200):
+        torch.manual_seed(1)
+        lstm, x = LSTM(8, H, lstm_backend="cudnn"), torch.randn(20, 4, 8)
+        with torch.no_grad():
+            expected = nn.LSTM(8, H).double()
+            expected.load_state_dict(lstm.state_dict())
+            right = expected(x.double())[0]
+            with cuda_on_cpu(rounds=True):
+                found = lstm(x)[0]
+        errors[H] = float((found - right).abs().max() / right.abs().max())
+    assert 1e-6 < errors[64] < 3e-5
+    assert errors[200] < 1e-6
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda v: v.cpu(),
+        lambda v: v.sum().item(),
+        lambda v: v.numpy(),
+        lambda v: v.tolist(),
+        lambda v: bool(v.any()),
+        lambda v: int(v.sum()),
+        lambda v: v.nonzero(),
+        lambda v: v[v > 0],
+        lambda v: torch.where(v > 0),
+        lambda v: torch.unique(v),
+        lambda v: v.to("cpu"),
+        lambda v: torch.equal(v, v),
+        lambda v: torch.repeat_interleave(v, (v > 0).long()),
+        lambda v: v[v.argmax()],
+    ],
+)
+def test_to_read_the_device_raises(read):
+    value = torch.randn(5)
+    with NoHostSync(), pytest.raises(HostSyncError):
+        read(value)
+
+
+def test_what_stays_on_the_device_does_not_raise():
+    value, index = torch.randn(5), torch.tensor([1, 2])
+    with NoHostSync():
+        value[index], value[1:], torch.where(value > 0, value, 0), value.double(), value.cumsum(0)
+
+
+def test_the_order_has_all_matrices_first():
+    assert order(3, 2, 0, 2, False).offsets == (0, 24, 72, 80, 40, 56, 88, 96)
+    assert order(3, 2, 1, 1, False).offsets == (0, 24, 34, 42, 32)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("P", [0, 2])
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.filterwarnings("error")
+def test_weights_are_never_stale_and_gradients_are_the_parameters(gpu, bias, P, resets):
+    lstm, x, is_init = problem(2, bias, True, P)
+    plain, is_init = lstm.with_backend("vmap"), is_init if resets else None
+
+    def agree():
+        for grad in (True, False):
+            with torch.set_grad_enabled(grad):
+                found, expected = lstm(x, is_init=is_init)[0], plain(x, is_init=is_init)[0]
+            torch.testing.assert_close(found, expected)
+            if grad:
+                ours, theirs = (torch.autograd.grad(v.pow(2).sum(), list(lstm.parameters())) for v in (found, expected))
+                for one, other in zip(ours, theirs, strict=True):
+                    torch.testing.assert_close(one, other)
+
+    agree()
+    optimizer = torch.optim.SGD(lstm.parameters(), 0.3)
+    lstm(x, is_init=is_init)[0].sum().backward()
+    optimizer.step()
+    agree()
+    for parameter in lstm.parameters():
+        parameter.data.mul_(0.5)  # no version counts it
+    agree()
+    lstm.load_state_dict({name: torch.randn_like(value) for name, value in lstm.state_dict().items()})
+    agree()
+    lstm.load_state_dict({name: torch.randn_like(value) for name, value in lstm.state_dict().items()}, assign=True)
+    plain = lstm.with_backend("vmap")
+    agree()
+    swapped = {name: torch.randn_like(value).requires_grad_() for name, value in lstm.named_parameters()}
+    run = torch.func.functional_call
+    found, expected = (run(module, swapped, (x,), {"is_init": is_init})[0] for module in (lstm, plain))
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(v.sum(), list(swapped.values())) for v in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_parameters_that_lie_right_are_handed_over_without_a_copy(gpu, monkeypatch):
+    lstm, x, _ = problem(2)
+    seen = []
+    monkeypatch.setattr(
+        torch, "lstm", lambda x, hx, params, *rest: seen.append(params) or gpu.lstm(x, hx, params, *rest)
+    )
+    lstm(x)
+    assert [value.data_ptr() for value in seen[0]] == [value.data_ptr() for value in lstm.parameters()]
+    lstm.weight_hh_l1 = nn.Parameter(lstm.weight_hh_l1.mT.contiguous().mT)
+    lstm(x)
+    assert all(value.is_contiguous() for value in seen[1])
+
+
+def test_where_cudnn_names_no_layout_the_numbers_are_right_and_torch_warns(gpu, monkeypatch):
+    monkeypatch.delattr(torch, "_cudnn_rnn_flatten_weight")
+    lstm, x, is_init = problem(2, bias=False)
+    with pytest.warns(UserWarning, match="contiguous chunk"):
+        found = lstm(x, is_init=is_init)[0]
+    torch.testing.assert_close(found, lstm.with_backend("vmap")(x, is_init=is_init)[0])
