@@ -7,7 +7,7 @@ from rnn_backends_plugins import cudnn
 from rnn_backends_plugins.cudnn import flat, kernel
 from rnn_backends_plugins.testing.cudnn import CHUNK_WARNING, HostSyncError, NoHostSync, cuda_on_cpu, guarded, order
 from rnn_conformance import check_backend
-from rnn_conformance.catalogue import LAWS
+from rnn_conformance.laws.catalogue import LAWS
 from torch import nn
 
 EAGER = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
