@@ -10,8 +10,11 @@ class RNNBackendsError(Exception):
     """Base of every error that this project raises on purpose."""
 
 
-class InputError(RNNBackendsError, ValueError):
-    """A tensor, key or argument is not what the contract asks for."""
+class InputError(RNNBackendsError, ValueError, RuntimeError):
+    """A tensor, key or argument is not what the contract asks for.
+
+    torch raises ``ValueError`` for some of these and ``RuntimeError`` for others: this is both.
+    """
 
 
 class MissingKeyError(RNNBackendsError, KeyError):
@@ -54,7 +57,7 @@ class UnknownBackendError(RNNBackendsError, ValueError):
 
 
 class UnsupportedError(RNNBackendsError, NotImplementedError):
-    """A backend declines what is asked of it.
+    """A backend declines what is asked of it. (``NotImplementedError`` is a ``RuntimeError``, as torch raises.)
 
     Args:
         backend: the backend's name.

@@ -217,8 +217,8 @@ def test_export(name):
 
 def test_operators_keep_torchs_rules(name, case):
     weights, x, entry, starts = case(P=2)
-    args = (x, weights.w_ih, weights.w_hh, weights.b_ih, weights.w_hr, *entry, starts, True)
-    operator = getattr(torch.ops.rnn_backends, f"{name}_layer").default
+    args = (name, x, weights.w_ih, weights.w_hh, weights.b_ih, weights.w_hr, *entry, starts, True)
+    operator = torch.ops.rnn_backends.layer.default
     torch.library.opcheck(operator, args, test_utils=("test_schema", "test_faketensor"))
 
 

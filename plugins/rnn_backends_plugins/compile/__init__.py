@@ -16,7 +16,7 @@ import torch
 from rnn_backends import LSTMBackend, LSTMSpec, Trait, hookimpl
 
 from ..operators import torch_step
-from .ops import operators
+from .ops import layer
 
 contract_version = 1
 
@@ -58,5 +58,5 @@ def lstm_backend() -> LSTMBackend:
     """Nothing is compiled here; the first layer of a dtype and device does it."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
     return LSTMBackend(
-        "compile", operators.run, rejects, frozenset(traits), step=torch_step
+        "compile", layer, rejects, frozenset(traits), step=torch_step
     )  # a call of compiled code costs more than it saves

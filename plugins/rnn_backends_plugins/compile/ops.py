@@ -1,10 +1,10 @@
-"""The ``compile`` backend's layer as operators."""
+"""The ``compile`` backend's layer."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from ..operators import Arguments, Needs, Run, make_operators
+from ..operators import Arguments, Needs, Run, make_layer
 from .backward import run_backward
 from .forward import run_forward
 from .layer import Layer, plain_tensors
@@ -20,4 +20,4 @@ def _backward(given: Arguments, run: Run, needs: Needs) -> Sequence[Tensor | Non
         return run_backward(Layer(*given), run, needs)
 
 
-operators = make_operators("compile", _forward, _backward, lambda H, dtype: (4, H))
+layer = make_layer("compile", _forward, _backward, lambda H, dtype: (4, H), ("cpu", "cuda"))

@@ -12,7 +12,8 @@ from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hook
 from rnn_backends.resets import zero_at
 from torch import Tensor
 
-from ..operators import inside_functional, make_operators, torch_step, wants_gradient
+from ..operators import make_layer, torch_step, wants_gradient
+from ..plain import check_kinds, is_plain
 from . import kernel
 from .build import why_not
 
@@ -20,16 +21,16 @@ contract_version = 1
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-operators = make_operators("cpp", kernel.forward, kernel.backward, kernel.gates_of)
+wide_layer = make_layer("cpp", kernel.forward, kernel.backward, kernel.gates_of, ("cpu",))
 
 
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """A :data:`rnn_backends.LayerFunction`; in 16 bits it computes in float32."""
     if x.dtype.itemsize > 2:
-        return operators.run(weights, x, entry, starts)
+        return wide_layer(weights, x, entry, starts)
     others = (None if v is None else v.float() for v in weights[2:])
     wide = LayerWeights(weights.w_ih.float(), weights.w_hh.float(), *others)
-    h, c = operators.run(wide, x.float(), State(entry.h.float(), entry.c.float()), starts)
+    h, c = wide_layer(wide, x.float(), State(entry.h.float(), entry.c.float()), starts)
     return State(h.to(x.dtype), c.to(x.dtype))
 
 
@@ -37,23 +38,25 @@ def step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step: a :data:`rnn_backends.StepFunction`."""
     if torch.compiler.is_compiling():
         return torch_step(weights, x, state)
-    if _bare(weights, x, state):
+    if _takes_memory(weights, x, state):
         return kernel.step(weights, x, state)
-    starts = x.new_ones(1, len(x), dtype=torch.bool)
+    check_kinds("cpp", (x, *state))
+    starts = x.new_ones(1, x.shape[0], dtype=torch.bool)
     out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
     return State(out.h.squeeze(0), out.c.squeeze(0))
 
 
 def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
     """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    if not torch.compiler.is_compiling() and _bare(weights, x, state):
+    if not torch.compiler.is_compiling() and _takes_memory(weights, x, state, is_init):
         return kernel.step(weights, x, state, is_init)
     return step(weights, x, zero_at(state, is_init))
 
 
-def _bare(weights: LayerWeights, x: Tensor, state: State) -> bool:
-    """Whether the kernel can have the memory as it is: no gradient, no transform, no 16 bits."""
-    return x.dtype.itemsize > 2 and not wants_gradient((x, *state, *weights)) and not inside_functional()
+def _takes_memory(weights: LayerWeights, x: Tensor, state: State, *others: Tensor) -> bool:
+    """Whether the kernel for one step serves: plain tensors, no gradient, no 16 bits."""
+    read = (x, *state, *weights, *others)
+    return x.dtype.itemsize > 2 and not wants_gradient(read) and is_plain(read)
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:

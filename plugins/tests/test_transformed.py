@@ -1,0 +1,177 @@
+"""Gradients through ``torch.func`` from inside and outside: the same as backend ``vmap``'s, layer and step."""
+
+import pytest
+import torch
+from rnn_backends import LSTM, LSTMSpec, State, UnsupportedError, get_backend
+from torch.autograd.functional import jacobian
+from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
+
+
+@pytest.fixture(params=["compile", "cpp"])
+def name(request):
+    reason = get_backend(request.param).rejects(LSTMSpec(1, 1), torch.device("cpu"), torch.float64)
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+def over_time(lstm, weights, x, is_init):
+    y, (h, c) = functional_call(lstm, weights, (x,), {"is_init": is_init})
+    return y.sum(0), torch.cat([h.sum(0), c.sum(0)], -1)
+
+
+class Steps(torch.nn.Module):
+    """Two steps, for ``functional_call``."""
+
+    def __init__(self, lstm):
+        super().__init__()
+        self.lstm = lstm
+
+    def forward(self, x, is_init):
+        state = None
+        for t in range(2):
+            y, state = self.lstm.step(x[t], state, is_init[t])
+        return y, torch.cat([state.h.sum(0), state.c.sum(0)], -1)
+
+
+def by_steps(lstm, weights, x, is_init):
+    return functional_call(Steps(lstm), {f"lstm.{k}": v for k, v in weights.items()}, (x, is_init))
+
+
+runs = pytest.mark.parametrize("run", [over_time, by_steps])
+
+
+def members(name, number=3, **options):
+    torch.manual_seed(0)
+    made = [LSTM(3, 4, dtype=torch.float64, lstm_backend=name, **options) for _ in range(number)]
+    weights = {k: v.detach().requires_grad_() for k, v in stack_module_state(made)[0].items()}
+    x, is_init = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True), torch.rand(5, 2) < 0.4
+    return made[0], weights, x, is_init
+
+
+def squares(out):
+    return sum(v.square().sum() for v in out)
+
+
+def compare(name, find, **options):
+    """``find(lstm, stacked weights, x, is_init)`` on ``name`` and on ``vmap``."""
+    torch.testing.assert_close(*(find(*members(backend, **options)) for backend in (name, "vmap")))
+
+
+@runs
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2, "bias": False}, {"num_layers": 2, "bidirectional": True}])
+def test_backward_outside_of_vmap_over_weights(name, run, options):
+    def find(lstm, weights, x, is_init):
+        out = vmap(lambda w: run(lstm, w, x, is_init))(weights)
+        return torch.autograd.grad(squares(out), [x, *weights.values()])
+
+    compare(name, find, **options)
+
+
+@runs
+@pytest.mark.parametrize("dim", [0, 1])
+def test_backward_outside_of_vmap_over_data(name, run, dim):
+    def find(lstm, weights, x, is_init):
+        single = {k: v[0] for k, v in weights.items()}
+        many = torch.stack([x, 2 * x, -x], dim)
+        out = vmap(lambda v: run(lstm, single, v, is_init), in_dims=dim)(many)
+        return torch.autograd.grad(squares(out), [x, weights["weight_hh_l0"]])
+
+    compare(name, find)
+
+
+@runs
+def test_grad_of_vmap(name, run):
+    def find(lstm, weights, x, is_init):
+        return grad(lambda w: squares(vmap(lambda v: run(lstm, v, x, is_init))(w)))(weights)
+
+    compare(name, find)
+
+
+@runs
+def test_vmap_of_grad_and_a_backward_outside_of_vmap_of_vmap(name, run):
+    def find(lstm, weights, x, is_init):
+        many = torch.stack([x, 2 * x]).detach().requires_grad_()
+        of_each = vmap(grad(lambda w: squares(run(lstm, w, x, is_init))))(weights)
+        twice = vmap(lambda v: vmap(lambda w: run(lstm, w, v, is_init))(weights))(many)
+        return of_each, torch.autograd.grad(squares(twice), [many, weights["weight_ih_l0"]])
+
+    compare(name, find)
+
+
+@runs
+@pytest.mark.parametrize("vectorize", [False, True])
+def test_jacobian(name, run, vectorize):
+    def find(lstm, weights, x, is_init):
+        single = {k: v[0].detach() for k, v in weights.items()}
+        return jacobian(lambda v: run(lstm, single, v, is_init), x, vectorize=vectorize)
+
+    compare(name, find)
+
+
+@runs
+def test_jacrev_within_vmap_and_without(name, run):
+    def find(lstm, weights, x, is_init):
+        single = {k: v[0] for k, v in weights.items()}
+        alone = jacrev(lambda w: run(lstm, w, x, is_init)[1])(single)
+        each = vmap(jacrev(lambda w: run(lstm, w, x, is_init)[1]))(weights)
+        return alone, each
+
+    compare(name, find)
+
+
+@runs
+def test_batched_gradients(name, run):
+    def find(lstm, weights, x, is_init):
+        single = {k: v[0].detach().requires_grad_() for k, v in weights.items()}
+        y, ends = run(lstm, single, x, is_init)
+        cotangents = torch.eye(y.numel(), dtype=y.dtype).view(-1, *y.shape)
+        read = [x, *single.values()]
+        of_y = torch.autograd.grad(y, read, cotangents, is_grads_batched=True, retain_graph=True)
+        both = [torch.randn(3, *v.shape, generator=torch.Generator().manual_seed(1)).double() for v in (y, ends)]
+        return of_y, torch.autograd.grad((y, ends), read, both, is_grads_batched=True)
+
+    compare(name, find)
+
+
+@runs
+def test_no_grad_inside_a_transform_still_gives_the_gradients_further_out(name, run):
+    def find(lstm, weights, x, is_init):
+        def inner(v):
+            with torch.no_grad():
+                return squares(run(lstm, {k: w[0] for k, w in weights.items()}, v, is_init))
+
+        return grad(lambda v: v.square().sum() + vmap(inner)(torch.stack([v, v])).sum())(x)
+
+    compare(name, find)
+
+
+def test_vmap_over_no_rows_gives_none(name):
+    lstm, weights, x, is_init = members(name)
+    none = {k: v[:0] for k, v in weights.items()}
+    y, _ = vmap(lambda w: over_time(lstm, w, x, is_init))(none)
+    assert y.shape == (0, 2, 4)
+
+
+def test_a_second_gradient_is_declined_under_every_transform(name):
+    lstm, weights, x, is_init = members(name)
+    run = over_time
+
+    def length(w):
+        return squares(grad(lambda v: squares(run(lstm, v, x, is_init)))(w).values())
+
+    with pytest.raises(UnsupportedError, match="gradient of a gradient"):
+        vmap(grad(length))(weights)
+    with pytest.raises(RuntimeError, match="gradient of a gradient"):  # torch's own kind of error too
+        grad(lambda w: squares(vmap(grad(lambda v: squares(run(lstm, v, x, is_init))))(w).values()))(weights)
+
+
+def test_a_layer_is_vmapped_with_one_state_for_all_and_one_for_each(name, case):
+    results = []
+    for backend in (name, "vmap"):
+        weights, x, entry, starts = case()
+        many = State(torch.stack([entry.h, 2 * entry.h], 1), entry.c)
+        layer = get_backend(backend).layer
+        out = vmap(lambda h, c, x=x: layer(weights, x, State(h, c), starts), in_dims=(1, None))(*many)  # noqa: B023
+        results.append((out, torch.autograd.grad(squares(out), [x, weights.w_hh])))
+    torch.testing.assert_close(*results)
