@@ -62,9 +62,9 @@ class Figures:
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all."""
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        from rnn_backends.paths import write_whole
+
+        write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Figures:
@@ -81,35 +81,16 @@ def _row(said: dict[str, Any]) -> Row:
 def where(device: str = "cpu") -> dict[str, Any]:
     """Date, machine and versions."""
     import torch
+    from rnn_backends.crossovers import processor, versions
 
-    name = torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _processor()
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "processor": name,
+        "processor": processor(torch.device(device)) or device,
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{package: _version(package) for package in ("torch", "torchrl", "tensordict", "rnn-backends")},
+        **versions(("torch", "torchrl", "tensordict", "rnn-backends")),
     }
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _processor() -> str:
-    """The processor's name, as Linux has it; platform.processor() is often empty there."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
 
 
 Make = Callable[[Asked], Call]

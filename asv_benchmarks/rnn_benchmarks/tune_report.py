@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rnn_backends import LSTMSpec
 from rnn_backends.choose import AUTO_ORDER
 from rnn_backends.crossovers import Cell, Table, parse, text_of
+from rnn_backends.paths import write_whole
 from rnn_backends.ranking import PATIENCE, WEIGHTS, Ranking
 from rnn_conformance.report.terminal import console
 
@@ -39,9 +40,7 @@ def stored(table: Table, file: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         others = []  # there is none, or it could not be read anyway
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(file.name + ".part")
-    part.write_text(text_of(sorted([*others, table], key=lambda one: one.device)), encoding="utf-8")
-    part.replace(file)
+    write_whole(file, text_of(sorted([*others, table], key=lambda one: one.device)))
 
 
 def show_table(table: Table, to: Console) -> None:

@@ -120,13 +120,19 @@ def processor(device: torch.device) -> str | None:
 
 
 @lru_cache
-def versions() -> dict[str, str]:
-    """What a machine's table was made with, and must be again for it to count."""
+def versions(names: tuple[str, ...] = ("torch", "rnn-backends")) -> dict[str, str]:
+    """Versions of distributions as their metadata has them; ``"not installed"`` for one that has none.
+
+    Those of the default names are kept in a machine's table, which counts only while they stay the same.
+    """
+    return {name: _version(name) for name in names}
+
+
+def _version(name: str) -> str:
     try:
-        ours = version("rnn-backends")
+        return version(name)
     except PackageNotFoundError:
-        ours = "not installed"
-    return {"torch": str(torch.__version__), "rnn-backends": ours}
+        return "not installed"
 
 
 @lru_cache

@@ -12,7 +12,7 @@ CORE = Path(rnn_backends.__file__).parent
 ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 # From the bottom up, as docs/architecture.md draws it: a module may import those in lower layers only.
 LAYERS = (
-    {"contract", "errors", "_torch"},
+    {"contract", "errors", "_torch", "paths"},
     {"hooks", "transforms"},
     {"registry", "crossovers"},
     {"ranking"},

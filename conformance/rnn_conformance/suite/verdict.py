@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Literal, get_args
 
 Verdict = Literal["silently_wrong", "failed", "crashed", "under_claimed", "declined", "passed"]
@@ -209,11 +208,8 @@ class Report:
 
 
 def versions(names: Iterable[str] = ("rnn-backends", "torch", "tensordict", "torchrl")) -> dict[str, str]:
-    """Versions of Python and of what is installed of these distributions."""
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Versions of Python and of those of these distributions that are installed."""
+    from rnn_backends import crossovers
+
+    found = crossovers.versions(tuple(names))
+    return {"python": platform.python_version(), **{k: v for k, v in found.items() if v != "not installed"}}

@@ -1,0 +1,34 @@
+"""Files that other programs read: written whole or not at all."""
+
+from __future__ import annotations
+
+import secrets
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write ``text`` in UTF-8 so that a reader sees the old file or the new one, never a part of either.
+
+    The text goes to a fresh file in the same folder, which then replaces ``path``: processes that write the same path
+    at the same time cannot mix their texts. A symbolic link stays a link and its target is replaced; an existing file
+    keeps its permissions. What is not a regular file, such as ``/dev/stdout``, is written to directly.
+
+    Raises:
+        OSError: the folder does not exist, is not writable or is full; ``path`` is then as before.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        target.write_text(text, encoding="utf-8")
+        return
+    fresh = target.with_name(f".{target.name[:64]}-{secrets.token_hex(8)}.part")
+    try:
+        with open(fresh, "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        if target.exists():
+            fresh.chmod(target.stat().st_mode & 0o7777)
+        fresh.replace(target)
+    except BaseException:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
