@@ -9,8 +9,8 @@ import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, UnsupportedError
 from torch import Tensor, nn
 
-from .planting import backend
-from .right import both, right
+from ..planting import backend
+from ..right import both, right
 
 
 @backend("output_equals_reference")

@@ -9,8 +9,8 @@ import torch
 from rnn_backends import LSTM, LayerWeights, LSTMModule, State
 from torch import Tensor
 
-from .planting import Patch, in_core, in_layer, in_step
-from .right import both, each, finish, gates_of, layer, output_of, right, step
+from ..planting import Patch, in_core, in_layer, in_step
+from ..right import both, each, finish, gates_of, layer, output_of, right, step
 
 F64, F32 = "output_equals_reference", "output_equals_reference_in_float32"
 BF16 = "output_equals_reference_in_bfloat16"

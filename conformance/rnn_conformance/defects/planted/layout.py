@@ -6,8 +6,8 @@ import torch
 from rnn_backends import LayerFunction, LayerWeights, State
 from torch import Tensor
 
-from .planting import in_layer, made
-from .right import both, right
+from ..planting import in_layer, made
+from ..right import both, right
 
 LAYOUT = "memory_layout_does_not_matter"
 

@@ -8,8 +8,8 @@ import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, State
 from torch import Tensor, nn
 
-from .planting import Patch, in_core, made
-from .right import each, right
+from ..planting import Patch, in_core, made
+from ..right import each, right
 
 
 def _packed(key: Any) -> LayerFunction:

@@ -6,8 +6,8 @@ import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, Trait
 from torch import Tensor
 
-from .planting import backend, in_layer, made
-from .right import right
+from ..planting import backend, in_layer, made
+from ..right import right
 
 
 @made("other_sizes_compile_nothing_more", by_numbers=False)

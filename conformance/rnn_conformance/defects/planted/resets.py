@@ -6,8 +6,8 @@ import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
 
-from .planting import in_layer, in_reset, restart
-from .right import both, right
+from ..planting import in_layer, in_reset, restart
+from ..right import both, right
 
 
 @in_reset("nan_stays_in_its_sequence", "nan_in_unread_stored_states_stays_there", "infinity_stays_in_its_sequence")

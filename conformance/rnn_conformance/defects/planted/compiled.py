@@ -7,8 +7,8 @@ from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, LSTMModule, S
 from rnn_backends.unroll import unroll
 from torch import Tensor
 
-from .planting import Patch, backend, in_core, in_layer, made
-from .right import both, right
+from ..planting import Patch, backend, in_core, in_layer, made
+from ..right import both, right
 
 FULLGRAPH, SCRIPT = frozenset({Trait.FULLGRAPH}), frozenset({Trait.SCRIPT})
 

@@ -8,8 +8,8 @@ import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMModule, State, Trait, layout
 from torch import Tensor
 
-from .planting import Patch, backend, in_core
-from .right import both, ends, right
+from ..planting import Patch, backend, in_core
+from ..right import both, ends, right
 
 
 def _read(change: Any) -> list[Patch]:

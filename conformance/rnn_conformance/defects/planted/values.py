@@ -6,8 +6,8 @@ import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
 
-from .planting import in_layer, in_step
-from .right import finish, gates_of, layer, output_of, right, step
+from ..planting import in_layer, in_step
+from ..right import finish, gates_of, layer, output_of, right, step
 
 VALUES = "output_equals_reference"
 

@@ -11,8 +11,8 @@ from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, lay
 from rnn_backends.resets import ends_of
 from torch import Tensor
 
-from .planting import Patch, in_core
-from .right import both, ends, right
+from ..planting import Patch, in_core
+from ..right import both, ends, right
 
 PADDING, KEYS = "hidden_outputs_are_zero_padded", "the_tensordict_is_filled_in_place"
 

@@ -12,8 +12,8 @@ from rnn_backends.resets import ends_of, first_steps, mirrored, take_steps
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from .planting import Patch, in_core
-from .right import both
+from ..planting import Patch, in_core
+from ..right import both
 
 
 @dataclass(frozen=True)

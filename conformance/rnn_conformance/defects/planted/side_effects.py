@@ -8,8 +8,8 @@ import torch
 from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State
 from torch import Tensor
 
-from .planting import backend, in_layer, made
-from .right import both, right
+from ..planting import backend, in_layer, made
+from ..right import both, right
 
 
 @in_layer("nothing_passed_in_changes")

@@ -9,8 +9,8 @@ import torch
 from rnn_backends import LSTM, InputError, LayerWeights, LSTMBackend, LSTMModule, LSTMSpec, State, get_backend, layout
 from torch import Tensor, nn
 
-from .planting import Patch, backend, in_core
-from .right import each, right
+from ..planting import Patch, backend, in_core
+from ..right import each, right
 
 
 @in_core("a_pickle_keeps_everything")

@@ -7,7 +7,7 @@ from typing import Any
 from rnn_backends import LSTMNet
 from torch import Tensor
 
-from .planting import Patch, in_core
+from ..planting import Patch, in_core
 
 
 @in_core("a_net_over_one_step_is_its_parts")

@@ -8,8 +8,8 @@ import torch
 from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State
 from torch import Tensor
 
-from .planting import backend, in_layer, in_reset, in_step, made, restart
-from .right import both, each, finish, gates_of, layer, right, step
+from ..planting import backend, in_layer, in_reset, in_step, made, restart
+from ..right import both, each, finish, gates_of, layer, right, step
 
 GRADIENTS = "gradients_equal_reference"
 

@@ -8,8 +8,8 @@ from rnn_backends import LayerWeights, State, get_backend
 from rnn_backends_plugins.cudnn import kernel
 from torch import Tensor
 
-from .planting import Patch, in_core, in_layer, in_reset, restart
-from .right import both, layer, right, step
+from ..planting import Patch, in_core, in_layer, in_reset, restart
+from ..right import both, layer, right, step
 
 VALUES = "output_equals_reference"
 

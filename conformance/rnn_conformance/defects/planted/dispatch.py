@@ -12,9 +12,9 @@ import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, State, get_backend
 from torch import Tensor
 
-from .planting import Patch, backend, in_core, in_layer, made
-from .right import right
-from .stacks import Stack
+from ..planting import Patch, backend, in_core, in_layer, made
+from ..right import right
+from .options import Stack
 
 
 @backend("only_the_named_backend_works", by_numbers=False)

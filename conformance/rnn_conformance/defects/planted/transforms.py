@@ -11,8 +11,8 @@ from rnn_backends.unroll import cell, unroll
 from torch import Tensor
 from torch.nn.functional import linear
 
-from .planting import backend
-from .right import both, right
+from ..planting import backend
+from ..right import both, right
 
 
 def _claims(layer: Any, *traits: Trait) -> LSTMBackend:

@@ -7,8 +7,8 @@ from typing import Any
 from rnn_backends import LSTM, LayerWeights, State
 from torch import Tensor, nn
 
-from .planting import Patch, in_core, in_layer
-from .right import both, right
+from ..planting import Patch, in_core, in_layer
+from ..right import both, right
 
 STORY = "any_story_agrees_with_the_model"
 

@@ -10,9 +10,9 @@ from rnn_backends import LSTM, LayerFunction, LayerWeights, State
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from .planting import Patch, in_core, made
-from .right import right
-from .stacks import Stack, _as
+from ..planting import Patch, in_core, made
+from ..right import right
+from .options import Stack, _as
 
 
 @in_core("no_dropout_after_the_last_layer")

@@ -9,7 +9,7 @@ import rnn_backends.lstm as core
 from rnn_backends import LSTMBackend, UnknownBackendError, UnsupportedError, errors, registry
 from rnn_backends.registry import Registry
 
-from .planting import Patch, in_core
+from ..planting import Patch, in_core
 
 BROKEN, ALIAS, NAMED = (
     "a_broken_plugin_hides_itself_only",

@@ -1,0 +1,1 @@
+"""The planted defects, by the subject of the law that kills them first."""
