@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  rnn-backends defects                                all planted defects, each against the laws that it names
+  rnn-backends defects                                every planted defect, against the laws that it names
   rnn-backends defects reset_by_multiplication        one of them
-  rnn-backends defects -k gradients --seeds 1         one family, quickly
-  rnn-backends defects --invented --write docs/kill_table.md
+  rnn-backends defects -k gradients --seeds 1         one subject, quickly
+  rnn-backends defects --resume kills.jsonl --write docs/generated/kill_table.md
 
 Exit status:
   0 each defect died, or has a written reason   1 one survived without   2 bad usage, an unknown name
@@ -30,50 +31,76 @@ Exit status:
 
 @click.command("defects", cls=Examples, epilog=EXAMPLES)
 @click.argument("name", required=False)
-@click.option("-k", "family", metavar="FAMILY", help="Only families with this in their name.")
+@click.option("-k", "subject", metavar="SUBJECT", help="Only subjects with this in their name.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Seeds 1, 2, ... of each law.")
 @click.option("--profile", type=click.Choice(["smoke", "quick", "full"]), default="quick", show_default=True)
-@click.option("--drawn-only", is_flag=True, help="Without the fixed rich cases: does what is drawn kill alone?")
-@click.option("--invented", is_flag=True, help="Then all laws over the defects that no law names. Minutes.")
+@click.option("--drawn-only", is_flag=True, help="Without the fixed rich cases: do drawn cases kill alone?")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Keep each defect's result in this file, and skip the defects that are in it.",
+)
 @click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Write the page of all results here.")
 @click.option("--date", help="The page's date. Default: today.")
 @click.pass_context
-def defects_command(ctx: click.Context, name: str | None, family: str | None, **options: Any) -> None:
+def defects_command(ctx: click.Context, name: str | None, subject: str | None, **options: Any) -> None:
     """Run planted defects against the laws that must kill them: all, or those named."""
     from datetime import date
 
     from ..defects.catalogue import DEFECTS, select
-    from ..defects.kill import kills_of, survives
-    from ..defects.page import page
+    from ..defects.kill import survives
+    from ..defects.page import Run, page
 
-    if options["write"] and (name or family):
+    if options["write"] and (name or subject):
         raise click.BadParameter("the page is of all defects", param_hint="'--write'")
     with refusals((ValueError, "NAME")):
-        chosen = select(name, family)
-    seeds, profile = range(1, options["seeds"] + 1), options["profile"]
-    rows = _each("defects", chosen, lambda one: kills_of(chosen[one], seeds, profile, options["drawn_only"]))
-    found = _invented(profile) if options["invented"] else None
+        chosen = select(name, subject)
+    rows = _kills(list(chosen), options)
     surviving = [one for one, kills in rows.items() if survives(DEFECTS[one], kills)]
     if options["as_json"]:
         kills = {one: [asdict(kill) | {"killed": kill.killed} for kill in own] for one, own in rows.items()}
-        click.echo(json.dumps({"defects": kills, "surviving": surviving, "invented": found}, indent=1))
+        click.echo(json.dumps({"defects": kills, "surviving": surviving}, indent=1))
     else:
-        _show(rows, surviving, found)
+        _show(rows, surviving)
     if options["write"]:
-        how = f"{profile}|1 to {options['seeds']}|{', drawn cases only' if options['drawn_only'] else ''}"
-        options["write"].write_text(page(rows, found, options["date"] or date.today().isoformat(), how))
+        day = options["date"] or date.today().isoformat()
+        run = Run(day, _commit(), options["profile"], f"1 to {options['seeds']}", options["drawn_only"])
+        options["write"].write_text(page(rows, run))
     ctx.exit(1 if surviving else 0)
 
 
-def _invented(profile: str) -> dict[str, str | None]:
-    from ..defects.kill import first_kill
-    from ..defects.rounds import INVENTED
-    from ..laws.catalogue import select
+def _kills(names: list[str], options: dict[str, Any]) -> dict[str, list[Kill]]:
+    """The results of all named defects, in their order; those in the file of ``--resume`` are not run again."""
+    from ..defects.catalogue import DEFECTS
+    from ..defects.kill import Log, kills_of
 
-    laws = sorted(select(None, profile).values(), key=lambda law: law.costly)
-    names = [law.name for law in laws]
-    return _each("invented", INVENTED, lambda one: first_kill(INVENTED[one], names, 1, profile))
+    log = None
+    if options["resume"]:
+        settings = {key: options[key] for key in ("profile", "seeds", "drawn_only")} | {"commit": _commit()}
+        with refusals((ValueError, "--resume")):
+            log = Log(options["resume"], settings)
+
+    def run(name: str) -> list[Kill]:
+        if log and name in log.results:
+            return log.results[name]
+        seeds = range(1, options["seeds"] + 1)
+        kills = kills_of(DEFECTS[name], seeds, options["profile"], options["drawn_only"])
+        if log:
+            log.add(kills)
+        return kills
+
+    return _each("defects", names, run)
+
+
+def _commit() -> str:
+    """The commit of the code that runs, with ``-dirty`` where it was edited; ``unknown`` outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return said.stdout.strip()
 
 
 def _each(what: str, names: Iterable[str], run: Callable[[str], Any]) -> dict[str, Any]:
@@ -84,36 +111,33 @@ def _each(what: str, names: Iterable[str], run: Callable[[str], Any]) -> dict[st
     console = Console(stderr=True)
     label, law = TextColumn(what), TextColumn("{task.description}")
     columns = (label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), law)
-    found = {}
+    results = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         names = tuple(names)
         task = progress.add_task("", total=len(names))
         for name in names:
             progress.update(task, description=name)
-            found[name] = run(name)
+            results[name] = run(name)
             progress.advance(task)
-    return found
+    return results
 
 
-def _show(rows: dict[str, list[Kill]], surviving: list[str], found: dict[str, str | None] | None) -> None:
+def _show(rows: dict[str, list[Kill]], surviving: list[str]) -> None:
     from rich.table import Table
 
     from ..defects.catalogue import DEFECTS
     from ..report.terminal import console
 
-    table = Table("family", "defects", "killed", "survive with a reason", "survive")
-    for family in dict.fromkeys(DEFECTS[name].family for name in rows):
-        own = [name for name in rows if DEFECTS[name].family == family]
+    table = Table("subject", "defects", "killed", "survive with a reason", "survive")
+    for subject in dict.fromkeys(DEFECTS[name].subject for name in rows):
+        own = [name for name in rows if DEFECTS[name].subject == subject]
         dead = sum(all(kill.killed for kill in rows[name]) for name in own)
         left = sum(name in surviving for name in own)
-        table.add_row(family, str(len(own)), str(dead), str(len(own) - dead - left), str(left))
+        table.add_row(subject, str(len(own)), str(dead), str(len(own) - dead - left), str(left))
     out = console()
     out.print(table)
     for name, kills in rows.items():
         for kill in kills:
             if not kill.killed:
-                said = ", ".join(kill.verdicts)
-                out.print(f"{name} survives {kill.law}: {said}. {DEFECTS[name].why_not}", markup=False)
-    if found is not None:
-        dead = sum(law is not None for law in found.values())
-        out.print(f"invented: {dead} of {len(found)} died; not: {', '.join(n for n, law in found.items() if not law)}")
+                verdicts = ", ".join(kill.verdicts)
+                out.print(f"{name} survives {kill.law}: {verdicts}. {DEFECTS[name].why_not}", markup=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from unittest import mock
 
 from ..suite import search
@@ -64,15 +66,31 @@ def survives(defect: Defect, kills: list[Kill]) -> bool:
     return not defect.why_not and not (kills and all(kill.killed for kill in kills))
 
 
-def first_kill(defect: Defect, laws: Iterable[str], seed: int, profile: str = "quick") -> str | None:
-    """The first of many laws that kills the defect, or ``None``: for defects that no law was written against."""
-    return next(every_kill(defect, laws, seed, profile), None)
+class Log:
+    """Results in a file, one defect a line, so that a run of an hour can be stopped and goes on where it was.
 
+    Args:
+        path: the file; made where there is none.
+        settings: what all its results have in common, such as seeds and profile.
 
-def every_kill(defect: Defect, laws: Iterable[str], seed: int, profile: str = "quick") -> Iterator[str]:
-    """Names of the laws that kill the defect, as they are found."""
-    for law in laws:
-        with defect.plant() as backend:
-            result = check_backend(backend, profile=profile, laws=[law], seed=seed, shrink=False).results[0]
-        if result.verdict in KILLS:
-            yield law
+    Raises:
+        ValueError: the file's results were made with other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, object]) -> None:
+        self._path = path
+        self.results: dict[str, list[Kill]] = {}
+        lines = path.read_text().splitlines() if path.exists() else []
+        if not lines:
+            path.write_text(json.dumps(settings) + "\n")
+        elif json.loads(lines[0]) != settings:
+            raise ValueError(f"{path} holds results of another run, {lines[0]}; this one is {json.dumps(settings)}")
+        for line in lines[1:]:
+            kills = [Kill(**kill | {"verdicts": tuple(kill["verdicts"])}) for kill in json.loads(line)]
+            self.results[kills[0].defect] = kills
+
+    def add(self, kills: Sequence[Kill]) -> None:
+        """Write the results of one defect at once."""
+        self.results[kills[0].defect] = list(kills)
+        with self._path.open("a") as file:
+            file.write(json.dumps([asdict(kill) for kill in kills]) + "\n")

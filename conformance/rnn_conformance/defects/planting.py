@@ -1,6 +1,6 @@
-"""What a planted defect is: a small named value that puts one error into a backend, or into core under one.
+"""The type of a planted defect: a small named value that puts one error into a backend, or into core under one.
 
-A defect is a function and a decorator: its name is the function's, its sentence the docstring's first line, its family
+A defect is a function and a decorator: its name is the function's, its sentence the docstring's first line, its subject
 the file it is in. The laws that must kill it are named where it is written, before anything runs.
 """
 
@@ -17,6 +17,9 @@ from rnn_backends import LayerFunction, LSTMBackend, StepFunction, Trait, mode, 
 from .right import Reset, layer, restart, right, step
 
 Plant = Callable[[], Any]
+Rounds = int | tuple[int, ...]
+
+FULLGRAPH, SCRIPT = frozenset({Trait.FULLGRAPH}), frozenset({Trait.SCRIPT})
 
 
 @dataclass(frozen=True)
@@ -25,21 +28,27 @@ class Defect:
 
     Attributes:
         name: short and telling.
-        family: the file it is in.
+        subject: the file it is in, which is the subject of the first law that it names.
         sentence: what is wrong, in one sentence.
         plant: a context manager; within it the backend that it gives is wrong.
         killed_by: names of the laws that must fail, each with every seed.
         why_not: where no law can kill it: the reason.
         by_numbers: whether it shows in numbers alone, so that other failures may be compared with it.
+        rounds: numbers of the rounds (see :mod:`.rounds`) in which somebody invented it; empty for the catalogue.
+        survived: those of ``rounds`` whose first run it survived; the laws it names were written or widened since.
+        patches: replaced attributes, made anew for each planting; none where a backend alone is wrong.
     """
 
     name: str
-    family: str
+    subject: str
     sentence: str
     plant: Plant
     killed_by: tuple[str, ...]
     why_not: str = ""
     by_numbers: bool = True
+    rounds: tuple[int, ...] = ()
+    survived: tuple[int, ...] = ()
+    patches: Callable[[], list[Patch]] = list
 
 
 class Patch(NamedTuple):
@@ -52,23 +61,23 @@ class Patch(NamedTuple):
 
 def in_step(*laws: str, **more: Any) -> Callable[[StepFunction], Defect]:
     """The step is wrong; the loop and its resets are right."""
-    return lambda found: _defect(found, lambda: LSTMBackend("defect", layer(found)), laws, more)
+    return lambda written: _defect(written, lambda: LSTMBackend("defect", layer(written)), laws, more)
 
 
 def in_reset(*laws: str, **more: Any) -> Callable[[Reset], Defect]:
     """The reset rule is wrong; the step is right."""
-    return lambda found: _defect(found, lambda: LSTMBackend("defect", layer(step, found)), laws, more)
+    return lambda written: _defect(written, lambda: LSTMBackend("defect", layer(step, written)), laws, more)
 
 
 def in_layer(*laws: str, traits: frozenset[Trait] = frozenset(), **more: Any) -> Callable[[LayerFunction], Defect]:
     """The layer function is wrong."""
-    return lambda found: _defect(found, lambda: LSTMBackend("defect", found, traits=traits), laws, more)
+    return lambda written: _defect(written, lambda: LSTMBackend("defect", written, traits=traits), laws, more)
 
 
 def made(
     *laws: str, traits: frozenset[Trait] = frozenset(), **more: Any
 ) -> Callable[[Callable[[], LayerFunction]], Defect]:
-    """The layer function keeps something between calls: a fresh one each time it is planted."""
+    """The layer function has state between calls: a fresh one each time it is planted."""
     return lambda make: _defect(make, lambda: LSTMBackend("defect", make(), traits=traits), laws, more)
 
 
@@ -78,7 +87,7 @@ def backend(*laws: str, **more: Any) -> Callable[[Callable[[], LSTMBackend]], De
 
 
 def in_core(*laws: str, on: LSTMBackend | None = None, **more: Any) -> Callable[[Callable[[], list[Patch]]], Defect]:
-    """Core is wrong, under a backend that is right."""
+    """Core, or a plugin's code, is wrong under a backend that is right."""
 
     def decorate(make: Callable[[], list[Patch]]) -> Defect:
         chosen = on or LSTMBackend("defect", right)
@@ -87,16 +96,12 @@ def in_core(*laws: str, on: LSTMBackend | None = None, **more: Any) -> Callable[
     return decorate
 
 
-def _no_patches() -> list[Patch]:
-    return []
-
-
 def _defect(
     written: Any,
     make: Callable[[], LSTMBackend],
     laws: tuple[str, ...],
     more: dict[str, Any],
-    patches: Callable[[], list[Patch]] = _no_patches,
+    patches: Callable[[], list[Patch]] = list,
 ) -> Defect:
     @contextmanager
     def plant() -> Iterator[LSTMBackend]:
@@ -106,9 +111,18 @@ def _defect(
                 stack.enter_context(mock.patch.object(patch.owner, patch.name, patch.value))
             yield make()
 
-    family = written.__module__.rpartition(".")[2]
+    subject = written.__module__.rpartition(".")[2]
     sentence = (written.__doc__ or "").strip().splitlines()[0]
-    return Defect(written.__name__, family, sentence, plant, laws, **more)
+    rounds, survived = _numbers(more.pop("round", ())), _numbers(more.pop("survived", ()))
+    return Defect(
+        written.__name__, subject, sentence, plant, laws, **more, rounds=rounds, survived=survived, patches=patches
+    )
 
 
-__all__ = ["Defect", "Patch", "backend", "in_core", "in_layer", "in_reset", "in_step", "made", "restart"]
+def _numbers(rounds: Rounds) -> tuple[int, ...]:
+    return (rounds,) if isinstance(rounds, int) else rounds
+
+
+__all__ = [
+    "FULLGRAPH", "SCRIPT", "Defect", "Patch", "backend", "in_core", "in_layer", "in_reset", "in_step", "made", "restart"
+]  # fmt: skip

@@ -1,16 +1,30 @@
-"""What is right when called as it is, and wrong where torch compiles, exports or scripts it."""
+"""Defects that the laws of ``laws/compiled.py`` kill first.
 
-from __future__ import annotations
+No ``from __future__ import annotations`` here: TorchScript reads the annotations.
+"""
+
+from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, Trait, scripting
+from rnn_backends import (
+    LSTM,
+    LayerFunction,
+    LayerWeights,
+    LSTMBackend,
+    LSTMModule,
+    State,
+    Trait,
+    scripting,
+    set_recurrent_mode,
+)
+from rnn_backends import mode as modes
+from rnn_backends.resets import entry_from_hx, starts_of
+from rnn_backends.scripting import ScriptableLSTM
 from rnn_backends.unroll import unroll
 from torch import Tensor
 
-from ..planting import Patch, backend, in_core, in_layer, made
+from ..planting import FULLGRAPH, SCRIPT, Patch, backend, in_core, in_layer, made
 from ..right import both, right
-
-FULLGRAPH, SCRIPT = frozenset({Trait.FULLGRAPH}), frozenset({Trait.SCRIPT})
 
 
 @in_layer("inductor_in_one_graph", traits=FULLGRAPH, by_numbers=False)
@@ -47,6 +61,23 @@ def compiled_modules_keep_their_own_mode() -> list[Patch]:
     return [Patch(LSTMModule, "recurrent_mode", property(wrong))]
 
 
+TRACEABLE = LSTMBackend("defect", unroll, traits=frozenset(Trait))
+"""The plain unroll with all that it can: for defects that show only where a backend is traced or scripted."""
+
+
+@in_core("a_compiled_module_follows_its_mode", on=TRACEABLE, round=3, survived=3)
+def compiled_calls_miss_the_mode_set_outside() -> list[Patch]:
+    """A compiled module runs in its own mode within an eager set_recurrent_mode context."""
+
+    def wrong(stack: tuple[bool | None, ...]) -> None:
+        if torch.compiler.is_compiling():
+            modes._mirror.stack = stack
+        else:
+            modes._context.set(stack)
+
+    return [Patch(set_recurrent_mode, "_set", staticmethod(wrong))]
+
+
 @backend("compiled_with_graph_breaks", by_numbers=False)
 def out_of_the_graph_and_out_of_autograd() -> LSTMBackend:
     """Where its caller is compiled it keeps itself out of the graph, and out of autograd with it."""
@@ -58,14 +89,6 @@ def out_of_the_graph_and_out_of_autograd() -> LSTMBackend:
         return right(w, x, entry, starts)
 
     return LSTMBackend("defect", run)
-
-
-@in_layer("exported_saved_and_loaded", traits=frozenset({Trait.EXPORT}), by_numbers=False)
-def exported_without_its_resets(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In an exported program a sequence starts at the row's beginning only."""
-    first = torch.zeros_like(starts)
-    first[0] = True
-    return right(w, x, entry, first if torch.compiler.is_exporting() else starts)
 
 
 @in_core("a_script_keeps_training_and_dropout", on=LSTMBackend("defect", unroll, traits=SCRIPT))
@@ -80,34 +103,70 @@ def scripted_for_evaluation() -> list[Patch]:
     return [Patch(scripting.ScriptableLSTM, "__init__", wrong)]
 
 
-@made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
-def compiled_for_the_first_length() -> LayerFunction:
-    """Compiled code runs as many steps as the first call had; what comes after them repeats the last."""
-    first: list[int] = []
+@in_core("a_script_keeps_training_and_dropout", on=TRACEABLE, round=3, survived=3)
+def scripted_dropout_is_frozen() -> list[Patch]:
+    """An LSTM that is scripted in evaluation never drops, also after train()."""
+    original = ScriptableLSTM.__init__
 
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        if not torch.compiler.is_compiling():
-            return right(w, x, entry, starts)
-        if not first:
-            first.append(len(x))
-        steps = min(len(x), first[0])
-        ran = right(w, x[:steps], both(lambda v: v[:steps], entry), starts[:steps])
-        return both(lambda v: torch.cat([v, v[-1:].expand(len(x) - steps, -1, -1)]), ran)
+    def wrong(self: ScriptableLSTM, lstm: LSTM) -> None:
+        original(self, lstm)
+        self.dropout = lstm.dropout if lstm.training else 0.0
 
-    return run
+    return [Patch(ScriptableLSTM, "__init__", wrong)]
 
 
-@made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
-def compiled_with_resets_kept_by_shape() -> LayerFunction:
-    """Compiled code keeps the resets of the first call of each shape, as a plan that is never made anew."""
-    plans: dict[tuple[int, ...], Tensor] = {}
+@in_core(
+    "a_script_keeps_training_and_dropout",
+    on=LSTMBackend("defect", unroll, traits=SCRIPT),
+    round=7,
+    survived=7,
+)
+def scripted_zeros_in_default_dtype() -> list[Patch]:
+    """A scripted LSTM makes its default state in torch's default dtype: a float64 or bfloat16 one fails without hx."""
 
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        if not torch.compiler.is_compiling():
-            return right(w, x, entry, starts)
-        shape = tuple(starts.shape)
-        if shape not in plans:
-            plans[shape] = starts.clone()
-        return right(w, x, entry, plans[shape])
+    def forward(
+        self: Any,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        is_init: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        batched = input.dim() == 3
+        flip = batched and self.batch_first
+        x = input.transpose(0, 1) if flip else input if batched else input.unsqueeze(1)
+        T, B = x.shape[0], x.shape[1]
+        reset: Tensor | None = None
+        if is_init is not None:
+            assert is_init.dtype == torch.bool, "is_init must be a bool tensor"
+            lead = is_init.reshape(input.shape[:-1])
+            reset = lead.transpose(0, 1) if flip else lead if batched else lead.unsqueeze(1)
+        if hx is None:
+            h0 = torch.zeros(self.num_states, B, self.output_size, device=x.device)
+            c0 = torch.zeros(self.num_states, B, self.hidden_size, device=x.device)
+        else:
+            h0, c0 = hx
+            if not batched:
+                h0, c0 = h0.unsqueeze(1), c0.unsqueeze(1)
+        weights: list[LayerWeights] = []
+        for layer in self.layers:
+            weights.append(layer())
+        entry: list[State] = []
+        for k in range(self.num_states):
+            entry.append(State(entry_from_hx(h0[k], T, reset), entry_from_hx(c0[k], T, reset)))
+        starts = starts_of(torch.zeros(T, B, dtype=torch.bool, device=x.device) if reset is None else reset)
+        dropout = self.dropout if self.training else 0.0
+        y, states = self.run_layers(weights, x, entry, starts, self.bidirectional, dropout, False)
+        h = torch.stack([state.h for state in states])
+        c = torch.stack([state.c for state in states])
+        if not batched:
+            return y.squeeze(1), (h.squeeze(1), c.squeeze(1))
+        return y.transpose(0, 1) if flip else y, (h, c)
 
-    return run
+    return [Patch(ScriptableLSTM, "forward", forward)]
+
+
+@in_layer("exported_saved_and_loaded", traits=frozenset({Trait.EXPORT}), by_numbers=False)
+def exported_without_its_resets(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In an exported program a sequence starts at the row's beginning only."""
+    first = torch.zeros_like(starts)
+    first[0] = True
+    return right(w, x, entry, first if torch.compiler.is_exporting() else starts)

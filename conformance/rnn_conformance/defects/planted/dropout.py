@@ -1,4 +1,4 @@
-"""Dropout where there must be none, none where there must be, or of the wrong kind."""
+"""Defects that the laws of ``laws/dropout.py`` kill first."""
 
 from __future__ import annotations
 
@@ -6,104 +6,64 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, State
+from rnn_backends import LSTM, LayerWeights, State
+from rnn_backends import lstm as core
+from rnn_backends.resets import ends_of, first_steps, mirrored, take_steps, zero_at
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
 
-from ..planting import Patch, in_core, made
-from ..right import right
-from .options import Stack, _as
-
-
-@in_core("no_dropout_after_the_last_layer")
-def after_the_last_layer() -> list[Patch]:
-    """The last layer's output is dropped too."""
-    return _as(Stack(top=lambda x, p: drop(x, p, True) if p else x))
-
-
-@in_core("no_dropout_after_the_last_layer")
-def on_the_input() -> list[Patch]:
-    """The input is dropped too."""
-    return _as(Stack(below=lambda x, p: drop(x, p, True) if p else x))
-
-
-@in_core("no_dropout_in_evaluation")
-def in_evaluation() -> list[Patch]:
-    """Dropout does not look at the training flag."""
-    original = LSTM.sequences
-
-    def sequences(self: LSTM, *args: Any, **options: Any) -> Any:
-        was, self.training = self.training, True
-        try:
-            return original(self, *args, **options)
-        finally:
-            self.training = was
-
-    return [Patch(LSTM, "sequences", sequences)]
-
-
-@in_core("dropout_follows_the_seed")
-def never_dropped() -> list[Patch]:
-    """Nothing is dropped in training."""
-    return _as(Stack(between=lambda out, p: out.h))
-
-
-@in_core("dropout_follows_the_seed")
-def the_same_mask_always() -> list[Patch]:
-    """The mask is the same at every call, whatever the seed."""
-
-    def masked(out: State, p: float) -> Tensor:
-        drawn = torch.rand(out.h.shape, generator=torch.Generator().manual_seed(0))
-        return torch.where(drawn.to(out.h.device) < p, 0, out.h / (1 - p)) if p else out.h
-
-    return _as(Stack(between=masked))
-
-
-@in_core("dropout_follows_the_seed")
-def a_generator_of_its_own() -> list[Patch]:
-    """The mask comes from a generator of its own, which manual_seed does not reach."""
-    own = torch.Generator().manual_seed(5)
-
-    def masked(out: State, p: float) -> Tensor:
-        drawn = torch.rand(out.h.shape, generator=own)
-        return torch.where(drawn.to(out.h.device) < p, 0, out.h / (1 - p)) if p else out.h
-
-    return _as(Stack(between=masked))
-
-
-@in_core("dropout_of_everything_leaves_the_biases")
-def a_tenth_is_kept() -> list[Patch]:
-    """The probability is capped at nine tenths."""
-    return _as(Stack(between=lambda out, p: drop(out.h, min(p, 0.9), True) if p else out.h))
-
-
-def _masked(mask: Any) -> list[Patch]:
-    """Dropout of ``mask(h, p)``, true where something is dropped."""
-    return _as(Stack(between=lambda out, p: torch.where(mask(out.h, p), 0, out.h / (1 - p)) if 0 < p < 1 else out.h))
+from ..planting import Patch, in_core, in_layer
+from ..right import both, right
+from ..right_stack import Stack, stacked
 
 
 @in_core("dropout_is_torchs_between_layers")
 def not_scaled() -> list[Patch]:
     """What is kept is not scaled by 1 / (1 - p)."""
-    return _as(Stack(between=lambda out, p: drop(out.h, p, True) * (1 - p) if p else out.h))
+    return stacked(Stack(between=lambda out, p: drop(out.h, p, True) * (1 - p) if p else out.h))
 
 
 @in_core("dropout_is_torchs_between_layers")
 def kept_for_dropped() -> list[Patch]:
     """The probability is that of keeping: p and 1 - p are swapped."""
-    return _as(Stack(between=lambda out, p: drop(out.h, 0.9 * (1 - p), True) if p else out.h))
+    return stacked(Stack(between=lambda out, p: drop(out.h, 0.9 * (1 - p), True) if p else out.h))
 
 
-@in_core("every_step_and_row_has_a_mask_of_its_own")
-def one_mask_for_all_steps() -> list[Patch]:
-    """One mask is drawn for all steps of a row, as variational dropout has it."""
-    return _masked(lambda h, p: (torch.rand_like(h[0]) < p).expand_as(h))
+@in_core("dropout_is_torchs_between_layers", round=4)
+def directions_dropped_apart() -> list[Patch]:
+    """Between bidirectional layers dropout draws a mask for each direction instead of one for both together."""
 
+    def wrong_layers_with(ahead: Any, back: Any) -> Any:
+        def run_layers(
+            weights: list[LayerWeights],
+            x: Tensor,
+            entry: list[State],
+            starts: Tensor,
+            bidirectional: bool,
+            dropout: float,
+            every_end: bool,
+        ) -> tuple[Tensor, list[State]]:
+            directions = 2 if bidirectional else 1
+            states: list[State] = []
+            for k in range(0, len(weights), directions):
+                hands_on = k + directions < len(weights) and dropout > 0
+                out = ahead(weights[k], x, entry[k], starts)
+                output = drop(out.h.contiguous(), dropout, True) if hands_on else out.h
+                states.append(out if every_end else State(out.h[-1], out.c[-1]))
+                if bidirectional:
+                    first = first_steps(starts)
+                    out = back(weights[k + 1], x.flip(0), mirrored(entry[k + 1], starts), ends_of(starts).flip(0))
+                    h, c = out.h.flip(0), out.c.flip(0)
+                    output = torch.cat([output, drop(h, dropout, True) if hands_on else h], -1)
+                    at = first if every_end else first[-1:]
+                    h, c = take_steps(h, at), take_steps(c, at)
+                    states.append(State(h, c) if every_end else State(h[0], c[0]))
+                x = output
+            return x, states
 
-@in_core("every_step_and_row_has_a_mask_of_its_own")
-def one_mask_for_all_rows() -> list[Patch]:
-    """One mask is drawn for all rows of the batch."""
-    return _masked(lambda h, p: (torch.rand_like(h[:, :1]) < p).expand_as(h))
+        return run_layers
+
+    return [Patch(core, "layers_with", wrong_layers_with)]
 
 
 class _AnotherMask(torch.autograd.Function):
@@ -122,7 +82,7 @@ class _AnotherMask(torch.autograd.Function):
 @in_core("dropout_goes_backward_through_the_same_mask")
 def another_mask_going_backward() -> list[Patch]:
     """The backward pass draws another mask."""
-    return _as(Stack(between=lambda out, p: _AnotherMask.apply(out.h, p) if p else out.h))
+    return stacked(Stack(between=lambda out, p: _AnotherMask.apply(out.h, p) if p else out.h))
 
 
 @in_core("dropout_goes_backward_through_the_same_mask")
@@ -132,7 +92,7 @@ def no_mask_going_backward() -> list[Patch]:
     def between(out: State, p: float) -> Tensor:
         return out.h + (drop(out.h, p, True) - out.h).detach() if p else out.h
 
-    return _as(Stack(between=between))
+    return stacked(Stack(between=between))
 
 
 def _in_a_step(wrong: Any) -> list[Patch]:
@@ -155,6 +115,42 @@ def no_dropout_in_a_step() -> list[Patch]:
 def a_step_drops_unscaled() -> list[Patch]:
     """A step in training does not scale what it keeps."""
     return _in_a_step(lambda x, p, training: drop(x, p, training) * (1 - p if training else 1))
+
+
+@in_layer("dropout_of_a_step_is_torchs", round=1)
+def equal_rows_computed_once(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Rows with the same input are computed once, whatever their states and resets are."""
+    h, c = right(w, x, entry, starts)
+    if x.shape[1] > 1 and bool((x == x[:, :1]).all()):
+        return both(lambda v: v[:, :1].expand_as(v).clone(), State(h, c))
+    return State(h, c)
+
+
+@in_core("dropout_of_a_step_is_torchs", round=3, survived=3)
+def step_drops_each_direction_by_itself() -> list[Patch]:
+    """In sequential mode a bidirectional LSTM in training draws dropout per direction, not over both at once."""
+
+    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+        if stored is None:
+            stored = State(*(v.transpose(0, 1) for v in self.zero_state((x.shape[0],), x)))
+        elif is_init is not None:
+            stored = zero_at(stored, is_init)
+        run, directions = self._backend.step or self._layer_as_step, self.spec.directions
+        states: list[State] = []
+        weights, dtype, uncast = self._ready()
+        if core.transforms_may_be_open():
+            self._check_transforms(weights, x, *stored, is_init)
+        with uncast:
+            x, hs, cs = x.to(dtype), stored.h.to(dtype), stored.c.to(dtype)
+            for k, (w, h, c) in enumerate(zip(weights, hs.unbind(1), cs.unbind(1), strict=True)):
+                if k and k % directions == 0:
+                    below = (s.h for s in states[-directions:])
+                    x = torch.cat([nn.functional.dropout(h, self.dropout, self.training) for h in below], -1)
+                states.append(run(w, x, State(h, c)))
+        output = torch.cat([s.h for s in states[-directions:]], -1)
+        return output, core._stacked(states, dim=1)
+
+    return [Patch(LSTM, "step_stored", wrong)]
 
 
 @in_core("training_and_evaluation_follow_the_module")
@@ -186,12 +182,61 @@ def evaluation_draws_a_mask() -> list[Patch]:
     return [Patch(LSTM, "sequences", sequences)]
 
 
-@made("global_state_is_left_alone")
-def draws_without_dropout() -> LayerFunction:
-    """Random numbers are drawn though nothing is dropped."""
+def _masked(mask: Any) -> list[Patch]:
+    """Dropout of ``mask(h, p)``, true where something is dropped."""
+    return stacked(
+        Stack(between=lambda out, p: torch.where(mask(out.h, p), 0, out.h / (1 - p)) if 0 < p < 1 else out.h)
+    )
 
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        torch.rand(1)
-        return right(w, x, entry, starts)
 
-    return run
+@in_core("every_step_and_row_has_a_mask_of_its_own")
+def one_mask_for_all_steps() -> list[Patch]:
+    """One mask is drawn for all steps of a row, as variational dropout has it."""
+    return _masked(lambda h, p: (torch.rand_like(h[0]) < p).expand_as(h))
+
+
+@in_core("every_step_and_row_has_a_mask_of_its_own")
+def one_mask_for_all_rows() -> list[Patch]:
+    """One mask is drawn for all rows of the batch."""
+    return _masked(lambda h, p: (torch.rand_like(h[:, :1]) < p).expand_as(h))
+
+
+@in_core("dropout_may_be_set_later", round=7, survived=7)
+def dropout_of_the_spec() -> list[Patch]:
+    """Over time the dropout is the one at construction: setting lstm.dropout later, as for a schedule, does nothing."""
+
+    def sequences(
+        self: Any, x: Tensor, entry: list[State], starts: Tensor, every_end: bool = True
+    ) -> tuple[Tensor, list[State]]:
+        run = self._run_layers if every_end else self._run_layers_last
+        spec = self.spec
+        weights, dtype, uncast = self._ready()
+        if core.transforms_may_be_open():
+            self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
+        with uncast:
+            entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
+            dropout = spec.dropout if self.training else 0.0
+            found: tuple[Tensor, list[State]] = run(
+                weights, x.to(dtype), entry, starts, spec.bidirectional, dropout, every_end
+            )
+            return found
+
+    return [Patch(LSTM, "sequences", sequences)]
+
+
+@in_core("dropout_may_be_set_later", round=6, survived=6)
+def dropout_set_later_is_not_seen() -> list[Patch]:
+    """Over time the dropout is the one of construction: ``lstm.dropout = p`` changes it in steps, but not there."""
+
+    def sequences(self: Any, x: Any, entry: Any, starts: Any, every_end: bool = True) -> Any:
+        run = self._run_layers if every_end else self._run_layers_last
+        spec = self.spec
+        dropout = spec.dropout if self.training else 0.0
+        weights, dtype, uncast = self._ready()
+        if core.transforms_may_be_open():
+            self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
+        with uncast:
+            entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
+            return run(weights, x.to(dtype), entry, starts, spec.bidirectional, dropout, every_end)
+
+    return [Patch(LSTM, "sequences", sequences)]

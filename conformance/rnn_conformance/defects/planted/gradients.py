@@ -1,29 +1,74 @@
-"""Values are right and gradients are not."""
+"""Defects that the laws of ``laws/gradients.py`` kill first."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, State
 from torch import Tensor
 
-from ..planting import backend, in_layer, in_reset, in_step, made, restart
+from ..hand_written import Kernel, values
+from ..planting import Patch, backend, in_core, in_layer, in_reset, in_step, made, restart
 from ..right import both, each, finish, gates_of, layer, right, step
 
-GRADIENTS = "gradients_equal_reference"
+
+@in_step("gradients_equal_reference")
+def detached_between_steps(w: LayerWeights, x: Tensor, state: State) -> State:
+    """The state is detached between steps: backpropagation is truncated to one."""
+    return step(w, x, both(torch.Tensor.detach, state))
 
 
-class _LeakyWhere(torch.autograd.Function):
-    """``where`` whose backward lets the gradient through to what was not chosen."""
+@in_step("gradients_equal_reference")
+def only_h_detached(w: LayerWeights, x: Tensor, state: State) -> State:
+    """The gradient flows through c and not through h."""
+    return step(w, x, State(state.h.detach(), state.c))
 
-    @staticmethod
-    def forward(ctx: Any, at: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-        return torch.where(at, chosen, other)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return None, grads[0], grads[0]
+@in_reset("gradients_equal_reference")
+def truncated_after_four_steps(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Backpropagation is truncated every four steps."""
+    return restart(both(torch.Tensor.detach, state) if t and t % 4 == 0 else state, entry, starts, t)
+
+
+@in_reset("gradients_equal_reference")
+def no_gradient_to_stored_states(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Stored states get no gradient."""
+    return restart(state, both(torch.Tensor.detach, entry), starts, t)
+
+
+@in_reset("gradients_equal_reference")
+def no_gradient_to_stored_states_at_resets(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Stored states get a gradient at t = 0 and none at resets within a row."""
+    return restart(state, entry if t == 0 else both(torch.Tensor.detach, entry), starts, t)
+
+
+@in_reset("gradients_equal_reference")
+def no_gradient_to_the_initial_state(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Stored states get a gradient at resets and none at t = 0."""
+    return restart(state, both(torch.Tensor.detach, entry) if t == 0 else entry, starts, t)
+
+
+@in_layer("gradients_equal_reference")
+def weights_miss_the_first_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The recurrent weights' gradient misses the step at t = 0."""
+    calls = iter(range(len(x)))
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        return step(w._replace(w_hh=w.w_hh.detach()) if next(calls) == 0 else w, x, state)
+
+    return layer(one)(w, x, entry, starts)
+
+
+@in_layer("gradients_equal_reference")
+def weights_miss_steps_with_resets(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The recurrent weights' gradient misses every step within a row at which some row resets."""
+    begins = iter([False, *starts[1:].any(1).tolist()])
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        return step(w._replace(w_hh=w.w_hh.detach()) if next(begins) else w, x, state)
+
+    return layer(one)(w, x, entry, starts)
 
 
 class _Changed(torch.autograd.Function):
@@ -44,84 +89,7 @@ def _changed(value: Tensor, change: Any) -> Tensor:
     return found
 
 
-@in_step(GRADIENTS)
-def detached_between_steps(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The state is detached between steps: backpropagation is truncated to one."""
-    return step(w, x, both(torch.Tensor.detach, state))
-
-
-@in_step(GRADIENTS)
-def only_h_detached(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The gradient flows through c and not through h."""
-    return step(w, x, State(state.h.detach(), state.c))
-
-
-@in_reset(GRADIENTS)
-def truncated_after_four_steps(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Backpropagation is truncated every four steps."""
-    return restart(both(torch.Tensor.detach, state) if t and t % 4 == 0 else state, entry, starts, t)
-
-
-@in_reset("gradient_across_a_reset_is_zero", "gradient_of_unread_stored_states_is_zero")
-def gradient_through_a_reset(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The gradient flows on through a reset, and to stored states that nothing read."""
-    at = starts[t].unsqueeze(-1)
-    return State(*(_LeakyWhere.apply(at, new[t], old) for new, old in zip(entry, state, strict=True)))
-
-
-@in_reset(GRADIENTS)
-def no_gradient_to_stored_states(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Stored states get no gradient."""
-    return restart(state, both(torch.Tensor.detach, entry), starts, t)
-
-
-@in_reset(GRADIENTS)
-def no_gradient_to_stored_states_at_resets(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Stored states get a gradient at t = 0 and none at resets within a row."""
-    return restart(state, entry if t == 0 else both(torch.Tensor.detach, entry), starts, t)
-
-
-@in_reset(GRADIENTS)
-def no_gradient_to_the_initial_state(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Stored states get a gradient at resets and none at t = 0."""
-    return restart(state, both(torch.Tensor.detach, entry) if t == 0 else entry, starts, t)
-
-
-@in_layer("both_biases_count")
-def bias_gradient_doubled(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input bias gets twice its gradient."""
-    return right(w if w.b_ih is None else w._replace(b_ih=2 * w.b_ih - w.b_ih.detach()), x, entry, starts)
-
-
-@in_layer("both_biases_count")
-def one_bias_gets_the_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The recurrent bias gets no gradient."""
-    return right(w if w.b_hh is None else w._replace(b_hh=w.b_hh.detach()), x, entry, starts)
-
-
-@in_layer(GRADIENTS)
-def weights_miss_the_first_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The recurrent weights' gradient misses the step at t = 0."""
-    calls = iter(range(len(x)))
-
-    def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        return step(w._replace(w_hh=w.w_hh.detach()) if next(calls) == 0 else w, x, state)
-
-    return layer(one)(w, x, entry, starts)
-
-
-@in_layer(GRADIENTS)
-def weights_miss_steps_with_resets(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The recurrent weights' gradient misses every step within a row at which some row resets."""
-    begins = iter([False, *starts[1:].any(1).tolist()])
-
-    def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        return step(w._replace(w_hh=w.w_hh.detach()) if next(begins) else w, x, state)
-
-    return layer(one)(w, x, entry, starts)
-
-
-@in_step(GRADIENTS)
+@in_step("gradients_equal_reference")
 def derivative_at_the_pre_activation(w: LayerWeights, x: Tensor, state: State) -> State:
     """The backward pass takes 1 - g^2 of the candidate before its tanh."""
     i, f, g, o = gates_of(w, x, state.h)
@@ -129,32 +97,84 @@ def derivative_at_the_pre_activation(w: LayerWeights, x: Tensor, state: State) -
     return finish(w, (i, f, _changed(g, lambda grad: grad * ratio), o), state.c)
 
 
-@in_layer(GRADIENTS)
+def _clipped_step(w: LayerWeights, x: Tensor, state: State) -> State:
+    return step(w, x, both(lambda v: _changed(v, lambda grad: grad.clamp(-0.1, 0.1)), state))
+
+
+@in_layer("gradients_equal_reference")
 def gradients_clipped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Gradients are clipped to one tenth at every step."""
     return layer(_clipped_step)(w, x, entry, starts)
 
 
-def _clipped_step(w: LayerWeights, x: Tensor, state: State) -> State:
-    return step(w, x, both(lambda v: _changed(v, lambda grad: grad.clamp(-0.1, 0.1)), state))
-
-
-@in_layer(GRADIENTS)
+@in_layer("gradients_equal_reference")
 def gradients_averaged_over_the_batch(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The weights' gradients are divided by the batch size."""
     return right(each(lambda v: _changed(v, lambda grad: grad / x.shape[1]), w), x, entry, starts)
 
 
-@in_layer(GRADIENTS)
+@in_layer("gradients_equal_reference")
 def gradients_in_float32(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The weights' gradients go through float32 on the way."""
     return right(each(lambda v: _changed(v, lambda grad: grad.float().to(grad)), w), x, entry, starts)
+
+
+@in_step("gradients_equal_reference", round=1)
+def c_flushed_when_small(w: LayerWeights, x: Tensor, state: State) -> State:
+    """Cell states below 1e-6 are flushed to zero."""
+    return step(w, x, State(state.h, torch.where(state.c.abs() < 1e-6, 0, state.c)))
+
+
+@in_layer("gradients_equal_reference", round=2)
+def recomputed_chunk_forgets_its_reset(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass recomputes chunks of eight steps from the state before them, though a sequence starts there."""
+
+    class Chunked(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            x, eh, ec, starts, w, *_ = self.kept(ctx)
+            read = starts.clone()
+            read[8::8] = False
+            return self.run_back(ctx, x, eh, ec, starts, read, w, *values(x, eh, ec, read, w), gh, gc)
+
+    return Chunked()(w, x, entry, starts)
+
+
+@made("gradients_equal_reference", round=2)
+def stale_rows_in_bias_gradient() -> LayerFunction:
+    """The bias gradient sums all rows of a buffer that only grows: after a larger batch its old rows are counted."""
+    buffers: dict[Any, Tensor] = {}
+
+    class Growing(Kernel):
+        def biases(self, da: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            rows, key = da.sum(0), (da.shape[-1], da.dtype)
+            if key not in buffers or len(buffers[key]) < len(rows):
+                buffers[key] = torch.zeros_like(rows)
+            buffers[key][: len(rows)] = rows
+            return buffers[key].sum(0), buffers[key].sum(0)
+
+    return Growing()
 
 
 @in_layer("gradients_equal_reference_in_float32")
 def gradients_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The input's gradient goes through bfloat16 on the way."""
     return right(w, _changed(x, lambda grad: grad.bfloat16().to(grad)), entry, starts)
+
+
+@in_layer("gradients_equal_reference_in_float32")
+def backward_in_half(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In float32 the gates' derivatives are kept in float16 for the backward pass."""
+
+    def keep(grad: Tensor) -> Tensor:
+        return grad.half().to(grad)
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        found = step(w, x, state)
+        if found.c.requires_grad and x.dtype == torch.float32:
+            found.c.register_hook(keep)
+        return found
+
+    return layer(one)(w, x, entry, starts)
 
 
 @in_layer("gradients_of_the_output_alone")
@@ -171,6 +191,25 @@ def c_detached(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Stat
     return State(h, c.detach())
 
 
+class _LeakyWhere(torch.autograd.Function):
+    """``where`` whose backward lets the gradient through to what was not chosen."""
+
+    @staticmethod
+    def forward(ctx: Any, at: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+        return torch.where(at, chosen, other)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return None, grads[0], grads[0]
+
+
+@in_reset("gradient_across_a_reset_is_zero", "gradient_of_unread_stored_states_is_zero")
+def gradient_through_a_reset(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The gradient flows on through a reset, and to stored states that nothing read."""
+    at = starts[t].unsqueeze(-1)
+    return State(*(_LeakyWhere.apply(at, new[t], old) for new, old in zip(entry, state, strict=True)))
+
+
 @in_layer("gradient_of_the_future_is_zero")
 def a_breath_of_the_future(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Every step's gradient reaches all steps, by a hair."""
@@ -183,42 +222,6 @@ def a_breath_of_other_rows(w: LayerWeights, x: Tensor, entry: State, starts: Ten
     """Every row's gradient reaches the same step of all rows, by a hair."""
     h, c = right(w, x, entry, starts)
     return State(h + 1e-30 * x.sum((1, 2), keepdim=True), c)
-
-
-@in_layer("frozen_weights_get_no_gradient")
-def frozen_weights_freeze_the_others(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the recurrent weights are frozen, the biases' gradients are doubled: the results are misaligned."""
-    if not w.w_hh.requires_grad and w.b_ih is not None:
-        w = w._replace(b_ih=2 * w.b_ih - w.b_ih.detach())
-    return right(w, x, entry, starts)
-
-
-@in_layer("gradients_do_not_depend_on_what_needs_them")
-def no_time_without_weights(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the weights are frozen, the input's gradient does not flow back in time."""
-    one = step if w.w_ih.requires_grad else detached_between_steps_step
-    return layer(one)(w, x, entry, starts)
-
-
-def detached_between_steps_step(w: LayerWeights, x: Tensor, state: State) -> State:
-    """A step whose incoming state is detached."""
-    return step(w, x, both(torch.Tensor.detach, state))
-
-
-@in_layer("without_gradients_the_same_values")
-def fast_path_without_gradients(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Under no_grad another path runs, in float32."""
-    if torch.is_grad_enabled():
-        return right(w, x, entry, starts)
-    low = right(each(torch.Tensor.float, w), x.float(), both(torch.Tensor.float, entry), starts)
-    return both(lambda v: v.to(x.dtype), low)
-
-
-@in_layer("without_gradients_the_same_values")
-def gradients_enabled_again(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Gradients are recorded under no_grad too."""
-    with torch.enable_grad():
-        return right(w, x, entry, starts)
 
 
 @made("backward_twice_gives_the_same")
@@ -237,6 +240,202 @@ def second_backward_counts_more() -> LayerFunction:
     return run
 
 
+@in_layer("backward_twice_gives_the_same", round=2)
+def backward_overwrites_its_gates(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass writes the gates' gradients over the gates, so a second one (retain_graph) reads those."""
+
+    class Overwriting(Kernel):
+        def keep(self, ctx: Any, *rest: Any) -> None:
+            x, eh, ec, starts, w, pre, acts, h, c = rest
+            ctx.acts = acts
+            super().keep(ctx, x, eh, ec, starts, w, pre, acts.new_empty(0), h, c)
+
+        def kept(self, ctx: Any) -> Any:
+            x, eh, ec, starts, w, pre, _, h, c = super().kept(ctx)
+            return x, eh, ec, starts, w, pre, ctx.acts, h, c
+
+        def after(self, acts: Tensor, da: Tensor) -> None:
+            acts.copy_(da)
+
+    return Overwriting()(w, x, entry, starts)
+
+
+@in_layer("frozen_weights_get_no_gradient")
+def frozen_weights_freeze_the_others(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where the recurrent weights are frozen, the biases' gradients are doubled: the results are misaligned."""
+    if not w.w_hh.requires_grad and w.b_ih is not None:
+        w = w._replace(b_ih=2 * w.b_ih - w.b_ih.detach())
+    return right(w, x, entry, starts)
+
+
+@in_layer("frozen_weights_get_no_gradient", round=2)
+def bias_gradient_gated_by_its_weight(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A bias gets no gradient where the weight beside it is frozen: one guard is around both."""
+
+    class Gated(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            dx, deh, dec, dw_ih, dw_hh, db_ih, db_hh, dw_hr = super().backward(ctx, gh, gc)
+            need_ih, need_hh = ctx.needs_input_grad[5:7]
+            return dx, deh, dec, dw_ih, dw_hh, db_ih if need_ih else None, db_hh if need_hh else None, dw_hr
+
+    return Gated()(w, x, entry, starts)
+
+
+@in_layer("without_gradients_the_same_values")
+def fast_path_without_gradients(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Under no_grad another path runs, in float32."""
+    if torch.is_grad_enabled():
+        return right(w, x, entry, starts)
+    low = right(each(torch.Tensor.float, w), x.float(), both(torch.Tensor.float, entry), starts)
+    return both(lambda v: v.to(x.dtype), low)
+
+
+@in_layer("without_gradients_the_same_values")
+def gradients_enabled_again(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Gradients are recorded under no_grad too."""
+    with torch.enable_grad():
+        return right(w, x, entry, starts)
+
+
+def detached_between_steps_step(w: LayerWeights, x: Tensor, state: State) -> State:
+    """A step whose incoming state is detached."""
+    return step(w, x, both(torch.Tensor.detach, state))
+
+
+@in_layer("gradients_do_not_depend_on_what_needs_them")
+def no_time_without_weights(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where the weights are frozen, the input's gradient does not flow back in time."""
+    one = step if w.w_ih.requires_grad else detached_between_steps_step
+    return layer(one)(w, x, entry, starts)
+
+
+@in_layer("gradients_of_the_stored_states_alone", round=1, survived=1)
+def gradient_of_entry_averaged(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where the stored states need gradients and the input does not, they get none at t = 0."""
+    if entry.h.requires_grad and not x.requires_grad:
+        entry = both(lambda v: torch.cat([v[:1].detach(), v[1:]]), entry)
+    return right(w, x, entry, starts)
+
+
+@in_core("gradients_of_the_stored_states_alone", round=3)
+def frozen_weights_stop_the_gradient() -> list[Patch]:
+    """Over time, an LSTM whose parameters are all frozen passes no gradient to its input and states."""
+    original = LSTM.sequences
+
+    def wrong(self: LSTM, x: Tensor, entry: list[State], starts: Tensor, every_end: bool = True) -> Any:
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
+        with torch.set_grad_enabled(trains):
+            return original(self, x, entry, starts, every_end)
+
+    return [Patch(LSTM, "sequences", wrong)]
+
+
+@in_core("gradients_of_the_stored_states_alone", round=7)
+def frozen_means_no_graph() -> list[Patch]:
+    """With every parameter frozen it runs over time without a graph: gradients of input and state stop at the LSTM."""
+    original = LSTM.sequences
+
+    def sequences(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            return original(self, *args, **kwargs)
+        with torch.no_grad():
+            return original(self, *args, **kwargs)
+
+    return [Patch(LSTM, "sequences", sequences)]
+
+
+@backend("gradients_of_a_call_with_hx", round=1, survived=1)
+def last_layer_function_detached() -> LSTMBackend:
+    """The function for the last states gives c without its gradient."""
+
+    def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        h, c = right(w, x, entry, starts)
+        return State(h, c.detach())
+
+    return LSTMBackend("defect", right, layer_last=last)
+
+
+@backend("gradients_flow_through_steps", round=1, survived=1)
+def step_without_gradient_of_the_state() -> LSTMBackend:
+    """The step for acting detaches the state that comes in: training step by step is truncated."""
+    return LSTMBackend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))
+
+
+@made("gradients_flow_through_steps", round=2)
+def weight_gradient_in_reused_workspace() -> LayerFunction:
+    """A weight's gradient is a view of a workspace that the layer's next backward pass writes over."""
+    spaces: dict[Any, Tensor] = {}
+
+    class Reusing(Kernel):
+        def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+            found = da.T @ v
+            key = (weight.data_ptr(), weight.shape, weight.dtype)
+            space = spaces.setdefault(key, torch.empty_like(found).flatten())
+            return space.copy_(found.flatten()).view(found.shape)
+
+    return Reusing()
+
+
+@in_step("gradients_around_an_infinite_input")
+def padded_units_in_the_gradient(w: LayerWeights, x: Tensor, state: State) -> State:
+    """Units that fill a register up have weights of zero, and infinity times zero gets into the gates' gradient."""
+    i, f, g, o = gates_of(w, x, state.h)
+    padding = 0 * x.detach().sum(-1, keepdim=True)
+    return finish(w, (_changed(i, lambda grad: grad + padding), f, g, o), state.c)
+
+
+@in_layer("gradients_around_an_infinite_input", round=2)
+def backward_inverts_the_cell(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """To save memory the backward pass recovers the previous cell state by dividing by the forget gate."""
+
+    class Inverting(Kernel):
+        def cell_before(self, before: Tensor, acts: Tensor, c: Tensor) -> Tensor:
+            i, f, g, _ = acts.chunk(4, -1)
+            return (c - i * g) / f
+
+    return Inverting()(w, x, entry, starts)
+
+
+@in_layer("gradients_around_an_infinite_input", round=2)
+def saturated_gate_slope_is_nan(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass takes a gate's slope as exp(-a) / (1 + exp(-a))^2, which is NaN where a gate is shut hard."""
+
+    class Exponential(Kernel):
+        def slopes(self, pre: Tensor, acts: Tensor) -> Tensor:
+            i, f, _, o = (v.neg().exp() for v in pre.chunk(4, -1))
+            tanh = acts.chunk(4, -1)[2]
+            return torch.cat([i / (1 + i) ** 2, f / (1 + f) ** 2, 1 - tanh * tanh, o / (1 + o) ** 2], -1)
+
+    return Exponential()(w, x, entry, starts)
+
+
+@in_layer("gradients_asked_for_leave_grad_alone", round=2, survived=2)
+def gradient_fused_into_existing_grad(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where a weight has a .grad already its gradient is added there by the kernel, and autograd is given zeros."""
+
+    class Fused(Kernel):
+        def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+            found = da.T @ v
+            if weight.is_leaf and weight.grad is not None:
+                weight.grad.add_(found)
+                return torch.zeros_like(found)
+            return found
+
+    return Fused()(w, x, entry, starts)
+
+
+@in_layer("gradients_of_many_rows", round=2, survived=2)
+def split_sum_drops_its_remainder(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The weight gradients are summed in parts of 64 of the T*B rows: beyond 64 the last, partial one is lost."""
+
+    class Split(Kernel):
+        def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+            whole = len(da) // 64 * 64 or len(da)
+            return da[:whole].T @ v[:whole]
+
+    return Split()(w, x, entry, starts)
+
+
 @in_layer("gradients_accumulate")
 def gradients_overwritten(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The backward pass writes .grad and does not add to it."""
@@ -248,34 +447,13 @@ def gradients_overwritten(w: LayerWeights, x: Tensor, entry: State, starts: Tens
     return right(w._replace(w_ih=_changed(old, overwrite)), x, entry, starts)
 
 
-@in_layer("gradients_of_the_stored_states_alone")
-def gradient_of_entry_averaged(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the stored states need gradients and the input does not, they get none at t = 0."""
-    if entry.h.requires_grad and not x.requires_grad:
-        entry = both(lambda v: torch.cat([v[:1].detach(), v[1:]]), entry)
-    return right(w, x, entry, starts)
+@in_layer("gradients_accumulate", round=2)
+def bias_gradients_share_memory(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradients of both biases are views of one buffer: what is added to one in place is added to the other."""
 
+    class Sharing(Kernel):
+        def biases(self, da: Tensor) -> tuple[Tensor | None, Tensor | None]:
+            buffer = da.sum((0, 1))
+            return buffer.view(-1), buffer.view(-1)
 
-@backend("gradients_of_a_call_with_hx")
-def last_layer_function_detached() -> LSTMBackend:
-    """The function for the last states gives c without its gradient."""
-
-    def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        h, c = right(w, x, entry, starts)
-        return State(h, c.detach())
-
-    return LSTMBackend("defect", right, layer_last=last)
-
-
-@backend("gradients_flow_through_steps")
-def step_without_gradient_of_the_state() -> LSTMBackend:
-    """The step for acting detaches the state that comes in: training step by step is truncated."""
-    return LSTMBackend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))
-
-
-@in_step("gradients_around_an_infinite_input")
-def padded_units_in_the_gradient(w: LayerWeights, x: Tensor, state: State) -> State:
-    """Units that fill a register up have weights of zero, and infinity times zero gets into the gates' gradient."""
-    i, f, g, o = gates_of(w, x, state.h)
-    padding = 0 * x.detach().sum(-1, keepdim=True)
-    return finish(w, (_changed(i, lambda grad: grad + padding), f, g, o), state.c)
+    return Sharing()(w, x, entry, starts)

@@ -1,25 +1,24 @@
-"""TensorDict keys: read, written, refused or called otherwise than promised."""
+"""Defects that the laws of ``laws/keys.py`` kill first."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from rnn_backends import LayerWeights, LSTMBackend, LSTMModule, State, Trait, layout
+from rnn_backends import LSTM, InputError, LayerWeights, LSTMBackend, LSTMModule, State, Trait, layout
+from rnn_backends.layout import Inputs, fold_time, unfold_time
+from tensordict import TensorDictBase
+from tensordict.nn import skip_existing
+from tensordict.utils import NestedKey
 from torch import Tensor
 
 from ..planting import Patch, backend, in_core
-from ..right import both, ends, right
+from ..right import ends, right
 
 
 def _read(change: Any) -> list[Patch]:
     original = layout.read
     return [Patch(layout, "read", lambda td, keys, *rest: original(td, change(keys), *rest))]
-
-
-def _write(change: Any) -> list[Patch]:
-    original = layout.write
-    return [Patch(layout, "write", lambda td, values: original(td, change(td, values)))]
 
 
 @in_core("nested_keys")
@@ -32,6 +31,33 @@ def nested_keys_read_by_their_last_name() -> list[Patch]:
 def the_reset_key_is_is_init() -> list[Patch]:
     """The reset mask is read under its last name, whatever its key is."""
     return _read(lambda keys: [*keys[:3], keys[3][-1] if isinstance(keys[3], tuple) else keys[3]])
+
+
+@in_core("more_batch_dimensions_keep_their_order")
+def batch_dimensions_unfolded_in_another_order() -> list[Patch]:
+    """A batch of two dimensions comes out with the first one fastest."""
+    original = layout.unfold_time
+
+    def wrong(value: Tensor, batch: Any) -> Tensor:
+        if len(batch) < 2:
+            return original(value, batch)
+        turned = original(value, tuple(batch)[::-1])
+        return turned.transpose(0, len(batch) - 1)
+
+    return [Patch(layout, "unfold_time", wrong)]
+
+
+@in_core("more_batch_dimensions_keep_their_order")
+def a_steps_batch_unfolded_in_another_order() -> list[Patch]:
+    """In sequential mode a batch of two dimensions comes out with the first one fastest."""
+    original = layout.unfold_step
+
+    def wrong(value: Tensor, batch: Any) -> Tensor:
+        if len(batch) < 2:
+            return original(value, batch)
+        return original(value, tuple(batch)[::-1]).transpose(0, len(batch) - 1)
+
+    return [Patch(layout, "unfold_step", wrong)]
 
 
 @in_core("another_tensordict_may_be_written")
@@ -59,6 +85,54 @@ def tensordict_out_is_not_given_back() -> list[Patch]:
     return [Patch(layout, "write", lambda td, values: original(td, values).copy())]
 
 
+@in_core("another_tensordict_may_be_written", round=3, survived=3)
+def locked_input_refused_despite_tensordict_out() -> list[Patch]:
+    """Whether the results can be written is asked of the input, also where tensordict_out= says to write elsewhere."""
+
+    def wrong(
+        self: LSTMModule, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None
+    ) -> TensorDictBase:
+        if skip_existing() and self._has_results(tensordict):
+            return tensordict
+        recurrent = self.recurrent_mode
+        if recurrent and not tensordict.ndim:
+            raise InputError("recurrent mode needs a time dimension, the last of the batch size; got a 0-d TensorDict")
+        read = layout.read(tensordict, self.in_keys, self.lstm)
+        layout.check_writable(tensordict, self.out_keys)
+        values = self._over_time(read) if recurrent else self._one_step(read)
+        out = tensordict if tensordict_out is None else tensordict_out
+        return layout.write(out, {key: values[key] for key in self.out_keys})
+
+    return [Patch(LSTMModule, "_forward", wrong)]
+
+
+@in_core("the_primer_fits_the_first_step", round=3, survived=3)
+def primer_in_default_dtype() -> list[Patch]:
+    """The primer's hidden states have torch's default dtype and not the weights', so the first step refuses them."""
+
+    def wrong(self: LSTMModule) -> Any:
+        from torchrl.data import Unbounded
+        from torchrl.envs import TensorDictPrimer
+
+        pairs = list(zip(self.in_keys[1:3], self.out_keys_source[1:], strict=True))
+        for read, written in pairs:
+            if written != ("next", *(read if isinstance(read, tuple) else (read,))):
+                raise InputError(f"a primer needs out_keys ('next', <in_key>), got {written!r} for {read!r}")
+        spec = self.lstm.spec
+        sizes = (spec.output_size, spec.hidden_size)
+        return TensorDictPrimer(
+            {read: Unbounded(shape=(spec.num_states, size)) for (read, _), size in zip(pairs, sizes, strict=True)},
+            expand_specs=True,
+        )
+
+    return [Patch(LSTMModule, "make_tensordict_primer", wrong)]
+
+
+def _write(change: Any) -> list[Patch]:
+    original = layout.write
+    return [Patch(layout, "write", lambda td, values: original(td, change(td, values)))]
+
+
 @in_core("lazily_stacked_tensordicts_are_read_and_written")
 def lazy_stacks_written_in_reverse() -> list[Patch]:
     """A lazy stack gets its rows in reverse."""
@@ -81,6 +155,23 @@ def locked_tensordicts_unlocked() -> list[Patch]:
     return [Patch(layout, "check_writable", lambda td, keys: None), Patch(layout, "write", wrong)]
 
 
+@in_core("a_locked_tensordict_is_refused_or_written_in_place", round=3)
+def locked_results_are_swapped() -> list[Patch]:
+    """A locked TensorDict's entries are replaced and not written in place: whoever holds its memory sees nothing."""
+
+    def wrong(td: TensorDictBase, values: dict[Any, Tensor]) -> TensorDictBase:
+        if td.is_locked:
+            with td.unlock_():
+                for key, value in values.items():
+                    td.set(key, value)
+            return td
+        for key, value in values.items():
+            td.set(key, value)
+        return td
+
+    return [Patch(layout, "write", wrong)]
+
+
 @in_core("selected_outputs_are_the_only_ones")
 def selected_outputs_have_the_step_before() -> list[Patch]:
     """Where only the output is asked for, it comes one step late."""
@@ -88,6 +179,59 @@ def selected_outputs_have_the_step_before() -> list[Patch]:
 
     original = LSTM.replay_output
     return [Patch(LSTM, "replay_output", lambda *args: original(*args).roll(1, 0))]
+
+
+@in_core("selected_outputs_are_the_only_ones", round=1)
+def selected_out_keys_lose_resets() -> list[Patch]:
+    """Where only the output is asked for (select_out_keys), resets are ignored."""
+    original = LSTM.replay_output
+    return [Patch(LSTM, "replay_output", lambda self, x, i, stored: original(self, x, torch.zeros_like(i), stored))]
+
+
+@in_core("selected_outputs_are_the_only_ones", round=4)
+def selected_out_keys_shift() -> list[Patch]:
+    """After select_out_keys the results are paired with the keys that are left, so c's key alone is given h."""
+
+    def patch(name: str) -> Patch:
+        original = getattr(LSTMModule, name)
+
+        def wrong(self: LSTMModule, read: layout.Inputs) -> Any:
+            return dict(zip(self.out_keys, original(self, read).values(), strict=False))
+
+        return Patch(LSTMModule, name, wrong)
+
+    return [patch("_one_step"), patch("_over_time")]
+
+
+@in_core("selected_outputs_are_the_only_ones", round=3, survived=3)
+def any_single_selected_key_gets_the_output() -> list[Patch]:
+    """In recurrent mode, where select_out_keys leaves one hidden key alone, the output is written under it."""
+
+    def wrong(self: LSTMModule, read: layout.Inputs) -> dict[Any, Tensor]:
+        x, is_init, stored = layout.fold_time(read)
+        batch = read.is_init.shape[:-1]
+        if len(self.out_keys) == 1:
+            y = self.lstm.replay_output(x, is_init, stored)
+            return {self.out_keys[0]: layout.unfold_time(y, batch)}
+        y, state = self.lstm.replay(x, is_init, stored, self.hidden_output == "all")
+        values = (layout.unfold_time(value, batch) for value in (y, *self._as_stored(state)))
+        return dict(zip(self.out_keys_source, values, strict=True))
+
+    return [Patch(LSTMModule, "_over_time", wrong)]
+
+
+@in_core("selected_outputs_are_the_only_ones", round=7)
+def one_key_is_the_output() -> list[Patch]:
+    """Over time a single selected out key gets the output, also where select_out_keys chose a hidden state."""
+    original = LSTMModule._over_time
+
+    def over_time(self: Any, read: Inputs) -> dict[NestedKey, Tensor]:
+        if len(self.out_keys) == 1:
+            y = self.lstm.replay_output(*fold_time(read))
+            return {self.out_keys[0]: unfold_time(y, read.is_init.shape[:-1])}
+        return original(self, read)
+
+    return [Patch(LSTMModule, "_over_time", over_time)]
 
 
 @in_core("keyword_calls_equal_the_tensordict")
@@ -175,40 +319,12 @@ def next_emptied_first() -> list[Patch]:
     return [Patch(layout, "write", wrong)]
 
 
-@in_core("more_batch_dimensions_keep_their_order")
-def batch_dimensions_unfolded_in_another_order() -> list[Patch]:
-    """A batch of two dimensions comes out with the first one fastest."""
-    original = layout.unfold_time
+@in_core("only_what_is_all_there_is_skipped", round=6, survived=6)
+def one_result_is_taken_for_all() -> list[Patch]:
+    """With ``set_skip_existing`` the module skips where only its output is there: the next states stay missing."""
 
-    def wrong(value: Tensor, batch: Any) -> Tensor:
-        if len(batch) < 2:
-            return original(value, batch)
-        turned = original(value, tuple(batch)[::-1])
-        return turned.transpose(0, len(batch) - 1)
+    def _has_results(self: Any, td: Any) -> bool:
+        written = self.out_keys
+        return written[0] in td.keys(True) and not any(key in written for key in self.in_keys)
 
-    return [Patch(layout, "unfold_time", wrong)]
-
-
-@in_core("more_batch_dimensions_keep_their_order")
-def a_steps_batch_unfolded_in_another_order() -> list[Patch]:
-    """In sequential mode a batch of two dimensions comes out with the first one fastest."""
-    original = layout.unfold_step
-
-    def wrong(value: Tensor, batch: Any) -> Tensor:
-        if len(batch) < 2:
-            return original(value, batch)
-        return original(value, tuple(batch)[::-1]).transpose(0, len(batch) - 1)
-
-    return [Patch(layout, "unfold_step", wrong)]
-
-
-@in_core("hidden_outputs_are_zero_padded", "recurrent_mode_starts_from_stored_states")
-def hidden_states_layer_and_time_swapped() -> list[Patch]:
-    """The stored states are read with time reversed."""
-    original = layout.fold_time
-
-    def wrong(inputs: Any) -> Any:
-        x, is_init, stored = original(inputs)
-        return x, is_init, None if stored is None else both(lambda v: v.flip(1), stored)
-
-    return [Patch(layout, "fold_time", wrong)]
+    return [Patch(LSTMModule, "_has_results", _has_results)]

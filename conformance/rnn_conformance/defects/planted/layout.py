@@ -1,15 +1,17 @@
-"""Memory is read as if it lay otherwise."""
+"""Defects that the laws of ``laws/layout.py`` kill first."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from rnn_backends import LayerFunction, LayerWeights, State
+from rnn_backends import LSTM, LayerWeights, State, get_backend
+from rnn_backends import lstm as core
+from rnn_backends_plugins import cudnn
 from torch import Tensor
 
-from ..planting import in_layer, made
-from ..right import both, right
-
-LAYOUT = "memory_layout_does_not_matter"
+from ..planting import Patch, in_core, in_layer
+from ..right import both, layer, output_of, right
 
 
 def _strides(shape: torch.Size) -> list[int]:
@@ -27,28 +29,53 @@ def _as_if_contiguous(v: Tensor) -> Tensor:
     return v.as_strided(v.shape, _strides(v.shape), v.storage_offset()) if fits else v
 
 
-@in_layer(LAYOUT)
+@in_layer("memory_layout_does_not_matter")
 def input_read_as_contiguous(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The input's memory is read as if it were contiguous."""
     return right(w, _as_if_contiguous(x), entry, starts)
 
 
-@in_layer(LAYOUT)
+@in_layer("memory_layout_does_not_matter")
 def states_read_as_contiguous(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The stored states' memory is read as if it were contiguous."""
     return right(w, x, both(_as_if_contiguous, entry), starts)
 
 
-@in_layer(LAYOUT)
+@in_layer("memory_layout_does_not_matter")
 def starts_read_as_contiguous(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The starts' memory is read as if it were contiguous."""
     return right(w, x, entry, _as_if_contiguous(starts))
 
 
-@in_layer("output_equals_reference", LAYOUT)
-def storage_offset_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input is read from the beginning of its storage."""
-    return right(w, x.as_strided(x.shape, x.stride(), 0), entry, starts)
+@in_layer("weights_may_lie_in_any_way", round=2, survived=2)
+def transposed_recurrent_weight_read_raw(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A recurrent weight that lies transposed in memory is read as if it were contiguous."""
+    raw = w.w_hh
+    if not raw.is_contiguous() and raw.T.is_contiguous():
+        raw = raw.T.reshape(raw.shape)
+    return right(w._replace(w_hh=raw), x, entry, starts)
+
+
+@in_layer("weights_may_lie_in_any_way", round=5)
+def weights_are_split_by_assumed_strides(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gates' weights are cut out with as_strided for a contiguous matrix: a transposed parameter is read askew."""
+    H = w.w_hh.shape[0] // 4
+
+    def split(matrix: Tensor) -> Tensor:
+        n = matrix.shape[1]
+        return matrix.as_strided((4, H, n), (H * n, n, 1))
+
+    w_ih, w_hh = split(w.w_ih), split(w.w_hh)
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        sums = [x @ a.T + state.h @ b.T for a, b in zip(w_ih, w_hh, strict=True)]
+        if w.b_ih is not None and w.b_hh is not None:
+            sums = [a + b for a, b in zip(sums, (w.b_ih + w.b_hh).view(4, H), strict=True)]
+        i, f, g, o = sums
+        c = f.sigmoid() * state.c + i.sigmoid() * g.tanh()
+        return output_of(w, o.sigmoid() * c.tanh(), c)
+
+    return layer(one)(w, x, entry, starts)
 
 
 @in_layer("expanded_states_are_read")
@@ -58,16 +85,46 @@ def expanded_states_taken_as_absent(w: LayerWeights, x: Tensor, entry: State, st
     return right(w, x, both(torch.zeros_like, entry) if absent else entry, starts)
 
 
-@made("a_result_outlives_the_next_call")
-def c_in_shared_scratch() -> LayerFunction:
-    """Without gradients the cell state lies in scratch memory kept by shape."""
-    scratch: dict[tuple[int, ...], Tensor] = {}
+@in_core("expanded_states_are_read", on=get_backend("cudnn"), round=5, survived=5)
+def one_state_is_told_by_the_stride_of_time() -> list[Patch]:
+    """cudnn takes stored states expanded over time for one state of all rows: every start begins from row 0's."""
 
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        h, c = right(w, x, entry, starts)
-        if c.requires_grad:
-            return State(h, c)
-        into = scratch.setdefault((*c.shape, id(w.w_ih)), torch.empty_like(c))
-        return State(h, into.copy_(c))
+    def is_one_state(entry: State) -> bool:
+        return all(v.stride()[0] == 0 for v in entry)
 
-    return run
+    return [Patch(cudnn, "is_one_state", is_one_state)]
+
+
+@in_core("batch_first_is_a_transposition")
+def batch_first_reshapes() -> list[Patch]:
+    """With batch_first the input is reshaped and not transposed."""
+
+    def wrong(self: LSTM, value: Tensor, batched: bool) -> Tensor:
+        if not batched:
+            return value.unsqueeze(1)
+        return value.reshape(value.shape[1], value.shape[0], *value.shape[2:]) if self.batch_first else value
+
+    return [Patch(LSTM, "_time_major", wrong)]
+
+
+@in_core("unbatched_is_a_batch_of_one")
+def unbatched_ignores_hx() -> list[Patch]:
+    """An input without a batch dimension starts from zeros whatever hx is."""
+    original = LSTM._initial
+
+    def wrong(self: LSTM, hx: Any, batch: tuple[int, ...], casts: bool) -> State | None:
+        return original(self, hx, batch, casts) if batch else None
+
+    return [Patch(LSTM, "_initial", wrong)]
+
+
+@in_core("is_init_may_have_a_trailing_one")
+def a_trailing_one_hides_resets() -> list[Patch]:
+    """``is_init`` with a trailing one is taken, and ignored."""
+    original = core.check_is_init
+
+    def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        found = original(is_init, shape, device)
+        return found if is_init.shape == shape else torch.zeros_like(found)
+
+    return [Patch(core, "check_is_init", wrong)]

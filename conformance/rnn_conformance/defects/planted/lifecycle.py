@@ -1,16 +1,16 @@
-"""A module is copied, pickled, moved, trained, and something is left behind; or it should refuse, and does not."""
+"""Defects that the laws of ``laws/lifecycle.py`` kill first."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import rnn_backends.lstm as core
 import torch
-from rnn_backends import LSTM, InputError, LayerWeights, LSTMBackend, LSTMModule, LSTMSpec, State, get_backend, layout
-from torch import Tensor, nn
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, get_backend, names
+from rnn_backends import lstm as core
+from torch import nn
 
-from ..planting import Patch, backend, in_core
-from ..right import each, right
+from ..planting import Patch, in_core
+from ..right import each
 
 
 @in_core("a_pickle_keeps_everything")
@@ -51,6 +51,19 @@ def a_deepcopy_changes_the_backend() -> list[Patch]:
     """A deepcopy has a copy of the backend, which is another one."""
     wrong = lambda self, memo: LSTMBackend(self.name, self.layer)  # noqa: E731
     return [Patch(LSTMBackend, "__deepcopy__", wrong)]
+
+
+@in_core("copies_keep_what_is_frozen", round=3, survived=3)
+def copies_of_frozen_weights_thaw() -> list[Patch]:
+    """The frozen parameters of an LSTM that is deep-copied or pickled come back trainable."""
+
+    def wrong(self: LSTM, state: dict[str, Any]) -> None:
+        backend = state["_backend"]
+        nn.RNNBase.__setstate__(self, state)
+        self._bind(get_backend(backend) if isinstance(backend, str) else backend)
+        self.requires_grad_()
+
+    return [Patch(LSTM, "__setstate__", wrong)]
 
 
 def _ready(change: Any) -> list[Patch]:
@@ -97,6 +110,11 @@ def functional_call_sees_the_modules_weights() -> list[Patch]:
     return [Patch(LSTM, "layer_weights", wrong)]
 
 
+def _held(now: Any, old: Any) -> Any:
+    """The old value with the gradient of the new."""
+    return None if now is None else now + (old - now).detach()
+
+
 @in_core("a_training_step_counts")
 def weights_renewed_every_second_step() -> list[Patch]:
     """Weights are packed anew only after two changes of their version."""
@@ -109,11 +127,6 @@ def weights_renewed_every_second_step() -> list[Patch]:
         return [each(lambda v: v, LayerWeights(*map(_held, w, o))) for w, o in zip(weights, old, strict=True)]
 
     return [Patch(LSTM, "layer_weights", wrong)]
-
-
-def _held(now: Any, old: Any) -> Any:
-    """The old value with the gradient of the new."""
-    return None if now is None else now + (old - now).detach()
 
 
 @in_core("parameters_are_torchs_and_nothing_else")
@@ -153,6 +166,76 @@ def a_copy_in_another_mode_has_its_own_lstm() -> list[Patch]:
     return [Patch(LSTMModule, "_copy", wrong)]
 
 
+@in_core("copies_in_another_mode_share_the_weights", round=1)
+def mode_of_a_copy_leaks_back() -> list[Patch]:
+    """set_recurrent_mode changes the module itself as well as the copy that it gives."""
+    original = LSTMModule._copy
+
+    def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
+        found = original(self, **changed)
+        self.__dict__.update(changed)
+        return found
+
+    return [Patch(LSTMModule, "_copy", wrong)]
+
+
+@in_core("copies_in_another_mode_share_the_weights", round=1)
+def wrapped_lstm_copied() -> list[Patch]:
+    """set_recurrent_mode copies the parameters: training the copy leaves the original behind."""
+    original = LSTMModule._copy
+
+    def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
+        found = original(self, **changed)
+        twin = LSTM.__new__(LSTM)
+        twin.__dict__.update(self.lstm.__dict__)
+        twin._parameters = {
+            k: nn.Parameter(v.detach().clone()) for k, v in self.lstm._parameters.items() if v is not None
+        }
+        found.lstm = twin
+        return found
+
+    return [Patch(LSTMModule, "_copy", wrong)]
+
+
+@in_core("from_torch_keeps_the_training_flag", round=4, survived=4)
+def wrapping_wakes_dropout() -> list[Patch]:
+    """from_torch forgets that the wrapped LSTM is in evaluation mode: the wrapper drops out."""
+    original = LSTM.__dict__["from_torch"].__func__
+
+    def wrong(cls: type[LSTM], lstm: Any, lstm_backend: Any = None) -> LSTM:
+        found: LSTM = original(cls, lstm, lstm_backend)
+        if not isinstance(lstm, LSTM):
+            found.training = True
+        return found
+
+    return [Patch(LSTM, "from_torch", classmethod(wrong))]
+
+
+@in_core("from_torch_keeps_the_training_flag", round=3)
+def backend_copies_wake_in_training() -> list[Patch]:
+    """with_backend of an LSTM in evaluation gives one in training, so its dropout drops."""
+    original = LSTM.with_backend
+
+    def wrong(self: LSTM, lstm_backend: str | LSTMBackend) -> LSTM:
+        new = original(self, lstm_backend)
+        new.training = True  # as nn.Module.__init__ leaves it
+        return new
+
+    return [Patch(LSTM, "with_backend", wrong)]
+
+
+@in_core("a_copy_keeps_the_very_backend", round=4, survived=4)
+def held_by_name_only() -> list[Patch]:
+    """A LSTMBackend value with an installed one's name is pickled as that name: the copy runs on the installed one."""
+    return [Patch(core, "is_registered_value", lambda backend: backend.name in names())]
+
+
+@in_core("a_copy_keeps_the_very_backend", round=7)
+def held_by_name() -> list[Patch]:
+    """A copied or pickled LSTM goes over to the installed backend of its own backend's name, though that is another."""
+    return [Patch(core, "is_registered_value", lambda backend: backend.name in names())]
+
+
 @in_core("from_torch_shares_the_weights")
 def from_torch_copies_the_weights() -> list[Patch]:
     """An LSTM that is wrapped is copied."""
@@ -167,132 +250,13 @@ def from_torch_copies_the_weights() -> list[Patch]:
     return [Patch(LSTM, "from_torch", classmethod(wrong))]
 
 
-def _picky(answer: str) -> LSTMBackend:
-    def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-        return answer if dtype == torch.float16 else None
+@in_core("hooks_stay_with_their_copy", round=6, survived=6)
+def a_copy_shares_its_hooks() -> list[Patch]:
+    """A copy in another mode shares the dicts of hooks: a hook that is registered on one runs in the other too."""
 
-    return LSTMBackend("defect", right, rejects=rejects)
+    def _copy(self: LSTMModule, **changed: Any) -> LSTMModule:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__, _modules=self._modules.copy(), **changed)
+        return new
 
-
-@backend("what_is_rejected_is_refused_at_construction", by_numbers=False)
-def rejected_without_words() -> LSTMBackend:
-    """float16 is rejected, and the reason is blank."""
-    return _picky(" ")
-
-
-@in_core("what_is_rejected_is_refused_at_construction", on=_picky("no float16 here"))
-def rejections_are_not_asked_for() -> list[Patch]:
-    """What a backend rejects is built all the same."""
-    return [Patch(core, "resolve", lambda request, *rest: request)]
-
-
-@backend("rejects_has_no_moods", by_numbers=False)
-def rejects_every_second_time() -> LSTMBackend:
-    """rejects() says yes and no in turn."""
-    calls = [0]
-
-    def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-        calls[0] += 1
-        return "not now" if spec.num_layers == 2 and calls[0] % 2 else None
-
-    return LSTMBackend("defect", right, rejects=rejects)
-
-
-@in_core("a_refusal_comes_before_anything_is_done")
-def a_new_dtype_is_not_asked_about() -> list[Patch]:
-    """A module that is moved to another dtype computes there without asking its backend."""
-    return [Patch(core, "demand", lambda *args: None)]
-
-
-@in_core("wrong_entries_are_refused_and_nothing_is_written")
-def reset_masks_of_any_dtype() -> list[Patch]:
-    """A reset mask of numbers or bytes is taken, and cast."""
-    original = layout.read
-
-    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
-        mask = td.get(keys[3], None)
-        given = td if mask is None else td.copy().set(keys[3], mask.bool())
-        return original(given, keys, *rest)
-
-    return [Patch(layout, "read", wrong)]
-
-
-@in_core("wrong_entries_are_refused_and_nothing_is_written")
-def one_hidden_state_is_enough() -> list[Patch]:
-    """h without c is taken, and both are read as absent."""
-    original = layout.read
-
-    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
-        there = [td.get(key, None) is not None for key in keys[1:3]]
-        return original(td if all(there) else td.exclude(*keys[1:3]), keys, *rest)
-
-    return [Patch(layout, "read", wrong)]
-
-
-@in_core("wrong_entries_are_refused_and_nothing_is_written")
-def too_many_features_are_cut() -> list[Patch]:
-    """An input with too many features is cut to the right number."""
-    original = layout.read
-
-    def wrong(td: Any, keys: Any, lstm: LSTM) -> Any:
-        x = td.get(keys[0], None)
-        given = td if x is None else td.copy().set(keys[0], x[..., : lstm.input_size])
-        return original(given, keys, lstm)
-
-    return [Patch(layout, "read", wrong)]
-
-
-@in_core("wrong_tensors_are_refused")
-def hx_for_one_row_is_expanded() -> list[Patch]:
-    """A state for one row is taken for all of them."""
-    original = core.check_state
-
-    def wrong(hx: State, shape: tuple[int, ...], *rest: Any) -> None:
-        if hx.h.shape[1:2] != (1,):
-            original(hx, shape, *rest)
-
-    def expanded(h0: Tensor, T: int, is_init: Any) -> Tensor:
-        return entry_from_hx(h0 if is_init is None else h0.expand(is_init.shape[1], -1), T, is_init)
-
-    entry_from_hx = core.entry_from_hx
-    return [Patch(core, "check_state", wrong), Patch(core, "entry_from_hx", expanded)]
-
-
-@in_core("wrong_tensors_are_refused")
-def errors_without_numbers() -> list[Patch]:
-    """A wrong input is refused without a word on what came."""
-
-    def wrong(*args: Any) -> None:
-        try:
-            original(*args)
-        except InputError:
-            raise InputError("bad input") from None
-
-    original = core.check_input
-    return [Patch(core, "check_input", wrong)]
-
-
-@in_core("an_unknown_name_is_an_error")
-def an_unknown_name_means_auto() -> list[Patch]:
-    """An unknown name is taken as auto."""
-    original = core.resolve
-
-    def wrong(request: Any, *rest: Any) -> LSTMBackend:
-        try:
-            return original(request, *rest)
-        except ValueError:
-            return original("auto", *rest)
-
-    return [Patch(core, "resolve", wrong)]
-
-
-@in_core("loaded_elsewhere_it_is_asked_again")
-def loading_asks_nobody() -> list[Patch]:
-    """Loaded onto another device, an LSTM takes where it is now for where its backend accepted it."""
-    original = LSTM.__setstate__
-
-    def wrong(self: LSTM, state: dict[str, Any]) -> None:
-        original(self, state)
-        self._placed = (self.weight_ih_l0.device, self.weight_ih_l0.dtype)
-
-    return [Patch(LSTM, "__setstate__", wrong)]
+    return [Patch(LSTMModule, "_copy", _copy)]

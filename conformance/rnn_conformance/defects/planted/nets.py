@@ -1,13 +1,29 @@
-"""LSTMNet: what stands around the LSTM."""
+"""Defects that the laws of ``laws/nets.py`` kill first."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rnn_backends import LSTMNet
-from torch import Tensor
+from rnn_backends import InputError, LSTMNet, State
+from rnn_backends import net as nets
+from rnn_backends.mlp import _hidden_sizes
+from torch import Tensor, nn
 
 from ..planting import Patch, in_core
+
+
+@in_core("a_net_over_time_is_its_parts", round=3, survived=3)
+def net_gives_back_the_first_state_everywhere() -> list[Patch]:
+    """Of many steps LSTMNet gives back the first step's hidden state at every step, not the ones that came in."""
+    original = LSTMNet._state
+
+    def wrong(self: LSTMNet, x: Tensor, h: Tensor | None, c: Tensor | None) -> State:
+        found = original(self, x, h, c)
+        if x.ndim < 3 or h is None:
+            return found
+        return State(found.h[:, :1].expand_as(found.h), found.c[:, :1].expand_as(found.c))
+
+    return [Patch(LSTMNet, "_state", wrong)]
 
 
 @in_core("a_net_over_one_step_is_its_parts")
@@ -37,3 +53,83 @@ def net_detaches_what_the_mlp_gives() -> list[Patch]:
             stop.remove()
 
     return [Patch(LSTMNet, "forward", wrong)]
+
+
+@in_core("a_net_leaves_its_options_alone", round=4, survived=4)
+def net_writes_into_its_options() -> list[Patch]:
+    """LSTMNet puts device and backend into the caller's lstm_kwargs: the next net made from them takes the first's."""
+    original = LSTMNet.__init__
+
+    def wrong(
+        self: LSTMNet,
+        out_features: int,
+        lstm_kwargs: Any,
+        mlp_kwargs: Any,
+        device: Any = None,
+        *,
+        lstm_backend: Any = None,
+    ) -> None:
+        if not lstm_kwargs.setdefault("batch_first", True):
+            raise InputError("LSTMNet needs batch_first=True: its inputs are [batch, time, features]")
+        lstm_kwargs.setdefault("device", device)
+        lstm_kwargs.setdefault("lstm_backend", lstm_backend)
+        original(self, out_features, lstm_kwargs, mlp_kwargs, device, lstm_backend=lstm_backend)
+
+    return [Patch(LSTMNet, "__init__", wrong)]
+
+
+@in_core("the_mlp_has_a_bias_where_it_is_asked_for", round=3, survived=3)
+def lazy_last_layer_keeps_its_bias() -> list[Patch]:
+    """An MLP of one layer that finds its in_features out at the first call has a bias despite bias_last_layer=False."""
+    original = nets.mlp
+
+    def wrong(in_features: int | None = None, bias_last_layer: bool = True, **options: Any) -> nn.Sequential:
+        lazy = in_features is None and not options.get("depth") and not options.get("num_cells")
+        return original(in_features, bias_last_layer=bias_last_layer or lazy, **options)
+
+    return [Patch(nets, "mlp", wrong)]
+
+
+@in_core("each_norm_of_a_net_is_its_own", round=6, survived=6)
+def the_mlp_has_one_norm() -> list[Patch]:
+    """LSTMNet's MLP makes normalisation and activation once for all layers, so that these share their weights."""
+
+    def mlp(
+        in_features: Any = None,
+        out_features: Any = None,
+        depth: Any = None,
+        num_cells: Any = None,
+        activation_class: Any = nn.Tanh,
+        activation_kwargs: Any = None,
+        norm_class: Any = None,
+        norm_kwargs: Any = None,
+        dropout: Any = None,
+        bias_last_layer: Any = True,
+        layer_class: Any = nn.Linear,
+        layer_kwargs: Any = None,
+        activate_last_layer: Any = False,
+        device: Any = None,
+    ) -> Any:
+        if out_features is None:
+            raise InputError("mlp_kwargs must have out_features")
+        hidden = _hidden_sizes(depth, num_cells)
+        between: list[nn.Module] = []
+        if dropout is not None:
+            between.append(nn.Dropout(p=dropout))
+        if norm_class is not None:
+            between.append(norm_class(**(norm_kwargs or {})))
+        between.append(activation_class(**(activation_kwargs or {})))
+        layers: list[nn.Module] = []
+        for k, size in enumerate([*hidden, out_features]):
+            last = k == len(hidden)
+            kwargs = {"device": device, **(layer_kwargs or {}), "bias": bias_last_layer if last else True}
+            if in_features is None:
+                layers.append(nn.LazyLinear(size, bias=kwargs["bias"], device=device))
+            else:
+                layers.append(layer_class(in_features, size, **kwargs))
+            in_features = size
+            if not last or activate_last_layer:
+                layers += between
+        return nn.Sequential(*layers)
+
+    return [Patch(nets, "mlp", mlp)]

@@ -1,128 +1,77 @@
-"""Layers, directions and the dropout between them go wrong in core."""
+"""Defects that the laws of ``laws/options.py`` kill first."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
-import rnn_backends.lstm as core
 import torch
-from rnn_backends import LayerFunction, LayerWeights, State
-from rnn_backends.resets import ends_of, first_steps, mirrored, take_steps
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, State
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
-from ..planting import Patch, in_core
-from ..right import both
-
-
-@dataclass(frozen=True)
-class Stack:
-    """The stack of layers in parts, each of which may be replaced by a wrong one."""
-
-    between: Callable[[State, float], Tensor] = lambda out, p: drop(out.h, p, True) if p else out.h
-    below: Callable[[Tensor, float], Tensor] = lambda x, p: x
-    top: Callable[[Tensor, float], Tensor] = lambda x, p: x
-    backward_starts: Callable[[Tensor], Tensor] = lambda starts: ends_of(starts).flip(0)
-    backward_entry: Callable[[State, Tensor], State] = mirrored
-    backward_weights: Callable[[list[LayerWeights], int], LayerWeights] = lambda w, k: w[k + 1]
-    upper_starts: Callable[[Tensor], Tensor] = lambda starts: starts
-    joined: Callable[[Tensor, Tensor], Tensor] = lambda ahead, back: torch.cat([ahead, back], -1)
-    returned: Callable[[Tensor], Tensor] = lambda value: value.flip(0)
-    reverse_end: Callable[[Tensor], Tensor] = first_steps
-
-    def __call__(self, ahead: LayerFunction, back: LayerFunction) -> Callable[..., tuple[Tensor, list[State]]]:
-        """In place of :func:`rnn_backends.stack.layers_with`."""
-
-        def run(
-            w: list[LayerWeights], x: Tensor, entry: list[State], starts: Tensor, two: bool, p: float, every: bool
-        ) -> tuple[Tensor, list[State]]:
-            states: list[State] = []
-            x = self.below(x, p)
-            for k in range(0, len(w), 2 if two else 1):
-                begin = self.upper_starts(starts) if k else starts
-                out = ahead(w[k], x, entry[k], begin)
-                states.append(out)
-                if two:
-                    turned = self._reverse(back, self.backward_weights(w, k), x, entry[k + 1], begin)
-                    states.append(both(lambda v: take_steps(v, self.reverse_end(starts)), turned))
-                    out = State(self.joined(out.h, turned.h), out.c)
-                x = self.between(out, p) if k + (2 if two else 1) < len(w) else self.top(out.h, p)
-            return x, states if every else [both(lambda v: v[-1], state) for state in states]
-
-        return run
-
-    def _reverse(self, back: LayerFunction, w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        out = back(w, x.flip(0), self.backward_entry(entry, starts), self.backward_starts(starts))
-        return both(self.returned, out)
-
-
-def _as(stack: Stack) -> list[Patch]:
-    return [Patch(core, "layers_with", stack)]
-
-
-def _all_first(starts: Tensor) -> Tensor:
-    return torch.cat([torch.ones_like(starts[:1]), torch.zeros_like(starts[1:])])
+from ..planting import Patch, backend, in_core, in_layer, made
+from ..right import both, layer, right, step
+from ..right_stack import Stack, all_first, stacked
 
 
 @in_core("layers")
 def upper_layers_read_c() -> list[Patch]:
     """Layers above the first read the cell state of the one below."""
-    return _as(Stack(between=lambda out, p: out.c if out.c.shape == out.h.shape else out.h))
+    return stacked(Stack(between=lambda out, p: out.c if out.c.shape == out.h.shape else out.h))
 
 
 @in_core("layers")
 def upper_layers_never_reset() -> list[Patch]:
     """Only the first layer resets."""
-    return _as(Stack(upper_starts=_all_first))
+    return stacked(Stack(upper_starts=all_first))
 
 
 @in_core("layers")
 def a_tanh_between_layers() -> list[Patch]:
     """Between layers there is one more tanh."""
-    return _as(Stack(between=lambda out, p: out.h.tanh()))
+    return stacked(Stack(between=lambda out, p: out.h.tanh()))
 
 
 @in_core("bidirectional")
 def reverse_output_not_turned_back() -> list[Patch]:
     """The reverse direction's output stays in reversed time."""
-    return _as(Stack(returned=lambda value: value))
+    return stacked(Stack(returned=lambda value: value))
 
 
 @in_core("bidirectional")
 def halves_swapped() -> list[Patch]:
     """The reverse direction's half of the output comes first."""
-    return _as(Stack(joined=lambda ahead, back: torch.cat([back, ahead], -1)))
+    return stacked(Stack(joined=lambda ahead, back: torch.cat([back, ahead], -1)))
 
 
 @in_core("bidirectional")
 def directions_added() -> list[Patch]:
     """The reverse direction reads the forward one's features twice: both halves are its sum."""
-    return _as(Stack(joined=lambda ahead, back: torch.cat([ahead + back, ahead + back], -1)))
+    return stacked(Stack(joined=lambda ahead, back: torch.cat([ahead + back, ahead + back], -1)))
 
 
 @in_core("bidirectional")
 def resets_not_mirrored() -> list[Patch]:
     """The reverse direction resets where sequences start and not where they end."""
-    return _as(Stack(backward_starts=lambda starts: starts.flip(0) | _all_first(starts)))
+    return stacked(Stack(backward_starts=lambda starts: starts.flip(0) | all_first(starts)))
 
 
 @in_core("bidirectional")
 def reverse_runs_across_resets() -> list[Patch]:
     """The reverse direction never resets: it runs over the sequences as if they were one."""
-    return _as(Stack(backward_starts=_all_first))
+    return stacked(Stack(backward_starts=all_first))
 
 
 @in_core("bidirectional")
 def reverse_reads_other_stored_states() -> list[Patch]:
     """The reverse direction starts from the state stored at a sequence's last step."""
-    return _as(Stack(backward_entry=lambda entry, starts: both(lambda v: v.flip(0), entry)))
+    return stacked(Stack(backward_entry=lambda entry, starts: both(lambda v: v.flip(0), entry)))
 
 
 @in_core("bidirectional")
 def reverse_uses_forward_weights() -> list[Patch]:
     """The reverse direction runs with the forward one's weights."""
-    return _as(Stack(backward_weights=lambda w, k: w[k]))
+    return stacked(Stack(backward_weights=lambda w, k: w[k]))
 
 
 @in_core("bidirectional", "last_states_equal_reference")
@@ -132,4 +81,208 @@ def reverse_state_of_the_last_step() -> list[Patch]:
     def own(starts: Tensor) -> Tensor:
         return torch.arange(len(starts), device=starts.device).unsqueeze(-1).expand_as(starts)
 
-    return _as(Stack(reverse_end=own))
+    return stacked(Stack(reverse_end=own))
+
+
+@in_layer("bidirectional", round=2)
+def wide_input_loses_its_tail(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Input features are read in tiles of 16: a remainder after a whole tile is left out."""
+    size = x.shape[-1]
+    whole = size // 16 * 16 or size
+    return right(w._replace(w_ih=w.w_ih[:, :whole]), x[..., :whole], entry, starts)
+
+
+@backend("projection")
+def accepts_and_ignores_the_projection() -> LSTMBackend:
+    """A projection is accepted, and h is cut to its size."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if w.w_hr is None:
+            return right(w, x, entry, starts)
+        P, H = w.w_hr.shape
+        eye = torch.eye(P, H, dtype=x.dtype, device=x.device) + 0 * w.w_hr
+        return right(w._replace(w_hr=eye), x, entry, starts)
+
+    return LSTMBackend("defect", run)
+
+
+@in_layer("projection")
+def projection_not_carried(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The projection is applied to the output and not to the h that is carried."""
+    if w.w_hr is None:
+        return right(w, x, entry, starts)
+    P, H = w.w_hr.shape
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        found = step(w._replace(w_hr=None), x, state)
+        return State(found.h[..., :P], found.c)
+
+    found = layer(one)(w, x, entry, starts)
+    return State(torch.nn.functional.pad(found.h, (0, H - P)) @ w.w_hr.T, found.c)
+
+
+@in_layer("projection")
+def projected_before_the_output_gate(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """tanh(c) is projected with the output gate left out."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        found = step(w, x, state)
+        return found if w.w_hr is None else State(found.c.tanh() @ w.w_hr.T, found.c)
+
+    return layer(one)(w, x, entry, starts)
+
+
+@in_layer("projection")
+def projection_with_a_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The projected h goes through one more tanh."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        found = step(w, x, state)
+        return found if w.w_hr is None else State(found.h.tanh(), found.c)
+
+    return layer(one)(w, x, entry, starts)
+
+
+@backend("no_bias")
+def accepts_and_invents_a_bias() -> LSTMBackend:
+    """Without bias the input's mean takes its place."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w, x if w.b_ih is not None else x + 0.01, entry, starts)
+
+    return LSTMBackend("defect", run)
+
+
+@in_layer("no_bias")
+def bias_left_over(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without bias, what lies in the bias buffer is added all the same."""
+    if w.b_ih is None:
+        left = torch.full_like(w.w_ih[:, 0].detach(), 0.1)
+        w = w._replace(b_ih=left, b_hh=left)
+    return right(w, x, entry, starts)
+
+
+@in_layer("both_biases_count")
+def bias_gradient_doubled(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The input bias gets twice its gradient."""
+    return right(w if w.b_ih is None else w._replace(b_ih=2 * w.b_ih - w.b_ih.detach()), x, entry, starts)
+
+
+@in_layer("both_biases_count")
+def one_bias_gets_the_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The recurrent bias gets no gradient."""
+    return right(w if w.b_hh is None else w._replace(b_hh=w.b_hh.detach()), x, entry, starts)
+
+
+@in_layer("both_biases_count")
+def recurrent_bias_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The recurrent bias is taken as zero, as a converter once did."""
+    return right(w if w.b_hh is None else w._replace(b_hh=0 * w.b_hh), x, entry, starts)
+
+
+@in_layer("both_biases_count")
+def input_bias_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The input's bias is taken as zero."""
+    return right(w if w.b_ih is None else w._replace(b_ih=0 * w.b_ih), x, entry, starts)
+
+
+@in_layer("both_biases_count")
+def bias_at_the_first_step_only(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The biases are added at t = 0 and at no other step."""
+    if w.b_ih is None:
+        return right(w, x, entry, starts)
+    calls = iter(range(len(x)))
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        return step(w if next(calls) == 0 else w._replace(b_ih=None, b_hh=None), x, state)
+
+    return layer(one)(w, x, entry, starts)
+
+
+@in_core("no_dropout_in_evaluation")
+def in_evaluation() -> list[Patch]:
+    """Dropout does not look at the training flag."""
+    original = LSTM.sequences
+
+    def sequences(self: LSTM, *args: Any, **options: Any) -> Any:
+        was, self.training = self.training, True
+        try:
+            return original(self, *args, **options)
+        finally:
+            self.training = was
+
+    return [Patch(LSTM, "sequences", sequences)]
+
+
+@in_core("no_dropout_after_the_last_layer")
+def after_the_last_layer() -> list[Patch]:
+    """The last layer's output is dropped too."""
+    return stacked(Stack(top=lambda x, p: drop(x, p, True) if p else x))
+
+
+@in_core("no_dropout_after_the_last_layer")
+def on_the_input() -> list[Patch]:
+    """The input is dropped too."""
+    return stacked(Stack(below=lambda x, p: drop(x, p, True) if p else x))
+
+
+@in_core("dropout_of_everything_leaves_the_biases")
+def a_tenth_is_kept() -> list[Patch]:
+    """The probability is capped at nine tenths."""
+    return stacked(Stack(between=lambda out, p: drop(out.h, min(p, 0.9), True) if p else out.h))
+
+
+@in_layer("dropout_of_everything_leaves_the_biases", round=1)
+def zero_weights_skipped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Rows whose input is exactly zero are skipped: their state is carried unchanged."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        found = step(w, x, state)
+        zero = (x == 0).all(-1, keepdim=True)
+        return State(torch.where(zero, state.h, found.h), torch.where(zero, state.c, found.c))
+
+    return layer(one)(w, x, entry, starts)
+
+
+@in_core("dropout_follows_the_seed")
+def never_dropped() -> list[Patch]:
+    """Nothing is dropped in training."""
+    return stacked(Stack(between=lambda out, p: out.h))
+
+
+@in_core("dropout_follows_the_seed")
+def the_same_mask_always() -> list[Patch]:
+    """The mask is the same at every call, whatever the seed."""
+
+    def masked(out: State, p: float) -> Tensor:
+        drawn = torch.rand(out.h.shape, generator=torch.Generator().manual_seed(0))
+        return torch.where(drawn.to(out.h.device) < p, 0, out.h / (1 - p)) if p else out.h
+
+    return stacked(Stack(between=masked))
+
+
+@in_core("dropout_follows_the_seed")
+def a_generator_of_its_own() -> list[Patch]:
+    """The mask comes from a generator of its own, which manual_seed does not reach."""
+    own = torch.Generator().manual_seed(5)
+
+    def masked(out: State, p: float) -> Tensor:
+        drawn = torch.rand(out.h.shape, generator=own)
+        return torch.where(drawn.to(out.h.device) < p, 0, out.h / (1 - p)) if p else out.h
+
+    return stacked(Stack(between=masked))
+
+
+@made("dropout_follows_the_seed", round=2)
+def tuning_draws_from_the_global_generator() -> LayerFunction:
+    """When a shape is seen the second time candidates are timed on random data from torch's global generator."""
+    seen: dict[Any, int] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        key = (x.shape, w.w_hh.shape, x.dtype)
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] == 2:
+            right(w, torch.rand(x.shape, dtype=x.dtype, device=x.device), both(torch.zeros_like, entry), starts)
+        return right(w, x, entry, starts)
+
+    return run

@@ -1,21 +1,28 @@
-"""One plugin's trouble becomes everybody's, and one name is taken for another."""
+"""Defects that the laws of ``laws/plugins.py`` kill first."""
 
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import wraps
+from inspect import signature
 from typing import Any
 
-import rnn_backends.lstm as core
-from rnn_backends import LSTMBackend, UnknownBackendError, UnsupportedError, errors, registry
+from rnn_backends import (
+    BrokenBackendError,
+    LSTMBackend,
+    LSTMModule,
+    UnknownBackendError,
+    UnsupportedError,
+    choose,
+    errors,
+    get_backend,
+    registry,
+)
+from rnn_backends import lstm as core
+from rnn_backends.module import _requested
 from rnn_backends.registry import Registry
 
 from ..planting import Patch, in_core
-
-BROKEN, ALIAS, NAMED = (
-    "a_broken_plugin_hides_itself_only",
-    "an_alias_means_one_backend",
-    "a_named_backend_that_refuses_is_an_error",
-)
 
 
 def _load_guarding(*kinds: type[BaseException]) -> list[Patch]:
@@ -28,13 +35,13 @@ def _load_guarding(*kinds: type[BaseException]) -> list[Patch]:
     return [Patch(Registry, "_load", wrong)]
 
 
-@in_core(BROKEN)
+@in_core("a_broken_plugin_hides_itself_only")
 def one_broken_plugin_stops_all() -> list[Patch]:
     """A plugin that fails to load raises its error to whoever lists the others."""
     return _load_guarding()
 
 
-@in_core(BROKEN)
+@in_core("a_broken_plugin_hides_itself_only")
 def a_plugin_that_quits_takes_all_along() -> list[Patch]:
     """A plugin that calls sys.exit() ends the program."""
     return _load_guarding(Exception)
@@ -47,13 +54,13 @@ class _Anything:
     __hash__ = None  # type: ignore[assignment]
 
 
-@in_core(BROKEN)
+@in_core("a_broken_plugin_hides_itself_only")
 def plugins_of_any_contract_are_loaded() -> list[Patch]:
     """The contract version that a plugin names is not compared."""
     return [Patch(registry, "CONTRACT_VERSION", _Anything())]
 
 
-@in_core(BROKEN)
+@in_core("a_broken_plugin_hides_itself_only")
 def a_broken_plugins_reason_is_lost() -> list[Patch]:
     """What a broken plugin raised is kept without its words."""
     return [Patch(registry, "_words", lambda error: type(error).__name__)]
@@ -84,13 +91,13 @@ def nearly_right_is_right() -> list[Patch]:
     return [Patch(registry, "ALIASES", _Near(registry.ALIASES))]
 
 
-@in_core(ALIAS)
+@in_core("an_alias_means_one_backend")
 def aliases_swapped() -> list[Patch]:
     """Each of the two aliases gives the other's backend."""
     return [Patch(registry, "ALIASES", {"torch": "vmap", "torchrl": "cudnn"})]
 
 
-@in_core(ALIAS)
+@in_core("an_alias_means_one_backend")
 def an_aliass_error_is_of_another_name() -> list[Patch]:
     """Where an alias's backend is not installed, the error does not say what was asked for."""
 
@@ -100,7 +107,7 @@ def an_aliass_error_is_of_another_name() -> list[Patch]:
     return [Patch(Registry, "_unknown", wrong)]
 
 
-@in_core(ALIAS)
+@in_core("an_alias_means_one_backend")
 def reserved_names_may_be_taken() -> list[Patch]:
     """A backend may be registered as auto, or under an alias, and is then what they mean."""
     return [Patch(registry, "RESERVED", frozenset())]
@@ -117,6 +124,17 @@ def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
     return [Patch(Registry, "names", wrong), Patch(registry, "_disabled", lambda known: set())]
 
 
+@in_core("the_environment_names_the_default", round=4, survived=4)
+def all_states_forget_the_environment() -> list[Patch]:
+    """With hidden_output="all" and no backend named, RNN_BACKENDS_LSTM is passed over and "auto" chooses."""
+    original = LSTMModule._check_hidden_output
+
+    def wrong(self: LSTMModule, request: Any) -> None:
+        original(self, request or "auto")
+
+    return [Patch(LSTMModule, "_check_hidden_output", wrong)]
+
+
 def _falls_back(when: Any) -> list[Patch]:
     original = core.resolve
 
@@ -131,13 +149,74 @@ def _falls_back(when: Any) -> list[Patch]:
     return [Patch(core, "resolve", wrong)]
 
 
-@in_core(NAMED)
+@in_core("a_named_backend_that_refuses_is_an_error")
 def a_refusal_falls_back() -> list[Patch]:
     """Where a backend that was named refuses, another one is taken without a word."""
     return _falls_back(lambda request: isinstance(request, str))
 
 
-@in_core(NAMED)
+@in_core("a_named_backend_that_refuses_is_an_error")
 def a_refused_default_falls_back() -> list[Patch]:
     """Where the backend of RNN_BACKENDS_LSTM refuses, another one is taken without a word."""
     return _falls_back(lambda request: request is None)
+
+
+@in_core("what_is_needed_is_claimed_or_refused", round=7, survived=7)
+def wrapped_backend_forgotten() -> list[Patch]:
+    """With hidden_output="all" a wrapped LSTM is moved to what "auto" takes instead of its backend being refused."""
+    original = LSTMModule.__init__
+
+    @wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        given = signature(original).bind(self, *args, **kwargs).arguments
+        hidden_output = kwargs.pop("hidden_output", "ends")
+        original(self, *args, **kwargs)
+        self.hidden_output = hidden_output
+        self._check_hidden_output(_requested(given.get("lstm_backend"), given.get("python_based", False)))
+
+    return [Patch(LSTMModule, "__init__", init)]
+
+
+@in_core("what_is_needed_is_claimed_or_refused", round=6, survived=6)
+def auto_forgets_the_traits() -> list[Patch]:
+    """``"auto"`` takes the fastest that accepts, whether or not it has the traits that are needed."""
+
+    def _auto(spec: Any, device: Any, dtype: Any, needs: Any) -> Any:
+        def able(name: str) -> bool:
+            try:
+                return choose._refusal(get_backend(name), spec, device, dtype) is None
+            except BrokenBackendError:
+                return False
+
+        best = choose._ranking(choose.names(), spec, device).first(able)
+        if best is not None:
+            return get_backend(best)
+        said = "; ".join(f"{v.name}: {v.reason}" for v in choose.explain(spec, device, dtype))
+        raise UnsupportedError("auto", choose._words(spec, device, dtype), said or "none is installed")
+
+    return [Patch(choose, "_auto", _auto)]
+
+
+@in_core("a_refresh_looks_again_and_keeps_what_was_registered", round=7, survived=7)
+def refresh_forgets_registered() -> list[Patch]:
+    """refresh() reads the installed plugins anew and with that throws away what register() added in this process."""
+    original = Registry._read
+
+    def read(self: Any) -> None:
+        original(self)
+        self._local = {}
+
+    return [Patch(Registry, "_read", read)]
+
+
+@in_core("a_refresh_looks_again_and_keeps_what_was_registered", round=6, survived=6)
+def a_refresh_remembers_what_was_broken() -> list[Patch]:
+    """``refresh()`` reads the entry points but keeps the reasons: a plugin that was repaired stays broken."""
+
+    def _read(self: Any) -> None:
+        self._found = registry._scan()
+        self._built = {}
+        if not hasattr(self, "_broken"):
+            self._broken, self._causes = {}, {}
+
+    return [Patch(registry.Registry, "_read", _read)]

@@ -1,109 +1,228 @@
-"""Computed, or given, in another dtype."""
+"""Defects that the laws of ``laws/precision.py`` kill first."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import rnn_backends.lstm as core
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMModule, State
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMModule, State, get_backend
+from rnn_backends import lstm as core
+from rnn_backends_plugins.compile import backward as compile_backward
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
-from ..planting import Patch, in_core, in_layer, in_step
+from ..hand_written_blocks import by_hand
+from ..planting import Patch, in_core, in_layer, in_step, made
 from ..right import both, each, finish, gates_of, layer, output_of, right, step
 
-F64, F32 = "output_equals_reference", "output_equals_reference_in_float32"
-BF16 = "output_equals_reference_in_bfloat16"
 
-
-@in_layer(F64)
-def float32_inside_float64(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """float64 is computed in float32 and cast back."""
-    found = right(each(torch.Tensor.float, w), x.float(), both(torch.Tensor.float, entry), starts)
-    return both(lambda v: v.to(x.dtype), found)
-
-
-@in_layer(F32)
-def bfloat16_inside_float32(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """float32 is computed in bfloat16 and cast back."""
-    if x.dtype != torch.float32:
+@in_layer("output_equals_reference_in_float16")
+def eight_bits_in_float16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """float16 is computed in bfloat16."""
+    if x.dtype != torch.float16:
         return right(w, x, entry, starts)
     found = right(each(torch.Tensor.bfloat16, w), x.bfloat16(), both(torch.Tensor.bfloat16, entry), starts)
-    return both(torch.Tensor.float, found)
+    return both(torch.Tensor.half, found)
 
 
-@in_layer(F32)
-def tf32_products(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Products of float32 are taken with ten bits, as TF32 does."""
+@in_core("everything_has_the_weights_dtype")
+def streamed_output_in_float32() -> list[Patch]:
+    """Called on tensors, 16-bit numbers go in and the output comes out in float32."""
+    original = LSTM._over_time
+
+    def wrong(self: LSTM, x: Tensor, *rest: Any) -> Any:
+        output, state = original(self, x, *rest)
+        return output.float() if x.dtype in (torch.bfloat16, torch.float16) else output, state
+
+    return [Patch(LSTM, "_over_time", wrong)]
+
+
+@in_layer("the_default_dtype_does_not_matter")
+def buffer_of_the_default_dtype(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Results are gathered in a buffer of torch's default dtype."""
+    found = right(w, x, entry, starts)
+    usual = torch.get_default_dtype()
+    return both(lambda v: v.to(usual), found) if x.dtype in (torch.float64, torch.float32) else found
+
+
+@in_layer("the_default_device_does_not_matter")
+def buffer_on_the_default_device(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The bias is summed in a buffer that is made on torch's default device."""
+    buffer = torch.zeros(1, dtype=x.dtype)
+    return right(w, x + buffer.to(x.dtype), entry, starts)
+
+
+@in_layer("no_worse_than_torch")
+def a_bit_worse_than_torch(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In float32 the gates lose three bits: ten times torch's error, and within most tolerances."""
     if x.dtype != torch.float32:
         return right(w, x, entry, starts)
 
-    def cut(v: Tensor) -> Tensor:
-        return v + ((v.detach().view(torch.int32) & ~0x1FFF).view(torch.float32) - v.detach())
-
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        return step(w, cut(x.contiguous()), State(cut(state.h.contiguous()), state.c))
-
-    return layer(one)(w._replace(w_ih=cut(w.w_ih), w_hh=cut(w.w_hh)), x, entry, starts)
-
-
-@in_layer("end_states_equal_reference_in_float32")
-def c_kept_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The cell state is kept in bfloat16 from step to step."""
-
-    def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        return step(w, x, State(state.h, state.c.bfloat16().to(state.c)))
+        gates = [a + (a.detach().abs() * 2).exp2() * 1e-6 for a in gates_of(w, x, state.h)]
+        return finish(w, (gates[0], gates[1], gates[2], gates[3]), state.c)
 
     return layer(one)(w, x, entry, starts)
 
 
-@in_layer(BF16)
-def float32_out_of_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """bfloat16 goes in and float32 comes out."""
-    found = right(w, x, entry, starts)
-    return both(torch.Tensor.float, found) if x.dtype == torch.bfloat16 else found
+@made("long_rows_in_bfloat16", round=5)
+def gradient_of_c_ends_with_its_block_of_time() -> LayerFunction:
+    """The backward pass goes in blocks of 128 steps and hands on the gradient of h, and not that of c."""
+    return by_hand(block=128)
 
 
-@in_layer(BF16)
-def float32_c_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In bfloat16 the cell state comes out in float32."""
-    h, c = right(w, x, entry, starts)
-    return State(h, c.float() if x.dtype == torch.bfloat16 else c)
+@in_layer("long_rows_in_bfloat16", round=5, survived=5)
+def step_numbers_have_the_datas_dtype(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A start is where a step's number equals its sequence's first, in x's dtype: bfloat16 restarts again after 256."""
+    t = torch.arange(len(x), device=x.device).to(x.dtype).unsqueeze(-1)
+    first = torch.where(starts, t, 0).cummax(0).values
+    return right(w, x, entry, first == t)
 
 
-@in_step(BF16)
-def gates_in_eight_levels(w: LayerWeights, x: Tensor, state: State) -> State:
-    """In bfloat16 the gates are rounded to eighths, as a table would."""
-    if x.dtype != torch.bfloat16:
-        return step(w, x, state)
-    i, f, g, o = ((a * 2).round() / 2 for a in gates_of(w, x, state.h))
-    return finish(w, (i, f, g, o), state.c)
+@in_core("long_rows_in_bfloat16", on=get_backend("compile"), round=5, survived=5)
+def half_gradients_are_summed_in_half() -> list[Patch]:
+    """compile adds up the chunks of a weight's gradient in the weight's own dtype, so bfloat16 loses small parts."""
+
+    class Sums(compile_backward._Sums):
+        @property
+        def sum_dtype(self) -> torch.dtype:
+            return self.run.c.dtype
+
+        @sum_dtype.setter
+        def sum_dtype(self, wanted: torch.dtype) -> None:
+            pass
+
+    return [Patch(compile_backward, "_Sums", Sums)]
 
 
-@in_step(F32)
-def low_precision_tanh(w: LayerWeights, x: Tensor, state: State) -> State:
-    """In float32 tanh is a hardware approximation, one in two thousand off."""
-    if x.dtype != torch.float32:
-        return step(w, x, state)
-    i, f, g, o = gates_of(w, x, state.h)
-    c = f.sigmoid() * state.c + i.sigmoid() * g.tanh().half().float()
-    return output_of(w, o.sigmoid() * c.tanh(), c)
+@in_core("autocast_computes_in_bfloat16")
+def autocast_in_eight_levels() -> list[Patch]:
+    """Under autocast weights are rounded to four bits."""
+    original = core._cast
+    return [Patch(core, "_cast", lambda w, dtype: each(lambda v: (v * 8).round() / 8, original(w, dtype)))]
 
 
-@in_layer("gradients_equal_reference_in_float32")
-def backward_in_half(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In float32 the gates' derivatives are kept in float16 for the backward pass."""
+@in_core("autocast_computes_in_bfloat16")
+def autocast_detaches_the_weights() -> list[Patch]:
+    """Under autocast the recurrent weights are cast once, without gradients."""
+    original = core._cast
 
-    def keep(grad: Tensor) -> Tensor:
-        return grad.half().to(grad)
+    def wrong(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+        found = original(w, dtype)
+        return found._replace(w_hh=found.w_hh.detach())
 
-    def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        found = step(w, x, state)
-        if found.c.requires_grad and x.dtype == torch.float32:
-            found.c.register_hook(keep)
+    return [Patch(core, "_cast", wrong)]
+
+
+@in_core("autocast_keeps_the_states_dtype")
+def autocast_changes_the_stored_state() -> list[Patch]:
+    """Under autocast the stored states come out in bfloat16, so their dtype changes from step to step."""
+    return [Patch(LSTMModule, "_as_stored", lambda self, state: state)]
+
+
+@in_core("autocast_keeps_the_states_dtype", round=1)
+def hidden_keys_read_when_all_false() -> list[Patch]:
+    """In recurrent mode without any is_init in the batch, t = 0 starts from zeros."""
+    original = LSTM.replay
+
+    def wrong(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
+        return original(self, x, is_init, stored if bool(is_init.any()) else None, every_step)
+
+    return [Patch(LSTM, "replay", wrong)]
+
+
+@in_core("autocast_keeps_the_states_dtype", round=4)
+def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
+    """Under autocast the hidden outputs of recurrent mode come in autocast's dtype instead of the weights'."""
+    original = LSTMModule._as_stored
+
+    def wrong(self: LSTMModule, state: State) -> State:
+        return state if state.h.ndim == 4 else original(self, state)
+
+    return [Patch(LSTMModule, "_as_stored", wrong)]
+
+
+@in_layer("autocast_keeps_the_states_dtype", round=2)
+def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Contiguous input is read with stride(1) between rows, which means nothing where the batch is one row."""
+    x, (steps, batch, size) = x.contiguous(), x.shape
+    lead = x.stride(1)
+    if batch == 1 and lead != size and x.numel():
+        rows = torch.arange(steps, device=x.device).unsqueeze(-1) * lead + torch.arange(size, device=x.device)
+        x = x.reshape(-1)[rows % x.numel()].unsqueeze(1)  # a kernel would read beyond the end
+    return right(w, x, entry, starts)
+
+
+@in_core("autocast_ends_with_its_context")
+def autocast_weights_kept() -> list[Patch]:
+    """Weights that were cast under autocast are kept, and used after it."""
+    original, kept = LSTM._ready, dict[int, Any]()
+
+    def wrong(self: LSTM) -> Any:
+        if self.autocast_dtype() is not None:
+            kept[id(self)] = (self, [each(lambda v: v.bfloat16().float(), w) for w in self.layer_weights()])
+            return original(self)
+        weights, dtype, context = original(self)
+        return kept[id(self)][1] if id(self) in kept else weights, dtype, context
+
+    return [Patch(LSTM, "_ready", wrong)]
+
+
+@in_core("edited_weights_are_seen_under_autocast", round=3, survived=3)
+def autocast_casts_kept_while_acting() -> list[Patch]:
+    """Under autocast without gradients the cast weights are kept: an optimizer's later step is not seen."""
+    original, kept = core._cast, WeakIdKeyDictionary()
+
+    def wrong(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return original(w, dtype)
+        found = kept.get(w.w_ih)
+        if found is None or found.w_ih.dtype != dtype:
+            found = kept[w.w_ih] = original(w, dtype)
         return found
 
-    return layer(one)(w, x, entry, starts)
+    return [Patch(core, "_cast", wrong)]
+
+
+@in_core("edited_weights_are_seen_under_autocast", round=7, survived=7)
+def cast_kept_by_version() -> list[Patch]:
+    """Without gradients autocast's cast weights are kept by version counter, which an update by .data leaves alone."""
+    original = core._cast
+    kept: Any = WeakIdKeyDictionary()
+
+    def cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+        found = [v for v in w if v is not None]
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+        if torch.is_grad_enabled() or traced or any(v.is_inference() for v in found):
+            return original(w, dtype)
+        key = (dtype, *((id(v), v._version) for v in found))
+        if w.w_ih not in kept or kept[w.w_ih][0] != key:
+            kept[w.w_ih] = (key, original(w, dtype))
+        again: LayerWeights = kept[w.w_ih][1]
+        return again
+
+    return [Patch(core, "_cast", cast)]
+
+
+@in_core("autocast_trains_after_acting", round=4, survived=4)
+def cast_weights_kept_without_gradient() -> list[Patch]:
+    """Weights cast for autocast are kept until they change: after a call in no_grad, training has no gradient."""
+    original, kept = core._cast, dict[Any, Any]()
+
+    def wrong(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+        if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+            return original(w, dtype)
+        given = [v for v in w if v is not None]
+        now = [v._version for v in given]
+        key = (tuple(map(id, given)), dtype)
+        found = kept.get(key)
+        if found is None or found[0] != now:
+            found = kept[key] = (now, original(w, dtype), given)  # holds the weights: no id comes twice
+        return found[1]
+
+    return [Patch(core, "_cast", wrong)]
 
 
 @in_step("large_input_saturates", "infinite_input_saturates")
@@ -115,15 +234,6 @@ def sigmoid_by_exp(w: LayerWeights, x: Tensor, state: State) -> State:
     return output_of(w, o * c.tanh(), c)
 
 
-@in_step("nan_is_not_hidden")
-def gates_clamped_by_less_than(w: LayerWeights, x: Tensor, state: State) -> State:
-    """In float32 the gates are limited by "less, or else the limit", which turns NaN into the limit."""
-    if x.dtype != torch.float32:
-        return step(w, x, state)
-    i, f, g, o = (torch.where(a < 87.0, a, 87.0) for a in gates_of(w, x, state.h))
-    return finish(w, (i, f, g, o), state.c)
-
-
 @in_step("large_input_saturates")
 def tanh_by_exp(w: LayerWeights, x: Tensor, state: State) -> State:
     """tanh is (e^2x - 1) / (e^2x + 1), which overflows."""
@@ -131,6 +241,19 @@ def tanh_by_exp(w: LayerWeights, x: Tensor, state: State) -> State:
     wide = (2 * g).exp()
     c = f.sigmoid() * state.c + i.sigmoid() * ((wide - 1) / (wide + 1))
     return output_of(w, o.sigmoid() * c.tanh(), c)
+
+
+@in_step("large_input_saturates")
+def input_clipped(w: LayerWeights, x: Tensor, state: State) -> State:
+    """The input is clipped to ten: the gates saturate less than they should."""
+    return step(w, x.clamp(-10, 10), state)
+
+
+@in_layer("subnormal_input_is_read")
+def input_scaled_by_its_largest(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The input is divided by its largest entry's reciprocal and back: subnormal numbers overflow on the way."""
+    scale = 1 / x.detach().abs().max()
+    return right(w, (x * scale) / scale, entry, starts)
 
 
 class _ByLog(torch.autograd.Function):
@@ -155,103 +278,21 @@ def derivative_by_exp(w: LayerWeights, x: Tensor, state: State) -> State:
     return output_of(w, o.sigmoid() * c.tanh(), c)
 
 
-@in_step("large_input_saturates")
-def input_clipped(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The input is clipped to ten: the gates saturate less than they should."""
-    return step(w, x.clamp(-10, 10), state)
+@in_core("an_error_leaves_autocast_on", round=6, survived=6)
+def an_error_leaves_autocast_off() -> list[Patch]:
+    """Autocast, off while a layer runs, is not on again when that raised: the rest of the user's context lacks it."""
+    ready = LSTM._ready
 
+    @contextmanager
+    def without_autocast(kind: str) -> Iterator[None]:
+        torch.set_autocast_enabled(kind, False)
+        yield
+        torch.set_autocast_enabled(kind, True)
 
-@in_layer("subnormal_input_is_read")
-def input_scaled_by_its_largest(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input is divided by its largest entry's reciprocal and back: subnormal numbers overflow on the way."""
-    scale = 1 / x.detach().abs().max()
-    return right(w, (x * scale) / scale, entry, starts)
+    def _ready(self: Any) -> Any:
+        weights, dtype, uncast = ready(self)
+        if self.autocast_dtype() is None:
+            return weights, dtype, uncast
+        return weights, dtype, without_autocast(self.weight_ih_l0.device.type)
 
-
-@in_layer("the_default_dtype_does_not_matter")
-def buffer_of_the_default_dtype(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Results are gathered in a buffer of torch's default dtype."""
-    found = right(w, x, entry, starts)
-    usual = torch.get_default_dtype()
-    return both(lambda v: v.to(usual), found) if x.dtype in (torch.float64, torch.float32) else found
-
-
-@in_layer("the_default_device_does_not_matter")
-def buffer_on_the_default_device(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The bias is summed in a buffer that is made on torch's default device."""
-    buffer = torch.zeros(1, dtype=x.dtype)
-    return right(w, x + buffer.to(x.dtype), entry, starts)
-
-
-@in_core("everything_has_the_weights_dtype")
-def streamed_output_in_float32() -> list[Patch]:
-    """Called on tensors, 16-bit numbers go in and the output comes out in float32."""
-    original = LSTM._over_time
-
-    def wrong(self: LSTM, x: Tensor, *rest: Any) -> Any:
-        output, state = original(self, x, *rest)
-        return output.float() if x.dtype in (torch.bfloat16, torch.float16) else output, state
-
-    return [Patch(LSTM, "_over_time", wrong)]
-
-
-@in_layer("no_worse_than_torch")
-def a_bit_worse_than_torch(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In float32 the gates lose three bits: ten times torch's error, and within most tolerances."""
-    if x.dtype != torch.float32:
-        return right(w, x, entry, starts)
-
-    def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        gates = [a + (a.detach().abs() * 2).exp2() * 1e-6 for a in gates_of(w, x, state.h)]
-        return finish(w, (gates[0], gates[1], gates[2], gates[3]), state.c)
-
-    return layer(one)(w, x, entry, starts)
-
-
-@in_layer("output_equals_reference_in_float16")
-def eight_bits_in_float16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """float16 is computed in bfloat16."""
-    if x.dtype != torch.float16:
-        return right(w, x, entry, starts)
-    found = right(each(torch.Tensor.bfloat16, w), x.bfloat16(), both(torch.Tensor.bfloat16, entry), starts)
-    return both(torch.Tensor.half, found)
-
-
-@in_core("autocast_keeps_the_states_dtype")
-def autocast_changes_the_stored_state() -> list[Patch]:
-    """Under autocast the stored states come out in bfloat16, so their dtype changes from step to step."""
-    return [Patch(LSTMModule, "_as_stored", lambda self, state: state)]
-
-
-@in_core("autocast_computes_in_bfloat16")
-def autocast_in_eight_levels() -> list[Patch]:
-    """Under autocast weights are rounded to four bits."""
-    original = core._cast
-    return [Patch(core, "_cast", lambda w, dtype: each(lambda v: (v * 8).round() / 8, original(w, dtype)))]
-
-
-@in_core("autocast_computes_in_bfloat16")
-def autocast_detaches_the_weights() -> list[Patch]:
-    """Under autocast the recurrent weights are cast once, without gradients."""
-    original = core._cast
-
-    def wrong(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
-        found = original(w, dtype)
-        return found._replace(w_hh=found.w_hh.detach())
-
-    return [Patch(core, "_cast", wrong)]
-
-
-@in_core("autocast_ends_with_its_context")
-def autocast_weights_kept() -> list[Patch]:
-    """Weights that were cast under autocast are kept, and used after it."""
-    original, kept = LSTM._ready, dict[int, Any]()
-
-    def wrong(self: LSTM) -> Any:
-        if self.autocast_dtype() is not None:
-            kept[id(self)] = (self, [each(lambda v: v.bfloat16().float(), w) for w in self.layer_weights()])
-            return original(self)
-        weights, dtype, context = original(self)
-        return kept[id(self)][1] if id(self) in kept else weights, dtype, context
-
-    return [Patch(LSTM, "_ready", wrong)]
+    return [Patch(LSTM, "_ready", _ready)]

@@ -1,13 +1,13 @@
-"""What only shows in a compiler's counters or in two processes."""
+"""Defects that the laws of ``laws/recompiling.py`` kill first."""
 
 from __future__ import annotations
 
 import torch
-from rnn_backends import LayerWeights, LSTMBackend, State, Trait
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, Trait
 from torch import Tensor
 
-from ..planting import backend, in_layer, made
-from ..right import right
+from ..planting import FULLGRAPH, backend, made
+from ..right import both, right
 
 
 @made("other_sizes_compile_nothing_more", by_numbers=False)
@@ -35,11 +35,34 @@ def traced_row_by_row() -> LSTMBackend:
     return LSTMBackend("defect", layer, traits=frozenset({Trait.FULLGRAPH}))
 
 
-@in_layer("data_parallel_gradients_are_averaged", by_numbers=False)
-def averages_gradients_itself(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where several processes train together it divides its gradients by their number, which DDP does already."""
-    ran = right(w, x, entry, starts)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        share = 1 / torch.distributed.get_world_size()
-        return State(*(v.detach() * (1 - share) + v * share for v in ran))
-    return ran
+@made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
+def compiled_for_the_first_length() -> LayerFunction:
+    """Compiled code runs as many steps as the first call had; what comes after them repeats the last."""
+    first: list[int] = []
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if not torch.compiler.is_compiling():
+            return right(w, x, entry, starts)
+        if not first:
+            first.append(len(x))
+        steps = min(len(x), first[0])
+        ran = right(w, x[:steps], both(lambda v: v[:steps], entry), starts[:steps])
+        return both(lambda v: torch.cat([v, v[-1:].expand(len(x) - steps, -1, -1)]), ran)
+
+    return run
+
+
+@made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
+def compiled_with_resets_kept_by_shape() -> LayerFunction:
+    """Compiled code keeps the resets of the first call of each shape, as a plan that is never made anew."""
+    plans: dict[tuple[int, ...], Tensor] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if not torch.compiler.is_compiling():
+            return right(w, x, entry, starts)
+        shape = tuple(starts.shape)
+        if shape not in plans:
+            plans[shape] = starts.clone()
+        return right(w, x, entry, plans[shape])
+
+    return run

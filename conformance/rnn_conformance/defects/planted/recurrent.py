@@ -1,45 +1,92 @@
-"""LSTM and LSTMModule break their word: modes, padding, keys, shapes, calls."""
+"""Defects that the laws of ``laws/recurrent.py`` kill first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-import rnn_backends.lstm as core
 import torch
 from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, layout
+from rnn_backends import lstm as core
 from rnn_backends.resets import ends_of
 from torch import Tensor
 
-from ..planting import Patch, in_core
+from ..planting import Patch, backend, in_core
 from ..right import both, ends, right
 
-PADDING, KEYS = "hidden_outputs_are_zero_padded", "the_tensordict_is_filled_in_place"
+
+def _entry(change: Any) -> list[Patch]:
+    original = LSTM._entry
+    return [Patch(LSTM, "_entry", lambda self, x, stored: original(self, x, change(stored)))]
 
 
-def _nan_between_ends(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The contract promises c at sequences' ends only."""
-    h, c = right(w, x, entry, starts)
-    return State(h, torch.where(ends(starts), c, float("nan")))
+@in_core("recurrent_mode_starts_from_stored_states")
+def recurrent_mode_starts_from_zeros() -> list[Patch]:
+    """In recurrent mode sequences start from zeros whatever is stored."""
+    return _entry(lambda stored: None)
+
+
+@in_core("recurrent_mode_starts_from_stored_states")
+def recurrent_mode_swaps_h_and_c() -> list[Patch]:
+    """In recurrent mode the stored h is read as c and c as h, where their sizes agree."""
+    return _entry(lambda s: State(s.c, s.h) if s and s.h.shape == s.c.shape else s)
+
+
+@in_core("recurrent_mode_starts_from_stored_states")
+def is_init_empties_the_first_state() -> list[Patch]:
+    """In recurrent mode is_init at t = 0 makes the initial state zero and not the stored one."""
+    original = LSTM.replay
+
+    def replay(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
+        if stored is not None:
+            at = torch.cat([is_init[:1], torch.zeros_like(is_init[1:])]).unsqueeze(-1)
+            stored = both(lambda v: torch.where(at, 0, v), stored)
+        return original(self, x, is_init, stored, every_step)
+
+    return [Patch(LSTM, "replay", replay)]
+
+
+@in_core("recurrent_mode_starts_from_stored_states")
+def time_and_batch_mixed_up() -> list[Patch]:
+    """In recurrent mode the reset mask is reshaped to time first and not transposed."""
+    original = layout.fold_time
+
+    def wrong(inputs: layout.Inputs) -> Any:
+        x, is_init, stored = original(inputs)
+        return x, inputs.is_init.reshape(is_init.shape), stored
+
+    return [Patch(layout, "fold_time", wrong)]
+
+
+@in_core("hidden_outputs_are_zero_padded", "recurrent_mode_starts_from_stored_states")
+def hidden_states_layer_and_time_swapped() -> list[Patch]:
+    """The stored states are read with time reversed."""
+    original = layout.fold_time
+
+    def wrong(inputs: Any) -> Any:
+        x, is_init, stored = original(inputs)
+        return x, is_init, None if stored is None else both(lambda v: v.flip(1), stored)
+
+    return [Patch(layout, "fold_time", wrong)]
 
 
 def _padding(wrong: Callable[[Tensor, Tensor], Tensor]) -> list[Patch]:
     return [Patch(core, "at_ends", lambda state, starts: both(lambda v: wrong(v, starts), state))]
 
 
-@in_core(PADDING)
+@in_core("hidden_outputs_are_zero_padded")
 def not_padded() -> list[Patch]:
     """The hidden outputs are the states of every step."""
     return _padding(lambda states, starts: states)
 
 
-@in_core(PADDING, "recurrent_mode_starts_from_stored_states")
+@in_core("hidden_outputs_are_zero_padded", "recurrent_mode_starts_from_stored_states")
 def only_the_last_step_filled() -> list[Patch]:
     """The hidden outputs are zero where a sequence ends in the middle of a row."""
     return _padding(lambda states, starts: torch.cat([torch.zeros_like(states[:-1]), states[-1:]]))
 
 
-@in_core(PADDING)
+@in_core("hidden_outputs_are_zero_padded")
 def filled_at_starts() -> list[Patch]:
     """The hidden outputs are filled where sequences start, and at the last step."""
 
@@ -51,28 +98,40 @@ def filled_at_starts() -> list[Patch]:
     return _padding(wrong)
 
 
-@in_core(PADDING, on=LSTMBackend("defect", _nan_between_ends))
+def _nan_between_ends(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The contract promises c at sequences' ends only."""
+    h, c = right(w, x, entry, starts)
+    return State(h, torch.where(ends(starts), c, float("nan")))
+
+
+@in_core("hidden_outputs_are_zero_padded", on=LSTMBackend("defect", _nan_between_ends))
 def padded_by_multiplication() -> list[Patch]:
     """The padding is a multiplication, on a backend that leaves NaN where nothing is promised."""
     return _padding(lambda states, starts: states * ends_of(starts).unsqueeze(-1))
 
 
-@in_core(PADDING)
+@in_core("hidden_outputs_are_zero_padded")
 def padded_with_almost_zero() -> list[Patch]:
     """The padding is 1e-30."""
     return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, 1e-30))
 
 
-@in_core("gradients_flow_through_recurrent_mode")
-def padding_passes_gradients() -> list[Patch]:
-    """The padded positions are zero, and gradients that arrive there flow on into the states."""
-    return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, states - states.detach()))
+@in_core("hidden_outputs_are_zero_padded")
+def hidden_outputs_swapped() -> list[Patch]:
+    """h is written under c's key and c under h's."""
+    original = LSTMModule._as_stored
+    return [Patch(LSTMModule, "_as_stored", lambda self, state: State(*reversed(original(self, state))))]
 
 
-@in_core("gradients_flow_through_recurrent_mode")
-def hidden_outputs_detached() -> list[Patch]:
-    """The hidden outputs have no gradient."""
-    return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, 0).detach())
+@in_core("padding_is_zero_where_states_are_nan", round=4, survived=4)
+def padding_of_h_multiplies() -> list[Patch]:
+    """Hidden outputs h are padded by a multiplication, so a NaN or infinity within a sequence is not zeroed."""
+
+    def wrong(state: State, starts: Tensor) -> State:
+        ends = ends_of(starts).unsqueeze(-1)
+        return State(state.h * ends, torch.where(ends, state.c, 0))
+
+    return [Patch(core, "at_ends", wrong)]
 
 
 @in_core("sequential_mode_starts_from_zero", "any_story_agrees_with_the_model")
@@ -114,21 +173,68 @@ def steps_reset_the_first_layer_only() -> list[Patch]:
     return [Patch(core, "zero_at", wrong)]
 
 
-def _entry(change: Any) -> list[Patch]:
-    original = LSTM._entry
-    return [Patch(LSTM, "_entry", lambda self, x, stored: original(self, x, change(stored)))]
+def _one(w: LayerWeights, x: Tensor, state: State) -> State:
+    out = right(w, x[None], State(state.h[None], state.c[None]), x.new_ones(1, len(x), dtype=torch.bool))
+    return State(out.h[0], out.c[0])
 
 
-@in_core("recurrent_mode_starts_from_stored_states")
-def recurrent_mode_starts_from_zeros() -> list[Patch]:
-    """In recurrent mode sequences start from zeros whatever is stored."""
-    return _entry(lambda stored: None)
+@backend("sequential_mode_starts_from_zero")
+def act_resets_every_row() -> LSTMBackend:
+    """A step with resets starts every row from zeros as soon as one has a reset."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        return _one(w, x, State(*(torch.where(is_init.any(), 0, v) for v in state)))
+
+    return LSTMBackend("defect", right, act=act)
 
 
-@in_core("recurrent_mode_starts_from_stored_states")
-def recurrent_mode_swaps_h_and_c() -> list[Patch]:
-    """In recurrent mode the stored h is read as c and c as h, where their sizes agree."""
-    return _entry(lambda s: State(s.c, s.h) if s and s.h.shape == s.c.shape else s)
+@backend("sequential_mode_starts_from_zero")
+def act_keeps_c() -> LSTMBackend:
+    """A step with resets makes h zero, and c stays."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        return _one(w, x, State(torch.where(is_init.unsqueeze(-1), 0, state.h), state.c))
+
+    return LSTMBackend("defect", right, act=act)
+
+
+@backend("acting_needs_no_gradient")
+def a_step_without_gradients_by_another_cell() -> LSTMBackend:
+    """Where no gradient is asked for, the step forgets the recurrent bias."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        if w.b_hh is not None and not torch.is_grad_enabled():
+            w = w._replace(b_hh=0 * w.b_hh)
+        return _one(w, x, state)
+
+    return LSTMBackend("defect", right, step=one)
+
+
+@backend("acting_needs_no_gradient", "sequential_mode_starts_from_zero")
+def act_ignores_is_init() -> LSTMBackend:
+    """A step with resets starts from the state that comes in."""
+    return LSTMBackend("defect", right, act=lambda w, x, state, is_init: _one(w, x, state))
+
+
+@backend("acting_needs_no_gradient")
+def act_multiplies_by_zero() -> LSTMBackend:
+    """A step with resets multiplies the state by zero, which leaves NaN."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        return _one(w, x, State(*(v * (~is_init).unsqueeze(-1) for v in state)))
+
+    return LSTMBackend("defect", right, act=act)
+
+
+@in_core("carrying_zero_padded_states_on_is_exact")
+def the_last_end_not_filled() -> list[Patch]:
+    """The hidden outputs are filled where sequences end within a row, and not at the row's last step."""
+
+    def wrong(states: Tensor, starts: Tensor) -> Tensor:
+        at = ends_of(starts)
+        return torch.where(torch.cat([at[:-1], ~at[-1:]]).unsqueeze(-1), states, 0)
+
+    return _padding(wrong)
 
 
 @in_core("absent_states_are_zeros")
@@ -138,104 +244,86 @@ def absent_states_are_ones() -> list[Patch]:
     return [Patch(LSTM, "zero_state", lambda *args: both(torch.ones_like, original(*args)))]
 
 
-@in_core("recurrent_mode_starts_from_stored_states")
-def is_init_empties_the_first_state() -> list[Patch]:
-    """In recurrent mode is_init at t = 0 makes the initial state zero and not the stored one."""
+@in_core("the_tensordict_is_filled_in_place")
+def reads_what_it_wrote() -> list[Patch]:
+    """The input's hidden entries are overwritten by the hidden outputs."""
+    original = layout.write
+
+    def wrong(td: Any, values: Any) -> Any:
+        found = original(td, values)
+        for key, value in values.items():
+            if isinstance(key, tuple):
+                td.set(key[1:], value)
+        return found
+
+    return [Patch(layout, "write", wrong)]
+
+
+@in_core("the_tensordict_is_filled_in_place")
+def scratch_keys_left() -> list[Patch]:
+    """A scratch entry stays in the TensorDict."""
+    original = layout.write
+
+    def wrong(td: Any, values: Any) -> Any:
+        return original(td, {**values, "_scratch": next(iter(values.values()))})
+
+    return [Patch(layout, "write", wrong)]
+
+
+@in_core("the_tensordict_is_filled_in_place")
+def another_tensordict_given_back() -> list[Patch]:
+    """The module fills and gives back a copy of the TensorDict."""
+    original = layout.write
+    return [Patch(layout, "write", lambda td, values: original(td.copy(), values))]
+
+
+@in_core("the_tensordict_is_filled_in_place")
+def hidden_states_under_the_root() -> list[Patch]:
+    """The hidden outputs are written beside the inputs and not under next."""
+    original = layout.write
+
+    def wrong(td: Any, values: Any) -> Any:
+        return original(td, {(k[-1] + "_new" if isinstance(k, tuple) else k): v for k, v in values.items()})
+
+    return [Patch(layout, "write", wrong)]
+
+
+@in_core("the_tensordict_is_filled_in_place")
+def is_init_inverted_in_place() -> list[Patch]:
+    """The reset mask is inverted in place while it is read, and stays so."""
+    original = layout.read
+
+    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
+        found = original(td, keys, *rest)
+        kept = found._replace(is_init=found.is_init.clone())
+        td.get(keys[3]).logical_not_()
+        return kept
+
+    return [Patch(layout, "read", wrong)]
+
+
+@in_core("gradients_flow_through_recurrent_mode")
+def padding_passes_gradients() -> list[Patch]:
+    """The padded positions are zero, and gradients that arrive there flow on into the states."""
+    return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, states - states.detach()))
+
+
+@in_core("gradients_flow_through_recurrent_mode")
+def hidden_outputs_detached() -> list[Patch]:
+    """The hidden outputs have no gradient."""
+    return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, 0).detach())
+
+
+@in_core("gradients_flow_without_stored_states", round=1, survived=1)
+def td_out_filled_with_detached_features() -> list[Patch]:
+    """The features that are written into a TensorDict have no gradient where there are no stored states."""
     original = LSTM.replay
 
-    def replay(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
-        if stored is not None:
-            at = torch.cat([is_init[:1], torch.zeros_like(is_init[1:])]).unsqueeze(-1)
-            stored = both(lambda v: torch.where(at, 0, v), stored)
-        return original(self, x, is_init, stored, every_step)
+    def wrong(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
+        output, state = original(self, x, is_init, stored, every_step)
+        return output if stored is not None else output.detach(), state
 
-    return [Patch(LSTM, "replay", replay)]
-
-
-@in_core("a_stream_restarts_from_zero")
-def a_stream_ignores_its_first_reset() -> list[Patch]:
-    """Called on tensors, is_init at the first step is ignored and hx is carried in."""
-    original = core.entry_from_hx
-
-    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
-        kept = None if is_init is None else torch.cat([torch.zeros_like(is_init[:1]), is_init[1:]])
-        return original(h0, T, kept)
-
-    return [Patch(core, "entry_from_hx", wrong)]
-
-
-@in_core("cut_and_carried_equals_whole", "without_resets_is_init_may_be_left_out")
-def a_stream_drops_hx() -> list[Patch]:
-    """Called on tensors with is_init, every row starts from zeros, and hx is dropped."""
-    original = core.entry_from_hx
-
-    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
-        return original(h0, T, None if is_init is None else is_init | True)
-
-    return [Patch(core, "entry_from_hx", wrong)]
-
-
-@in_core("a_stream_restarts_from_zero")
-def a_stream_restarts_from_hx() -> list[Patch]:
-    """Called on tensors, a start in the middle of a row is from hx and not from zeros."""
-    return [Patch(core, "entry_from_hx", lambda h0, T, is_init: h0.expand(T, -1, -1))]
-
-
-@in_core("batch_first_is_a_transposition")
-def batch_first_reshapes() -> list[Patch]:
-    """With batch_first the input is reshaped and not transposed."""
-
-    def wrong(self: LSTM, value: Tensor, batched: bool) -> Tensor:
-        if not batched:
-            return value.unsqueeze(1)
-        return value.reshape(value.shape[1], value.shape[0], *value.shape[2:]) if self.batch_first else value
-
-    return [Patch(LSTM, "_time_major", wrong)]
-
-
-@in_core("unbatched_is_a_batch_of_one")
-def unbatched_ignores_hx() -> list[Patch]:
-    """An input without a batch dimension starts from zeros whatever hx is."""
-    original = LSTM._initial
-
-    def wrong(self: LSTM, hx: Any, batch: tuple[int, ...], casts: bool) -> State | None:
-        return original(self, hx, batch, casts) if batch else None
-
-    return [Patch(LSTM, "_initial", wrong)]
-
-
-@in_core("is_init_may_have_a_trailing_one")
-def a_trailing_one_hides_resets() -> list[Patch]:
-    """``is_init`` with a trailing one is taken, and ignored."""
-    original = core.check_is_init
-
-    def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        found = original(is_init, shape, device)
-        return found if is_init.shape == shape else torch.zeros_like(found)
-
-    return [Patch(core, "check_is_init", wrong)]
-
-
-@in_core("no_state_is_zero_state", "absent_states_are_zeros")
-def no_state_is_ones() -> list[Patch]:
-    """Without hx a stream starts from ones."""
-    original = LSTM.zero_state
-    return [Patch(LSTM, "zero_state", lambda *args: both(torch.ones_like, original(*args)))]
-
-
-@in_core("no_state_is_zero_state")
-def no_state_is_the_last_one() -> list[Patch]:
-    """Without hx a stream goes on from where the last call ended."""
-    original, left = LSTM._over_time, dict[int, tuple[LSTM, State]]()
-
-    def wrong(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None) -> Any:
-        before = left[id(self)][1] if state is None and id(self) in left else state
-        state = before if before is not None and before.h.shape[1] == x.shape[1] else state
-        output, after = original(self, x, state, is_init)
-        left[id(self)] = self, both(torch.Tensor.detach, after)
-        return output, after
-
-    return [Patch(LSTM, "_over_time", wrong)]
+    return [Patch(LSTM, "replay", wrong)]
 
 
 def _fold(change: Any) -> list[Patch]:
@@ -254,103 +342,3 @@ def deep_batches_folded_in_another_order() -> list[Patch]:
         return inputs._replace(x=turn[0], is_init=turn[1])
 
     return _fold(turned)
-
-
-@in_core("recurrent_mode_starts_from_stored_states")
-def time_and_batch_mixed_up() -> list[Patch]:
-    """In recurrent mode the reset mask is reshaped to time first and not transposed."""
-    original = layout.fold_time
-
-    def wrong(inputs: layout.Inputs) -> Any:
-        x, is_init, stored = original(inputs)
-        return x, inputs.is_init.reshape(is_init.shape), stored
-
-    return [Patch(layout, "fold_time", wrong)]
-
-
-@in_core(KEYS)
-def reads_what_it_wrote() -> list[Patch]:
-    """The input's hidden entries are overwritten by the hidden outputs."""
-    original = layout.write
-
-    def wrong(td: Any, values: Any) -> Any:
-        found = original(td, values)
-        for key, value in values.items():
-            if isinstance(key, tuple):
-                td.set(key[1:], value)
-        return found
-
-    return [Patch(layout, "write", wrong)]
-
-
-@in_core(KEYS)
-def scratch_keys_left() -> list[Patch]:
-    """A scratch entry stays in the TensorDict."""
-    original = layout.write
-
-    def wrong(td: Any, values: Any) -> Any:
-        return original(td, {**values, "_scratch": next(iter(values.values()))})
-
-    return [Patch(layout, "write", wrong)]
-
-
-@in_core(KEYS)
-def another_tensordict_given_back() -> list[Patch]:
-    """The module fills and gives back a copy of the TensorDict."""
-    original = layout.write
-    return [Patch(layout, "write", lambda td, values: original(td.copy(), values))]
-
-
-@in_core(KEYS)
-def hidden_states_under_the_root() -> list[Patch]:
-    """The hidden outputs are written beside the inputs and not under next."""
-    original = layout.write
-
-    def wrong(td: Any, values: Any) -> Any:
-        return original(td, {(k[-1] + "_new" if isinstance(k, tuple) else k): v for k, v in values.items()})
-
-    return [Patch(layout, "write", wrong)]
-
-
-@in_core("hidden_outputs_are_zero_padded")
-def hidden_outputs_swapped() -> list[Patch]:
-    """h is written under c's key and c under h's."""
-    original = LSTMModule._as_stored
-    return [Patch(LSTMModule, "_as_stored", lambda self, state: State(*reversed(original(self, state))))]
-
-
-@in_core(KEYS)
-def is_init_inverted_in_place() -> list[Patch]:
-    """The reset mask is inverted in place while it is read, and stays so."""
-    original = layout.read
-
-    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
-        found = original(td, keys, *rest)
-        kept = found._replace(is_init=found.is_init.clone())
-        td.get(keys[3]).logical_not_()
-        return kept
-
-    return [Patch(layout, "read", wrong)]
-
-
-@in_core("carrying_zero_padded_states_on_is_exact")
-def the_last_end_not_filled() -> list[Patch]:
-    """The hidden outputs are filled where sequences end within a row, and not at the row's last step."""
-
-    def wrong(states: Tensor, starts: Tensor) -> Tensor:
-        at = ends_of(starts)
-        return torch.where(torch.cat([at[:-1], ~at[-1:]]).unsqueeze(-1), states, 0)
-
-    return _padding(wrong)
-
-
-@in_core("gradients_flow_without_stored_states")
-def td_out_filled_with_detached_features() -> list[Patch]:
-    """The features that are written into a TensorDict have no gradient where there are no stored states."""
-    original = LSTM.replay
-
-    def wrong(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
-        output, state = original(self, x, is_init, stored, every_step)
-        return output if stored is not None else output.detach(), state
-
-    return [Patch(LSTM, "replay", wrong)]

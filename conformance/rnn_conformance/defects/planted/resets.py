@@ -1,40 +1,20 @@
-"""Sequences do not start where, or as, they must."""
+"""Defects that the laws of ``laws/resets.py`` kill first."""
 
 from __future__ import annotations
 
 import torch
 from rnn_backends import LayerWeights, State
+from rnn_backends import lstm as core
 from torch import Tensor
 
-from ..planting import in_layer, in_reset, restart
-from ..right import both, right
+from ..planting import Patch, in_core, in_layer, in_reset, in_step, restart
+from ..right import both, finish, gates_of, right, step
 
 
-@in_reset("nan_stays_in_its_sequence", "nan_in_unread_stored_states_stays_there", "infinity_stays_in_its_sequence")
-def reset_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The old state is multiplied by zero, and NaN survives that."""
-    at = starts[t].unsqueeze(-1).to(state.h.dtype)
-    return State(state.h * (1 - at) + entry.h[t] * at, state.c * (1 - at) + entry.c[t] * at)
-
-
-@in_reset("nan_in_unread_stored_states_stays_there")
-def stored_states_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The old state is dropped rightly; the stored one is multiplied by zero where it is not read."""
-    at = starts[t].unsqueeze(-1)
-    return State(*(torch.where(at, 0, old) + new[t] * at for new, old in zip(entry, state, strict=True)))
-
-
-@in_reset("nan_stays_in_its_sequence")
-def only_nan_cleaned_up(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """States go through nan_to_num at a reset, in all rows: NaN becomes zero where nothing starts, too."""
-    at = starts[t].unsqueeze(-1).to(state.h.dtype)
-    return State(state.h * (1 - at) + entry.h[t] * at, (state.c * (1 - at)).nan_to_num() + entry.c[t] * at)
-
-
-@in_reset("consecutive_resets", "output_equals_reference")
-def one_step_late(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Resets take effect one step late."""
-    return restart(state, entry, starts.roll(1, 0), t) if t > 1 else state
+@in_layer("no_reset", "reset_at_the_first_step")
+def the_initial_state_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A row starts from zeros and not from the state stored at t = 0."""
+    return right(w, x, both(lambda v: torch.cat([0 * v[:1], v[1:]]), entry), starts)
 
 
 @in_reset("reset_at_the_last_step", "output_equals_reference")
@@ -59,28 +39,22 @@ def c_reset_and_h_not(state: State, entry: State, starts: Tensor, t: int) -> Sta
     return found if t == 0 else State(state.h, found.c)
 
 
-@in_reset("a_batch_is_its_rows_alone")
-def one_row_resets_all(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """One row's reset resets the whole batch."""
-    return restart(state, entry, starts.any(1, keepdim=True).expand_as(starts), t)
+@in_reset("reset_at_the_last_step")
+def never(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Resets in the middle of a row are ignored."""
+    return state
 
 
-@in_reset("output_equals_reference")
-def only_when_all_rows_reset(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A reset counts only where every row resets at that step."""
-    return restart(state, entry, starts.all(1, keepdim=True).expand_as(starts), t)
+@in_reset("reset_at_the_last_step")
+def not_at_the_last_step(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A reset at a row's last step is ignored."""
+    return state if t and t == len(starts) - 1 else restart(state, entry, starts, t)
 
 
-@in_reset("a_batch_is_its_rows_alone")
-def another_rows_resets(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A row resets where the row before it should."""
-    return restart(state, entry, starts.roll(1, 1), t)
-
-
-@in_reset("a_batch_is_its_rows_alone")
-def another_rows_stored_state(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A sequence starts from the state stored in the next row."""
-    return restart(state, both(lambda v: v.roll(1, 1), entry), starts, t)
+@in_reset("consecutive_resets", "output_equals_reference")
+def one_step_late(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Resets take effect one step late."""
+    return restart(state, entry, starts.roll(1, 0), t) if t > 1 else state
 
 
 @in_reset("consecutive_resets", "recurrent_mode_starts_from_stored_states")
@@ -107,30 +81,6 @@ def stored_h_and_zero_c(state: State, entry: State, starts: Tensor, t: int) -> S
     return restart(state, entry if t == 0 else State(entry.h, 0 * entry.c), starts, t)
 
 
-@in_layer("no_reset", "reset_at_the_first_step")
-def the_initial_state_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A row starts from zeros and not from the state stored at t = 0."""
-    return right(w, x, both(lambda v: torch.cat([0 * v[:1], v[1:]]), entry), starts)
-
-
-@in_reset("reset_at_the_last_step")
-def never(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Resets in the middle of a row are ignored."""
-    return state
-
-
-@in_reset("reset_at_the_last_step")
-def not_at_the_last_step(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A reset at a row's last step is ignored."""
-    return state if t and t == len(starts) - 1 else restart(state, entry, starts, t)
-
-
-@in_reset("nan_in_unread_stored_states_stays_there", "no_reset")
-def stored_states_forced_at_every_step(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The stored state is read at every step, as in teacher forcing."""
-    return both(lambda v: v[t], entry)
-
-
 @in_reset("consecutive_resets")
 def consecutive_resets_merged(state: State, entry: State, starts: Tensor, t: int) -> State:
     """A row that reset at the step before does not reset again."""
@@ -152,11 +102,31 @@ def the_first_reset_of_a_row_only(state: State, entry: State, starts: Tensor, t:
     return restart(state, entry, starts & ~before, t)
 
 
-@in_reset("output_equals_reference")
-def a_rest_of_the_old_state_left(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A thousandth of the old state is left after a reset, as flushing with too few steps leaves it."""
-    found = restart(state, entry, starts, t)
-    return found if t == 0 else State(found.h + 1e-3 * (state.h - found.h), found.c)
+@in_reset("nan_stays_in_its_sequence", "nan_in_unread_stored_states_stays_there", "infinity_stays_in_its_sequence")
+def reset_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The old state is multiplied by zero, and NaN survives that."""
+    at = starts[t].unsqueeze(-1).to(state.h.dtype)
+    return State(state.h * (1 - at) + entry.h[t] * at, state.c * (1 - at) + entry.c[t] * at)
+
+
+@in_reset("nan_stays_in_its_sequence")
+def only_nan_cleaned_up(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """States go through nan_to_num at a reset, in all rows: NaN becomes zero where nothing starts, too."""
+    at = starts[t].unsqueeze(-1).to(state.h.dtype)
+    return State(state.h * (1 - at) + entry.h[t] * at, (state.c * (1 - at)).nan_to_num() + entry.c[t] * at)
+
+
+@in_reset("nan_in_unread_stored_states_stays_there")
+def stored_states_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The old state is dropped rightly; the stored one is multiplied by zero where it is not read."""
+    at = starts[t].unsqueeze(-1)
+    return State(*(torch.where(at, 0, old) + new[t] * at for new, old in zip(entry, state, strict=True)))
+
+
+@in_reset("nan_in_unread_stored_states_stays_there", "no_reset")
+def stored_states_forced_at_every_step(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The stored state is read at every step, as in teacher forcing."""
+    return both(lambda v: v[t], entry)
 
 
 @in_reset("nan_in_unread_stored_states_stays_there")
@@ -166,3 +136,50 @@ def stored_states_added(state: State, entry: State, starts: Tensor, t: int) -> S
         return state
     at = starts[t].unsqueeze(-1)
     return State(*(torch.where(at, new[t], old) + 0 * new[t] for new, old in zip(entry, state, strict=True)))
+
+
+@in_step("nan_is_not_hidden")
+def gates_clamped_by_less_than(w: LayerWeights, x: Tensor, state: State) -> State:
+    """In float32 the gates are limited by "less, or else the limit", which turns NaN into the limit."""
+    if x.dtype != torch.float32:
+        return step(w, x, state)
+    i, f, g, o = (torch.where(a < 87.0, a, 87.0) for a in gates_of(w, x, state.h))
+    return finish(w, (i, f, g, o), state.c)
+
+
+@in_layer("nan_is_not_hidden")
+def nan_in_the_input_cleaned_up(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """NaN in the input is replaced by zero behind the user's back."""
+    return right(w, x.nan_to_num(), entry, starts)
+
+
+@in_core("a_stream_restarts_from_zero")
+def a_stream_ignores_its_first_reset() -> list[Patch]:
+    """Called on tensors, is_init at the first step is ignored and hx is carried in."""
+    original = core.entry_from_hx
+
+    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
+        kept = None if is_init is None else torch.cat([torch.zeros_like(is_init[:1]), is_init[1:]])
+        return original(h0, T, kept)
+
+    return [Patch(core, "entry_from_hx", wrong)]
+
+
+@in_core("a_stream_restarts_from_zero")
+def a_stream_restarts_from_hx() -> list[Patch]:
+    """Called on tensors, a start in the middle of a row is from hx and not from zeros."""
+    return [Patch(core, "entry_from_hx", lambda h0, T, is_init: h0.expand(T, -1, -1))]
+
+
+@in_core("a_stream_restarts_from_zero", round=1)
+def unbatched_hidden_states_stay_batched() -> list[Patch]:
+    """Without hx an unbatched call starts from the state that a batch's last row would be reset to: ones at is_init."""
+    original = core.entry_from_hx
+
+    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
+        found = original(h0, T, is_init)
+        if is_init is None or is_init.shape[1] != 1 or T < 3:
+            return found
+        return torch.cat([found[:2], found[2:] + is_init[2:, :, None]])
+
+    return [Patch(core, "entry_from_hx", wrong)]

@@ -1,15 +1,19 @@
-"""A call changes what it was given, or keeps something for the next."""
+"""Defects that the laws of ``laws/side_effects.py`` kill first."""
 
 from __future__ import annotations
 
+import threading
 from itertools import count
+from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, StepFunction
 from torch import Tensor
 
+from ..hand_written import Kernel
+from ..hand_written_blocks import backward_pass, by_hand, forward_pass, once
 from ..planting import backend, in_layer, made
-from ..right import both, right
+from ..right import both, right, step
 
 
 @in_layer("nothing_passed_in_changes")
@@ -57,38 +61,6 @@ def weights_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor)
     return found
 
 
-@in_layer("results_share_no_memory_with_inputs")
-def c_in_the_stored_states_memory(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Without gradients the cell state is written into the stored states' memory, and given from there."""
-    h, c = right(w, x, entry, starts)
-    return State(h, c if torch.is_grad_enabled() else entry.c.copy_(c))
-
-
-@in_layer("h_and_c_share_no_memory")
-def h_and_c_in_one_buffer(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Without gradients, resets and projection, c lies in h's buffer one step on: right at the last step only."""
-    h, c = right(w, x, entry, starts)
-    if torch.is_grad_enabled() or h.shape != c.shape or bool(starts[1:].any()):
-        return State(h, c)
-    buffer = torch.cat([h, c[-1:]])
-    return State(buffer[:-1], buffer[1:])
-
-
-@made("a_result_outlives_the_next_call")
-def output_in_shared_scratch() -> LayerFunction:
-    """Without gradients the output lies in scratch memory that the next call overwrites."""
-    scratch: dict[tuple[int, ...], Tensor] = {}
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        found = right(w, x, entry, starts)
-        if found.h.requires_grad:
-            return found
-        into = scratch.setdefault((*found.h.shape, id(w.w_ih)), torch.empty_like(found.h))
-        return State(into.copy_(found.h), found.c)
-
-    return run
-
-
 @made("same_call_same_answer")
 def the_call_before_added() -> LayerFunction:
     """A thousandth of the result of the call before is added, where shapes agree."""
@@ -115,18 +87,248 @@ def not_repeatable() -> LayerFunction:
     return run
 
 
-@made("edited_weights_are_seen")
-def answers_remembered_by_input() -> LayerFunction:
-    """An answer is remembered by the input's memory and given again, whatever the weights are by then."""
-    kept: dict[int, tuple[Tensor, State]] = {}
+@made("a_result_outlives_the_next_call")
+def c_in_shared_scratch() -> LayerFunction:
+    """Without gradients the cell state lies in scratch memory kept by shape."""
+    scratch: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        old = kept.get(x.data_ptr())
-        if old is not None and old[0].shape == x.shape and torch.equal(old[0], x):
-            return old[1]
+        h, c = right(w, x, entry, starts)
+        if c.requires_grad:
+            return State(h, c)
+        into = scratch.setdefault((*c.shape, id(w.w_ih)), torch.empty_like(c))
+        return State(h, into.copy_(c))
+
+    return run
+
+
+@made("a_result_outlives_the_next_call")
+def output_in_shared_scratch() -> LayerFunction:
+    """Without gradients the output lies in scratch memory that the next call overwrites."""
+    scratch: dict[tuple[int, ...], Tensor] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         found = right(w, x, entry, starts)
-        kept[x.data_ptr()] = (x.clone(), found)
-        return found
+        if found.h.requires_grad:
+            return found
+        into = scratch.setdefault((*found.h.shape, id(w.w_ih)), torch.empty_like(found.h))
+        return State(into.copy_(found.h), found.c)
+
+    return run
+
+
+@backend("a_result_outlives_the_next_call", round=5, survived=5)
+def acting_takes_two_buffers_in_turn() -> LSTMBackend:
+    """Without gradients a step writes its state into two buffers in turn: a state kept longer changes two steps on."""
+    mine = threading.local()
+
+    def acting() -> StepFunction:
+        def run(w: LayerWeights, x: Tensor, state: State) -> State:
+            if torch.is_grad_enabled():
+                return step(w, x, state)
+            found = step(w, x, state)
+            key = (
+                w.w_ih.data_ptr(),
+                found.h.shape,
+                found.c.shape,
+                x.dtype,
+                x.device,
+                torch.is_inference_mode_enabled(),
+            )
+            turns = mine.__dict__.setdefault("turns", {})
+            if key not in turns:
+                turns[key] = [State(torch.empty_like(found.h), torch.empty_like(found.c)) for _ in range(2)]
+            turns[key].reverse()
+            out: State = turns[key][0]
+            out.h.copy_(found.h)
+            out.c.copy_(found.c)
+            return State(out.h.view_as(out.h), out.c.view_as(out.c))
+
+        return run
+
+    return LSTMBackend("defect", right, step=acting())
+
+
+@made("a_batch_with_nan_leaves_nothing_behind", round=5, survived=5)
+def padding_is_what_the_last_batch_left() -> LayerFunction:
+    """Sequences are packed into a kept workspace whose padding is not cleared: a NaN of an old batch is in gradients.
+
+    Zero gradients at the padding hide all that is finite there. Who skips a batch with NaN finds it in the next.
+    """
+    mine = threading.local()
+
+    def workspace(size: int, like: Tensor) -> Tensor:
+        kept = mine.__dict__.setdefault("kept", {})
+        key = (like.dtype, like.device)
+        with torch.inference_mode(False):
+            if key not in kept or kept[key].numel() < size:
+                kept[key] = torch.zeros(size, dtype=like.dtype, device=like.device)
+        return kept[key][:size]
+
+    def places(starts: Tensor) -> tuple[Tensor, Tensor, int, int]:
+        """The cell ``[T * B]`` of each step, the first step ``[n]`` of each sequence, longest length, and ``n``."""
+        T, B = starts.shape
+        t = torch.arange(T, device=starts.device).unsqueeze(-1)
+        first = torch.where(starts, t, 0).cummax(0).values
+        index = first * B + torch.arange(B, device=starts.device)
+        heads, number = index.flatten().unique(return_inverse=True)
+        age = (t - first).flatten()
+        n, longest = len(heads), int(age.max()) + 1 if age.numel() else 1
+        return age * n + number, heads, longest, n
+
+    def pack(x: Tensor, cell: Tensor, longest: int, n: int) -> Tensor:
+        if torch._C._are_functorch_transforms_active():  # their tensors cannot be written into others
+            packed = x.new_zeros(longest * n, x.shape[2]).index_copy(0, cell, x.flatten(0, 1))
+        else:
+            packed = workspace(longest * n * x.shape[2], x).view(longest * n, x.shape[2])
+            packed.index_copy_(0, cell, x.flatten(0, 1))
+        return packed.view(longest, n, x.shape[2])
+
+    def alone(longest: int, n: int, like: Tensor) -> Tensor:
+        starts = torch.zeros(longest, n, dtype=torch.bool, device=like.device)
+        starts[0] = True
+        return starts
+
+    class Packed(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> tuple[Tensor, ...]:
+            x, w_ih, w_hh, bias, w_hr, entry_h, entry_c, starts = inputs
+            cell, heads, longest, n = places(starts)
+            h0, c0 = (v.flatten(0, 1)[heads].expand(longest, n, -1) for v in (entry_h, entry_c))
+            packed = pack(x, cell, longest, n)
+            h, c, gates = forward_pass(packed, w_ih, w_hh, bias, w_hr, h0, c0, alone(longest, n, x))
+            at_steps = (v.flatten(0, 1)[cell].view(*starts.shape, v.shape[2]) for v in (h, c))
+            return (*at_steps, h, c, gates)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            x, w_ih, w_hh, _, w_hr, entry_h, entry_c, starts = inputs
+            ctx.mark_non_differentiable(*output[2:])
+            ctx.save_for_backward(x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, *output[2:])
+
+        @staticmethod
+        def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor, *_: Any) -> Any:
+            x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, h, c, gates = ctx.saved_tensors
+            with torch.autocast(x.device.type, enabled=False), torch.no_grad():
+                grads = gradients(x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, h, c, gates, grad_h, grad_c)
+            return (*once(grads, ctx.needs_input_grad[:7], ctx.saved_tensors), None)
+
+    def gradients(
+        x: Tensor,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        w_hr: Tensor | None,
+        entry_h: Tensor,
+        entry_c: Tensor,
+        starts: Tensor,
+        h: Tensor,
+        c: Tensor,
+        gates: Tensor,
+        grad_h: Tensor,
+        grad_c: Tensor,
+    ) -> tuple[Tensor | None, ...]:
+        cell, heads, longest, n = places(starts)
+        live = torch.zeros(longest * n, dtype=torch.bool, device=x.device).index_fill(0, cell, True).view(longest, n, 1)
+        # the states and gates of padded steps are cleared, so that nothing of them flows back
+        h, c, gates = torch.where(live, h, 0), torch.where(live, c, 0), torch.where(live.unsqueeze(-1), gates, 0)
+        h0, c0 = (v.flatten(0, 1)[heads].expand(longest, n, -1) for v in (entry_h, entry_c))
+        into = []
+        for grad in (grad_h, grad_c):
+            spread = grad.new_zeros(longest * n, grad.shape[2])
+            spread.index_copy_(0, cell, grad.flatten(0, 1))
+            into.append(spread.view(longest, n, grad.shape[2]))
+        packed, begins = pack(x, cell, longest, n), alone(longest, n, x)
+        found = backward_pass((packed, w_ih, w_hh, w_hr, h0, c0, begins), h, c, gates, into[0], into[1])
+        grad_x = found[0].flatten(0, 1)[cell].view(x.shape)
+        entries = []
+        for grad, like in zip(found[5:], (entry_h, entry_c), strict=True):
+            whole = grad.new_zeros(like.shape[0] * like.shape[1], like.shape[2])
+            entries.append(whole.index_copy_(0, heads, grad[0]).view(like.shape))
+        return (grad_x, *found[1:5], *entries)
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        bias = w.b_ih if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
+        h, c, *_ = Packed.apply(x, w.w_ih, w.w_hh, bias, w.w_hr, entry.h, entry.c, starts)
+        return State(h, c)
+
+    return run
+
+
+@made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)
+def resets_kept_from_inference_mode() -> LayerFunction:
+    """What is made of the resets is kept for the next call over the same ones, in inference mode too."""
+    kept: dict[bytes, Tensor] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        key = bytes(starts.cpu().numpy())
+        if key not in kept:
+            kept[key] = torch.arange(len(x), device=x.device)
+        return right(w, x.index_select(0, kept[key]), entry, starts)
+
+    return run
+
+
+@in_layer("gradients_handed_in_are_not_written", round=2, survived=2)
+def backward_adds_into_incoming_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass accumulates over time in the gradient that it was handed, which is not its own."""
+
+    class Adding(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            return super().backward(ctx, gh.contiguous(), gc)
+
+        def incoming(self, grad: Tensor, later: Tensor) -> Tensor:
+            return grad.add_(later)
+
+    return Adding()(w, x, entry, starts)
+
+
+@in_layer("results_may_be_written_over_before_the_backward_pass", round=2, survived=2)
+def output_kept_outside_saved_tensors(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The output is kept for the backward pass as an attribute: changed in place, it gives a wrong gradient."""
+
+    class Outside(Kernel):
+        def keep(self, ctx: Any, *rest: Any) -> None:
+            x, eh, ec, starts, w, pre, acts, h, c = rest
+            ctx.h = h.detach()
+            super().keep(ctx, x, eh, ec, starts, w, pre, acts, h.new_empty(0), c)
+
+        def kept(self, ctx: Any) -> Any:
+            x, eh, ec, starts, w, pre, acts, _, c = super().kept(ctx)
+            return x, eh, ec, starts, w, pre, acts, ctx.h, c
+
+    return Outside()(w, x, entry, starts)
+
+
+@made("results_may_be_written_over_before_the_backward_pass", round=5)
+def output_is_kept_where_edits_are_not_seen() -> LayerFunction:
+    """The backward pass keeps h outside save_for_backward: a relu_ on the output changes w_hh's gradient silently."""
+    return by_hand(on_ctx=True)
+
+
+@in_layer("results_share_no_memory_with_inputs")
+def c_in_the_stored_states_memory(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without gradients the cell state is written into the stored states' memory, and given from there."""
+    h, c = right(w, x, entry, starts)
+    return State(h, c if torch.is_grad_enabled() else entry.c.copy_(c))
+
+
+@in_layer("h_and_c_share_no_memory")
+def h_and_c_in_one_buffer(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without gradients, resets and projection, c lies in h's buffer one step on: right at the last step only."""
+    h, c = right(w, x, entry, starts)
+    if torch.is_grad_enabled() or h.shape != c.shape or bool(starts[1:].any()):
+        return State(h, c)
+    buffer = torch.cat([h, c[-1:]])
+    return State(buffer[:-1], buffer[1:])
+
+
+@made("global_state_is_left_alone")
+def draws_without_dropout() -> LayerFunction:
+    """Random numbers are drawn though nothing is dropped."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        torch.rand(1)
+        return right(w, x, entry, starts)
 
     return run
 
@@ -159,17 +361,3 @@ def seeds_the_generator() -> LSTMBackend:
         return right(w, x, entry, starts)
 
     return LSTMBackend("defect", run)
-
-
-@made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)
-def resets_kept_from_inference_mode() -> LayerFunction:
-    """What is made of the resets is kept for the next call over the same ones, in inference mode too."""
-    kept: dict[bytes, Tensor] = {}
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        key = bytes(starts.cpu().numpy())
-        if key not in kept:
-            kept[key] = torch.arange(len(x), device=x.device)
-        return right(w, x.index_select(0, kept[key]), entry, starts)
-
-    return run

@@ -1,4 +1,4 @@
-"""What only goes wrong when one thing happens after another."""
+"""Defects that the laws of ``laws/stateful.py`` kill first."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from ..planting import Patch, in_core, in_layer
 from ..right import both, right
 
-STORY = "any_story_agrees_with_the_model"
 
-
-@in_core(STORY)
+@in_core("any_story_agrees_with_the_model")
 def another_backend_gets_a_copy() -> list[Patch]:
     """with_backend copies the weights: what is edited there is not seen here."""
     original = LSTM.with_backend
@@ -27,6 +25,12 @@ def another_backend_gets_a_copy() -> list[Patch]:
     return [Patch(LSTM, "with_backend", wrong)]
 
 
+@in_layer("any_story_agrees_with_the_model")
+def every_start_reads_the_rows_first_state(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A sequence in the middle of a row starts from the state stored at the row's first step."""
+    return right(w, x, both(lambda v: v[:1].expand_as(v), entry), starts)
+
+
 @in_core("any_story_drops_in_training_alone")
 def another_backend_trains_again() -> list[Patch]:
     """with_backend gives a module in training, whatever the first one was in."""
@@ -38,9 +42,3 @@ def another_backend_trains_again() -> list[Patch]:
         return new
 
     return [Patch(LSTM, "with_backend", wrong)]
-
-
-@in_layer(STORY)
-def every_start_reads_the_rows_first_state(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A sequence in the middle of a row starts from the state stored at the row's first step."""
-    return right(w, x, both(lambda v: v[:1].expand_as(v), entry), starts)

@@ -1,52 +1,107 @@
-"""What is claimed, declined and refused is not what happens."""
+"""Defects that the laws of ``laws/stepping.py`` kill first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import astuple
+from typing import Any
 
 import torch
-from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, UnsupportedError
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMSpec, State
+from rnn_backends import lstm as core
+from rnn_backends.resets import entry_from_hx
 from torch import Tensor, nn
 
-from ..planting import backend
-from ..right import both, right
+from ..planting import Patch, backend, in_core, in_layer
+from ..right import both, layer, right, step
 
 
-@backend("output_equals_reference")
-def accepts_and_then_declines() -> LSTMBackend:
-    """Accepted at construction, several layers are declined when called."""
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        if x.shape[1] > 1:
-            raise UnsupportedError("defect", "more than one row", "its kernel has one", [])
-        return right(w, x, entry, starts)
-
-    return LSTMBackend("defect", run)
+@in_layer("sequence_equals_its_steps", "one_step")
+def one_step_by_another_way(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With one step the recurrent bias is left out: acting and replaying differ."""
+    return right(w._replace(b_hh=0 * w.b_hh) if len(x) == 1 and w.b_hh is not None else w, x, entry, starts)
 
 
-@backend("projection")
-def accepts_and_ignores_the_projection() -> LSTMBackend:
-    """A projection is accepted, and h is cut to its size."""
+@in_core("sequence_equals_its_steps", round=1)
+def step_mode_ignores_stored_c_for_many_rows() -> list[Patch]:
+    """In sequential mode with more than three rows the incoming c is taken as zero."""
+    original = LSTM.step_stored
 
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        if w.w_hr is None:
-            return right(w, x, entry, starts)
-        P, H = w.w_hr.shape
-        eye = torch.eye(P, H, dtype=x.dtype, device=x.device) + 0 * w.w_hr
-        return right(w._replace(w_hr=eye), x, entry, starts)
+    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> Any:
+        stored = State(stored.h, 0 * stored.c) if stored is not None and len(x) > 3 else stored
+        return original(self, x, stored, is_init)
 
-    return LSTMBackend("defect", run)
+    return [Patch(LSTM, "step_stored", wrong)]
 
 
-@backend("no_bias")
-def accepts_and_invents_a_bias() -> LSTMBackend:
-    """Without bias the input's mean takes its place."""
+@backend("sequence_equals_its_steps")
+def step_by_another_cell() -> LSTMBackend:
+    """The step for acting forgets the recurrent bias."""
 
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        return right(w, x if w.b_ih is not None else x + 0.01, entry, starts)
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        w = w if w.b_hh is None else w._replace(b_hh=0 * w.b_hh)
+        out = right(w, x[None], State(state.h[None], state.c[None]), x.new_ones(1, len(x), dtype=torch.bool))
+        return State(out.h[0], out.c[0])
 
-    return LSTMBackend("defect", run)
+    return LSTMBackend("defect", right, step=one)
+
+
+@backend("sequence_equals_its_steps", "steps_equal_recurrent_mode")
+def step_keeps_the_old_c() -> LSTMBackend:
+    """The step for acting gives back the c that came in."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        out = right(w, x[None], State(state.h[None], state.c[None]), x.new_ones(1, len(x), dtype=torch.bool))
+        return State(out.h[0], state.c)
+
+    return LSTMBackend("defect", right, step=one)
+
+
+@in_core("cut_and_carried_equals_whole", "without_resets_is_init_may_be_left_out")
+def a_stream_drops_hx() -> list[Patch]:
+    """Called on tensors with is_init, every row starts from zeros, and hx is dropped."""
+    original = core.entry_from_hx
+
+    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
+        return original(h0, T, None if is_init is None else is_init | True)
+
+    return [Patch(core, "entry_from_hx", wrong)]
+
+
+@in_layer("cut_and_carried_equals_whole")
+def the_first_step_is_special(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """At the first step of a call the forget gate is one, so a cut shows."""
+    calls = iter(range(len(x)))
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        found = step(w, x, state)
+        return State(found.h, found.c + 0.1 * state.c) if next(calls) == 0 else found
+
+    return layer(one)(w, x, entry, starts)
+
+
+@in_core("cut_and_carried_equals_whole", round=3)
+def rows_of_one_step_keep_hx() -> list[Patch]:
+    """LSTM(x, hx, is_init=) with T = 1 starts from hx also where is_init is true."""
+
+    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
+        return h0.expand(T, -1, -1) if is_init is None or T == 1 else entry_from_hx(h0, T, is_init)
+
+    return [Patch(core, "entry_from_hx", wrong)]
+
+
+@in_layer("one_step")
+def one_step_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """squeeze() without a dimension: with one step the rows come out in another order, or the units do."""
+    found = right(w, x, entry, starts)
+    return both(lambda v: v.flip(1) if v.shape[1] > 1 else v.flip(2), found) if len(x) == 1 else found
+
+
+@in_layer("the_future_is_not_read", "infinity_stays_in_its_sequence")
+def all_steps_in_one_sum(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Zero times the sum over all steps is added to each."""
+    found = right(w, x, entry, starts)
+    return State(found.h + 0 * x.sum(), found.c)
 
 
 def _stacked(change: Callable[[Tensor], Tensor]) -> LSTMBackend:
@@ -74,11 +129,36 @@ def all_layers_at_once_in_another_row_order() -> LSTMBackend:
     return _stacked(lambda v: v.flip(0) if len(v) > 1 else -v)
 
 
-@backend("output_equals_reference", by_numbers=False)
-def output_of_the_wrong_shape() -> LSTMBackend:
-    """The output has its batch and its units the wrong way round."""
+@in_core("no_state_is_zero_state", "absent_states_are_zeros")
+def no_state_is_ones() -> list[Patch]:
+    """Without hx a stream starts from ones."""
+    original = LSTM.zero_state
+    return [Patch(LSTM, "zero_state", lambda *args: both(torch.ones_like, original(*args)))]
 
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        return both(lambda v: v.transpose(1, 2), right(w, x, entry, starts))
 
-    return LSTMBackend("defect", run, traits=frozenset({Trait.CELL_STATES}))
+@in_core("no_state_is_zero_state")
+def no_state_is_the_last_one() -> list[Patch]:
+    """Without hx a stream goes on from where the last call ended."""
+    original, left = LSTM._over_time, dict[int, tuple[LSTM, State]]()
+
+    def wrong(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None) -> Any:
+        before = left[id(self)][1] if state is None and id(self) in left else state
+        state = before if before is not None and before.h.shape[1] == x.shape[1] else state
+        output, after = original(self, x, state, is_init)
+        left[id(self)] = self, both(torch.Tensor.detach, after)
+        return output, after
+
+    return [Patch(LSTM, "_over_time", wrong)]
+
+
+@in_core("no_state_is_zero_state", round=1)
+def hidden_size_read_from_input_size() -> list[Patch]:
+    """Zero states are made with the input's size where it is smaller: the rest is uninitialised ones."""
+    original = LSTM.zero_state
+
+    def wrong(self: LSTM, *args: Any) -> State:
+        found = original(self, *args)
+        rest = torch.arange(self.hidden_size, device=found.c.device) >= self.input_size
+        return State(found.h, found.c + 0.5 * rest.to(found.c.dtype))
+
+    return [Patch(LSTM, "zero_state", wrong)]

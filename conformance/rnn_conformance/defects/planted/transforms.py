@@ -1,4 +1,4 @@
-"""Claims beyond the contract that do not hold.
+"""Defects that the laws of ``laws/transforms.py`` kill first.
 
 No ``from __future__ import annotations`` here: TorchScript reads the annotations.
 """
@@ -102,34 +102,6 @@ def functional_gradient_without_the_recurrent_weights() -> LSTMBackend:
     return _claims(run)
 
 
-class _NoTangent(_Identity):
-    """The identity, with a tangent of zero."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return torch.zeros_like(tangents[0])
-
-
-@backend("forward_mode")
-def no_tangent_of_the_recurrent_weights() -> LSTMBackend:
-    """Forward-mode AD misses the recurrent weights."""
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        return right(w._replace(w_hh=_NoTangent.apply(w.w_hh)), x, entry, starts)
-
-    return _claims(run, Trait.FORWARD_AD)
-
-
-@backend("forward_mode")
-def no_tangent_of_the_input() -> LSTMBackend:
-    """Forward-mode AD misses the input."""
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        return right(w, _NoTangent.apply(x), entry, starts)
-
-    return _claims(run, Trait.FORWARD_AD)
-
-
 class _Once(torch.autograd.Function):
     """The identity, whose gradient has none itself."""
 
@@ -163,32 +135,32 @@ def double_backward_unclaimed_and_partial() -> LSTMBackend:
     return _claims(run)
 
 
-def _when_traced(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    if torch.compiler.is_compiling():
-        starts = torch.cat([starts[:1], torch.zeros_like(starts[1:])])
-    return right(w, x, entry, starts)
+class _NoTangent(_Identity):
+    """The identity, with a tangent of zero."""
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return torch.zeros_like(tangents[0])
 
 
-@backend("compiled_in_one_graph")
-def compiled_without_resets() -> LSTMBackend:
-    """What is compiled has no resets."""
-    return _claims(_when_traced, Trait.FULLGRAPH)
-
-
-@backend("exported")
-def exported_without_resets() -> LSTMBackend:
-    """What is exported has no resets."""
-    return _claims(_when_traced, Trait.EXPORT)
-
-
-@backend("compiled_in_one_graph")
-def compiled_without_the_recurrent_gradient() -> LSTMBackend:
-    """What is compiled has no gradient of the recurrent weights."""
+@backend("forward_mode")
+def no_tangent_of_the_recurrent_weights() -> LSTMBackend:
+    """Forward-mode AD misses the recurrent weights."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        return right(w._replace(w_hh=w.w_hh.detach()) if torch.compiler.is_compiling() else w, x, entry, starts)
+        return right(w._replace(w_hh=_NoTangent.apply(w.w_hh)), x, entry, starts)
 
-    return _claims(run, Trait.FULLGRAPH)
+    return _claims(run, Trait.FORWARD_AD)
+
+
+@backend("forward_mode")
+def no_tangent_of_the_input() -> LSTMBackend:
+    """Forward-mode AD misses the input."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w, _NoTangent.apply(x), entry, starts)
+
+    return _claims(run, Trait.FORWARD_AD)
 
 
 def _scripted(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -210,3 +182,31 @@ def _scripted(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) ->
 def scripted_without_resets() -> LSTMBackend:
     """What TorchScript compiles has no resets."""
     return _claims(_scripted, Trait.SCRIPT)
+
+
+def _when_traced(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    if torch.compiler.is_compiling():
+        starts = torch.cat([starts[:1], torch.zeros_like(starts[1:])])
+    return right(w, x, entry, starts)
+
+
+@backend("compiled_in_one_graph")
+def compiled_without_resets() -> LSTMBackend:
+    """What is compiled has no resets."""
+    return _claims(_when_traced, Trait.FULLGRAPH)
+
+
+@backend("compiled_in_one_graph")
+def compiled_without_the_recurrent_gradient() -> LSTMBackend:
+    """What is compiled has no gradient of the recurrent weights."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return right(w._replace(w_hh=w.w_hh.detach()) if torch.compiler.is_compiling() else w, x, entry, starts)
+
+    return _claims(run, Trait.FULLGRAPH)
+
+
+@backend("exported")
+def exported_without_resets() -> LSTMBackend:
+    """What is exported has no resets."""
+    return _claims(_when_traced, Trait.EXPORT)

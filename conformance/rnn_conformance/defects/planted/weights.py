@@ -1,8 +1,9 @@
-"""Weights are read too seldom, shared where they must not be, or not torch's."""
+"""Defects that the laws of ``laws/weights.py`` kill first."""
 
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, State
@@ -10,78 +11,6 @@ from torch import Tensor, nn
 
 from ..planting import Patch, in_core, made
 from ..right import each, right
-
-
-def _packed(key: Any) -> LayerFunction:
-    """A layer that packs weights once for each key: the first value is kept alive, so no id comes twice."""
-    kept: dict[Any, tuple[LayerWeights, LayerWeights]] = {}
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        if any(v is not None and v.requires_grad for v in w):
-            found = kept.setdefault(key(w), (w, each(lambda v: v.detach().clone(), w)))[1]
-            return right(found, x, entry, starts)
-        return right(w, x, entry, starts)
-
-    return run
-
-
-@made("edited_weights_are_seen", "a_copy_is_independent")
-def packed_once() -> LayerFunction:
-    """Weights are packed at the first call and never again."""
-    return _packed(lambda w: w.w_ih.shape)
-
-
-@made("edited_weights_are_seen")
-def packed_by_memory() -> LayerFunction:
-    """Packed weights are kept by their memory: an edit in place is not seen."""
-    return _packed(lambda w: w.w_ih.data_ptr())
-
-
-@made("edited_weights_are_seen")
-def packed_by_one_version() -> LayerFunction:
-    """Packed weights are kept by identity and version: .data that is assigned is not seen."""
-    return _packed(lambda w: (id(w.w_ih), w.w_ih._version))
-
-
-@made("edited_weights_are_seen")
-def packed_recurrent_weights_only() -> LayerFunction:
-    """Only the recurrent weights are packed, at the first call."""
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        old = kept.setdefault(id(w.w_hh), (w.w_hh, w.w_hh.detach().clone()))[1]
-        return right(w._replace(w_hh=old), x, entry, starts)
-
-    return run
-
-
-@made("two_modules_do_not_mix")
-def packed_by_shape() -> LayerFunction:
-    """Packed weights are kept by shape: two modules of the same sizes share them."""
-    kept: dict[Any, LayerWeights] = {}
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        key = (tuple(w.w_ih.shape), w.w_hr is None, w.b_ih is None, tuple(w.w_hh.shape), len(x))
-        return right(kept.setdefault(key, each(lambda v: v.detach().clone(), w)), x, entry, starts)
-
-    return run
-
-
-@in_core("a_copy_is_independent")
-def a_copy_shares_its_parameters() -> list[Patch]:
-    """A deepcopy shares its parameters with the original."""
-
-    def wrong(self: LSTM, memo: dict[int, object]) -> LSTM:
-        new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)
-        return new
-
-    return [Patch(LSTM, "__deepcopy__", wrong)] if hasattr(LSTM, "__deepcopy__") else _add_deepcopy(wrong)
-
-
-def _add_deepcopy(wrong: Any) -> list[Patch]:
-    setattr(LSTM, "__deepcopy__", None)  # noqa: B010
-    return [Patch(LSTM, "__deepcopy__", wrong)]
 
 
 @in_core("state_dict_is_torchs")
@@ -153,6 +82,65 @@ def initial_weights_in_another_order() -> list[Patch]:
     return [Patch(nn.RNNBase, "reset_parameters", wrong)]
 
 
+@made("edited_weights_are_seen")
+def answers_remembered_by_input() -> LayerFunction:
+    """An answer is remembered by the input's memory and given again, whatever the weights are by then."""
+    kept: dict[int, tuple[Tensor, State]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        old = kept.get(x.data_ptr())
+        if old is not None and old[0].shape == x.shape and torch.equal(old[0], x):
+            return old[1]
+        found = right(w, x, entry, starts)
+        kept[x.data_ptr()] = (x.clone(), found)
+        return found
+
+    return run
+
+
+def _packed(key: Any) -> LayerFunction:
+    """A layer that packs weights once for each key: the first value is kept alive, so no id comes twice."""
+    kept: dict[Any, tuple[LayerWeights, LayerWeights]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if any(v is not None and v.requires_grad for v in w):
+            found = kept.setdefault(key(w), (w, each(lambda v: v.detach().clone(), w)))[1]
+            return right(found, x, entry, starts)
+        return right(w, x, entry, starts)
+
+    return run
+
+
+@made("edited_weights_are_seen", "a_copy_is_independent")
+def packed_once() -> LayerFunction:
+    """Weights are packed at the first call and never again."""
+    return _packed(lambda w: w.w_ih.shape)
+
+
+@made("edited_weights_are_seen")
+def packed_by_memory() -> LayerFunction:
+    """Packed weights are kept by their memory: an edit in place is not seen."""
+    return _packed(lambda w: w.w_ih.data_ptr())
+
+
+@made("edited_weights_are_seen")
+def packed_by_one_version() -> LayerFunction:
+    """Packed weights are kept by identity and version: .data that is assigned is not seen."""
+    return _packed(lambda w: (id(w.w_ih), w.w_ih._version))
+
+
+@made("edited_weights_are_seen")
+def packed_recurrent_weights_only() -> LayerFunction:
+    """Only the recurrent weights are packed, at the first call."""
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        old = kept.setdefault(id(w.w_hh), (w.w_hh, w.w_hh.detach().clone()))[1]
+        return right(w._replace(w_hh=old), x, entry, starts)
+
+    return run
+
+
 @in_core("edited_weights_are_seen")
 def weights_of_the_first_call() -> list[Patch]:
     """Core keeps the weights' list from the first call: assigned .data is seen, edits are; a copy's are not."""
@@ -163,3 +151,84 @@ def weights_of_the_first_call() -> list[Patch]:
         return found[1]
 
     return [Patch(LSTM, "layer_weights", wrong)]
+
+
+@made("edited_weights_are_seen_while_acting", round=2, survived=2)
+def packed_until_the_next_training_call() -> LayerFunction:
+    """Weights packed for acting are kept until a call with gradients: a target network edited in place is stale."""
+    packs: dict[Any, tuple[Any, LayerWeights]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        key = tuple(None if v is None else (v.data_ptr(), v.shape, v.dtype) for v in w)
+        if torch.is_grad_enabled():
+            packs.pop(key, None)
+            return right(w, x, entry, starts)
+        if key not in packs:
+            packs[key] = (each(Tensor.detach, w), each(lambda v: v.detach().clone(), w))
+        return right(packs[key][1], x, entry, starts)
+
+    return run
+
+
+@in_core("parametrized_weights_are_read", round=3, survived=3)
+def weights_read_past_parametrizations() -> list[Patch]:
+    """Weights are read from the parameter registry: where one is parametrized, the original runs in its place."""
+
+    def wrong(self: LSTM) -> list[LayerWeights]:
+        held = dict(self.named_parameters(remove_duplicate=False))
+
+        def found(name: str) -> Tensor:
+            return held[name] if name in held else held[f"parametrizations.{name}.original"]
+
+        weights = []
+        for names in self._all_weights:
+            w = [found(name) for name in names]
+            b_ih, b_hh = w[2:4] if self.bias else (None, None)
+            weights.append(LayerWeights(w[0], w[1], b_ih, b_hh, w[-1] if self.proj_size else None))
+        return weights
+
+    return [Patch(LSTM, "layer_weights", wrong)]
+
+
+def _add_deepcopy(wrong: Any) -> list[Patch]:
+    setattr(LSTM, "__deepcopy__", None)  # noqa: B010
+    return [Patch(LSTM, "__deepcopy__", wrong)]
+
+
+@in_core("a_copy_is_independent")
+def a_copy_shares_its_parameters() -> list[Patch]:
+    """A deepcopy shares its parameters with the original."""
+
+    def wrong(self: LSTM, memo: dict[int, object]) -> LSTM:
+        new = type(self).__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    return [Patch(LSTM, "__deepcopy__", wrong)] if hasattr(LSTM, "__deepcopy__") else _add_deepcopy(wrong)
+
+
+@made("two_modules_do_not_mix")
+def packed_by_shape() -> LayerFunction:
+    """Packed weights are kept by shape: two modules of the same sizes share them."""
+    kept: dict[Any, LayerWeights] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        key = (tuple(w.w_ih.shape), w.w_hr is None, w.b_ih is None, tuple(w.w_hh.shape), len(x))
+        return right(kept.setdefault(key, each(lambda v: v.detach().clone(), w)), x, entry, starts)
+
+    return run
+
+
+@in_core("each_weight_may_be_replaced_alone", round=6, survived=6)
+def weights_are_known_by_the_first() -> list[Patch]:
+    """The list of weights is kept while ``weight_ih_l0`` is the same object: another one that is replaced is missed."""
+    kept: Any = WeakKeyDictionary()
+    look = LSTM.layer_weights
+
+    def layer_weights(self: Any) -> Any:
+        found = kept.get(self)
+        if found is None or found[0].w_ih is not self.weight_ih_l0:
+            found = kept[self] = look(self)
+        return found
+
+    return [Patch(LSTM, "layer_weights", layer_weights)]

@@ -1,0 +1,116 @@
+"""Defects that the laws of ``laws/memory.py`` kill first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from rnn_backends import LSTM, LayerFunction, LayerWeights, State, layout
+from tensordict import TensorDictBase
+from tensordict.utils import NestedKey
+from torch import Tensor
+
+from ..planting import Patch, in_core, in_layer, made
+from ..right import right
+
+
+@in_layer("scratch_memory_is_written_before_it_is_read", by_numbers=False)
+def scratch_read_unwritten(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Memory that was never written is multiplied by zero and added."""
+    h, c = right(w, x, entry, starts)
+    return State(h + 0 * torch.empty_like(h), c)
+
+
+@made("a_call_keeps_nothing", by_numbers=False)
+def every_output_kept() -> LayerFunction:
+    """Outputs are kept in a list, with their graphs: memory grows from call to call."""
+    kept: list[Tensor] = []
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        found = right(w, x, entry, starts)
+        kept.append(found.h)
+        return found
+
+    return run
+
+
+@made("a_call_keeps_nothing", by_numbers=False)
+def the_last_input_kept() -> LayerFunction:
+    """The last input is kept until the next call."""
+    kept: dict[str, Tensor] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        kept["x"] = x
+        return right(w, x, entry, starts)
+
+    return run
+
+
+@in_core("results_share_no_memory_with_each_other")
+def h_n_is_a_view_of_the_output() -> list[Patch]:
+    """With one layer and one direction h_n lies in the output's memory."""
+    original = LSTM._over_time
+
+    def wrong(self: LSTM, x: Tensor, *rest: Any) -> Any:
+        output, state = original(self, x, *rest)
+        return output, State(output[-1:], state.c) if self.spec.num_states == 1 else state
+
+    return [Patch(LSTM, "_over_time", wrong)]
+
+
+@in_core("results_share_no_memory_with_each_other", round=1)
+def one_dimensional_batches_read_time_first() -> list[Patch]:
+    """In recurrent mode, features of a batch of one dimension share memory with the next call of the same shape."""
+    original, kept = layout.unfold_time, dict[Any, Tensor]()
+
+    def wrong(value: Tensor, batch: Any) -> Tensor:
+        found = original(value, batch)
+        if found.requires_grad or torch.is_grad_enabled():
+            return found
+        into = kept.setdefault((tuple(found.shape), found.dtype), torch.empty_like(found))
+        return into.copy_(found)
+
+    return [Patch(layout, "unfold_time", wrong)]
+
+
+@in_core("results_share_no_memory_with_each_other", round=3)
+def step_output_is_the_state() -> list[Patch]:
+    """In sequential mode the output of a one-directional LSTM shares memory with its next h: one changes the other."""
+    original = LSTM.step_stored
+
+    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+        output, after = original(self, x, stored, is_init)
+        return (output if self.bidirectional else after.h[:, -1]), after
+
+    return [Patch(LSTM, "step_stored", wrong)]
+
+
+@in_core("results_in_a_tensordict_outlive_the_next_call", round=7, survived=7)
+def results_over_results() -> list[Patch]:
+    """Results go into the memory of entries that are there: the last call's results change in their holders' hands."""
+
+    def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase:
+        for key, value in values.items():
+            there = td.get(key, None)
+            if td.is_locked or (there is not None and there.shape == value.shape):
+                td.set_(key, value)
+            else:
+                td.set(key, value)
+        return td
+
+    return [Patch(layout, "write", write)]
+
+
+@in_core("results_in_a_tensordict_outlive_the_next_call", round=6, survived=6)
+def results_go_into_the_memory_that_is_there() -> list[Patch]:
+    """Results are copied into the tensors that the TensorDict has under their keys, which others may hold or view."""
+
+    def write(td: Any, values: Any) -> Any:
+        for key, value in values.items():
+            if td.is_locked:
+                td.set_(key, value)
+            else:
+                td.set(key, value, inplace=True)
+        return td
+
+    return [Patch(layout, "write", write)]

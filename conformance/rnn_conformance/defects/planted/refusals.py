@@ -1,0 +1,276 @@
+"""Defects that the laws of ``laws/refusals.py`` kill first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import nullcontext
+from math import prod
+from typing import Any
+
+import torch
+from rnn_backends import LSTM, InputError, LSTMBackend, LSTMSpec, State, Trait, layout
+from rnn_backends import lstm as core
+from rnn_backends.choose import demand
+from rnn_backends.transforms import traits_needed
+from rnn_backends.unroll import unroll
+from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter
+
+from ..planting import Patch, backend, in_core
+from ..right import right
+
+
+@in_core("vmap_that_is_not_claimed_is_refused", round=3, survived=3)
+def vmap_around_grad_not_refused() -> list[Patch]:
+    """A backend without Trait.VMAP is refused within vmap only where vmap is the innermost transform."""
+
+    def wrong(tensors: Iterable[Tensor | None]) -> set[Trait]:
+        needed = traits_needed(tensors)
+        if Trait.VMAP in needed and retrieve_current_functorch_interpreter().key() != TransformType.Vmap:
+            needed.remove(Trait.VMAP)
+        return needed
+
+    return [Patch(core, "traits_needed", wrong)]
+
+
+def _picky(answer: str) -> LSTMBackend:
+    def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        return answer if dtype == torch.float16 else None
+
+    return LSTMBackend("defect", right, rejects=rejects)
+
+
+@backend("what_is_rejected_is_refused_at_construction", by_numbers=False)
+def rejected_without_words() -> LSTMBackend:
+    """float16 is rejected, and the reason is blank."""
+    return _picky(" ")
+
+
+@in_core("what_is_rejected_is_refused_at_construction", on=_picky("no float16 here"))
+def rejections_are_not_asked_for() -> list[Patch]:
+    """What a backend rejects is built all the same."""
+    return [Patch(core, "resolve", lambda request, *rest: request)]
+
+
+@backend("rejects_has_no_moods", by_numbers=False)
+def rejects_every_second_time() -> LSTMBackend:
+    """rejects() says yes and no in turn."""
+    calls = [0]
+
+    def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        calls[0] += 1
+        return "not now" if spec.num_layers == 2 and calls[0] % 2 else None
+
+    return LSTMBackend("defect", right, rejects=rejects)
+
+
+@in_core("a_refusal_comes_before_anything_is_done")
+def a_new_dtype_is_not_asked_about() -> list[Patch]:
+    """A module that is moved to another dtype computes there without asking its backend."""
+    return [Patch(core, "demand", lambda *args: None)]
+
+
+@in_core("a_refusal_comes_before_anything_is_done", round=4)
+def declined_once_then_run() -> list[Patch]:
+    """After a move that the backend declines only the first call is refused: the second one runs on it."""
+    original = LSTM._ready
+
+    def wrong(self: LSTM) -> Any:
+        weight = self.weight_ih_l0
+        now = (weight.device, weight.dtype)
+        if now != self._placed:
+            self._placed = now
+            demand(self._backend, self.spec, *now)
+        return original(self)
+
+    return [Patch(LSTM, "_ready", wrong)]
+
+
+def no_sixteen_bits(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """A reason to decline for a backend that does the rest."""
+    return "it has no 16-bit kernel" if dtype in (torch.bfloat16, torch.float16) else None
+
+
+PICKY = LSTMBackend("defect", unroll, rejects=no_sixteen_bits)
+"""The plain unroll, declining 16 bits: for a defect that shows only where a backend declines."""
+
+
+@in_core("a_refusal_comes_before_anything_is_done", on=PICKY, round=3)
+def refusal_after_a_move_comes_once() -> list[Patch]:
+    """A backend that declines the dtype a module was moved to is refused at the first call, and runs at the second."""
+    original = LSTM._ready
+
+    def wrong(self: LSTM) -> Any:
+        weight = self.weight_ih_l0
+        before, self._placed = self._placed, (weight.device, weight.dtype)
+        if before != self._placed:
+            demand(self._backend, self.spec, weight.device, weight.dtype)
+        return original(self)
+
+    return [Patch(LSTM, "_ready", wrong)]
+
+
+@in_core("a_refusal_comes_before_anything_is_done", round=7)
+def refused_once() -> list[Patch]:
+    """After .to() the new place is noted before the backend is asked: it refuses the first call and runs the second."""
+    original = LSTM._ready
+
+    def ready(self: Any) -> Any:
+        weight = self.weight_ih_l0
+        placed = (weight.device, weight.dtype)
+        if placed != self._placed:
+            self._placed = placed
+            demand(self._backend, self.spec, *placed)
+        return original(self)
+
+    return [Patch(LSTM, "_ready", ready)]
+
+
+NO_HALF = LSTMBackend(
+    "defect", right, lambda spec, device, dtype: "no half precision" if dtype == torch.float16 else None
+)
+
+
+@in_core("a_refusal_comes_before_anything_is_done", on=NO_HALF, round=6)
+def a_refusal_is_given_once() -> list[Patch]:
+    """Where it was moved is noted before the backend is asked: the second call after a refusal is not refused."""
+
+    def _ready(self: Any) -> Any:
+        weight = self.weight_ih_l0
+        placed, self._placed = self._placed, (weight.device, weight.dtype)
+        if placed != self._placed:
+            core.demand(self._backend, self.spec, weight.device, weight.dtype)
+        casts = self.autocast_dtype()
+        weights = self.layer_weights()
+        if casts is None:
+            return weights, weight.dtype, nullcontext()
+        core.demand(self._backend, self.spec, weight.device, casts)
+        cast = [core._cast(layer, casts) for layer in weights]
+        return cast, casts, torch.autocast(weight.device.type, enabled=False)
+
+    return [Patch(LSTM, "_ready", _ready)]
+
+
+@in_core("wrong_entries_are_refused_and_nothing_is_written")
+def reset_masks_of_any_dtype() -> list[Patch]:
+    """A reset mask of numbers or bytes is taken, and cast."""
+    original = layout.read
+
+    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
+        mask = td.get(keys[3], None)
+        given = td if mask is None else td.copy().set(keys[3], mask.bool())
+        return original(given, keys, *rest)
+
+    return [Patch(layout, "read", wrong)]
+
+
+@in_core("wrong_entries_are_refused_and_nothing_is_written")
+def one_hidden_state_is_enough() -> list[Patch]:
+    """h without c is taken, and both are read as absent."""
+    original = layout.read
+
+    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
+        there = [td.get(key, None) is not None for key in keys[1:3]]
+        return original(td if all(there) else td.exclude(*keys[1:3]), keys, *rest)
+
+    return [Patch(layout, "read", wrong)]
+
+
+@in_core("wrong_entries_are_refused_and_nothing_is_written")
+def too_many_features_are_cut() -> list[Patch]:
+    """An input with too many features is cut to the right number."""
+    original = layout.read
+
+    def wrong(td: Any, keys: Any, lstm: LSTM) -> Any:
+        x = td.get(keys[0], None)
+        given = td if x is None else td.copy().set(keys[0], x[..., : lstm.input_size])
+        return original(given, keys, lstm)
+
+    return [Patch(layout, "read", wrong)]
+
+
+@in_core("wrong_tensors_are_refused")
+def hx_for_one_row_is_expanded() -> list[Patch]:
+    """A state for one row is taken for all of them."""
+    original = core.check_state
+
+    def wrong(hx: State, shape: tuple[int, ...], *rest: Any) -> None:
+        if hx.h.shape[1:2] != (1,):
+            original(hx, shape, *rest)
+
+    def expanded(h0: Tensor, T: int, is_init: Any) -> Tensor:
+        return entry_from_hx(h0 if is_init is None else h0.expand(is_init.shape[1], -1), T, is_init)
+
+    entry_from_hx = core.entry_from_hx
+    return [Patch(core, "check_state", wrong), Patch(core, "entry_from_hx", expanded)]
+
+
+@in_core("wrong_tensors_are_refused")
+def errors_without_numbers() -> list[Patch]:
+    """A wrong input is refused without a word on what came."""
+
+    def wrong(*args: Any) -> None:
+        try:
+            original(*args)
+        except InputError:
+            raise InputError("bad input") from None
+
+    original = core.check_input
+    return [Patch(core, "check_input", wrong)]
+
+
+@in_core("wrong_tensors_are_refused", round=4, survived=4)
+def reset_mask_judged_by_its_count() -> list[Patch]:
+    """LSTM takes an is_init of any shape with the right number of elements, a transposed one too, and reshapes it."""
+    original = core.check_is_init
+
+    def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        if isinstance(is_init, Tensor) and is_init.numel() == prod(shape):
+            is_init = is_init.reshape(shape)
+        return original(is_init, shape, device)
+
+    return [Patch(core, "check_is_init", wrong)]
+
+
+@in_core("wrong_tensors_are_refused", round=6)
+def a_transposed_mask_is_reshaped() -> list[Patch]:
+    """A reset mask with the right number of elements is reshaped: ``[B, T]`` for ``[T, B]`` resets elsewhere."""
+
+    def check_is_init(is_init: Any, shape: Any, device: Any) -> Any:
+        if not isinstance(is_init, torch.Tensor) or is_init.dtype != torch.bool:
+            came = is_init.dtype if isinstance(is_init, torch.Tensor) else type(is_init).__name__
+            raise InputError(f"is_init must be a bool tensor, got {came}: use is_init.bool() if 1 means a start")
+        if is_init.numel() != prod(shape):
+            raise InputError(f"is_init must have shape {shape} or {(*shape, 1)}, got shape {tuple(is_init.shape)}")
+        if is_init.device != device:
+            raise InputError(f"is_init is on {is_init.device}, the weights on {device}: move one of them")
+        return is_init.reshape(shape)
+
+    return [Patch(core, "check_is_init", check_is_init)]
+
+
+@in_core("an_unknown_name_is_an_error")
+def an_unknown_name_means_auto() -> list[Patch]:
+    """An unknown name is taken as auto."""
+    original = core.resolve
+
+    def wrong(request: Any, *rest: Any) -> LSTMBackend:
+        try:
+            return original(request, *rest)
+        except ValueError:
+            return original("auto", *rest)
+
+    return [Patch(core, "resolve", wrong)]
+
+
+@in_core("loaded_elsewhere_it_is_asked_again")
+def loading_asks_nobody() -> list[Patch]:
+    """Loaded onto another device, an LSTM takes where it is now for where its backend accepted it."""
+    original = LSTM.__setstate__
+
+    def wrong(self: LSTM, state: dict[str, Any]) -> None:
+        original(self, state)
+        self._placed = (self.weight_ih_l0.device, self.weight_ih_l0.dtype)
+
+    return [Patch(LSTM, "__setstate__", wrong)]
