@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ import torch
 from .contract import LSTMBackend, LSTMSpec, Trait
 from .crossovers import table_for
 from .errors import BrokenBackendError, InputError, UnsupportedError
+from .prepare import preparations
 from .ranking import Ranking
 from .registry import get_backend, list_backends, names
 
@@ -21,19 +23,22 @@ AUTO_ORDER = ("cudnn", "vmap")
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one backend says to a spec, device and dtype.
+    """One backend's answer for an LSTM spec, device and dtype.
 
     Attributes:
         name: the backend's name.
-        accepted: whether it runs it.
-        reason: why not; or why ``"auto"`` chose it: on which measured figure, and whose; or ``None``.
-        chosen: whether ``"auto"`` takes it.
+        accepted: whether it runs such an LSTM.
+        reason: why it does not; or why ``"auto"`` chooses it (the measured figure and its table); or ``None``.
+        chosen: whether ``"auto"`` chooses it.
+        prepared: false where the backend has yet to prepare itself in this process, such as by compiling a kernel or
+            loading a compiled one: its first LSTM may take seconds, or fail with the reason.
     """
 
     name: str
     accepted: bool
     reason: str | None
     chosen: bool
+    prepared: bool = True
 
 
 def resolve(
@@ -43,7 +48,7 @@ def resolve(
     dtype: torch.dtype,
     needs: frozenset[Trait] = frozenset(),
 ) -> LSTMBackend:
-    """The backend for a request, or an error with the reason and the names of those that can.
+    """The backend for a request, prepared; or an error with the reason and the names of those that can.
 
     Args:
         request: a name, an alias, ``"auto"``, an :class:`LSTMBackend` value, or ``None`` for the default: the
@@ -76,20 +81,22 @@ def resolve(
 
 
 def demand(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise :class:`UnsupportedError` if the backend declines the spec, device or dtype."""
-    reason = _refusal(backend, spec, device, dtype)
+    """Prepare the backend; raise :class:`UnsupportedError` if it declines the spec, device or dtype, or fails."""
+    reason = _refusal(backend, spec, device, dtype) or preparations.run(backend, spec, device, dtype)
     if reason is not None:
         others = alternatives(spec, device, dtype, backend.name)
         raise UnsupportedError(backend.name, _words(spec, device, dtype), reason, others)
 
 
 def _refusal(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The backend's reason, guarded: a ``rejects`` that fails must not take the other backends with it."""
+    """The backend's reason, found without preparing it; guarded, since one that fails must not affect the others."""
     try:
         reason = backend.rejects(spec, device, dtype)
     except Exception as error:
         return f"its rejects() raised {type(error).__name__}: {error}"
-    if reason is None or isinstance(reason, str):
+    if reason is None:
+        return preparations.failure(backend, spec, device, dtype)
+    if isinstance(reason, str):
         return reason
     return f"its rejects() must return a reason or None, and returned {type(reason).__name__}"
 
@@ -105,7 +112,9 @@ def alternatives(
 def explain(
     spec: LSTMSpec, device: torch.device | str | None = None, dtype: torch.dtype | None = None
 ) -> list[Verdict]:
-    """For every installed backend: accepted, or the reason why not; and which one ``"auto"`` takes.
+    """For every installed backend: whether it accepts, or the reason why not; and which one ``"auto"`` chooses.
+
+    Nothing is compiled: a backend that has not prepared itself yet counts as accepting, with ``prepared=False``.
 
     Args:
         spec: the LSTM's options, ``LSTMSpec(input_size, hidden_size, ...)`` or ``lstm.spec``.
@@ -115,13 +124,16 @@ def explain(
     device = torch.get_default_device() if device is None else torch.device(device)
     dtype = dtype or torch.get_default_dtype()
     reasons = {row.name: row.reason for row in list_backends(load=True)}
+    prepared = dict.fromkeys(reasons, True)
     for name, reason in reasons.items():
         if reason is None:
-            reasons[name] = _refusal(get_backend(name), spec, device, dtype)
+            backend = get_backend(name)
+            reasons[name] = _refusal(backend, spec, device, dtype)
+            prepared[name] = reasons[name] is not None or preparations.is_done(backend, spec, device, dtype)
     ranking = _ranking([name for name, reason in reasons.items() if reason is None], spec, device)
     best = ranking.first()
     return [
-        Verdict(name, reason is None, ranking.why() if name == best else reason, name == best)
+        Verdict(name, reason is None, ranking.why() if name == best else reason, name == best, prepared[name])
         for name, reason in sorted(reasons.items())
     ]
 
@@ -142,19 +154,36 @@ def _loadable() -> Iterator[LSTMBackend]:
 
 
 def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> LSTMBackend:
+    failed: dict[str, str] = {}
+
     def able(name: str) -> bool:
         try:
             backend = get_backend(name)
         except BrokenBackendError:
             return False
-        return needs <= backend.traits and _refusal(backend, spec, device, dtype) is None
+        return name not in failed and needs <= backend.traits and _refusal(backend, spec, device, dtype) is None
 
-    best = _ranking(names(), spec, device).first(able)
-    if best is not None:
-        return get_backend(best)
+    ranking = _ranking(names(), spec, device)
+    while (best := ranking.first(able)) is not None:
+        backend = get_backend(best)
+        reason = preparations.run(backend, spec, device, dtype)
+        if reason is None:
+            return backend
+        failed[best] = reason
+        _report_once(f"lstm_backend='auto' passes over {best!r}: {reason}")
     verdicts = explain(spec, device, dtype)
-    said = "; ".join(f"{v.name}: {f'lacks {_listed(needs)}' if v.accepted else v.reason}" for v in verdicts)
-    raise UnsupportedError("auto", _words(spec, device, dtype), said or "none is installed")
+    reasons = {v.name: failed.get(v.name) or (f"lacks {_listed(needs)}" if v.accepted else v.reason) for v in verdicts}
+    words = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    raise UnsupportedError("auto", _words(spec, device, dtype), words or "none is installed")
+
+
+_reported: set[str] = set()
+
+
+def _report_once(message: str) -> None:
+    if message not in _reported:
+        _reported.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=6)
 
 
 def _listed(traits: frozenset[Trait]) -> str:

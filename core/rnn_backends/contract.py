@@ -109,7 +109,11 @@ class LSTMSpec:
 
 
 def accepts_everything(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
-    """The default of :attr:`LSTMBackend.rejects`: no reason to decline anything."""
+    """The default of :attr:`LSTMBackend.rejects`: it accepts every LSTM."""
+
+
+def needs_no_preparation(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """The default of :attr:`LSTMBackend.prepare`: there is nothing to do before the first call."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +123,19 @@ class LSTMBackend:
     Args:
         name: equals the entry point's name.
         layer: runs one layer in one direction, resets included.
-        rejects: gives a reason why a spec, device and dtype cannot be served, or ``None``. Called at
-            construction and after ``.to(...)``, never inside a step loop.
+        rejects: gives a reason why a spec, device and dtype cannot be served, or ``None``. It only looks: no compiler,
+            no files written, no seconds. Called at construction and after ``.to(...)``, for error messages and by
+            ``explain``, never inside a step loop.
         traits: what is claimed beyond the contract.
         step: one time step; default: ``layer`` with ``T = 1``.
         act: one time step with resets; default: core makes the states zero, then ``step``.
         stack: all layers at once where there is no reset and no dropout; default: layer by layer.
         layer_last: like ``layer``, with ``c`` right only at the row's last step; called when nobody reads
             the cell state of the sequences that end before it. Default: ``layer``.
+        prepare: does what the first call needs, such as compiling a kernel; it may take seconds. Returns a reason why
+            the backend cannot run after all, or ``None``. Called once for each spec, device and dtype, and only for
+            the backend that was chosen; ``"auto"`` goes on to the next one if there is a reason. The functions above
+            must not rely on it: an LSTM that was unpickled in another process calls them directly.
     """
 
     name: str
@@ -137,6 +146,7 @@ class LSTMBackend:
     stack: Optional[StackFunction] = None
     layer_last: Optional[LayerFunction] = None
     act: Optional[ActFunction] = None
+    prepare: Callable[[LSTMSpec, torch.device, torch.dtype], Optional[str]] = needs_no_preparation
 
     def __deepcopy__(self, memo: dict[int, object]) -> "LSTMBackend":
         return self  # a value: modules that are copied go on using the same functions

@@ -135,6 +135,7 @@ class LSTM(nn.RNNBase):
         self._run_layers = layers_with(backend.layer, backend.layer)
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
+        self._placed_in_autocast: tuple[torch.device, torch.dtype] | None = None
         self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function it may not trace
 
     @property
@@ -366,7 +367,9 @@ class LSTM(nn.RNNBase):
         weights = self.layer_weights()
         if casts is None:
             return weights, weight.dtype, nullcontext()
-        demand(self._backend, self.spec, weight.device, casts)
+        if (weight.device, casts) != self._placed_in_autocast:
+            demand(self._backend, self.spec, weight.device, casts)
+            self._placed_in_autocast = (weight.device, casts)
         cast = [_cast(layer, casts) for layer in weights]
         return cast, casts, torch.autocast(weight.device.type, enabled=False)
 
@@ -421,7 +424,7 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack", "_weight_names"):
+        for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack", "_weight_names", "_placed_in_autocast"):
             state.pop(bound, None)
         if is_registered_value(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again

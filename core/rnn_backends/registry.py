@@ -18,6 +18,7 @@ import pluggy
 from . import hooks
 from .contract import CONTRACT_VERSION, LSTMBackend
 from .errors import BrokenBackendError, ContractError, UnknownBackendError
+from .prepare import preparations
 
 GROUP = "rnn_backends"
 ALIASES = {"torch": "cudnn", "torchrl": "vmap"}
@@ -57,7 +58,8 @@ class Registry:
         self._causes: dict[str, BaseException] = {}
 
     def refresh(self) -> None:
-        """Read the installed entry points again and forget which plugins were broken."""
+        """Read the installed entry points again, and forget which plugins were broken and what was prepared."""
+        preparations.forget()
         with self._lock:
             importlib.invalidate_caches()  # else a distribution that was installed just now may not be seen
             self._read()

@@ -14,6 +14,7 @@ ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 LAYERS = (
     {"contract", "errors", "_torch", "paths"},
     {"hooks", "transforms"},
+    {"prepare"},
     {"registry", "crossovers"},
     {"ranking"},
     {"choose"},

@@ -72,13 +72,15 @@ def vmap_that_is_not_claimed_is_refused(trial: Trial) -> None:
 
 @law(costly=True, T=(1,), B=(1,))
 def what_is_rejected_is_refused_at_construction(trial: Trial) -> None:
-    """Every spec and dtype that the backend rejects raises UnsupportedError when built; every other one is built."""
+    """What a backend rejects or cannot prepare raises UnsupportedError when built; all other specs and dtypes are built."""
     device, reasons = torch.device(trial.device), []
     for spec in SPECS:
         for dtype in DTYPES:
             reason = trial.backend.rejects(spec, device, dtype)
             if reason is not None and (not isinstance(reason, str) or not reason.strip()):
                 raise LawBroken(f"rejects() gave {reason!r} for {spec}: a refusal is a reason in words")
+            if reason is None:
+                reason = trial.backend.prepare(spec, device, dtype)
             try:
                 _build(trial, spec, dtype)
             except UnsupportedError as error:

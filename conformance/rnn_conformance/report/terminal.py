@@ -50,7 +50,9 @@ def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
     table = _table("backend", "accepted", "auto", "reason", title=escape(asked))
     for v in verdicts:
         accepted = "[green]yes[/]" if v.accepted else "[red]no[/]"
-        table.add_row(v.name, accepted, "takes it" if v.chosen else "", escape(v.reason or ""))
+        first_use = "" if v.prepared else "its first use prepares it, which may take seconds"
+        said = "; ".join(filter(None, (v.reason, first_use)))
+        table.add_row(v.name, accepted, "takes it" if v.chosen else "", escape(said))
     return table
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..operators import make_layer, torch_step, wants_gradient
 from ..plain import check_kinds, is_plain
 from . import kernel
-from .build import why_not
+from .build import unable, why_not
 
 contract_version = 1
 
@@ -60,11 +60,16 @@ def _takes_memory(weights: LayerWeights, x: Tensor, state: State, *others: Tenso
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why it cannot serve here. The first time it accepts, it compiles its kernel, or finds it compiled."""
+    """Why it cannot serve here, as far as can be seen without compiling."""
     if dtype not in DTYPES:
         return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
     if device.type != "cpu":
         return f"it is made for cpu, not for {device.type}"
+    return unable()
+
+
+def prepare(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Load the kernel, and compile it where that was not done before; the reason why that failed, or ``None``."""
     return why_not()
 
 
@@ -72,4 +77,4 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 def lstm_backend() -> LSTMBackend:
     """Nothing is compiled here."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return LSTMBackend("cpp", layer, rejects, frozenset(traits), step=step, act=act)
+    return LSTMBackend("cpp", layer, rejects, frozenset(traits), step=step, act=act, prepare=prepare)
