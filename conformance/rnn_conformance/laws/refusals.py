@@ -72,7 +72,7 @@ def vmap_that_is_not_claimed_is_refused(trial: Trial) -> None:
 
 @law(costly=True, T=(1,), B=(1,))
 def what_is_rejected_is_refused_at_construction(trial: Trial) -> None:
-    """What a backend rejects or cannot prepare raises UnsupportedError when built; all other specs and dtypes are built."""
+    """What a backend rejects or cannot prepare raises UnsupportedError when built; all else is built."""
     device, reasons = torch.device(trial.device), []
     for spec in SPECS:
         for dtype in DTYPES:
