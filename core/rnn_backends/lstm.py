@@ -20,6 +20,9 @@ from .stack import RunLayers, layers_with
 from .transforms import traits_needed
 
 States = tuple[Tensor, Tensor]
+KINDS = "cpu cuda xpu mps xla hpu mtia maia ipu privateuseone meta lazy vulkan ve fpga mkldnn ideep hip opengl opencl"
+NO_AUTOCAST = frozenset(kind for kind in KINDS.split() if not torch.amp.is_autocast_available(kind))
+"""Device types without autocast. They are determined once, because torch 2.11's Dynamo cannot trace the question."""
 _TRANSFORMS = {
     Trait.FORWARD_AD: ("forward-mode AD", "its kernel has no forward derivative"),
     Trait.VMAP: ("torch.vmap", "its kernel has no batching rule"),
@@ -352,8 +355,7 @@ class LSTM(nn.RNNBase):
         """The dtype to compute in under autocast, or ``None``. Like torch's own: float64 is left alone."""
         weight = self._weight("weight_ih_l0")
         kind = weight.device.type
-        known = torch.amp.is_autocast_available(kind)  # "meta" has none
-        if weight.dtype == torch.float64 or not known or not torch.is_autocast_enabled(kind):
+        if weight.dtype == torch.float64 or kind in NO_AUTOCAST or not torch.is_autocast_enabled(kind):
             return None
         return torch.get_autocast_dtype(kind)
 
