@@ -20,7 +20,7 @@ from .stack import RunLayers, layers_with
 from .transforms import traits_needed
 
 States = tuple[Tensor, Tensor]
-KINDS = "cpu cuda xpu mps xla hpu mtia maia ipu privateuseone meta lazy vulkan ve fpga mkldnn ideep hip opengl opencl"
+KINDS = "cpu cuda xpu mps xla hpu mtia maia ipu privateuseone meta lazy vulkan ve fpga ideep hip opengl opencl"
 NO_AUTOCAST = frozenset(kind for kind in KINDS.split() if not torch.amp.is_autocast_available(kind))
 """Device types without autocast. They are determined once, because torch 2.11's Dynamo cannot trace the question."""
 _TRANSFORMS = {
