@@ -4,29 +4,15 @@ What every hand-written layer does is in test_operators.py.
 """
 
 import math
-import os
 import re
-import shutil
-import subprocess
-import sys
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from rnn_backends import (
-    LSTM,
-    InputError,
-    LayerWeights,
-    LSTMSpec,
-    State,
-    UnsupportedError,
-    explain,
-    get_backend,
-    refresh,
-)
+from rnn_backends import LSTM, InputError, LayerWeights, State, get_backend
 from rnn_backends_plugins import cpp as plugin
-from rnn_backends_plugins.cpp import build, kernel
+from rnn_backends_plugins.cpp import build
 from torch import Tensor
 
 CPU = torch.device("cpu")
@@ -382,166 +368,6 @@ def test_nothing_is_read_before_it_is_written(case, run, filled_memory, threads,
         assert_near(run("cpp", args, read), run("vmap", args, read), 1e-12)
 
 
-def forget() -> None:
-    refresh()  # what was prepared
-    for known in (build._built, kernel.kernel):
-        known.cache_clear()
-
-
-@pytest.fixture
-def anew(tmp_path, monkeypatch):
-    """An empty cache folder and nothing loaded; gives the files compiled, each of them a copy of the one there is."""
-    there, compiled = tmp_path / "there.so", []
-    shutil.copy(build.library()._name, there)
-
-    def copied(file: Path) -> None:
-        file.unlink(missing_ok=True)  # it may be loaded
-        shutil.copy(there, file)
-        compiled.append(file)
-
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "_compile", copied)
-    forget()
-    yield compiled
-    forget()
-
-
-def still_right(case, run) -> bool:
-    args = case(P=2)
-    assert_near(run("cpp", args), run("vmap", args), 1e-12)
-    return True
-
-
-def test_it_is_compiled_once_and_kept(anew, case, run, tmp_path):
-    assert still_right(case, run)
-    assert [file.parent for file in anew] == [tmp_path / "rnn_backends"]
-    forget()
-    assert still_right(case, run)
-    assert len(anew) == 1
-
-
-ANOTHER = """
-from rnn_backends_plugins.cpp import build
-def _compile(file): raise AssertionError("compiled again")
-build._compile = _compile
-print(build.library()._name)
-"""
-
-
-def test_another_process_finds_what_is_kept(anew):
-    build.library()
-    done = subprocess.run([sys.executable, "-c", ANOTHER], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(anew[0])
-
-
-def test_compiled_for_real_nothing_else_is_left_in_the_folder(anew, monkeypatch, case, run, tmp_path):
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert still_right(case, run)
-    assert [str(file) for file in (tmp_path / "rnn_backends").iterdir()] == [build.library()._name]
-
-
-def test_where_nothing_can_be_kept_it_is_compiled_for_this_process(anew, case, run, monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert still_right(case, run)
-    assert len(anew) == 1
-    assert not anew[0].exists()
-
-
-def test_a_folder_that_cannot_be_written_counts_as_none(anew, case, run, monkeypatch, tmp_path):
-    copied = build._compile
-
-    def denied(file: Path) -> None:
-        if file.parent == tmp_path / "rnn_backends":
-            raise PermissionError(13, "Permission denied", str(file))
-        copied(file)
-
-    monkeypatch.setattr(build, "_compile", denied)
-    assert still_right(case, run)
-    assert len(anew) == 1
-
-
-@pytest.mark.parametrize("damage", [b"", b"not a library", b"\x7fELF\x02\x01\x01"])
-def test_a_damaged_file_is_compiled_again(anew, case, run, damage):
-    build.library()
-    forget()
-    name = anew[0].with_name("damaged.so")
-    name.write_bytes(damage)
-    build._load(name)
-    assert anew[1:] == [name]
-
-
-def test_the_name_changes_with_the_sources_and_the_processor(monkeypatch, tmp_path):
-    names = {build._key(), build._key()}
-    assert len(names) == 1
-    for file in build.SOURCES.glob("*.[ch]*"):
-        shutil.copy(file, tmp_path)
-    (tmp_path / "products.h").write_text("// another")
-    with monkeypatch.context() as other:
-        other.setattr(build, "SOURCES", tmp_path)
-        names.add(build._key())
-    monkeypatch.setattr(build, "FLAGS", (*build.FLAGS, "-DANOTHER_PROCESSOR"))
-    assert len({*names, build._key()}) == 3
-
-
-def declined(reason: str) -> None:
-    """The reason is given everywhere; only asking for the backend by its name is an error."""
-    spec = LSTMSpec(2, 3)
-    assert reason in (plugin.rejects(spec, CPU, torch.float32) or plugin.prepare(spec, CPU, torch.float32))
-    with pytest.raises(UnsupportedError, match=re.escape(reason)):
-        LSTM(2, 3, lstm_backend="cpp")
-    verdict = next(v for v in explain(spec, CPU) if v.name == "cpp")
-    assert not verdict.accepted
-    assert reason in verdict.reason
-    assert LSTM(2, 3, lstm_backend="auto").lstm_backend != "cpp"
-
-
-def test_without_a_compiler_it_says_so(anew, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    declined("needs a C++ compiler, and 'g++' is not on the path (CXX names another)")
-
-
-def test_a_compiler_that_is_not_there_is_named(anew, monkeypatch):
-    monkeypatch.setenv("CXX", "/nowhere/c++")
-    declined("needs a C++ compiler, and '/nowhere/c++' is not on the path")
-
-
-FAILS = """#!/bin/sh
-case "$*" in *{passes}*) exec g++ "$@" ;; esac
-echo "In file included from somewhere:" >&2
-echo "lstm.cpp:1:1: error: no room left" >&2
-exit 1
-"""
-
-
-@pytest.mark.parametrize("passes", ["nothing", "-dM"])
-def test_what_a_compiler_that_fails_says_is_the_reason(anew, monkeypatch, tmp_path, passes):
-    forget()
-    monkeypatch.undo()
-    fails = tmp_path / "fails"
-    fails.write_text(FAILS.format(passes=passes))
-    fails.chmod(0o755)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("CXX", str(fails))
-    declined("says 'lstm.cpp:1:1: error: no room left'")
-    assert not list(tmp_path.glob("rnn_backends/*"))
-
-
-def test_a_compiler_that_fails_in_silence(anew, monkeypatch):
-    monkeypatch.setenv("CXX", "/bin/false")
-    declined("its kernel cannot be compiled: /bin/false says")
-
-
-def test_a_compiler_that_cannot_be_run(anew, monkeypatch, tmp_path):
-    no_program = tmp_path / "c++"
-    no_program.write_bytes(b"\x7fELF of another processor")
-    no_program.chmod(0o755)
-    monkeypatch.setenv("CXX", str(no_program))
-    declined("its kernel cannot be compiled: [Errno 8]")
-
-
 def test_the_process_has_one_openmp_library(case, run):
     maps = Path("/proc/self/maps")
     if not maps.exists():
@@ -549,45 +375,3 @@ def test_the_process_has_one_openmp_library(case, run):
     run("cpp", case(T=40, B=70, H=40))
     files = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines() if "/" in line}
     assert len({f for f in files if re.search(r"/lib(g|i)?omp[^/]*\.so", f)}) == 1
-
-
-WATCHED = """
-import ctypes, itertools, sys
-import torch
-from rnn_backends_plugins.cpp import build, kernel
-kernel.library = lambda: ctypes.CDLL(sys.argv[1])
-from rnn_backends import LayerWeights, State, get_backend
-backend = get_backend("cpp")
-draw = lambda dtype, *shape: torch.randn(*shape, dtype=dtype).requires_grad_()
-small = itertools.product((1, 3, 17), (1, 4, 9, 40), (1, 15, 33), (1, 15, 16, 17, 33, 65), (0, 1, 16, 64))
-few_rows = itertools.product((1, 3, 40), (1, 2, 5, 9), (133,), (257,), (0, 64))
-for number, (T, B, I, H, P) in enumerate((*small, *few_rows)):
-    torch.set_num_threads(1 + number % 3)
-    dtype = (torch.float32, torch.float64)[number % 2]
-    biases = (draw(dtype, 4 * H), draw(dtype, 4 * H)) if number % 5 else (None, None)
-    w_hr = draw(dtype, P, H) if P else None
-    weights = LayerWeights(draw(dtype, 4 * H, I), draw(dtype, 4 * H, P or H), *biases, w_hr)
-    x, entry = draw(dtype, T, B, I), State(draw(dtype, T, B, P or H), draw(dtype, T, B, H))
-    starts = torch.rand(T, B) < 0.3
-    starts[0] = True
-    out = backend.layer(weights, x, entry, starts)
-    torch.autograd.grad(out.h.sum() + out.c.sum(), [v for v in (x, *entry, *weights) if v is not None])
-    with torch.no_grad():
-        backend.step(weights, x[0], State(entry.h[0], entry.c[0]))
-"""
-
-
-@pytest.mark.slow
-def test_no_memory_but_its_own_is_touched(tmp_path):
-    """Built to watch every access; the tensors' memory has guards on both sides then."""
-    compiler, made = os.environ.get("CXX") or "g++", tmp_path / "watched.so"
-    found = subprocess.run([compiler, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
-    guard = found.stdout.strip()
-    if not os.path.isabs(guard):
-        pytest.skip("the compiler has no libasan")
-    flags = [*build.FLAGS, "-O1", "-fsanitize=address"]
-    subprocess.run([compiler, *flags, build.SOURCES / "lstm.cpp", *build._openmp(), "-o", made], check=True)
-    options = {"LD_PRELOAD": guard, "ASAN_OPTIONS": "detect_leaks=0"}
-    command = [sys.executable, "-c", WATCHED, made]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **options})
-    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,7 +1,9 @@
 """The kernel as a shared library: compiled once for a machine's processor, by its own compiler, and kept.
 
-Kept in ``$XDG_CACHE_HOME/rnn_backends`` (or ``~/.cache/rnn_backends``), under a name that changes with the sources, the
-compiler and what ``-march=native`` means: a folder shared by different machines holds one for each.
+It is kept in ``$XDG_CACHE_HOME/rnn_backends`` (or ``~/.cache/rnn_backends``), or, where that cannot hold it, in a
+folder of this user's among the temporary files. Its name changes with the sources, the flags, the processor, torch's
+OpenMP library and the compiler; all but the last are read without a compiler, so that a kept kernel serves where there
+is none any more. Nothing is loaded that differs from the digest beside it, or that another user could have written.
 """
 
 from __future__ import annotations
@@ -10,24 +12,56 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
+import re
 import shutil
-import subprocess
 import sys
 import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 
 import torch
 from rnn_backends.crossovers import cache_folder
 
+from . import compiler
+from .compiler import BuildError
+from .lock import locked
+from .trust import why_untrusted
+
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-fopenmp")
+FUNCTIONS = ("rnn_lanes", "rnn_scratch", "rnn_forward", "rnn_backward", "rnn_step", "rnn_message")
+PROCESSOR = {"vendor_id", "cpu family", "model", "flags"} | {  # x86
+    *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),  # ARM
+    *("cpu", "isa", "features"),
+}
+"""Fields of /proc/cpuinfo that ``-march=native`` depends on."""
+PROBE = 1 << 20
+"""Bytes: a folder that has no room for so many has none for a kernel."""
 
 log = logging.getLogger(__name__)
+_one_at_a_time = Lock()
 
 
-class BuildError(RuntimeError):
-    """The kernel cannot be had; the message says why."""
+def _unlock() -> None:
+    global _one_at_a_time
+    _one_at_a_time = Lock()  # a fork may come while another thread, which the child has not, holds it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock)
+
+
+class FolderError(Exception):
+    """A folder cannot hold the kernel; another may."""
+
+
+class UnusableError(Exception):
+    """A kept kernel must not or cannot be loaded."""
 
 
 def library() -> ctypes.CDLL:
@@ -36,7 +70,7 @@ def library() -> ctypes.CDLL:
     Raises:
         BuildError: there is no compiler, or it fails.
     """
-    found = unable() or _built()
+    found = unable() or _once()
     if isinstance(found, str):
         raise BuildError(found)
     return found
@@ -44,61 +78,267 @@ def library() -> ctypes.CDLL:
 
 def why_not() -> str | None:
     """Why there is no kernel, or ``None``. Compiles it the first time."""
-    found = unable() or _built()
+    found = unable() or _once()
     return found if isinstance(found, str) else None
+
+
+def unable() -> str | None:
+    """Why there can be no kernel, as far as can be seen without running anything: a failure is remembered."""
+    if sys.platform != "linux":
+        return f"its kernel is compiled on Linux, with GCC, and this is {sys.platform}"
+    if _built.cache_info().currsize:
+        found = _built()
+        return found if isinstance(found, str) else None
+    reason = compiler.missing()
+    if reason is None or next(_kept(), None):
+        return None
+    unusable = [f"{file} is kept, but {_why_unusable(file)}" for file in _files(f"lstm-{_machine()}-*.so")]
+    return "; ".join([reason, *unusable])
+
+
+def _once() -> ctypes.CDLL | str:
+    with _one_at_a_time:
+        return _built()
 
 
 @lru_cache(maxsize=1)
 def _built() -> ctypes.CDLL | str:
-    """The library, or why the compiler failed: it is not asked again for each LSTM that is made."""
-    folder = cache_folder()
+    """The library, or why there is none: neither is asked for again in this process."""
     try:
-        name = f"lstm-{_key()}.so"
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                return _load(folder / name)
-            except OSError:
-                log.info("%s cannot hold the kernel: it is compiled for this process alone", folder)
-        with tempfile.TemporaryDirectory() as alone:  # a loaded library stays when its file is gone
-            return _load(Path(alone) / name)
+        return _load()
     except BuildError as error:
         return str(error)
+    except OSError as error:
+        return f"its kernel cannot be had: {error}"
 
 
-def unable() -> str | None:
-    """Why it cannot be compiled, as far as can be seen without trying."""
-    if sys.platform != "linux":
-        return f"its kernel is compiled on Linux, with GCC, and this is {sys.platform}"
-    if shutil.which(_compiler()) is None:
-        return f"its kernel needs a C++ compiler, and {_compiler()!r} is not on the path (CXX names another)"
-    return None
-
-
-def _compiler() -> str:
-    return os.environ.get("CXX") or "g++"
-
-
-def _load(file: Path) -> ctypes.CDLL:
-    if not file.exists():
-        _compile(file)
+def _load() -> ctypes.CDLL:
+    for file in _kept():
+        try:
+            return _open(file)
+        except UnusableError as error:
+            log.info("%s is not loaded: %s", file, error)
+    reason = compiler.missing()
+    if reason is not None:
+        raise BuildError(reason)
+    told: list[str] = []
+    for folder in _folders():
+        try:
+            found = _build(folder)
+        except FolderError as error:
+            told.append(f"{folder} cannot hold it ({error})")
+            continue
+        if told:
+            log.warning("The LSTM kernel is kept in %s: %s", folder, "; ".join(told))
+        return found
     try:
-        return ctypes.CDLL(str(file))
-    except OSError:  # not whole, or of another system
-        _compile(file)
-        return ctypes.CDLL(str(file))
+        with tempfile.TemporaryDirectory(prefix="rnn_backends-") as alone:  # a loaded library stays without its file
+            found = _build(Path(alone))
+    except (FolderError, OSError) as error:
+        raise BuildError(
+            f"its kernel can be kept nowhere: {'; '.join([*told, str(error)])} (XDG_CACHE_HOME names another place)"
+        ) from error
+    log.warning("The LSTM kernel is compiled for this process alone: %s", "; ".join(told))
+    return found
+
+
+def _folders() -> Iterator[Path]:
+    """Where a kernel is kept, the best place first."""
+    folder = cache_folder()
+    if folder is not None:
+        yield folder
+    user = os.geteuid() if hasattr(os, "geteuid") else 0
+    of = hashlib.sha256(os.fsencode(str(folder))).hexdigest()[:8]
+    try:
+        yield Path(tempfile.gettempdir()) / f"rnn_backends-{user}-{of}"
+    except OSError as error:  # no folder for temporary files can be written
+        log.info("%s", error)
+
+
+def _kept() -> Iterator[Path]:
+    """The kernels kept for this machine, whole and nobody else's: of this compiler, or of any where there is none."""
+    name = f"lstm-{_machine()}-*.so" if compiler.missing() else _name()
+    yield from (file for file in _files(name) if _why_unusable(file) is None)
+
+
+def _files(pattern: str) -> Iterator[Path]:
+    """In the best folder first, there the newest."""
+    for folder in _folders():
+        with suppress(OSError):  # removed, or not to be read
+            yield from sorted(folder.glob(pattern), key=lambda file: file.lstat().st_mtime, reverse=True)
+
+
+def _why_unusable(file: Path) -> str | None:
+    """Why a kept kernel must not be loaded, or ``None``: owner, mode and digest."""
+    beside = _digest_file(file)
+    reason = why_untrusted(file.parent) or why_untrusted(file) or why_untrusted(beside)
+    if reason is not None:
+        return reason
+    try:
+        written = beside.read_text(encoding="ascii", errors="replace") if beside.is_file() else None
+        whole = file.is_file() and written == _digest(file)
+    except OSError as error:
+        return str(error)
+    if written is None:
+        return "it has no digest beside it"
+    return None if whole else "it is damaged: its digest is another"
+
+
+def _digest_file(file: Path) -> Path:
+    return file.with_name(f"{file.name}.sha256")
+
+
+def _digest(file: Path, name: str | None = None) -> str:
+    """As ``sha256sum`` writes it, so that ``sha256sum --check`` reads it."""
+    return f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name or file.name}\n"
+
+
+def _open(file: Path) -> ctypes.CDLL:
+    """Verify and load a kernel.
+
+    Raises:
+        UnusableError: it must not be loaded, or cannot be.
+    """
+    reason = _why_unusable(file)
+    if reason is not None:
+        raise UnusableError(reason)
+    try:
+        found = ctypes.CDLL(str(file))
+    except OSError as error:
+        raise UnusableError(f"it cannot be loaded: {error}") from error
+    absent = [name for name in FUNCTIONS if not hasattr(found, name)]
+    if absent:
+        raise UnusableError(f"it is no kernel: it has no {absent[0]}")
+    return found
+
+
+def _build(folder: Path) -> ctypes.CDLL:
+    """Compile the kernel into a folder and load it; or load what another process has compiled meanwhile.
+
+    Raises:
+        FolderError: the folder cannot hold it.
+        BuildError: it cannot be compiled, wherever.
+    """
+    _prepare(folder)
+    file, told = folder / _name(), False
+
+    def tell(passed: float) -> None:
+        nonlocal told
+        if passed > 1 and not told:
+            told = True
+            log.info("waiting for another process that compiles the LSTM kernel into %s", folder)
+
+    try:
+        with locked(folder / "lstm.lock", compiler.TIME_LIMIT + 30, tell) as lock:
+            try:
+                if file.exists() or file.is_symlink():
+                    return _open(file)
+            except UnusableError as error:
+                log.warning("The LSTM kernel %s is compiled anew: %s", file, error)
+            name, _, failure = lock.note().partition("\n")
+            if name == file.name and failure:
+                raise BuildError(failure)
+            if lock.held:
+                _clean(folder)
+            try:
+                _compile(file)
+                found = _open(file)
+            except UnusableError as error:
+                for left in (file, _digest_file(file)):
+                    left.unlink(missing_ok=True)
+                if re.search("failed to map|not permitted|denied", str(error)):
+                    raise FolderError(str(error)) from error
+                failure = f"its kernel is compiled, and unusable: {error}"
+                raise BuildError(failure) from error
+            except BuildError as error:
+                failure = str(error)
+                raise
+            finally:
+                lock.leave(f"{file.name}\n{failure}" if failure else "")
+            return found
+    except OSError as error:
+        raise FolderError(str(error)) from error
+
+
+def _prepare(folder: Path) -> None:
+    """Make the folder, for this user alone.
+
+    Raises:
+        FolderError: it cannot be made, another user could write it, or nothing can be loaded from it.
+    """
+    reason = why_untrusted(folder) if not folder.is_dir() else None
+    if reason is not None:
+        raise FolderError(reason)
+    try:
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
+        _shut(folder)
+    except OSError as error:
+        raise FolderError(str(error)) from error
+    reason = why_untrusted(folder)
+    if reason is None and os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        reason = "it is mounted noexec"
+    if reason is not None:
+        raise FolderError(reason)
+
+
+def _shut(folder: Path) -> None:
+    """Nobody else may write a folder of this user's; an older version left that to the umask."""
+    if folder.is_symlink():
+        return  # whoever's it is: its target may be used, and is left as it is
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        status = os.fstat(opened)
+        if status.st_uid == os.geteuid() and status.st_mode & 0o022:
+            os.fchmod(opened, status.st_mode & 0o755)
+    finally:
+        os.close(opened)
+
+
+def _clean(folder: Path) -> None:
+    """Remove what compilations that were killed have left; the lock is held, so none of them runs."""
+    for left in folder.glob("building-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob("tmp????????.so"):  # of version 0.1.0 before locks
+        if left.stat().st_mtime < time.time() - 3600:
+            left.unlink(missing_ok=True)
 
 
 def _compile(file: Path) -> None:
-    """Into a file of another name first, so that nobody ever loads half of one."""
-    log.info("compiling the LSTM kernel for this processor into %s", file)
-    handle, made = tempfile.mkstemp(suffix=".so", dir=file.parent)
-    try:
-        _run([_compiler(), *FLAGS, str(SOURCES / "lstm.cpp"), *_openmp(), "-Wl,--as-needed", "-o", made])
+    """Compile into a folder of its own first, so that nobody ever loads half a kernel.
+
+    Raises:
+        BuildError: the compiler fails.
+        FolderError: there is no room.
+    """
+    with tempfile.TemporaryDirectory(prefix="building-", dir=file.parent, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        made = folder / "lstm.so"
+        _probe(folder)
+        try:
+            compiler.run([*FLAGS, str(SOURCES / "lstm.cpp"), *_openmp(), "-Wl,--as-needed", "-o", str(made)], folder)
+            if not made.is_file() or not made.stat().st_size:
+                raise BuildError(f"its kernel cannot be compiled: {compiler.command()[0]} ended well and wrote nothing")
+        except BuildError:
+            _probe(folder)
+            raise
+        made.chmod(0o644)  # whatever the linker and the umask say; the folder's mode says who may read it
+        beside = folder / "digest"
+        beside.write_text(_digest(made, file.name), encoding="ascii")
+        beside.chmod(0o644)
         os.replace(made, file)
-    finally:
-        os.close(handle)
-        Path(made).unlink(missing_ok=True)
+        os.replace(beside, _digest_file(file))
+
+
+def _probe(folder: Path) -> None:
+    """Raise :class:`FolderError` where there is no room: a compiler's own words for it are many."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FolderError(str(error)) from error
 
 
 def _openmp() -> list[str]:
@@ -107,21 +347,23 @@ def _openmp() -> list[str]:
     return [str(f) for folder in (package / "lib", package.parent / "torch.libs") for f in folder.glob("libgomp*.so*")]
 
 
-def _key() -> str:
-    """Of the sources, the flags, and what the compiler predefines for this processor (its own version too)."""
-    about = _run([_compiler(), *FLAGS, "-E", "-dM", "-x", "c++", os.devnull])
+def _name() -> str:
+    return f"lstm-{_machine()}-{compiler.identity()}.so"
+
+
+def _machine() -> str:
+    """Of the sources, the flags, the processor, and torch's OpenMP library."""
     texts = [file.read_text(encoding="utf-8") for file in sorted(SOURCES.glob("*.[ch]*"))]
-    said = "\0".join([*texts, *FLAGS, *_openmp(), about])
+    said = "\0".join([*texts, *FLAGS, *(Path(file).name for file in _openmp()), _processor()])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def _run(command: list[str]) -> str:
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """What ``-march=native`` means here, read without a compiler; the machine's name where nothing says so."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
-    except OSError as error:
-        raise BuildError(f"its kernel cannot be compiled: {error}") from error
-    if done.returncode != 0:
-        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or [""]
-        said = repr(lines[0].strip()) if lines[0].strip() else f"nothing, with exit status {done.returncode}"
-        raise BuildError(f"its kernel cannot be compiled: {command[0]} says {said}")
-    return done.stdout
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    fields = {line for line in lines if line.partition(":")[0].strip() in PROCESSOR}
+    return "\n".join([platform.machine(), *(sorted(fields) or [platform.node()])])

@@ -1,0 +1,156 @@
+"""The C++ compiler: which one, and one run of it with a time limit, a notice, and its failure in words."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+TIME_LIMIT = 90.0
+"""Seconds: some twenty times what GCC takes."""
+CAUSES = ("No space left", "Disk quota exceeded", "Read-only file system", "Cannot allocate memory", "error")
+"""What the line of a compiler's message with the cause has in it, the most telling first."""
+
+log = logging.getLogger(__name__)
+
+
+class BuildError(RuntimeError):
+    """The kernel cannot be had; the message says why."""
+
+
+def command() -> list[str]:
+    """``CXX``, which may hold arguments (``ccache g++``), or ``g++``.
+
+    Raises:
+        BuildError: its quotes do not match.
+    """
+    given = os.environ.get("CXX", "").strip() or "g++"
+    if shutil.which(given):  # a path with blanks in it
+        return [given]
+    try:
+        return shlex.split(given) or ["g++"]
+    except ValueError as error:
+        raise BuildError(f"its kernel needs a C++ compiler, and CXX={given!r} cannot be read: {error}") from error
+
+
+def missing() -> str | None:
+    """Why there is no compiler, or ``None``; nothing is run."""
+    try:
+        words = command()
+    except BuildError as error:
+        return str(error)
+    if shutil.which(words[0]) is None:
+        return f"its kernel needs a C++ compiler, and {words[0]!r} is not on the path (CXX names another)"
+    return None
+
+
+def identity() -> str:
+    """Changes with the command and when its programs are replaced; nothing is run."""
+    told = []
+    for word in command():
+        found = shutil.which(word)
+        real = os.path.realpath(found) if found else ""
+        status = os.stat(real) if found else None
+        told += [word, real, f"{status.st_size} {status.st_mtime_ns}" if status else ""]
+    return hashlib.sha256("\0".join(told).encode()).hexdigest()[:8]
+
+
+def run(arguments: Sequence[str], folder: Path) -> None:
+    """Run the compiler with ``folder`` for its temporary files.
+
+    Raises:
+        BuildError: it cannot be run, fails or takes longer than :data:`TIME_LIMIT`.
+    """
+    words = command()
+    environment = {**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)}
+    try:
+        process = subprocess.Popen(
+            [*words, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,  # so that what it starts can be ended with it
+        )
+    except OSError as error:
+        raise BuildError(f"its kernel cannot be compiled: {error}") from error
+    notice = Notice("rnn-backends: compiling the LSTM kernel for this processor, once")
+    try:
+        errors = _wait(process, notice)
+    finally:
+        notice.end()
+        if process.poll() is None:
+            _end(process)
+        if process.stderr is not None:
+            process.stderr.close()
+    if process.returncode:
+        raise BuildError(f"its kernel cannot be compiled: {words[0]} {_words(errors, process.returncode)}")
+
+
+def _wait(process: subprocess.Popen[bytes], notice: Notice) -> str:
+    """What it writes about errors."""
+    began = time.monotonic()
+    while True:
+        ended = process.poll() is not None
+        try:
+            return process.communicate(timeout=0.2)[1].decode(errors="replace")
+        except subprocess.TimeoutExpired:
+            if ended:  # something that it started still has its stderr
+                return ""
+        passed = time.monotonic() - began
+        if passed > TIME_LIMIT:
+            _end(process)
+            raise BuildError(f"its kernel cannot be compiled: {command()[0]} took longer than {TIME_LIMIT:.0f} s")
+        notice.update(passed)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it and everything it started; nothing here waits for ever."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with suppress(subprocess.TimeoutExpired):
+        process.communicate(timeout=5)
+
+
+def _words(errors: str, status: int) -> str:
+    lines = [line.strip() for line in errors.splitlines() if line.strip()]
+    told = next((line for cause in CAUSES for line in lines if cause in line), lines[0] if lines else "")
+    if told:
+        return f"says {told!r}"
+    if status < 0:
+        return f"was ended by signal {-status} ({signal.strsignal(-status)})"
+    return f"says nothing, with exit status {status}"
+
+
+class Notice:
+    """One line about what takes seconds: on a terminal with the time that has passed, else logged. Never on stdout."""
+
+    def __init__(self, words: str) -> None:
+        self.words, self.passed = words, 0.0
+        stream = sys.stderr
+        self.stream = stream if stream is not None and not stream.closed and stream.isatty() else None
+        if self.stream is None:
+            log.warning("%s (some seconds)", words)
+        self.update(0.0)
+
+    def update(self, passed: float, end: str = "") -> None:
+        """Write the line anew."""
+        if self.stream is not None:
+            with suppress(OSError, ValueError):  # the terminal may be gone
+                self.stream.write(f"\r{self.words} ... {passed:.0f} s{end}")
+                self.stream.flush()
+                self.passed = passed
+
+    def end(self) -> None:
+        """Leave the line as it is."""
+        if self.stream is not None:
+            self.update(self.passed, "\n")
