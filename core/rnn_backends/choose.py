@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,8 @@ from .errors import BrokenBackendError, InputError, UnsupportedError
 from .prepare import preparations
 from .ranking import Ranking
 from .registry import get_backend, list_backends, names
+
+log = logging.getLogger(__name__)
 
 DEFAULT_VARIABLE = "RNN_BACKENDS_LSTM"
 AUTO_ORDER = ("cudnn", "vmap")
@@ -155,22 +158,31 @@ def _loadable() -> Iterator[LSTMBackend]:
 
 def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> LSTMBackend:
     failed: dict[str, str] = {}
+    unavailable: dict[str, str] = {}  # faster by what was measured, and refused for no reason of this spec's
 
     def able(name: str) -> bool:
         try:
             backend = get_backend(name)
         except BrokenBackendError:
             return False
-        return name not in failed and needs <= backend.traits and _refusal(backend, spec, device, dtype) is None
+        if name in failed or not needs <= backend.traits:
+            return False
+        reason = _refusal(backend, spec, device, dtype)
+        plain = LSTMSpec(spec.input_size, spec.hidden_size)
+        if reason is not None and reason == _refusal(backend, plain, device, torch.float32):
+            unavailable[name] = reason
+        return reason is None
 
     ranking = _ranking(names(), spec, device)
     while (best := ranking.first(able)) is not None:
         backend = get_backend(best)
         reason = preparations.run(backend, spec, device, dtype)
         if reason is None:
+            for name in unavailable.keys() & ranking.faster(best):
+                _log_once(best, name, unavailable[name])
             return backend
         failed[best] = reason
-        _report_once(f"lstm_backend='auto' passes over {best!r}: {reason}")
+        _report_once(_passed_over(best, reason))
     verdicts = explain(spec, device, dtype)
     reasons = {v.name: failed.get(v.name) or (f"lacks {_listed(needs)}" if v.accepted else v.reason) for v in verdicts}
     words = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -184,6 +196,18 @@ def _report_once(message: str) -> None:
     if message not in _reported:
         _reported.add(message)
         warnings.warn(message, RuntimeWarning, stacklevel=6)
+
+
+def _log_once(best: str, name: str, reason: str) -> None:
+    """About the machine, not a fault of the program: logged, so that no warnings filter turns it into an error."""
+    passed_over = _passed_over(name, reason)
+    if passed_over not in _reported:
+        _reported.add(passed_over)
+        log.warning("lstm_backend='auto' takes %r: %r is faster, but %s", best, name, reason)
+
+
+def _passed_over(name: str, reason: str) -> str:
+    return f"lstm_backend='auto' passes over {name!r}: {reason}"
 
 
 def _listed(traits: frozenset[Trait]) -> str:

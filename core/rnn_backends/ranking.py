@@ -50,6 +50,12 @@ class Ranking:
         rest = [name for name in self._fixed if name not in self._ready]
         return next(filter(able, sorted(rest, key=self._slow.__contains__)), None)
 
+    def faster(self, name: str) -> list[str]:
+        """Names measured to be faster than this one by more than the margin, and quick to begin; fastest first."""
+        if name not in self.cost:
+            return list(self._ready)
+        return [other for other in self._ready if self.cost[other] < self.cost[name] * (1 - MARGIN)]
+
     def _first_call(self, name: str) -> float:
         return 0.0 if self._table is None or self._table.allow_compile else self._table.first_call.get(name, 0.0)
 

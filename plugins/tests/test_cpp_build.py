@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from rnn_backends import LSTM, LSTMSpec, UnsupportedError, explain, refresh
+from rnn_backends import LSTM, LSTMSpec, UnsupportedError, choose, explain, refresh
 from rnn_backends_plugins import cpp as plugin
 from rnn_backends_plugins.cpp import build, compiler, kernel, lock, trust
 
@@ -635,6 +635,24 @@ def test_without_a_compiler_it_says_so(place, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     forget()
     declined("needs a C++ compiler, and 'g++' is not on the path (CXX names another)")
+
+
+def test_auto_says_once_what_it_takes_without_a_compiler_and_why(place, monkeypatch, caplog):
+    monkeypatch.setenv("CXX", "/nowhere/c++")
+    forget()
+    monkeypatch.setattr(choose, "_reported", set())
+    for hidden in (32, 64, 64):
+        assert LSTM(2, hidden).lstm_backend == "cudnn"
+    assert [record.getMessage() for record in caplog.records] == [
+        "lstm_backend='auto' takes 'cudnn': 'cpp' is faster, but its kernel needs a C++ compiler, "
+        "and '/nowhere/c++' is not on the path (CXX names another)"
+    ]
+
+
+def test_auto_says_nothing_of_backends_that_were_never_for_this_device(place, monkeypatch, caplog):
+    monkeypatch.setattr(choose, "_reported", set())
+    LSTM(2, 64, device="meta")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("given", ["/nowhere/c++", "/nowhere/c++ -m64"])
