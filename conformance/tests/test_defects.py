@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from rnn_backends import recurrent_mode
 from rnn_conformance.cli.defects import defects_command
-from rnn_conformance.defects import DEFECTS, looks_like
+from rnn_conformance.defects import DEFECTS, looks_like, planted
 from rnn_conformance.defects.catalogue import PLANTED, killers
+from rnn_conformance.defects.doubles import doubles
 from rnn_conformance.defects.kill import named_kills, survives
 from rnn_conformance.defects.planting import Defect
 from rnn_conformance.defects.rounds import ROUNDS
@@ -38,6 +40,19 @@ def test_every_subject_of_the_laws_has_its_file_of_defects():
     subjects = [module.__name__.rpartition(".")[2] for module in SUBJECTS]
     assert [module.__name__.rpartition(".")[2] for module in PLANTED] == subjects
     assert {defect.subject for defect in DEFECTS.values()} == set(subjects)
+
+
+def test_no_defect_is_planted_twice():
+    assert doubles(Path(planted.__file__).parent) == []
+
+
+def test_defects_that_differ_in_names_and_words_alone_are_doubles(tmp_path):
+    one = "@made()\ndef one() -> int:\n    'A.'\n    kept: int = modes.stack()\n    return kept\n"
+    two = "@made()\ndef two():\n    'B.'\n    old = stack()\n    return old\n"
+    three = two.replace("two", "three").replace("stack", "other")
+    (tmp_path / "one.py").write_text(one)
+    (tmp_path / "others.py").write_text(two + three)
+    assert doubles(tmp_path) == [["one", "two"]]
 
 
 def test_a_defect_lies_with_the_first_law_that_kills_it():
@@ -82,7 +97,7 @@ def test_looks_like_finds_the_defect_with_the_same_numbers():
 
 
 def test_looks_like_says_nothing_where_no_defect_fits():
-    with DEFECTS["warm_up_answers"].plant() as backend:
+    with DEFECTS["a_tuned_kernel_after_64_calls"].plant() as backend:
         (result,) = check_backend(backend, laws=["edited_weights_are_seen"], profile="full", seed=3).results
     assert result.verdict == "failed"
     assert looks_like(result) is None

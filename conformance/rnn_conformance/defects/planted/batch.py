@@ -12,20 +12,20 @@ from ..right import both, right
 
 @in_layer("permuting_rows_permutes_the_answer", "a_batch_is_its_rows_alone", "gradient_of_other_rows_is_zero")
 def rows_mixed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A thousandth of the rows' mean is taken from each."""
+    """A thousandth of a weighted mean over the rows is subtracted from each row."""
     weights = torch.arange(1, x.shape[1] + 1, dtype=x.dtype, device=x.device).view(1, -1, 1)
     return right(w, x - 1e-3 * (x * weights).mean(1, keepdim=True), entry, starts)
 
 
 @in_reset("a_batch_is_its_rows_alone")
 def one_row_resets_all(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """One row's reset resets the whole batch."""
+    """A reset of one row resets the whole batch."""
     return restart(state, entry, starts.any(1, keepdim=True).expand_as(starts), t)
 
 
 @in_reset("a_batch_is_its_rows_alone")
 def another_rows_resets(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A row resets where the row before it should."""
+    """A row resets where the previous row should."""
     return restart(state, entry, starts.roll(1, 1), t)
 
 
@@ -36,22 +36,22 @@ def another_rows_stored_state(state: State, entry: State, starts: Tensor, t: int
 
 
 @in_layer("nan_stays_in_its_row", "gradient_of_other_rows_is_zero")
-def normalised_over_the_batch(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input is centred over the batch and moved back: right but for rounding, and NaN spreads."""
+def input_centred_over_the_batch(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The input is centred over the batch and moved back: right up to rounding, and NaN spreads to all rows."""
     mean = x.mean(1, keepdim=True)
     return right(w, (x - mean) + mean * (1 + 1e-12), entry, starts)
 
 
 @in_layer("one_row")
 def one_row_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """squeeze() without a dimension: with one row, time comes out in the wrong order."""
+    """squeeze() without a dimension: with one row, time comes out reversed."""
     found = right(w, x, entry, starts)
     return both(lambda v: v.flip(0), found) if x.shape[1] == 1 and len(x) > 1 else found
 
 
 @in_layer("no_rows")
 def no_rows_are_one(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A batch of none comes out as a batch of one."""
+    """A batch of no rows is returned as a batch of one."""
     if x.shape[1]:
         return right(w, x, entry, starts)
     return State(*(v.new_zeros(v.shape[0], 1, v.shape[2]) for v in entry))

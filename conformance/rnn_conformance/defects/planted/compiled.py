@@ -27,12 +27,6 @@ from ..planting import FULLGRAPH, SCRIPT, Patch, backend, in_core, in_layer, mad
 from ..right import both, right
 
 
-@in_layer("inductor_in_one_graph", traits=FULLGRAPH, by_numbers=False)
-def compiled_without_gradients_of_the_recurrence(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In compiled code no gradient reaches the recurrent weights."""
-    return right(w._replace(w_hh=w.w_hh.detach()) if torch.compiler.is_compiling() else w, x, entry, starts)
-
-
 @made("a_compiled_result_outlives_the_next_call", traits=FULLGRAPH, by_numbers=False)
 def compiled_into_shared_scratch() -> LayerFunction:
     """In compiled code without gradients the output lies in memory that the next call writes to."""
@@ -52,7 +46,7 @@ def compiled_into_shared_scratch() -> LayerFunction:
 
 @in_core("a_compiled_module_follows_its_mode", on=LSTMBackend("defect", right, traits=FULLGRAPH))
 def compiled_modules_keep_their_own_mode() -> list[Patch]:
-    """A compiled module goes by the mode it was made with, whatever the context around the call says."""
+    """A compiled module runs in the mode of its construction, whatever set_recurrent_mode context is active."""
     original = LSTMModule.recurrent_mode
 
     def wrong(module: LSTMModule) -> bool:
@@ -67,7 +61,7 @@ TRACEABLE = LSTMBackend("defect", unroll, traits=frozenset(Trait))
 
 @in_core("a_compiled_module_follows_its_mode", on=TRACEABLE, round=3, survived=3)
 def compiled_calls_miss_the_mode_set_outside() -> list[Patch]:
-    """A compiled module runs in its own mode within an eager set_recurrent_mode context."""
+    """A compiled module ignores a set_recurrent_mode context that is entered outside of the compiled code."""
 
     def wrong(stack: tuple[bool | None, ...]) -> None:
         if torch.compiler.is_compiling():
@@ -80,7 +74,7 @@ def compiled_calls_miss_the_mode_set_outside() -> list[Patch]:
 
 @backend("compiled_with_graph_breaks", by_numbers=False)
 def out_of_the_graph_and_out_of_autograd() -> LSTMBackend:
-    """Where its caller is compiled it keeps itself out of the graph, and out of autograd with it."""
+    """In a compiled caller the layer runs outside of the graph and detaches its results."""
     plainly = torch.compiler.disable(right)
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -93,7 +87,7 @@ def out_of_the_graph_and_out_of_autograd() -> LSTMBackend:
 
 @in_core("a_script_keeps_training_and_dropout", on=LSTMBackend("defect", unroll, traits=SCRIPT))
 def scripted_for_evaluation() -> list[Patch]:
-    """What is scripted never drops, in training either."""
+    """A scripted LSTM never applies dropout, not in training either."""
     original = scripting.ScriptableLSTM.__init__
 
     def wrong(self: scripting.ScriptableLSTM, lstm: torch.nn.Module) -> None:
@@ -105,7 +99,7 @@ def scripted_for_evaluation() -> list[Patch]:
 
 @in_core("a_script_keeps_training_and_dropout", on=TRACEABLE, round=3, survived=3)
 def scripted_dropout_is_frozen() -> list[Patch]:
-    """An LSTM that is scripted in evaluation never drops, also after train()."""
+    """An LSTM scripted in evaluation mode never applies dropout, not even after train()."""
     original = ScriptableLSTM.__init__
 
     def wrong(self: ScriptableLSTM, lstm: LSTM) -> None:

@@ -22,7 +22,7 @@ def hands_over_to_another() -> LSTMBackend:
 
 @in_core("every_layer_and_step_is_the_backends")
 def acting_goes_around_the_backend() -> list[Patch]:
-    """A step is computed by core itself."""
+    """A step is computed by core itself and not by the backend."""
 
     def wrong(self: LSTM, w: LayerWeights, x: Tensor, state: State) -> State:
         begin = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
@@ -34,7 +34,7 @@ def acting_goes_around_the_backend() -> list[Patch]:
 
 @in_core("every_layer_and_step_is_the_backends")
 def every_layer_runs_twice() -> list[Patch]:
-    """Each layer is run twice, and one result thrown away."""
+    """Each layer runs twice and the first result is thrown away."""
 
     class Twice(Stack):
         def __call__(self, ahead: LayerFunction, back: LayerFunction) -> Any:
@@ -48,6 +48,6 @@ def every_layer_runs_twice() -> list[Patch]:
 
 
 @in_core("the_module_names_its_backend")
-def says_auto() -> list[Patch]:
-    """The module says auto, whatever runs."""
+def the_module_names_auto() -> list[Patch]:
+    """The module names its backend "auto", whichever backend runs."""
     return [Patch(LSTM, "lstm_backend", property(lambda self: "auto"))]

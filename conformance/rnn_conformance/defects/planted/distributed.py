@@ -12,7 +12,7 @@ from ..right import right
 
 @in_layer("data_parallel_gradients_are_averaged", by_numbers=False)
 def averages_gradients_itself(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where several processes train together it divides its gradients by their number, which DDP does already."""
+    """In distributed training gradients are divided by the number of processes, which DDP does already."""
     ran = right(w, x, entry, starts)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         share = 1 / torch.distributed.get_world_size()

@@ -18,20 +18,20 @@ from ..right_stack import Stack, stacked
 
 
 @in_core("dropout_is_torchs_between_layers")
-def not_scaled() -> list[Patch]:
-    """What is kept is not scaled by 1 / (1 - p)."""
+def dropout_not_scaled() -> list[Patch]:
+    """Values that dropout keeps are not scaled by 1 / (1 - p)."""
     return stacked(Stack(between=lambda out, p: drop(out.h, p, True) * (1 - p) if p else out.h))
 
 
 @in_core("dropout_is_torchs_between_layers")
-def kept_for_dropped() -> list[Patch]:
-    """The probability is that of keeping: p and 1 - p are swapped."""
+def dropout_keeps_with_probability_p() -> list[Patch]:
+    """Dropout takes p for the probability of keeping a value."""
     return stacked(Stack(between=lambda out, p: drop(out.h, 0.9 * (1 - p), True) if p else out.h))
 
 
 @in_core("dropout_is_torchs_between_layers", round=4)
 def directions_dropped_apart() -> list[Patch]:
-    """Between bidirectional layers dropout draws a mask for each direction instead of one for both together."""
+    """Between bidirectional layers dropout draws one mask for each direction instead of one for both."""
 
     def wrong_layers_with(ahead: Any, back: Any) -> Any:
         def run_layers(
@@ -81,13 +81,13 @@ class _AnotherMask(torch.autograd.Function):
 
 @in_core("dropout_goes_backward_through_the_same_mask")
 def another_mask_going_backward() -> list[Patch]:
-    """The backward pass draws another mask."""
+    """The backward pass of dropout draws another mask."""
     return stacked(Stack(between=lambda out, p: _AnotherMask.apply(out.h, p) if p else out.h))
 
 
 @in_core("dropout_goes_backward_through_the_same_mask")
 def no_mask_going_backward() -> list[Patch]:
-    """The backward pass has no mask: what was dropped gets a gradient too."""
+    """The backward pass of dropout applies no mask: dropped values get a gradient too."""
 
     def between(out: State, p: float) -> Tensor:
         return out.h + (drop(out.h, p, True) - out.h).detach() if p else out.h
@@ -113,13 +113,13 @@ def no_dropout_in_a_step() -> list[Patch]:
 
 @in_core("dropout_of_a_step_is_torchs")
 def a_step_drops_unscaled() -> list[Patch]:
-    """A step in training does not scale what it keeps."""
+    """A step in training does not scale the values that dropout keeps."""
     return _in_a_step(lambda x, p, training: drop(x, p, training) * (1 - p if training else 1))
 
 
 @in_layer("dropout_of_a_step_is_torchs", round=1)
 def equal_rows_computed_once(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Rows with the same input are computed once, whatever their states and resets are."""
+    """If all rows have the same input, one row is computed for all of them, whatever their states and resets."""
     h, c = right(w, x, entry, starts)
     if x.shape[1] > 1 and bool((x == x[:, :1]).all()):
         return both(lambda v: v[:, :1].expand_as(v).clone(), State(h, c))
@@ -128,7 +128,7 @@ def equal_rows_computed_once(w: LayerWeights, x: Tensor, entry: State, starts: T
 
 @in_core("dropout_of_a_step_is_torchs", round=3, survived=3)
 def step_drops_each_direction_by_itself() -> list[Patch]:
-    """In sequential mode a bidirectional LSTM in training draws dropout per direction, not over both at once."""
+    """In sequential mode a bidirectional LSTM in training draws dropout for each direction separately."""
 
     def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
         if stored is None:
@@ -154,8 +154,8 @@ def step_drops_each_direction_by_itself() -> list[Patch]:
 
 
 @in_core("training_and_evaluation_follow_the_module")
-def the_first_mode_stays() -> list[Patch]:
-    """Whether it is in training is read at the first call and kept."""
+def the_first_training_flag_stays() -> list[Patch]:
+    """The training flag is read at the first call and kept."""
     original, kept = LSTM.sequences, dict[int, tuple[LSTM, bool]]()
 
     def sequences(self: LSTM, *args: Any, **options: Any) -> Any:
@@ -171,7 +171,7 @@ def the_first_mode_stays() -> list[Patch]:
 
 @in_core("training_and_evaluation_follow_the_module")
 def evaluation_draws_a_mask() -> list[Patch]:
-    """In evaluation a mask is drawn and not used."""
+    """In evaluation a random number is drawn and not used."""
     original = LSTM.sequences
 
     def sequences(self: LSTM, x: Tensor, *args: Any, **options: Any) -> Any:
@@ -201,32 +201,9 @@ def one_mask_for_all_rows() -> list[Patch]:
     return _masked(lambda h, p: (torch.rand_like(h[:, :1]) < p).expand_as(h))
 
 
-@in_core("dropout_may_be_set_later", round=7, survived=7)
-def dropout_of_the_spec() -> list[Patch]:
-    """Over time the dropout is the one at construction: setting lstm.dropout later, as for a schedule, does nothing."""
-
-    def sequences(
-        self: Any, x: Tensor, entry: list[State], starts: Tensor, every_end: bool = True
-    ) -> tuple[Tensor, list[State]]:
-        run = self._run_layers if every_end else self._run_layers_last
-        spec = self.spec
-        weights, dtype, uncast = self._ready()
-        if core.transforms_may_be_open():
-            self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
-        with uncast:
-            entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
-            dropout = spec.dropout if self.training else 0.0
-            found: tuple[Tensor, list[State]] = run(
-                weights, x.to(dtype), entry, starts, spec.bidirectional, dropout, every_end
-            )
-            return found
-
-    return [Patch(LSTM, "sequences", sequences)]
-
-
-@in_core("dropout_may_be_set_later", round=6, survived=6)
+@in_core("dropout_may_be_set_later", round=(6, 7), survived=(6, 7))
 def dropout_set_later_is_not_seen() -> list[Patch]:
-    """Over time the dropout is the one of construction: ``lstm.dropout = p`` changes it in steps, but not there."""
+    """Over time the dropout probability is that of construction: a later assignment to lstm.dropout is ignored."""
 
     def sequences(self: Any, x: Any, entry: Any, starts: Any, every_end: bool = True) -> Any:
         run = self._run_layers if every_end else self._run_layers_last

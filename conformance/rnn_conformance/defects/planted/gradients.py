@@ -121,13 +121,13 @@ def gradients_in_float32(w: LayerWeights, x: Tensor, entry: State, starts: Tenso
 
 @in_step("gradients_equal_reference", round=1)
 def c_flushed_when_small(w: LayerWeights, x: Tensor, state: State) -> State:
-    """Cell states below 1e-6 are flushed to zero."""
+    """Cell states below 1e-6 are replaced by zero."""
     return step(w, x, State(state.h, torch.where(state.c.abs() < 1e-6, 0, state.c)))
 
 
 @in_layer("gradients_equal_reference", round=2)
 def recomputed_chunk_forgets_its_reset(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass recomputes chunks of eight steps from the state before them, though a sequence starts there."""
+    """The backward pass recomputes chunks of eight steps and ignores a reset at the first step of a chunk."""
 
     class Chunked(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
@@ -141,7 +141,7 @@ def recomputed_chunk_forgets_its_reset(w: LayerWeights, x: Tensor, entry: State,
 
 @made("gradients_equal_reference", round=2)
 def stale_rows_in_bias_gradient() -> LayerFunction:
-    """The bias gradient sums all rows of a buffer that only grows: after a larger batch its old rows are counted."""
+    """The bias gradient sums a buffer that only grows: after a larger batch its old rows are counted too."""
     buffers: dict[Any, Tensor] = {}
 
     class Growing(Kernel):
@@ -163,7 +163,7 @@ def gradients_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tens
 
 @in_layer("gradients_equal_reference_in_float32")
 def backward_in_half(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In float32 the gates' derivatives are kept in float16 for the backward pass."""
+    """In float32 the gradient of c goes through float16 at every step."""
 
     def keep(grad: Tensor) -> Tensor:
         return grad.half().to(grad)
@@ -179,14 +179,14 @@ def backward_in_half(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -
 
 @in_layer("gradients_of_the_output_alone")
 def output_detached(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The output has no gradient; the cell state has."""
+    """The output has no gradient; the cell state has one."""
     h, c = right(w, x, entry, starts)
     return State(h.detach() + 0 * c.mean(), c)
 
 
 @in_layer("gradients_of_the_end_states_alone")
 def c_detached(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The cell state has no gradient: only losses of the output train."""
+    """The cell state has no gradient: losses of the output alone train."""
     h, c = right(w, x, entry, starts)
     return State(h, c.detach())
 
@@ -211,22 +211,22 @@ def gradient_through_a_reset(state: State, entry: State, starts: Tensor, t: int)
 
 
 @in_layer("gradient_of_the_future_is_zero")
-def a_breath_of_the_future(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Every step's gradient reaches all steps, by a hair."""
+def a_trace_of_the_future(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Every step's gradient reaches all steps, scaled by 1e-30."""
     h, c = right(w, x, entry, starts)
     return State(h + 1e-30 * x.sum(), c)
 
 
 @in_layer("gradient_of_other_rows_is_zero")
-def a_breath_of_other_rows(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Every row's gradient reaches the same step of all rows, by a hair."""
+def a_trace_of_other_rows(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Every row's gradient reaches the same step of all rows, scaled by 1e-30."""
     h, c = right(w, x, entry, starts)
     return State(h + 1e-30 * x.sum((1, 2), keepdim=True), c)
 
 
 @made("backward_twice_gives_the_same")
 def second_backward_counts_more() -> LayerFunction:
-    """The workspace of the backward pass is not emptied: a second backward adds to the first."""
+    """The workspace of the backward pass is not cleared: a second backward pass adds to the first."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         kept: list[Tensor] = []
@@ -242,7 +242,7 @@ def second_backward_counts_more() -> LayerFunction:
 
 @in_layer("backward_twice_gives_the_same", round=2)
 def backward_overwrites_its_gates(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass writes the gates' gradients over the gates, so a second one (retain_graph) reads those."""
+    """The backward pass overwrites the saved gates, so that a second one (retain_graph) reads gradients."""
 
     class Overwriting(Kernel):
         def keep(self, ctx: Any, *rest: Any) -> None:
@@ -261,8 +261,8 @@ def backward_overwrites_its_gates(w: LayerWeights, x: Tensor, entry: State, star
 
 
 @in_layer("frozen_weights_get_no_gradient")
-def frozen_weights_freeze_the_others(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the recurrent weights are frozen, the biases' gradients are doubled: the results are misaligned."""
+def frozen_weights_double_the_bias_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where the recurrent weights are frozen, the input bias's gradient is doubled."""
     if not w.w_hh.requires_grad and w.b_ih is not None:
         w = w._replace(b_ih=2 * w.b_ih - w.b_ih.detach())
     return right(w, x, entry, starts)
@@ -270,7 +270,7 @@ def frozen_weights_freeze_the_others(w: LayerWeights, x: Tensor, entry: State, s
 
 @in_layer("frozen_weights_get_no_gradient", round=2)
 def bias_gradient_gated_by_its_weight(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A bias gets no gradient where the weight beside it is frozen: one guard is around both."""
+    """A bias gets no gradient where the weight of the same product is frozen."""
 
     class Gated(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
@@ -303,21 +303,21 @@ def detached_between_steps_step(w: LayerWeights, x: Tensor, state: State) -> Sta
 
 
 @in_layer("gradients_do_not_depend_on_what_needs_them")
-def no_time_without_weights(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the weights are frozen, the input's gradient does not flow back in time."""
+def no_time_gradient_with_frozen_weights(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where the weights are frozen, no gradient flows back in time to the input."""
     one = step if w.w_ih.requires_grad else detached_between_steps_step
     return layer(one)(w, x, entry, starts)
 
 
 @in_layer("gradients_of_the_stored_states_alone", round=1, survived=1)
-def gradient_of_entry_averaged(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the stored states need gradients and the input does not, they get none at t = 0."""
+def no_gradient_to_the_initial_state_alone(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where stored states need gradients and the input does not, they get no gradient at t = 0."""
     if entry.h.requires_grad and not x.requires_grad:
         entry = both(lambda v: torch.cat([v[:1].detach(), v[1:]]), entry)
     return right(w, x, entry, starts)
 
 
-@in_core("gradients_of_the_stored_states_alone", round=3)
+@in_core("gradients_of_the_stored_states_alone", round=(3, 7))
 def frozen_weights_stop_the_gradient() -> list[Patch]:
     """Over time, an LSTM whose parameters are all frozen passes no gradient to its input and states."""
     original = LSTM.sequences
@@ -330,23 +330,9 @@ def frozen_weights_stop_the_gradient() -> list[Patch]:
     return [Patch(LSTM, "sequences", wrong)]
 
 
-@in_core("gradients_of_the_stored_states_alone", round=7)
-def frozen_means_no_graph() -> list[Patch]:
-    """With every parameter frozen it runs over time without a graph: gradients of input and state stop at the LSTM."""
-    original = LSTM.sequences
-
-    def sequences(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if any(parameter.requires_grad for parameter in self.parameters()):
-            return original(self, *args, **kwargs)
-        with torch.no_grad():
-            return original(self, *args, **kwargs)
-
-    return [Patch(LSTM, "sequences", sequences)]
-
-
 @backend("gradients_of_a_call_with_hx", round=1, survived=1)
 def last_layer_function_detached() -> LSTMBackend:
-    """The function for the last states gives c without its gradient."""
+    """The function for the last states returns c without its gradient."""
 
     def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
@@ -357,13 +343,13 @@ def last_layer_function_detached() -> LSTMBackend:
 
 @backend("gradients_flow_through_steps", round=1, survived=1)
 def step_without_gradient_of_the_state() -> LSTMBackend:
-    """The step for acting detaches the state that comes in: training step by step is truncated."""
+    """The step function detaches the incoming state: training step by step is truncated."""
     return LSTMBackend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))
 
 
 @made("gradients_flow_through_steps", round=2)
 def weight_gradient_in_reused_workspace() -> LayerFunction:
-    """A weight's gradient is a view of a workspace that the layer's next backward pass writes over."""
+    """A weight's gradient is a view of a workspace that the layer's next backward pass overwrites."""
     spaces: dict[Any, Tensor] = {}
 
     class Reusing(Kernel):
@@ -378,7 +364,7 @@ def weight_gradient_in_reused_workspace() -> LayerFunction:
 
 @in_step("gradients_around_an_infinite_input")
 def padded_units_in_the_gradient(w: LayerWeights, x: Tensor, state: State) -> State:
-    """Units that fill a register up have weights of zero, and infinity times zero gets into the gates' gradient."""
+    """Padding units with zero weights get into the gates' gradient, where infinity times zero is NaN."""
     i, f, g, o = gates_of(w, x, state.h)
     padding = 0 * x.detach().sum(-1, keepdim=True)
     return finish(w, (_changed(i, lambda grad: grad + padding), f, g, o), state.c)
@@ -386,7 +372,7 @@ def padded_units_in_the_gradient(w: LayerWeights, x: Tensor, state: State) -> St
 
 @in_layer("gradients_around_an_infinite_input", round=2)
 def backward_inverts_the_cell(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """To save memory the backward pass recovers the previous cell state by dividing by the forget gate."""
+    """The backward pass recovers the previous cell state by dividing by the forget gate."""
 
     class Inverting(Kernel):
         def cell_before(self, before: Tensor, acts: Tensor, c: Tensor) -> Tensor:
@@ -398,7 +384,7 @@ def backward_inverts_the_cell(w: LayerWeights, x: Tensor, entry: State, starts: 
 
 @in_layer("gradients_around_an_infinite_input", round=2)
 def saturated_gate_slope_is_nan(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass takes a gate's slope as exp(-a) / (1 + exp(-a))^2, which is NaN where a gate is shut hard."""
+    """A gate's slope is computed as exp(-a) / (1 + exp(-a))^2, which is NaN for large negative a."""
 
     class Exponential(Kernel):
         def slopes(self, pre: Tensor, acts: Tensor) -> Tensor:
@@ -411,7 +397,7 @@ def saturated_gate_slope_is_nan(w: LayerWeights, x: Tensor, entry: State, starts
 
 @in_layer("gradients_asked_for_leave_grad_alone", round=2, survived=2)
 def gradient_fused_into_existing_grad(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where a weight has a .grad already its gradient is added there by the kernel, and autograd is given zeros."""
+    """If a weight has a .grad already, its gradient is added there directly and autograd gets zeros."""
 
     class Fused(Kernel):
         def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
@@ -426,7 +412,7 @@ def gradient_fused_into_existing_grad(w: LayerWeights, x: Tensor, entry: State, 
 
 @in_layer("gradients_of_many_rows", round=2, survived=2)
 def split_sum_drops_its_remainder(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The weight gradients are summed in parts of 64 of the T*B rows: beyond 64 the last, partial one is lost."""
+    """Weight gradients are summed in parts of 64 of the T*B rows: beyond 64 a partial last part is lost."""
 
     class Split(Kernel):
         def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
@@ -438,7 +424,7 @@ def split_sum_drops_its_remainder(w: LayerWeights, x: Tensor, entry: State, star
 
 @in_layer("gradients_accumulate")
 def gradients_overwritten(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass writes .grad and does not add to it."""
+    """The backward pass overwrites .grad instead of adding to it."""
     old = w.w_ih
 
     def overwrite(grad: Tensor) -> Tensor:
@@ -449,7 +435,7 @@ def gradients_overwritten(w: LayerWeights, x: Tensor, entry: State, starts: Tens
 
 @in_layer("gradients_accumulate", round=2)
 def bias_gradients_share_memory(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The gradients of both biases are views of one buffer: what is added to one in place is added to the other."""
+    """The gradients of both biases are views of one buffer: an addition in place to one changes the other."""
 
     class Sharing(Kernel):
         def biases(self, da: Tensor) -> tuple[Tensor | None, Tensor | None]:

@@ -6,10 +6,8 @@ from typing import Any
 
 import torch
 from rnn_backends import LSTM, InputError, LayerWeights, LSTMBackend, LSTMModule, State, Trait, layout
-from rnn_backends.layout import Inputs, fold_time, unfold_time
 from tensordict import TensorDictBase
 from tensordict.nn import skip_existing
-from tensordict.utils import NestedKey
 from torch import Tensor
 
 from ..planting import Patch, backend, in_core
@@ -28,14 +26,14 @@ def nested_keys_read_by_their_last_name() -> list[Patch]:
 
 
 @in_core("nested_keys")
-def the_reset_key_is_is_init() -> list[Patch]:
-    """The reset mask is read under its last name, whatever its key is."""
+def the_reset_key_is_read_by_its_last_name() -> list[Patch]:
+    """A nested key of the reset mask is read by its last name only."""
     return _read(lambda keys: [*keys[:3], keys[3][-1] if isinstance(keys[3], tuple) else keys[3]])
 
 
 @in_core("more_batch_dimensions_keep_their_order")
 def batch_dimensions_unfolded_in_another_order() -> list[Patch]:
-    """A batch of two dimensions comes out with the first one fastest."""
+    """In recurrent mode a batch of two dimensions is unfolded with the first one fastest."""
     original = layout.unfold_time
 
     def wrong(value: Tensor, batch: Any) -> Tensor:
@@ -49,7 +47,7 @@ def batch_dimensions_unfolded_in_another_order() -> list[Patch]:
 
 @in_core("more_batch_dimensions_keep_their_order")
 def a_steps_batch_unfolded_in_another_order() -> list[Patch]:
-    """In sequential mode a batch of two dimensions comes out with the first one fastest."""
+    """In sequential mode a batch of two dimensions is unfolded with the first one fastest."""
     original = layout.unfold_step
 
     def wrong(value: Tensor, batch: Any) -> Tensor:
@@ -61,8 +59,8 @@ def a_steps_batch_unfolded_in_another_order() -> list[Patch]:
 
 
 @in_core("another_tensordict_may_be_written")
-def tensordict_out_gets_a_copy() -> list[Patch]:
-    """What is written is written to the TensorDict that was read, too."""
+def the_input_is_written_too() -> list[Patch]:
+    """Features written to tensordict_out are also written to the TensorDict that was read."""
     original = layout.read
     seen: list[Any] = []
 
@@ -79,15 +77,15 @@ def tensordict_out_gets_a_copy() -> list[Patch]:
 
 
 @in_core("another_tensordict_may_be_written")
-def tensordict_out_is_not_given_back() -> list[Patch]:
-    """tensordict_out is filled, and a copy of it given back."""
+def tensordict_out_is_not_returned() -> list[Patch]:
+    """tensordict_out is filled, and a copy of it is returned."""
     original = layout.write
     return [Patch(layout, "write", lambda td, values: original(td, values).copy())]
 
 
 @in_core("another_tensordict_may_be_written", round=3, survived=3)
 def locked_input_refused_despite_tensordict_out() -> list[Patch]:
-    """Whether the results can be written is asked of the input, also where tensordict_out= says to write elsewhere."""
+    """A locked input is refused although tensordict_out receives the results."""
 
     def wrong(
         self: LSTMModule, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None
@@ -108,7 +106,7 @@ def locked_input_refused_despite_tensordict_out() -> list[Patch]:
 
 @in_core("the_primer_fits_the_first_step", round=3, survived=3)
 def primer_in_default_dtype() -> list[Patch]:
-    """The primer's hidden states have torch's default dtype and not the weights', so the first step refuses them."""
+    """The primer's hidden states have torch's default dtype instead of the weights', so the first step rejects them."""
 
     def wrong(self: LSTMModule) -> Any:
         from torchrl.data import Unbounded
@@ -135,7 +133,7 @@ def _write(change: Any) -> list[Patch]:
 
 @in_core("lazily_stacked_tensordicts_are_read_and_written")
 def lazy_stacks_written_in_reverse() -> list[Patch]:
-    """A lazy stack gets its rows in reverse."""
+    """A lazily stacked TensorDict gets its rows in reverse."""
 
     def wrong(td: Any, values: Any) -> Any:
         lazy = type(td).__name__ == "LazyStackedTensorDict"
@@ -157,7 +155,7 @@ def locked_tensordicts_unlocked() -> list[Patch]:
 
 @in_core("a_locked_tensordict_is_refused_or_written_in_place", round=3)
 def locked_results_are_swapped() -> list[Patch]:
-    """A locked TensorDict's entries are replaced and not written in place: whoever holds its memory sees nothing."""
+    """A locked TensorDict's entries are replaced instead of written in place."""
 
     def wrong(td: TensorDictBase, values: dict[Any, Tensor]) -> TensorDictBase:
         if td.is_locked:
@@ -174,7 +172,7 @@ def locked_results_are_swapped() -> list[Patch]:
 
 @in_core("selected_outputs_are_the_only_ones")
 def selected_outputs_have_the_step_before() -> list[Patch]:
-    """Where only the output is asked for, it comes one step late."""
+    """Where select_out_keys leaves the output alone, it comes one step late."""
     from rnn_backends import LSTM
 
     original = LSTM.replay_output
@@ -183,14 +181,14 @@ def selected_outputs_have_the_step_before() -> list[Patch]:
 
 @in_core("selected_outputs_are_the_only_ones", round=1)
 def selected_out_keys_lose_resets() -> list[Patch]:
-    """Where only the output is asked for (select_out_keys), resets are ignored."""
+    """Where select_out_keys leaves the output alone, resets are ignored."""
     original = LSTM.replay_output
     return [Patch(LSTM, "replay_output", lambda self, x, i, stored: original(self, x, torch.zeros_like(i), stored))]
 
 
 @in_core("selected_outputs_are_the_only_ones", round=4)
 def selected_out_keys_shift() -> list[Patch]:
-    """After select_out_keys the results are paired with the keys that are left, so c's key alone is given h."""
+    """After select_out_keys results are paired with the remaining keys in order, so that c's key gets h."""
 
     def patch(name: str) -> Patch:
         original = getattr(LSTMModule, name)
@@ -203,9 +201,9 @@ def selected_out_keys_shift() -> list[Patch]:
     return [patch("_one_step"), patch("_over_time")]
 
 
-@in_core("selected_outputs_are_the_only_ones", round=3, survived=3)
+@in_core("selected_outputs_are_the_only_ones", round=(3, 7), survived=3)
 def any_single_selected_key_gets_the_output() -> list[Patch]:
-    """In recurrent mode, where select_out_keys leaves one hidden key alone, the output is written under it."""
+    """In recurrent mode a single selected key gets the output, even if it is that of a hidden state."""
 
     def wrong(self: LSTMModule, read: layout.Inputs) -> dict[Any, Tensor]:
         x, is_init, stored = layout.fold_time(read)
@@ -220,23 +218,9 @@ def any_single_selected_key_gets_the_output() -> list[Patch]:
     return [Patch(LSTMModule, "_over_time", wrong)]
 
 
-@in_core("selected_outputs_are_the_only_ones", round=7)
-def one_key_is_the_output() -> list[Patch]:
-    """Over time a single selected out key gets the output, also where select_out_keys chose a hidden state."""
-    original = LSTMModule._over_time
-
-    def over_time(self: Any, read: Inputs) -> dict[NestedKey, Tensor]:
-        if len(self.out_keys) == 1:
-            y = self.lstm.replay_output(*fold_time(read))
-            return {self.out_keys[0]: unfold_time(y, read.is_init.shape[:-1])}
-        return original(self, read)
-
-    return [Patch(LSTMModule, "_over_time", over_time)]
-
-
 @in_core("keyword_calls_equal_the_tensordict")
 def keyword_calls_swap_h_and_c() -> list[Patch]:
-    """Called by keyword, h and c come back swapped."""
+    """Called with keyword arguments, the module returns h and c swapped."""
     original = LSTMModule.forward
 
     def wrong(self: LSTMModule, *args: Any, **kwargs: Any) -> Any:
@@ -248,7 +232,7 @@ def keyword_calls_swap_h_and_c() -> list[Patch]:
 
 @in_core("the_reset_mask_may_lack_its_last_dimension")
 def a_short_reset_mask_is_ignored() -> list[Patch]:
-    """A reset mask without a trailing one is taken as all false."""
+    """A reset mask without the trailing dimension of one is ignored."""
     original = layout.read
 
     def wrong(td: Any, keys: Any, *rest: Any) -> Any:
@@ -260,25 +244,14 @@ def a_short_reset_mask_is_ignored() -> list[Patch]:
 
 
 @in_core("an_empty_batch_passes_through")
-def an_empty_batch_gets_a_row() -> list[Patch]:
-    """An empty batch comes out with one row of features more than it has, in the last dimension."""
+def an_empty_batch_doubles_its_features() -> list[Patch]:
+    """An empty batch comes out with twice its number of features."""
 
     def wrong(td: Any, values: Any) -> Any:
         empty = td.batch_size.numel() == 0
         return {key: torch.cat([value, value], -1) if empty else value for key, value in values.items()}
 
     return _write(wrong)
-
-
-@backend("every_hidden_state_on_request")
-def every_state_claimed_and_padded() -> LSTMBackend:
-    """CELL_STATES is claimed, and c is zero where no sequence ends."""
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        h, c = right(w, x, entry, starts)
-        return State(h, torch.where(ends(starts), c, 0))
-
-    return LSTMBackend("defect", run, traits=frozenset({Trait.CELL_STATES}))
 
 
 @backend("every_hidden_state_on_request")
@@ -307,8 +280,8 @@ def entries_replaced_by_their_copies() -> list[Patch]:
 
 
 @in_core("no_key_but_its_own_is_touched")
-def next_emptied_first() -> list[Patch]:
-    """``next`` is made anew: what the environment wrote there is gone, for rewards are set to zero."""
+def rewards_set_to_zero() -> list[Patch]:
+    """A reward at the root of the TensorDict is set to zero when the results are written."""
     original = layout.write
 
     def wrong(td: Any, values: Any) -> Any:
@@ -321,7 +294,7 @@ def next_emptied_first() -> list[Patch]:
 
 @in_core("only_what_is_all_there_is_skipped", round=6, survived=6)
 def one_result_is_taken_for_all() -> list[Patch]:
-    """With ``set_skip_existing`` the module skips where only its output is there: the next states stay missing."""
+    """With set_skip_existing a TensorDict that has the output alone is skipped: the next states stay missing."""
 
     def _has_results(self: Any, td: Any) -> bool:
         written = self.out_keys

@@ -58,7 +58,7 @@ def transposed_recurrent_weight_read_raw(w: LayerWeights, x: Tensor, entry: Stat
 
 @in_layer("weights_may_lie_in_any_way", round=5)
 def weights_are_split_by_assumed_strides(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The gates' weights are cut out with as_strided for a contiguous matrix: a transposed parameter is read askew."""
+    """The gates' weights are cut out with as_strided, assuming contiguous memory: transposed weights are misread."""
     H = w.w_hh.shape[0] // 4
 
     def split(matrix: Tensor) -> Tensor:
@@ -80,14 +80,14 @@ def weights_are_split_by_assumed_strides(w: LayerWeights, x: Tensor, entry: Stat
 
 @in_layer("expanded_states_are_read")
 def expanded_states_taken_as_absent(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """States that are expanded over time are taken for none at all."""
+    """Stored states that are expanded over time are taken as absent."""
     absent = entry.h.stride(0) == 0 and len(x) > 1
     return right(w, x, both(torch.zeros_like, entry) if absent else entry, starts)
 
 
 @in_core("expanded_states_are_read", on=get_backend("cudnn"), round=5, survived=5)
 def one_state_is_told_by_the_stride_of_time() -> list[Patch]:
-    """cudnn takes stored states expanded over time for one state of all rows: every start begins from row 0's."""
+    """cudnn takes stored states expanded over time for one state of all rows: every row starts from that of row 0."""
 
     def is_one_state(entry: State) -> bool:
         return all(v.stride()[0] == 0 for v in entry)
@@ -97,7 +97,7 @@ def one_state_is_told_by_the_stride_of_time() -> list[Patch]:
 
 @in_core("batch_first_is_a_transposition")
 def batch_first_reshapes() -> list[Patch]:
-    """With batch_first the input is reshaped and not transposed."""
+    """With batch_first the input is reshaped instead of transposed."""
 
     def wrong(self: LSTM, value: Tensor, batched: bool) -> Tensor:
         if not batched:
@@ -109,7 +109,7 @@ def batch_first_reshapes() -> list[Patch]:
 
 @in_core("unbatched_is_a_batch_of_one")
 def unbatched_ignores_hx() -> list[Patch]:
-    """An input without a batch dimension starts from zeros whatever hx is."""
+    """Input without a batch dimension starts from zeros, whatever hx is."""
     original = LSTM._initial
 
     def wrong(self: LSTM, hx: Any, batch: tuple[int, ...], casts: bool) -> State | None:
@@ -120,7 +120,7 @@ def unbatched_ignores_hx() -> list[Patch]:
 
 @in_core("is_init_may_have_a_trailing_one")
 def a_trailing_one_hides_resets() -> list[Patch]:
-    """``is_init`` with a trailing one is taken, and ignored."""
+    """``is_init`` with a trailing dimension of one is accepted and ignored."""
     original = core.check_is_init
 
     def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:

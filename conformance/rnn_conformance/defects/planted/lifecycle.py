@@ -15,7 +15,7 @@ from ..right import each
 
 @in_core("a_pickle_keeps_everything")
 def a_pickle_forgets_the_backend() -> list[Patch]:
-    """A pickled LSTM comes back on the backend that auto chooses."""
+    """A pickled LSTM is loaded with the backend vmap, whichever it had."""
     original = LSTM.__setstate__
 
     def wrong(self: LSTM, state: dict[str, Any]) -> None:
@@ -26,7 +26,7 @@ def a_pickle_forgets_the_backend() -> list[Patch]:
 
 @in_core("a_pickle_keeps_everything")
 def a_pickle_forgets_the_training_flag() -> list[Patch]:
-    """A pickled LSTM comes back in training."""
+    """A pickled LSTM is loaded in training mode."""
     original = LSTM.__setstate__
 
     def wrong(self: LSTM, state: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def a_pickle_forgets_the_training_flag() -> list[Patch]:
 
 @in_core("a_pickle_keeps_everything")
 def a_pickle_forgets_the_dropout() -> list[Patch]:
-    """A pickled LSTM comes back without dropout."""
+    """A pickled LSTM is loaded without dropout."""
     original = LSTM.__setstate__
 
     def wrong(self: LSTM, state: dict[str, Any]) -> None:
@@ -48,14 +48,14 @@ def a_pickle_forgets_the_dropout() -> list[Patch]:
 
 @in_core("a_deepcopy_keeps_backend_and_shares_nothing")
 def a_deepcopy_changes_the_backend() -> list[Patch]:
-    """A deepcopy has a copy of the backend, which is another one."""
+    """A deepcopy holds a copy of the backend instead of the same value."""
     wrong = lambda self, memo: LSTMBackend(self.name, self.layer)  # noqa: E731
     return [Patch(LSTMBackend, "__deepcopy__", wrong)]
 
 
 @in_core("copies_keep_what_is_frozen", round=3, survived=3)
-def copies_of_frozen_weights_thaw() -> list[Patch]:
-    """The frozen parameters of an LSTM that is deep-copied or pickled come back trainable."""
+def copies_unfreeze_weights() -> list[Patch]:
+    """Frozen parameters of an LSTM that is deep-copied or pickled are trainable in the copy."""
 
     def wrong(self: LSTM, state: dict[str, Any]) -> None:
         backend = state["_backend"]
@@ -77,7 +77,7 @@ def _ready(change: Any) -> list[Patch]:
 
 @in_core("moved_to_another_dtype_and_back")
 def packed_weights_stay_when_moved() -> list[Patch]:
-    """Weights that were packed once are cast from their first dtype, and an edit by rounding is not seen."""
+    """Weights packed at the first call are cast to each later dtype; rounding by a move is not seen."""
 
     def wrong(kept: Any, self: LSTM, found: Any) -> Any:
         weights, dtype, context = found
@@ -89,7 +89,7 @@ def packed_weights_stay_when_moved() -> list[Patch]:
 
 @in_core("moved_to_another_dtype_and_back")
 def computes_on_in_the_first_dtype() -> list[Patch]:
-    """After .float() the module goes on computing, and answering, in float64."""
+    """After .float() the module still computes, and returns results, in float64."""
 
     def wrong(kept: Any, self: LSTM, found: Any) -> Any:
         weights, dtype, context = found
@@ -101,7 +101,7 @@ def computes_on_in_the_first_dtype() -> list[Patch]:
 
 @in_core("functional_call_uses_the_weights_it_is_given")
 def functional_call_sees_the_modules_weights() -> list[Patch]:
-    """The weights are held where functional_call does not put its own."""
+    """The weights are kept at the first call, so that functional_call's own are ignored."""
     original, kept = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
 
     def wrong(self: LSTM) -> list[LayerWeights]:
@@ -117,7 +117,7 @@ def _held(now: Any, old: Any) -> Any:
 
 @in_core("a_training_step_counts")
 def weights_renewed_every_second_step() -> list[Patch]:
-    """Weights are packed anew only after two changes of their version."""
+    """Packed weights are renewed only after two optimizer steps."""
     original, kept = LSTM.layer_weights, dict[Any, tuple[LSTM, list[LayerWeights]]]()
 
     def wrong(self: LSTM) -> list[LayerWeights]:
@@ -155,7 +155,7 @@ def a_parameter_registered_twice() -> list[Patch]:
 
 @in_core("copies_in_another_mode_share_the_weights")
 def a_copy_in_another_mode_has_its_own_lstm() -> list[Patch]:
-    """set_recurrent_mode gives a copy with an LSTM of its own over the same parameters."""
+    """set_recurrent_mode returns a copy with an LSTM of its own over the same parameters."""
     original = LSTMModule._copy
 
     def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
@@ -168,7 +168,7 @@ def a_copy_in_another_mode_has_its_own_lstm() -> list[Patch]:
 
 @in_core("copies_in_another_mode_share_the_weights", round=1)
 def mode_of_a_copy_leaks_back() -> list[Patch]:
-    """set_recurrent_mode changes the module itself as well as the copy that it gives."""
+    """set_recurrent_mode changes the module itself as well as the copy that it returns."""
     original = LSTMModule._copy
 
     def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
@@ -180,8 +180,8 @@ def mode_of_a_copy_leaks_back() -> list[Patch]:
 
 
 @in_core("copies_in_another_mode_share_the_weights", round=1)
-def wrapped_lstm_copied() -> list[Patch]:
-    """set_recurrent_mode copies the parameters: training the copy leaves the original behind."""
+def a_mode_copy_has_its_own_weights() -> list[Patch]:
+    """set_recurrent_mode copies the parameters: training the copy leaves the original unchanged."""
     original = LSTMModule._copy
 
     def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
@@ -198,8 +198,8 @@ def wrapped_lstm_copied() -> list[Patch]:
 
 
 @in_core("from_torch_keeps_the_training_flag", round=4, survived=4)
-def wrapping_wakes_dropout() -> list[Patch]:
-    """from_torch forgets that the wrapped LSTM is in evaluation mode: the wrapper drops out."""
+def from_torch_starts_in_training() -> list[Patch]:
+    """from_torch ignores that the wrapped LSTM is in evaluation mode: the wrapper applies dropout."""
     original = LSTM.__dict__["from_torch"].__func__
 
     def wrong(cls: type[LSTM], lstm: Any, lstm_backend: Any = None) -> LSTM:
@@ -211,9 +211,9 @@ def wrapping_wakes_dropout() -> list[Patch]:
     return [Patch(LSTM, "from_torch", classmethod(wrong))]
 
 
-@in_core("from_torch_keeps_the_training_flag", round=3)
-def backend_copies_wake_in_training() -> list[Patch]:
-    """with_backend of an LSTM in evaluation gives one in training, so its dropout drops."""
+@in_core("from_torch_keeps_the_training_flag", "any_story_drops_in_training_alone", round=3)
+def with_backend_starts_in_training() -> list[Patch]:
+    """with_backend of an LSTM in evaluation mode returns one in training mode."""
     original = LSTM.with_backend
 
     def wrong(self: LSTM, lstm_backend: str | LSTMBackend) -> LSTM:
@@ -224,21 +224,15 @@ def backend_copies_wake_in_training() -> list[Patch]:
     return [Patch(LSTM, "with_backend", wrong)]
 
 
-@in_core("a_copy_keeps_the_very_backend", round=4, survived=4)
-def held_by_name_only() -> list[Patch]:
-    """A LSTMBackend value with an installed one's name is pickled as that name: the copy runs on the installed one."""
-    return [Patch(core, "is_registered_value", lambda backend: backend.name in names())]
-
-
-@in_core("a_copy_keeps_the_very_backend", round=7)
-def held_by_name() -> list[Patch]:
-    """A copied or pickled LSTM goes over to the installed backend of its own backend's name, though that is another."""
+@in_core("a_copy_keeps_the_very_backend", round=(4, 7), survived=4)
+def pickled_by_name_alone() -> list[Patch]:
+    """A backend with an installed one's name is pickled by that name: the copy runs the installed one."""
     return [Patch(core, "is_registered_value", lambda backend: backend.name in names())]
 
 
 @in_core("from_torch_shares_the_weights")
 def from_torch_copies_the_weights() -> list[Patch]:
-    """An LSTM that is wrapped is copied."""
+    """from_torch copies the parameters of the wrapped LSTM."""
     original = LSTM.from_torch.__func__  # type: ignore[attr-defined]
 
     def wrong(cls: type[LSTM], lstm: nn.RNNBase, lstm_backend: Any = None) -> LSTM:
@@ -252,7 +246,7 @@ def from_torch_copies_the_weights() -> list[Patch]:
 
 @in_core("hooks_stay_with_their_copy", round=6, survived=6)
 def a_copy_shares_its_hooks() -> list[Patch]:
-    """A copy in another mode shares the dicts of hooks: a hook that is registered on one runs in the other too."""
+    """A copy in another mode shares the dicts of hooks: a hook registered on one runs in the other too."""
 
     def _copy(self: LSTMModule, **changed: Any) -> LSTMModule:
         new = type(self).__new__(type(self))

@@ -16,14 +16,14 @@ from ..right import right
 
 @in_layer("scratch_memory_is_written_before_it_is_read", by_numbers=False)
 def scratch_read_unwritten(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Memory that was never written is multiplied by zero and added."""
+    """Uninitialised memory is multiplied by zero and added."""
     h, c = right(w, x, entry, starts)
     return State(h + 0 * torch.empty_like(h), c)
 
 
 @made("a_call_keeps_nothing", by_numbers=False)
 def every_output_kept() -> LayerFunction:
-    """Outputs are kept in a list, with their graphs: memory grows from call to call."""
+    """Outputs are kept in a list, with their graphs: memory grows with every call."""
     kept: list[Tensor] = []
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -59,8 +59,8 @@ def h_n_is_a_view_of_the_output() -> list[Patch]:
 
 
 @in_core("results_share_no_memory_with_each_other", round=1)
-def one_dimensional_batches_read_time_first() -> list[Patch]:
-    """In recurrent mode, features of a batch of one dimension share memory with the next call of the same shape."""
+def features_lie_in_shared_scratch() -> list[Patch]:
+    """In recurrent mode without gradients, results of one shape share memory with those of the next call."""
     original, kept = layout.unfold_time, dict[Any, Tensor]()
 
     def wrong(value: Tensor, batch: Any) -> Tensor:
@@ -75,7 +75,7 @@ def one_dimensional_batches_read_time_first() -> list[Patch]:
 
 @in_core("results_share_no_memory_with_each_other", round=3)
 def step_output_is_the_state() -> list[Patch]:
-    """In sequential mode the output of a one-directional LSTM shares memory with its next h: one changes the other."""
+    """In sequential mode the output of a one-directional LSTM shares memory with its next h."""
     original = LSTM.step_stored
 
     def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
@@ -87,7 +87,7 @@ def step_output_is_the_state() -> list[Patch]:
 
 @in_core("results_in_a_tensordict_outlive_the_next_call", round=7, survived=7)
 def results_over_results() -> list[Patch]:
-    """Results go into the memory of entries that are there: the last call's results change in their holders' hands."""
+    """Results overwrite the existing entries of the same shape: holders of the previous results see them change."""
 
     def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase:
         for key, value in values.items():
@@ -102,8 +102,8 @@ def results_over_results() -> list[Patch]:
 
 
 @in_core("results_in_a_tensordict_outlive_the_next_call", round=6, survived=6)
-def results_go_into_the_memory_that_is_there() -> list[Patch]:
-    """Results are copied into the tensors that the TensorDict has under their keys, which others may hold or view."""
+def results_written_into_existing_entries() -> list[Patch]:
+    """Results are written in place into the tensors under their keys, which others may hold or view."""
 
     def write(td: Any, values: Any) -> Any:
         for key, value in values.items():

@@ -13,8 +13,8 @@ from ..planting import Patch, in_core
 
 
 @in_core("a_net_over_time_is_its_parts", round=3, survived=3)
-def net_gives_back_the_first_state_everywhere() -> list[Patch]:
-    """Of many steps LSTMNet gives back the first step's hidden state at every step, not the ones that came in."""
+def net_returns_the_first_state_everywhere() -> list[Patch]:
+    """Over time LSTMNet returns the first step's incoming hidden state at every step."""
     original = LSTMNet._state
 
     def wrong(self: LSTMNet, x: Tensor, h: Tensor | None, c: Tensor | None) -> State:
@@ -28,7 +28,7 @@ def net_gives_back_the_first_state_everywhere() -> list[Patch]:
 
 @in_core("a_net_over_one_step_is_its_parts")
 def net_of_one_step_starts_from_zeros() -> list[Patch]:
-    """Over one step LSTMNet gives the hidden states back and starts from zeros."""
+    """Over one step LSTMNet returns the incoming hidden states and starts from zeros."""
     original = LSTMNet.forward
 
     def wrong(self: LSTMNet, input: Tensor, hidden0_in: Any = None, hidden1_in: Any = None) -> Any:
@@ -41,8 +41,8 @@ def net_of_one_step_starts_from_zeros() -> list[Patch]:
 
 
 @in_core("gradients_flow_through_a_net")
-def net_detaches_what_the_mlp_gives() -> list[Patch]:
-    """The MLP in front of LSTMNet gets no gradient."""
+def net_detaches_the_mlp() -> list[Patch]:
+    """The MLP in front of the LSTM gets no gradient."""
     original = LSTMNet.forward
 
     def wrong(self: LSTMNet, input: Tensor, *states: Any) -> Any:
@@ -57,7 +57,7 @@ def net_detaches_what_the_mlp_gives() -> list[Patch]:
 
 @in_core("a_net_leaves_its_options_alone", round=4, survived=4)
 def net_writes_into_its_options() -> list[Patch]:
-    """LSTMNet puts device and backend into the caller's lstm_kwargs: the next net made from them takes the first's."""
+    """LSTMNet writes device and backend into the caller's lstm_kwargs: the next net made from them inherits them."""
     original = LSTMNet.__init__
 
     def wrong(
@@ -80,7 +80,7 @@ def net_writes_into_its_options() -> list[Patch]:
 
 @in_core("the_mlp_has_a_bias_where_it_is_asked_for", round=3, survived=3)
 def lazy_last_layer_keeps_its_bias() -> list[Patch]:
-    """An MLP of one layer that finds its in_features out at the first call has a bias despite bias_last_layer=False."""
+    """An MLP of one lazy layer has a bias despite bias_last_layer=False."""
     original = nets.mlp
 
     def wrong(in_features: int | None = None, bias_last_layer: bool = True, **options: Any) -> nn.Sequential:
@@ -92,7 +92,7 @@ def lazy_last_layer_keeps_its_bias() -> list[Patch]:
 
 @in_core("each_norm_of_a_net_is_its_own", round=6, survived=6)
 def the_mlp_has_one_norm() -> list[Patch]:
-    """LSTMNet's MLP makes normalisation and activation once for all layers, so that these share their weights."""
+    """LSTMNet's MLP makes normalisation and activation once for all layers, so that they share weights."""
 
     def mlp(
         in_features: Any = None,

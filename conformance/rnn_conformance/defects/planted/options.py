@@ -28,12 +28,12 @@ def upper_layers_never_reset() -> list[Patch]:
 
 @in_core("layers")
 def a_tanh_between_layers() -> list[Patch]:
-    """Between layers there is one more tanh."""
+    """The output of each lower layer goes through another tanh."""
     return stacked(Stack(between=lambda out, p: out.h.tanh()))
 
 
 @in_core("bidirectional")
-def reverse_output_not_turned_back() -> list[Patch]:
+def reverse_output_stays_reversed() -> list[Patch]:
     """The reverse direction's output stays in reversed time."""
     return stacked(Stack(returned=lambda value: value))
 
@@ -46,7 +46,7 @@ def halves_swapped() -> list[Patch]:
 
 @in_core("bidirectional")
 def directions_added() -> list[Patch]:
-    """The reverse direction reads the forward one's features twice: both halves are its sum."""
+    """Both halves of the output are the sum of the two directions."""
     return stacked(Stack(joined=lambda ahead, back: torch.cat([ahead + back, ahead + back], -1)))
 
 
@@ -86,7 +86,7 @@ def reverse_state_of_the_last_step() -> list[Patch]:
 
 @in_layer("bidirectional", round=2)
 def wide_input_loses_its_tail(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Input features are read in tiles of 16: a remainder after a whole tile is left out."""
+    """Input features are read in tiles of 16: a remainder after a full tile is left out."""
     size = x.shape[-1]
     whole = size // 16 * 16 or size
     return right(w._replace(w_ih=w.w_ih[:, :whole]), x[..., :whole], entry, starts)
@@ -94,7 +94,7 @@ def wide_input_loses_its_tail(w: LayerWeights, x: Tensor, entry: State, starts: 
 
 @backend("projection")
 def accepts_and_ignores_the_projection() -> LSTMBackend:
-    """A projection is accepted, and h is cut to its size."""
+    """A projection is accepted and replaced by the identity, cut to its size."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         if w.w_hr is None:
@@ -134,7 +134,7 @@ def projected_before_the_output_gate(w: LayerWeights, x: Tensor, entry: State, s
 
 @in_layer("projection")
 def projection_with_a_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The projected h goes through one more tanh."""
+    """The projected h goes through another tanh."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         found = step(w, x, state)
@@ -145,7 +145,7 @@ def projection_with_a_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 
 @backend("no_bias")
 def accepts_and_invents_a_bias() -> LSTMBackend:
-    """Without bias the input's mean takes its place."""
+    """Without bias 0.01 is added to the input."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return right(w, x if w.b_ih is not None else x + 0.01, entry, starts)
@@ -154,8 +154,8 @@ def accepts_and_invents_a_bias() -> LSTMBackend:
 
 
 @in_layer("no_bias")
-def bias_left_over(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Without bias, what lies in the bias buffer is added all the same."""
+def stale_bias_added(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without bias, leftover values of a bias buffer are added."""
     if w.b_ih is None:
         left = torch.full_like(w.w_ih[:, 0].detach(), 0.1)
         w = w._replace(b_ih=left, b_hh=left)
@@ -200,8 +200,8 @@ def bias_at_the_first_step_only(w: LayerWeights, x: Tensor, entry: State, starts
 
 
 @in_core("no_dropout_in_evaluation")
-def in_evaluation() -> list[Patch]:
-    """Dropout does not look at the training flag."""
+def dropout_in_evaluation() -> list[Patch]:
+    """Dropout ignores the training flag."""
     original = LSTM.sequences
 
     def sequences(self: LSTM, *args: Any, **options: Any) -> Any:
@@ -215,26 +215,26 @@ def in_evaluation() -> list[Patch]:
 
 
 @in_core("no_dropout_after_the_last_layer")
-def after_the_last_layer() -> list[Patch]:
-    """The last layer's output is dropped too."""
+def dropout_after_the_last_layer() -> list[Patch]:
+    """Dropout is applied to the last layer's output too."""
     return stacked(Stack(top=lambda x, p: drop(x, p, True) if p else x))
 
 
 @in_core("no_dropout_after_the_last_layer")
-def on_the_input() -> list[Patch]:
-    """The input is dropped too."""
+def dropout_on_the_input() -> list[Patch]:
+    """Dropout is applied to the input too."""
     return stacked(Stack(below=lambda x, p: drop(x, p, True) if p else x))
 
 
 @in_core("dropout_of_everything_leaves_the_biases")
-def a_tenth_is_kept() -> list[Patch]:
-    """The probability is capped at nine tenths."""
+def dropout_probability_capped() -> list[Patch]:
+    """The dropout probability is capped at nine tenths."""
     return stacked(Stack(between=lambda out, p: drop(out.h, min(p, 0.9), True) if p else out.h))
 
 
 @in_layer("dropout_of_everything_leaves_the_biases", round=1)
-def zero_weights_skipped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Rows whose input is exactly zero are skipped: their state is carried unchanged."""
+def zero_inputs_skipped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Rows with an input of exact zeros are skipped: their state is carried unchanged."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         found = step(w, x, state)
@@ -246,13 +246,13 @@ def zero_weights_skipped(w: LayerWeights, x: Tensor, entry: State, starts: Tenso
 
 @in_core("dropout_follows_the_seed")
 def never_dropped() -> list[Patch]:
-    """Nothing is dropped in training."""
+    """No dropout is applied in training."""
     return stacked(Stack(between=lambda out, p: out.h))
 
 
 @in_core("dropout_follows_the_seed")
 def the_same_mask_always() -> list[Patch]:
-    """The mask is the same at every call, whatever the seed."""
+    """The dropout mask is the same in every call, whatever the seed."""
 
     def masked(out: State, p: float) -> Tensor:
         drawn = torch.rand(out.h.shape, generator=torch.Generator().manual_seed(0))
@@ -263,7 +263,7 @@ def the_same_mask_always() -> list[Patch]:
 
 @in_core("dropout_follows_the_seed")
 def a_generator_of_its_own() -> list[Patch]:
-    """The mask comes from a generator of its own, which manual_seed does not reach."""
+    """Dropout masks come from a private generator, which torch.manual_seed does not reach."""
     own = torch.Generator().manual_seed(5)
 
     def masked(out: State, p: float) -> Tensor:
@@ -275,7 +275,7 @@ def a_generator_of_its_own() -> list[Patch]:
 
 @made("dropout_follows_the_seed", round=2)
 def tuning_draws_from_the_global_generator() -> LayerFunction:
-    """When a shape is seen the second time candidates are timed on random data from torch's global generator."""
+    """The second call of each shape times candidates on random data from torch's global generator."""
     seen: dict[Any, int] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:

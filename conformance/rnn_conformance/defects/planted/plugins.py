@@ -37,12 +37,12 @@ def _load_guarding(*kinds: type[BaseException]) -> list[Patch]:
 
 @in_core("a_broken_plugin_hides_itself_only")
 def one_broken_plugin_stops_all() -> list[Patch]:
-    """A plugin that fails to load raises its error to whoever lists the others."""
+    """A plugin that fails to load raises its error in every listing of backends."""
     return _load_guarding()
 
 
 @in_core("a_broken_plugin_hides_itself_only")
-def a_plugin_that_quits_takes_all_along() -> list[Patch]:
+def a_plugin_that_exits_ends_the_program() -> list[Patch]:
     """A plugin that calls sys.exit() ends the program."""
     return _load_guarding(Exception)
 
@@ -56,25 +56,25 @@ class _Anything:
 
 @in_core("a_broken_plugin_hides_itself_only")
 def plugins_of_any_contract_are_loaded() -> list[Patch]:
-    """The contract version that a plugin names is not compared."""
+    """A plugin's contract version is not compared."""
     return [Patch(registry, "CONTRACT_VERSION", _Anything())]
 
 
 @in_core("a_broken_plugin_hides_itself_only")
 def a_broken_plugins_reason_is_lost() -> list[Patch]:
-    """What a broken plugin raised is kept without its words."""
+    """A broken plugin's error is kept without its message."""
     return [Patch(registry, "_words", lambda error: type(error).__name__)]
 
 
 @in_core("two_plugins_of_one_name_are_neither")
 def the_first_of_two_plugins_wins() -> list[Patch]:
-    """Of two plugins with one name the first is taken, without a word."""
+    """Of two plugins with one name the first is taken silently."""
     return [Patch(registry, "_clash", lambda name, points: None)]
 
 
 @in_core("a_slip_in_its_name_suggests_it")
 def nothing_is_suggested() -> list[Patch]:
-    """An unknown name's error suggests no other."""
+    """An unknown name's error suggests no other name."""
     return [Patch(errors, "get_close_matches", lambda *args, **more: [])]
 
 
@@ -86,8 +86,8 @@ class _Near(dict[str, str]):
 
 
 @in_core("a_slip_in_its_name_suggests_it")
-def nearly_right_is_right() -> list[Patch]:
-    """A name that is nearly another's is taken for it."""
+def a_misspelt_name_is_accepted() -> list[Patch]:
+    """A misspelt name is accepted as the nearest known one."""
     return [Patch(registry, "ALIASES", _Near(registry.ALIASES))]
 
 
@@ -98,8 +98,8 @@ def aliases_swapped() -> list[Patch]:
 
 
 @in_core("an_alias_means_one_backend")
-def an_aliass_error_is_of_another_name() -> list[Patch]:
-    """Where an alias's backend is not installed, the error does not say what was asked for."""
+def an_aliass_error_hides_the_alias() -> list[Patch]:
+    """Where an alias's backend is not installed, the error does not contain the alias."""
 
     def wrong(self: Registry, asked: str, name: str, source: str | None) -> UnknownBackendError:
         return UnknownBackendError(name, self.names(), source)
@@ -109,13 +109,13 @@ def an_aliass_error_is_of_another_name() -> list[Patch]:
 
 @in_core("an_alias_means_one_backend")
 def reserved_names_may_be_taken() -> list[Patch]:
-    """A backend may be registered as auto, or under an alias, and is then what they mean."""
+    """A backend may be registered as "auto" or under an alias, and then replaces it."""
     return [Patch(registry, "RESERVED", frozenset())]
 
 
 @in_core("a_disabled_plugin_is_not_there")
 def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
-    """RNN_BACKENDS_DISABLE takes a name off the list, and who asks for it gets it."""
+    """RNN_BACKENDS_DISABLE hides a name in listings, and the backend can still be used by name."""
     hidden, shown = Registry.names, registry._disabled
 
     def wrong(self: Registry) -> tuple[str, ...]:
@@ -126,7 +126,7 @@ def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
 
 @in_core("the_environment_names_the_default", round=4, survived=4)
 def all_states_forget_the_environment() -> list[Patch]:
-    """With hidden_output="all" and no backend named, RNN_BACKENDS_LSTM is passed over and "auto" chooses."""
+    """With hidden_output="all" and no backend named, RNN_BACKENDS_LSTM is ignored in favour of "auto"."""
     original = LSTMModule._check_hidden_output
 
     def wrong(self: LSTMModule, request: Any) -> None:
@@ -151,19 +151,19 @@ def _falls_back(when: Any) -> list[Patch]:
 
 @in_core("a_named_backend_that_refuses_is_an_error")
 def a_refusal_falls_back() -> list[Patch]:
-    """Where a backend that was named refuses, another one is taken without a word."""
+    """If a backend chosen by name rejects, another one is taken silently."""
     return _falls_back(lambda request: isinstance(request, str))
 
 
 @in_core("a_named_backend_that_refuses_is_an_error")
 def a_refused_default_falls_back() -> list[Patch]:
-    """Where the backend of RNN_BACKENDS_LSTM refuses, another one is taken without a word."""
+    """If the backend of RNN_BACKENDS_LSTM rejects, another one is taken silently."""
     return _falls_back(lambda request: request is None)
 
 
 @in_core("what_is_needed_is_claimed_or_refused", round=7, survived=7)
 def wrapped_backend_forgotten() -> list[Patch]:
-    """With hidden_output="all" a wrapped LSTM is moved to what "auto" takes instead of its backend being refused."""
+    """With hidden_output="all" a wrapped LSTM moves to the backend of "auto" instead of being rejected."""
     original = LSTMModule.__init__
 
     @wraps(original)
@@ -179,7 +179,7 @@ def wrapped_backend_forgotten() -> list[Patch]:
 
 @in_core("what_is_needed_is_claimed_or_refused", round=6, survived=6)
 def auto_forgets_the_traits() -> list[Patch]:
-    """``"auto"`` takes the fastest that accepts, whether or not it has the traits that are needed."""
+    """ "auto" takes the fastest backend that accepts the spec, whether or not it has the traits needed."""
 
     def _auto(spec: Any, device: Any, dtype: Any, needs: Any) -> Any:
         def able(name: str) -> bool:
@@ -199,7 +199,7 @@ def auto_forgets_the_traits() -> list[Patch]:
 
 @in_core("a_refresh_looks_again_and_keeps_what_was_registered", round=7, survived=7)
 def refresh_forgets_registered() -> list[Patch]:
-    """refresh() reads the installed plugins anew and with that throws away what register() added in this process."""
+    """refresh() reads the installed plugins again and drops backends added by register()."""
     original = Registry._read
 
     def read(self: Any) -> None:
@@ -211,7 +211,7 @@ def refresh_forgets_registered() -> list[Patch]:
 
 @in_core("a_refresh_looks_again_and_keeps_what_was_registered", round=6, survived=6)
 def a_refresh_remembers_what_was_broken() -> list[Patch]:
-    """``refresh()`` reads the entry points but keeps the reasons: a plugin that was repaired stays broken."""
+    """refresh() keeps the errors of plugins: a repaired plugin stays broken."""
 
     def _read(self: Any) -> None:
         self._found = registry._scan()

@@ -29,7 +29,7 @@ def eight_bits_in_float16(w: LayerWeights, x: Tensor, entry: State, starts: Tens
 
 @in_core("everything_has_the_weights_dtype")
 def streamed_output_in_float32() -> list[Patch]:
-    """Called on tensors, 16-bit numbers go in and the output comes out in float32."""
+    """Called on tensors in 16 bits, LSTM returns its output in float32."""
     original = LSTM._over_time
 
     def wrong(self: LSTM, x: Tensor, *rest: Any) -> Any:
@@ -69,13 +69,13 @@ def a_bit_worse_than_torch(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 
 @made("long_rows_in_bfloat16", round=5)
 def gradient_of_c_ends_with_its_block_of_time() -> LayerFunction:
-    """The backward pass goes in blocks of 128 steps and hands on the gradient of h, and not that of c."""
+    """The backward pass runs in blocks of 128 steps and passes on the gradient of h, but not that of c."""
     return by_hand(block=128)
 
 
 @in_layer("long_rows_in_bfloat16", round=5, survived=5)
 def step_numbers_have_the_datas_dtype(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A start is where a step's number equals its sequence's first, in x's dtype: bfloat16 restarts again after 256."""
+    """Starts are found by comparing step numbers in x's dtype: in bfloat16 sequences restart after step 256."""
     t = torch.arange(len(x), device=x.device).to(x.dtype).unsqueeze(-1)
     first = torch.where(starts, t, 0).cummax(0).values
     return right(w, x, entry, first == t)
@@ -83,7 +83,7 @@ def step_numbers_have_the_datas_dtype(w: LayerWeights, x: Tensor, entry: State, 
 
 @in_core("long_rows_in_bfloat16", on=get_backend("compile"), round=5, survived=5)
 def half_gradients_are_summed_in_half() -> list[Patch]:
-    """compile adds up the chunks of a weight's gradient in the weight's own dtype, so bfloat16 loses small parts."""
+    """compile sums the chunks of a weight's gradient in the weight's own dtype, so bfloat16 loses small parts."""
 
     class Sums(compile_backward._Sums):
         @property
@@ -99,7 +99,7 @@ def half_gradients_are_summed_in_half() -> list[Patch]:
 
 @in_core("autocast_computes_in_bfloat16")
 def autocast_in_eight_levels() -> list[Patch]:
-    """Under autocast weights are rounded to four bits."""
+    """Under autocast weights are rounded to eighths."""
     original = core._cast
     return [Patch(core, "_cast", lambda w, dtype: each(lambda v: (v * 8).round() / 8, original(w, dtype)))]
 
@@ -118,7 +118,7 @@ def autocast_detaches_the_weights() -> list[Patch]:
 
 @in_core("autocast_keeps_the_states_dtype")
 def autocast_changes_the_stored_state() -> list[Patch]:
-    """Under autocast the stored states come out in bfloat16, so their dtype changes from step to step."""
+    """Under autocast stored states are returned in bfloat16, so their dtype changes from step to step."""
     return [Patch(LSTMModule, "_as_stored", lambda self, state: state)]
 
 
@@ -135,7 +135,7 @@ def hidden_keys_read_when_all_false() -> list[Patch]:
 
 @in_core("autocast_keeps_the_states_dtype", round=4)
 def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
-    """Under autocast the hidden outputs of recurrent mode come in autocast's dtype instead of the weights'."""
+    """Under autocast recurrent mode returns hidden states in autocast's dtype instead of the weights'."""
     original = LSTMModule._as_stored
 
     def wrong(self: LSTMModule, state: State) -> State:
@@ -146,7 +146,7 @@ def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
 
 @in_layer("autocast_keeps_the_states_dtype", round=2)
 def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Contiguous input is read with stride(1) between rows, which means nothing where the batch is one row."""
+    """Contiguous input is read with stride(1) between rows, which is arbitrary where the batch has one row."""
     x, (steps, batch, size) = x.contiguous(), x.shape
     lead = x.stride(1)
     if batch == 1 and lead != size and x.numel():
@@ -157,7 +157,7 @@ def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, 
 
 @in_core("autocast_ends_with_its_context")
 def autocast_weights_kept() -> list[Patch]:
-    """Weights that were cast under autocast are kept, and used after it."""
+    """Weights cast under autocast are kept and used after it."""
     original, kept = LSTM._ready, dict[int, Any]()
 
     def wrong(self: LSTM) -> Any:
@@ -172,7 +172,7 @@ def autocast_weights_kept() -> list[Patch]:
 
 @in_core("edited_weights_are_seen_under_autocast", round=3, survived=3)
 def autocast_casts_kept_while_acting() -> list[Patch]:
-    """Under autocast without gradients the cast weights are kept: an optimizer's later step is not seen."""
+    """Under autocast without gradients the cast weights are kept: a later optimizer step is not seen."""
     original, kept = core._cast, WeakIdKeyDictionary()
 
     def wrong(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
@@ -188,7 +188,7 @@ def autocast_casts_kept_while_acting() -> list[Patch]:
 
 @in_core("edited_weights_are_seen_under_autocast", round=7, survived=7)
 def cast_kept_by_version() -> list[Patch]:
-    """Without gradients autocast's cast weights are kept by version counter, which an update by .data leaves alone."""
+    """Without gradients cast weights are cached by version counter, which an edit through .data does not change."""
     original = core._cast
     kept: Any = WeakIdKeyDictionary()
 
@@ -251,7 +251,7 @@ def input_clipped(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @in_layer("subnormal_input_is_read")
 def input_scaled_by_its_largest(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input is divided by its largest entry's reciprocal and back: subnormal numbers overflow on the way."""
+    """The input is multiplied by the reciprocal of its largest value and back: for subnormal numbers that overflows."""
     scale = 1 / x.detach().abs().max()
     return right(w, (x * scale) / scale, entry, starts)
 
@@ -280,7 +280,7 @@ def derivative_by_exp(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @in_core("an_error_leaves_autocast_on", round=6, survived=6)
 def an_error_leaves_autocast_off() -> list[Patch]:
-    """Autocast, off while a layer runs, is not on again when that raised: the rest of the user's context lacks it."""
+    """Autocast is disabled while a layer runs, and stays disabled after an error."""
     ready = LSTM._ready
 
     @contextmanager

@@ -12,7 +12,7 @@ from ..right import both, right
 
 @made("other_sizes_compile_nothing_more", by_numbers=False)
 def compiled_for_every_length():
-    """The loop over time is compiled, so every new T compiles anew."""
+    """The loop over time is compiled, so every new T compiles again."""
     run = torch.compile(right, backend="eager")
 
     def layer(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -23,7 +23,7 @@ def compiled_for_every_length():
 
 @backend("a_compiled_function_takes_any_batch", by_numbers=False)
 def traced_row_by_row() -> LSTMBackend:
-    """The rows of the batch are run in a loop, so a compiled function has as many copies as there are batch sizes."""
+    """The batch runs row by row, so compiled code has one copy for each batch size."""
 
     def layer(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         rows = [
@@ -37,7 +37,7 @@ def traced_row_by_row() -> LSTMBackend:
 
 @made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
 def compiled_for_the_first_length() -> LayerFunction:
-    """Compiled code runs as many steps as the first call had; what comes after them repeats the last."""
+    """Compiled code runs as many steps as the first call had; the last one is repeated for the rest."""
     first: list[int] = []
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -54,7 +54,7 @@ def compiled_for_the_first_length() -> LayerFunction:
 
 @made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
 def compiled_with_resets_kept_by_shape() -> LayerFunction:
-    """Compiled code keeps the resets of the first call of each shape, as a plan that is never made anew."""
+    """Compiled code reuses the resets of the first call of each shape."""
     plans: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:

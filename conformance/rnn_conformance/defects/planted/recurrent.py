@@ -28,13 +28,13 @@ def recurrent_mode_starts_from_zeros() -> list[Patch]:
 
 @in_core("recurrent_mode_starts_from_stored_states")
 def recurrent_mode_swaps_h_and_c() -> list[Patch]:
-    """In recurrent mode the stored h is read as c and c as h, where their sizes agree."""
+    """In recurrent mode the stored h and c are swapped where their sizes agree."""
     return _entry(lambda s: State(s.c, s.h) if s and s.h.shape == s.c.shape else s)
 
 
 @in_core("recurrent_mode_starts_from_stored_states")
-def is_init_empties_the_first_state() -> list[Patch]:
-    """In recurrent mode is_init at t = 0 makes the initial state zero and not the stored one."""
+def is_init_clears_the_first_state() -> list[Patch]:
+    """In recurrent mode is_init at t = 0 clears the stored state instead of reading it."""
     original = LSTM.replay
 
     def replay(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
@@ -47,8 +47,8 @@ def is_init_empties_the_first_state() -> list[Patch]:
 
 
 @in_core("recurrent_mode_starts_from_stored_states")
-def time_and_batch_mixed_up() -> list[Patch]:
-    """In recurrent mode the reset mask is reshaped to time first and not transposed."""
+def reset_mask_reshaped_to_time_first() -> list[Patch]:
+    """In recurrent mode the reset mask is reshaped to time first instead of transposed."""
     original = layout.fold_time
 
     def wrong(inputs: layout.Inputs) -> Any:
@@ -59,7 +59,7 @@ def time_and_batch_mixed_up() -> list[Patch]:
 
 
 @in_core("hidden_outputs_are_zero_padded", "recurrent_mode_starts_from_stored_states")
-def hidden_states_layer_and_time_swapped() -> list[Patch]:
+def stored_states_read_in_reversed_time() -> list[Patch]:
     """The stored states are read with time reversed."""
     original = layout.fold_time
 
@@ -75,19 +75,19 @@ def _padding(wrong: Callable[[Tensor, Tensor], Tensor]) -> list[Patch]:
 
 
 @in_core("hidden_outputs_are_zero_padded")
-def not_padded() -> list[Patch]:
+def hidden_outputs_not_padded() -> list[Patch]:
     """The hidden outputs are the states of every step."""
     return _padding(lambda states, starts: states)
 
 
 @in_core("hidden_outputs_are_zero_padded", "recurrent_mode_starts_from_stored_states")
-def only_the_last_step_filled() -> list[Patch]:
+def hidden_outputs_of_the_last_step_only() -> list[Patch]:
     """The hidden outputs are zero where a sequence ends in the middle of a row."""
     return _padding(lambda states, starts: torch.cat([torch.zeros_like(states[:-1]), states[-1:]]))
 
 
 @in_core("hidden_outputs_are_zero_padded")
-def filled_at_starts() -> list[Patch]:
+def hidden_outputs_filled_at_starts() -> list[Patch]:
     """The hidden outputs are filled where sequences start, and at the last step."""
 
     def wrong(states: Tensor, starts: Tensor) -> Tensor:
@@ -106,13 +106,13 @@ def _nan_between_ends(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 @in_core("hidden_outputs_are_zero_padded", on=LSTMBackend("defect", _nan_between_ends))
 def padded_by_multiplication() -> list[Patch]:
-    """The padding is a multiplication, on a backend that leaves NaN where nothing is promised."""
+    """Hidden outputs are padded by a multiplication, on a backend that leaves NaN in c between ends."""
     return _padding(lambda states, starts: states * ends_of(starts).unsqueeze(-1))
 
 
 @in_core("hidden_outputs_are_zero_padded")
 def padded_with_almost_zero() -> list[Patch]:
-    """The padding is 1e-30."""
+    """Hidden outputs are padded with 1e-30."""
     return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, 1e-30))
 
 
@@ -125,7 +125,7 @@ def hidden_outputs_swapped() -> list[Patch]:
 
 @in_core("padding_is_zero_where_states_are_nan", round=4, survived=4)
 def padding_of_h_multiplies() -> list[Patch]:
-    """Hidden outputs h are padded by a multiplication, so a NaN or infinity within a sequence is not zeroed."""
+    """The hidden output h is padded by a multiplication, so NaN or infinity within a sequence is not zeroed."""
 
     def wrong(state: State, starts: Tensor) -> State:
         ends = ends_of(starts).unsqueeze(-1)
@@ -136,7 +136,7 @@ def padding_of_h_multiplies() -> list[Patch]:
 
 @in_core("sequential_mode_starts_from_zero", "any_story_agrees_with_the_model")
 def steps_never_reset() -> list[Patch]:
-    """In sequential mode a step with is_init starts from the state that comes in."""
+    """In sequential mode a step with is_init starts from the incoming state."""
     return [Patch(core, "zero_at", lambda state, is_init: state)]
 
 
@@ -148,7 +148,7 @@ def steps_always_reset() -> list[Patch]:
 
 @in_core("sequential_mode_starts_from_zero")
 def steps_reset_h_only() -> list[Patch]:
-    """In sequential mode a step with is_init keeps the c that comes in."""
+    """In sequential mode a step with is_init keeps the incoming c."""
     original = core.zero_at
     return [Patch(core, "zero_at", lambda state, is_init: State(original(state, is_init).h, state.c))]
 
@@ -180,7 +180,7 @@ def _one(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @backend("sequential_mode_starts_from_zero")
 def act_resets_every_row() -> LSTMBackend:
-    """A step with resets starts every row from zeros as soon as one has a reset."""
+    """The act function resets every row as soon as one row has is_init."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         return _one(w, x, State(*(torch.where(is_init.any(), 0, v) for v in state)))
@@ -190,7 +190,7 @@ def act_resets_every_row() -> LSTMBackend:
 
 @backend("sequential_mode_starts_from_zero")
 def act_keeps_c() -> LSTMBackend:
-    """A step with resets makes h zero, and c stays."""
+    """The act function resets h and keeps c."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         return _one(w, x, State(torch.where(is_init.unsqueeze(-1), 0, state.h), state.c))
@@ -200,7 +200,7 @@ def act_keeps_c() -> LSTMBackend:
 
 @backend("acting_needs_no_gradient")
 def a_step_without_gradients_by_another_cell() -> LSTMBackend:
-    """Where no gradient is asked for, the step forgets the recurrent bias."""
+    """Without gradients the step ignores the recurrent bias."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         if w.b_hh is not None and not torch.is_grad_enabled():
@@ -212,13 +212,13 @@ def a_step_without_gradients_by_another_cell() -> LSTMBackend:
 
 @backend("acting_needs_no_gradient", "sequential_mode_starts_from_zero")
 def act_ignores_is_init() -> LSTMBackend:
-    """A step with resets starts from the state that comes in."""
+    """The act function of a backend ignores is_init."""
     return LSTMBackend("defect", right, act=lambda w, x, state, is_init: _one(w, x, state))
 
 
 @backend("acting_needs_no_gradient")
 def act_multiplies_by_zero() -> LSTMBackend:
-    """A step with resets multiplies the state by zero, which leaves NaN."""
+    """The act function resets by multiplying the state by zero, which keeps NaN."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         return _one(w, x, State(*(v * (~is_init).unsqueeze(-1) for v in state)))
@@ -237,15 +237,8 @@ def the_last_end_not_filled() -> list[Patch]:
     return _padding(wrong)
 
 
-@in_core("absent_states_are_zeros")
-def absent_states_are_ones() -> list[Patch]:
-    """Without hidden keys sequences start from ones."""
-    original = LSTM.zero_state
-    return [Patch(LSTM, "zero_state", lambda *args: both(torch.ones_like, original(*args)))]
-
-
 @in_core("the_tensordict_is_filled_in_place")
-def reads_what_it_wrote() -> list[Patch]:
+def hidden_inputs_overwritten() -> list[Patch]:
     """The input's hidden entries are overwritten by the hidden outputs."""
     original = layout.write
 
@@ -261,7 +254,7 @@ def reads_what_it_wrote() -> list[Patch]:
 
 @in_core("the_tensordict_is_filled_in_place")
 def scratch_keys_left() -> list[Patch]:
-    """A scratch entry stays in the TensorDict."""
+    """A scratch entry is left in the TensorDict."""
     original = layout.write
 
     def wrong(td: Any, values: Any) -> Any:
@@ -271,15 +264,15 @@ def scratch_keys_left() -> list[Patch]:
 
 
 @in_core("the_tensordict_is_filled_in_place")
-def another_tensordict_given_back() -> list[Patch]:
-    """The module fills and gives back a copy of the TensorDict."""
+def a_copy_of_the_tensordict_is_returned() -> list[Patch]:
+    """The module fills and returns a copy of the TensorDict."""
     original = layout.write
     return [Patch(layout, "write", lambda td, values: original(td.copy(), values))]
 
 
 @in_core("the_tensordict_is_filled_in_place")
 def hidden_states_under_the_root() -> list[Patch]:
-    """The hidden outputs are written beside the inputs and not under next."""
+    """The hidden outputs are written at the root instead of under next."""
     original = layout.write
 
     def wrong(td: Any, values: Any) -> Any:
@@ -290,7 +283,7 @@ def hidden_states_under_the_root() -> list[Patch]:
 
 @in_core("the_tensordict_is_filled_in_place")
 def is_init_inverted_in_place() -> list[Patch]:
-    """The reset mask is inverted in place while it is read, and stays so."""
+    """The reset mask is inverted in place while it is read, and stays inverted."""
     original = layout.read
 
     def wrong(td: Any, keys: Any, *rest: Any) -> Any:
@@ -304,7 +297,7 @@ def is_init_inverted_in_place() -> list[Patch]:
 
 @in_core("gradients_flow_through_recurrent_mode")
 def padding_passes_gradients() -> list[Patch]:
-    """The padded positions are zero, and gradients that arrive there flow on into the states."""
+    """Hidden outputs are zero at the padding, and gradients there flow on into the states."""
     return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, states - states.detach()))
 
 
@@ -315,8 +308,8 @@ def hidden_outputs_detached() -> list[Patch]:
 
 
 @in_core("gradients_flow_without_stored_states", round=1, survived=1)
-def td_out_filled_with_detached_features() -> list[Patch]:
-    """The features that are written into a TensorDict have no gradient where there are no stored states."""
+def output_detached_without_stored_states() -> list[Patch]:
+    """In recurrent mode without stored states the output has no gradient."""
     original = LSTM.replay
 
     def wrong(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from math import prod
 from typing import Any
 
@@ -48,14 +47,14 @@ def rejected_without_words() -> LSTMBackend:
 
 
 @in_core("what_is_rejected_is_refused_at_construction", on=_picky("no float16 here"))
-def rejections_are_not_asked_for() -> list[Patch]:
-    """What a backend rejects is built all the same."""
+def rejections_are_ignored() -> list[Patch]:
+    """A backend is built for specs that it rejects."""
     return [Patch(core, "resolve", lambda request, *rest: request)]
 
 
 @backend("rejects_has_no_moods", by_numbers=False)
 def rejects_every_second_time() -> LSTMBackend:
-    """rejects() says yes and no in turn."""
+    """rejects() accepts and rejects in turn."""
     calls = [0]
 
     def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -66,14 +65,14 @@ def rejects_every_second_time() -> LSTMBackend:
 
 
 @in_core("a_refusal_comes_before_anything_is_done")
-def a_new_dtype_is_not_asked_about() -> list[Patch]:
-    """A module that is moved to another dtype computes there without asking its backend."""
+def a_new_dtype_is_not_checked() -> list[Patch]:
+    """A module that is moved to another dtype runs there without asking its backend."""
     return [Patch(core, "demand", lambda *args: None)]
 
 
-@in_core("a_refusal_comes_before_anything_is_done", round=4)
-def declined_once_then_run() -> list[Patch]:
-    """After a move that the backend declines only the first call is refused: the second one runs on it."""
+@in_core("a_refusal_comes_before_anything_is_done", round=(3, 4, 6, 7))
+def rejected_once_then_run() -> list[Patch]:
+    """After a move that the backend rejects only the first call raises: the second one runs."""
     original = LSTM._ready
 
     def wrong(self: LSTM) -> Any:
@@ -96,65 +95,14 @@ PICKY = LSTMBackend("defect", unroll, rejects=no_sixteen_bits)
 """The plain unroll, declining 16 bits: for a defect that shows only where a backend declines."""
 
 
-@in_core("a_refusal_comes_before_anything_is_done", on=PICKY, round=3)
-def refusal_after_a_move_comes_once() -> list[Patch]:
-    """A backend that declines the dtype a module was moved to is refused at the first call, and runs at the second."""
-    original = LSTM._ready
-
-    def wrong(self: LSTM) -> Any:
-        weight = self.weight_ih_l0
-        before, self._placed = self._placed, (weight.device, weight.dtype)
-        if before != self._placed:
-            demand(self._backend, self.spec, weight.device, weight.dtype)
-        return original(self)
-
-    return [Patch(LSTM, "_ready", wrong)]
-
-
-@in_core("a_refusal_comes_before_anything_is_done", round=7)
-def refused_once() -> list[Patch]:
-    """After .to() the new place is noted before the backend is asked: it refuses the first call and runs the second."""
-    original = LSTM._ready
-
-    def ready(self: Any) -> Any:
-        weight = self.weight_ih_l0
-        placed = (weight.device, weight.dtype)
-        if placed != self._placed:
-            self._placed = placed
-            demand(self._backend, self.spec, *placed)
-        return original(self)
-
-    return [Patch(LSTM, "_ready", ready)]
-
-
 NO_HALF = LSTMBackend(
     "defect", right, lambda spec, device, dtype: "no half precision" if dtype == torch.float16 else None
 )
 
 
-@in_core("a_refusal_comes_before_anything_is_done", on=NO_HALF, round=6)
-def a_refusal_is_given_once() -> list[Patch]:
-    """Where it was moved is noted before the backend is asked: the second call after a refusal is not refused."""
-
-    def _ready(self: Any) -> Any:
-        weight = self.weight_ih_l0
-        placed, self._placed = self._placed, (weight.device, weight.dtype)
-        if placed != self._placed:
-            core.demand(self._backend, self.spec, weight.device, weight.dtype)
-        casts = self.autocast_dtype()
-        weights = self.layer_weights()
-        if casts is None:
-            return weights, weight.dtype, nullcontext()
-        core.demand(self._backend, self.spec, weight.device, casts)
-        cast = [core._cast(layer, casts) for layer in weights]
-        return cast, casts, torch.autocast(weight.device.type, enabled=False)
-
-    return [Patch(LSTM, "_ready", _ready)]
-
-
 @in_core("wrong_entries_are_refused_and_nothing_is_written")
 def reset_masks_of_any_dtype() -> list[Patch]:
-    """A reset mask of numbers or bytes is taken, and cast."""
+    """A reset mask of numbers or bytes is accepted and cast to bool."""
     original = layout.read
 
     def wrong(td: Any, keys: Any, *rest: Any) -> Any:
@@ -167,7 +115,7 @@ def reset_masks_of_any_dtype() -> list[Patch]:
 
 @in_core("wrong_entries_are_refused_and_nothing_is_written")
 def one_hidden_state_is_enough() -> list[Patch]:
-    """h without c is taken, and both are read as absent."""
+    """h without c is accepted, and both are taken as absent."""
     original = layout.read
 
     def wrong(td: Any, keys: Any, *rest: Any) -> Any:
@@ -179,7 +127,7 @@ def one_hidden_state_is_enough() -> list[Patch]:
 
 @in_core("wrong_entries_are_refused_and_nothing_is_written")
 def too_many_features_are_cut() -> list[Patch]:
-    """An input with too many features is cut to the right number."""
+    """Input with too many features is accepted and cut."""
     original = layout.read
 
     def wrong(td: Any, keys: Any, lstm: LSTM) -> Any:
@@ -192,7 +140,7 @@ def too_many_features_are_cut() -> list[Patch]:
 
 @in_core("wrong_tensors_are_refused")
 def hx_for_one_row_is_expanded() -> list[Patch]:
-    """A state for one row is taken for all of them."""
+    """hx for one row is accepted and expanded to all rows."""
     original = core.check_state
 
     def wrong(hx: State, shape: tuple[int, ...], *rest: Any) -> None:
@@ -208,7 +156,7 @@ def hx_for_one_row_is_expanded() -> list[Patch]:
 
 @in_core("wrong_tensors_are_refused")
 def errors_without_numbers() -> list[Patch]:
-    """A wrong input is refused without a word on what came."""
+    """Invalid input raises an error that does not name the input."""
 
     def wrong(*args: Any) -> None:
         try:
@@ -220,9 +168,9 @@ def errors_without_numbers() -> list[Patch]:
     return [Patch(core, "check_input", wrong)]
 
 
-@in_core("wrong_tensors_are_refused", round=4, survived=4)
+@in_core("wrong_tensors_are_refused", round=(4, 6), survived=4)
 def reset_mask_judged_by_its_count() -> list[Patch]:
-    """LSTM takes an is_init of any shape with the right number of elements, a transposed one too, and reshapes it."""
+    """An is_init of any shape with the right number of elements, a transposed one too, is accepted and reshaped."""
     original = core.check_is_init
 
     def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -233,26 +181,9 @@ def reset_mask_judged_by_its_count() -> list[Patch]:
     return [Patch(core, "check_is_init", wrong)]
 
 
-@in_core("wrong_tensors_are_refused", round=6)
-def a_transposed_mask_is_reshaped() -> list[Patch]:
-    """A reset mask with the right number of elements is reshaped: ``[B, T]`` for ``[T, B]`` resets elsewhere."""
-
-    def check_is_init(is_init: Any, shape: Any, device: Any) -> Any:
-        if not isinstance(is_init, torch.Tensor) or is_init.dtype != torch.bool:
-            came = is_init.dtype if isinstance(is_init, torch.Tensor) else type(is_init).__name__
-            raise InputError(f"is_init must be a bool tensor, got {came}: use is_init.bool() if 1 means a start")
-        if is_init.numel() != prod(shape):
-            raise InputError(f"is_init must have shape {shape} or {(*shape, 1)}, got shape {tuple(is_init.shape)}")
-        if is_init.device != device:
-            raise InputError(f"is_init is on {is_init.device}, the weights on {device}: move one of them")
-        return is_init.reshape(shape)
-
-    return [Patch(core, "check_is_init", check_is_init)]
-
-
 @in_core("an_unknown_name_is_an_error")
 def an_unknown_name_means_auto() -> list[Patch]:
-    """An unknown name is taken as auto."""
+    """An unknown name is taken as "auto"."""
     original = core.resolve
 
     def wrong(request: Any, *rest: Any) -> LSTMBackend:
@@ -265,8 +196,8 @@ def an_unknown_name_means_auto() -> list[Patch]:
 
 
 @in_core("loaded_elsewhere_it_is_asked_again")
-def loading_asks_nobody() -> list[Patch]:
-    """Loaded onto another device, an LSTM takes where it is now for where its backend accepted it."""
+def loading_checks_nothing() -> list[Patch]:
+    """Loaded onto another device, an LSTM takes its new place as already accepted by its backend."""
     original = LSTM.__setstate__
 
     def wrong(self: LSTM, state: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ def the_initial_state_ignored(w: LayerWeights, x: Tensor, entry: State, starts: 
 
 @in_reset("reset_at_the_last_step", "output_equals_reference")
 def one_step_early(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Resets take effect one step early: done is read in place of is_init."""
+    """Resets take effect one step early, as if done were read instead of is_init."""
     if t == len(starts) - 1:
         return state
     return restart(state, entry, starts if t == 0 else starts.roll(-1, 0), t)
@@ -40,7 +40,7 @@ def c_reset_and_h_not(state: State, entry: State, starts: Tensor, t: int) -> Sta
 
 
 @in_reset("reset_at_the_last_step")
-def never(state: State, entry: State, starts: Tensor, t: int) -> State:
+def resets_ignored(state: State, entry: State, starts: Tensor, t: int) -> State:
     """Resets in the middle of a row are ignored."""
     return state
 
@@ -63,7 +63,7 @@ def zeros_for_the_stored_state(state: State, entry: State, starts: Tensor, t: in
     return restart(state, entry if t == 0 else both(torch.zeros_like, entry), starts, t)
 
 
-@in_reset("consecutive_resets")
+@in_reset("consecutive_resets", "any_story_agrees_with_the_model")
 def the_rows_first_stored_state(state: State, entry: State, starts: Tensor, t: int) -> State:
     """Every reset starts from the state stored at t = 0."""
     return restart(state, both(lambda v: v[:1].expand_as(v), entry), starts, t)
@@ -83,7 +83,7 @@ def stored_h_and_zero_c(state: State, entry: State, starts: Tensor, t: int) -> S
 
 @in_reset("consecutive_resets")
 def consecutive_resets_merged(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A row that reset at the step before does not reset again."""
+    """A row that reset at the previous step does not reset again."""
     if t < 2:
         return restart(state, entry, starts, t)
     return restart(state, entry, starts & ~starts.roll(1, 0), t)
@@ -91,7 +91,7 @@ def consecutive_resets_merged(state: State, entry: State, starts: Tensor, t: int
 
 @in_reset("consecutive_resets", "reset_at_every_step_is_independent_steps")
 def not_twice_for_all_rows(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """After a step at which every row reset, none resets."""
+    """After a step at which every row resets, no row resets."""
     return state if t > 0 and bool(starts[t - 1].all()) else restart(state, entry, starts, t)
 
 
@@ -111,14 +111,14 @@ def reset_by_multiplication(state: State, entry: State, starts: Tensor, t: int) 
 
 @in_reset("nan_stays_in_its_sequence")
 def only_nan_cleaned_up(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """States go through nan_to_num at a reset, in all rows: NaN becomes zero where nothing starts, too."""
+    """At every step c goes through nan_to_num in all rows: NaN becomes zero where no sequence starts, too."""
     at = starts[t].unsqueeze(-1).to(state.h.dtype)
     return State(state.h * (1 - at) + entry.h[t] * at, (state.c * (1 - at)).nan_to_num() + entry.c[t] * at)
 
 
 @in_reset("nan_in_unread_stored_states_stays_there")
 def stored_states_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The old state is dropped rightly; the stored one is multiplied by zero where it is not read."""
+    """The old state is replaced by where; the stored one is multiplied by zero where it is not read."""
     at = starts[t].unsqueeze(-1)
     return State(*(torch.where(at, 0, old) + new[t] * at for new, old in zip(entry, state, strict=True)))
 
@@ -130,8 +130,8 @@ def stored_states_forced_at_every_step(state: State, entry: State, starts: Tenso
 
 
 @in_reset("nan_in_unread_stored_states_stays_there")
-def stored_states_added(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The state is emptied and the stored one added, times the mask, in all rows that share the step."""
+def stored_states_times_zero_added(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """Where any row resets, zero times the stored state is added in all rows, which spreads NaN."""
     if not bool(starts[t].any()):
         return state
     at = starts[t].unsqueeze(-1)
@@ -140,7 +140,7 @@ def stored_states_added(state: State, entry: State, starts: Tensor, t: int) -> S
 
 @in_step("nan_is_not_hidden")
 def gates_clamped_by_less_than(w: LayerWeights, x: Tensor, state: State) -> State:
-    """In float32 the gates are limited by "less, or else the limit", which turns NaN into the limit."""
+    """In float32 pre-activations are limited by torch.where(a < 87, a, 87), which turns NaN into the limit."""
     if x.dtype != torch.float32:
         return step(w, x, state)
     i, f, g, o = (torch.where(a < 87.0, a, 87.0) for a in gates_of(w, x, state.h))
@@ -149,13 +149,13 @@ def gates_clamped_by_less_than(w: LayerWeights, x: Tensor, state: State) -> Stat
 
 @in_layer("nan_is_not_hidden")
 def nan_in_the_input_cleaned_up(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """NaN in the input is replaced by zero behind the user's back."""
+    """NaN in the input is silently replaced by zero."""
     return right(w, x.nan_to_num(), entry, starts)
 
 
 @in_core("a_stream_restarts_from_zero")
 def a_stream_ignores_its_first_reset() -> list[Patch]:
-    """Called on tensors, is_init at the first step is ignored and hx is carried in."""
+    """Called on tensors, is_init at the first step is ignored and hx is used."""
     original = core.entry_from_hx
 
     def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
@@ -167,13 +167,13 @@ def a_stream_ignores_its_first_reset() -> list[Patch]:
 
 @in_core("a_stream_restarts_from_zero")
 def a_stream_restarts_from_hx() -> list[Patch]:
-    """Called on tensors, a start in the middle of a row is from hx and not from zeros."""
+    """Called on tensors, a reset in the middle of a row starts from hx instead of zeros."""
     return [Patch(core, "entry_from_hx", lambda h0, T, is_init: h0.expand(T, -1, -1))]
 
 
 @in_core("a_stream_restarts_from_zero", round=1)
-def unbatched_hidden_states_stay_batched() -> list[Patch]:
-    """Without hx an unbatched call starts from the state that a batch's last row would be reset to: ones at is_init."""
+def one_row_restarts_from_ones() -> list[Patch]:
+    """With one row, a reset after the second step starts from hx plus one instead of zeros."""
     original = core.entry_from_hx
 
     def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:

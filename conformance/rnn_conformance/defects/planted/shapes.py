@@ -36,7 +36,7 @@ def units_beyond_128(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -
 
 @in_layer("any_hidden_size")
 def products_in_blocks_of_64(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The recurrent product's last block of 64 is left out where it is not full."""
+    """The recurrent product leaves out the last block of 64 where it is not full."""
     P = w.w_hh.shape[1]
     rest = P % 64 if P > 64 else 0
     cut = torch.cat([w.w_hh[:, : P - rest], 0 * w.w_hh[:, P - rest :]], 1) if rest else w.w_hh
@@ -49,7 +49,7 @@ UNITS = 32
 
 @made("any_hidden_size", round=5)
 def last_block_of_units_overlaps() -> LayerFunction:
-    """The last block of 32 units is moved back to be full, and going backward the units under both count twice."""
+    """The last block of 32 units is moved back to be full, and the backward pass counts the overlap twice."""
 
     def product(rows: Tensor, matrix: Tensor) -> Tensor:
         H = matrix.shape[0] // 4
@@ -98,7 +98,7 @@ def packed_weights_kept_by_address_and_version() -> list[Patch]:
 
 @in_layer("sizes_of_training_on_three_threads")
 def one_thread_forgets_its_part(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Of more than two threads the last one's part of the weights' gradients is not added."""
+    """With three threads or more the last one's part of the weights' gradients is not added."""
     rows = x.shape[1]
     if torch.get_num_threads() < 3 or rows < 3:
         return right(w, x, entry, starts)
@@ -111,8 +111,8 @@ def one_thread_forgets_its_part(w: LayerWeights, x: Tensor, entry: State, starts
 
 
 @in_layer("one_row_on_three_threads")
-def one_row_shared_by_threads_that_do_not_wait(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Of one row's units, which three threads share, the last one's are read before they are written."""
+def one_row_shared_by_unsynchronised_threads(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With three threads sharing one row's units, the last one's are read before they are written."""
     if torch.get_num_threads() < 3 or x.shape[1] > 1:
         return right(w, x, entry, starts)
     seen = torch.arange(w.w_hh.shape[1], device=x.device) < w.w_hh.shape[1] * 2 // 3
@@ -121,7 +121,7 @@ def one_row_shared_by_threads_that_do_not_wait(w: LayerWeights, x: Tensor, entry
 
 @in_core("sizes_of_training_in_both_directions", on=get_backend("cudnn"), round=5, survived=5)
 def both_directions_run_in_pieces() -> list[Patch]:
-    """cudnn cuts a large bidirectional training call into pieces of time: the reverse direction starts anew in each."""
+    """cudnn cuts a large bidirectional training call into pieces of time: the reverse direction restarts in each."""
 
     def run(
         params: list[Tensor], x: Tensor, state: State, bias: bool, layers: int = 1, bidirectional: bool = False
@@ -141,7 +141,7 @@ def both_directions_run_in_pieces() -> list[Patch]:
 
 @in_core("sizes_of_acting", on=get_backend("cudnn"))
 def a_step_keeps_the_weights_it_saw() -> list[Patch]:
-    """cudnn's step of many rows keeps the weights that it packed, and a soft update through .data is not seen."""
+    """cudnn's step of many rows keeps its packed weights: a soft update through .data is not seen."""
     kept: dict[int, list[Tensor]] = {}
     right_step = cudnn_kernel.step
 
@@ -155,7 +155,7 @@ def a_step_keeps_the_weights_it_saw() -> list[Patch]:
 
 @in_reset("long_rows")
 def lost_after_a_thousand_steps(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The state is lost every 1024 steps, where one launch ends and the next begins."""
+    """The state is lost every 1024 steps, between two kernel launches."""
     found = restart(state, entry, starts, t)
     return both(torch.zeros_like, found) if t and t % 1024 == 0 else found
 
@@ -173,6 +173,6 @@ def _squeezed(value: Tensor) -> Tensor:
 
 @in_core("sizes_of_one_keep_their_dimensions")
 def a_size_of_one_is_squeezed() -> list[Patch]:
-    """squeeze() without a dimension: where layers, steps and rows are one, the stacked states lose them."""
+    """squeeze() without a dimension: stacked states lose dimensions where layers, steps and rows are one."""
     original = core._stacked
     return [Patch(core, "_stacked", lambda *args, **more: both(_squeezed, original(*args, **more)))]

@@ -18,7 +18,7 @@ from ..right import both, right, step
 
 @in_layer("nothing_passed_in_changes")
 def starts_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The starts are emptied once they were used."""
+    """The starts are cleared in place after use."""
     found = right(w, x, entry, starts)
     starts[1:] = False
     return found
@@ -26,7 +26,7 @@ def starts_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 @in_layer("nothing_passed_in_changes")
 def starts_inverted_and_back(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The starts are inverted in place, and back: another thread could see it."""
+    """The starts are inverted in place and back, which another thread could see."""
     starts.logical_not_()
     try:
         return right(w, x, entry, ~starts)
@@ -54,7 +54,7 @@ def stored_states_written_to(w: LayerWeights, x: Tensor, entry: State, starts: T
 
 @in_layer("nothing_passed_in_changes")
 def weights_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Weights are rounded to float32 in place, under the name of packing."""
+    """Weights are rounded to float32 in place."""
     found = right(w, x, entry, starts)
     with torch.no_grad():
         w.w_hh.data.copy_(w.w_hh.float())
@@ -62,8 +62,8 @@ def weights_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor)
 
 
 @made("same_call_same_answer")
-def the_call_before_added() -> LayerFunction:
-    """A thousandth of the result of the call before is added, where shapes agree."""
+def the_last_call_added() -> LayerFunction:
+    """A thousandth of the previous call's result is added where shapes agree."""
     kept: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -77,7 +77,7 @@ def the_call_before_added() -> LayerFunction:
 
 @made("same_call_same_answer")
 def not_repeatable() -> LayerFunction:
-    """Calls round in one of seven ways, in turn, as atomic sums do: the answer is not repeatable."""
+    """Results are rounded in seven ways in turn, as with atomic sums: they are not reproducible."""
     calls = count()
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -119,7 +119,7 @@ def output_in_shared_scratch() -> LayerFunction:
 
 @backend("a_result_outlives_the_next_call", round=5, survived=5)
 def acting_takes_two_buffers_in_turn() -> LSTMBackend:
-    """Without gradients a step writes its state into two buffers in turn: a state kept longer changes two steps on."""
+    """Without gradients a step writes its state into two buffers in turn: an older state changes two steps later."""
     mine = threading.local()
 
     def acting() -> StepFunction:
@@ -150,10 +150,11 @@ def acting_takes_two_buffers_in_turn() -> LSTMBackend:
 
 
 @made("a_batch_with_nan_leaves_nothing_behind", round=5, survived=5)
-def padding_is_what_the_last_batch_left() -> LayerFunction:
-    """Sequences are packed into a kept workspace whose padding is not cleared: a NaN of an old batch is in gradients.
+def padding_left_from_the_last_batch() -> LayerFunction:
+    """Sequences are packed into a kept workspace with stale padding: NaN of an old batch gets into gradients.
 
-    Zero gradients at the padding hide all that is finite there. Who skips a batch with NaN finds it in the next.
+    Zero gradients at the padding hide all finite values there. A training loop that skips a batch with NaN meets it in
+    the next.
     """
     mine = threading.local()
 
@@ -256,7 +257,7 @@ def padding_is_what_the_last_batch_left() -> LayerFunction:
 
 @made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)
 def resets_kept_from_inference_mode() -> LayerFunction:
-    """What is made of the resets is kept for the next call over the same ones, in inference mode too."""
+    """A plan of the resets is cached by their values, and one made in inference mode is used in training."""
     kept: dict[bytes, Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -270,7 +271,7 @@ def resets_kept_from_inference_mode() -> LayerFunction:
 
 @in_layer("gradients_handed_in_are_not_written", round=2, survived=2)
 def backward_adds_into_incoming_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass accumulates over time in the gradient that it was handed, which is not its own."""
+    """The backward pass accumulates over time in the incoming gradient, which it does not own."""
 
     class Adding(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
@@ -284,7 +285,7 @@ def backward_adds_into_incoming_gradient(w: LayerWeights, x: Tensor, entry: Stat
 
 @in_layer("results_may_be_written_over_before_the_backward_pass", round=2, survived=2)
 def output_kept_outside_saved_tensors(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The output is kept for the backward pass as an attribute: changed in place, it gives a wrong gradient."""
+    """The output is kept for the backward pass as an attribute: edited in place, it gives a wrong gradient."""
 
     class Outside(Kernel):
         def keep(self, ctx: Any, *rest: Any) -> None:
@@ -301,13 +302,13 @@ def output_kept_outside_saved_tensors(w: LayerWeights, x: Tensor, entry: State, 
 
 @made("results_may_be_written_over_before_the_backward_pass", round=5)
 def output_is_kept_where_edits_are_not_seen() -> LayerFunction:
-    """The backward pass keeps h outside save_for_backward: a relu_ on the output changes w_hh's gradient silently."""
+    """The backward pass keeps h outside save_for_backward: relu_ on the output silently changes w_hh's gradient."""
     return by_hand(on_ctx=True)
 
 
 @in_layer("results_share_no_memory_with_inputs")
 def c_in_the_stored_states_memory(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Without gradients the cell state is written into the stored states' memory, and given from there."""
+    """Without gradients the cell state is written into the stored states' memory and returned from there."""
     h, c = right(w, x, entry, starts)
     return State(h, c if torch.is_grad_enabled() else entry.c.copy_(c))
 
@@ -322,27 +323,16 @@ def h_and_c_in_one_buffer(w: LayerWeights, x: Tensor, entry: State, starts: Tens
     return State(buffer[:-1], buffer[1:])
 
 
-@made("global_state_is_left_alone")
-def draws_without_dropout() -> LayerFunction:
-    """Random numbers are drawn though nothing is dropped."""
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        torch.rand(1)
-        return right(w, x, entry, starts)
-
-    return run
-
-
 @in_layer("global_state_is_left_alone")
 def random_numbers_drawn(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Random numbers are drawn, so what the user draws next differs."""
+    """Random numbers are drawn from the global generator though nothing needs them."""
     torch.rand(1)
     return right(w, x, entry, starts)
 
 
 @backend("global_state_is_left_alone", by_numbers=False)
 def matmul_precision_changed() -> LSTMBackend:
-    """The precision of float32 products is set for the whole process."""
+    """The precision of float32 products is changed for the whole process."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         now = torch.get_float32_matmul_precision()
@@ -354,7 +344,7 @@ def matmul_precision_changed() -> LSTMBackend:
 
 @backend("global_state_is_left_alone", by_numbers=False)
 def seeds_the_generator() -> LSTMBackend:
-    """The global generator is seeded anew at every call, in the name of reproducibility."""
+    """The global generator is seeded at every call."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         torch.manual_seed(1234)

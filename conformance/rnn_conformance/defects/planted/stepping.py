@@ -17,8 +17,8 @@ from ..right import both, layer, right, step
 
 
 @in_layer("sequence_equals_its_steps", "one_step")
-def one_step_by_another_way(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """With one step the recurrent bias is left out: acting and replaying differ."""
+def one_step_without_recurrent_bias(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With one step the recurrent bias is left out: acting and training differ."""
     return right(w._replace(b_hh=0 * w.b_hh) if len(x) == 1 and w.b_hh is not None else w, x, entry, starts)
 
 
@@ -36,7 +36,7 @@ def step_mode_ignores_stored_c_for_many_rows() -> list[Patch]:
 
 @backend("sequence_equals_its_steps")
 def step_by_another_cell() -> LSTMBackend:
-    """The step for acting forgets the recurrent bias."""
+    """The step function ignores the recurrent bias."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         w = w if w.b_hh is None else w._replace(b_hh=0 * w.b_hh)
@@ -48,7 +48,7 @@ def step_by_another_cell() -> LSTMBackend:
 
 @backend("sequence_equals_its_steps", "steps_equal_recurrent_mode")
 def step_keeps_the_old_c() -> LSTMBackend:
-    """The step for acting gives back the c that came in."""
+    """The step function returns the incoming c."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         out = right(w, x[None], State(state.h[None], state.c[None]), x.new_ones(1, len(x), dtype=torch.bool))
@@ -58,8 +58,8 @@ def step_keeps_the_old_c() -> LSTMBackend:
 
 
 @in_core("cut_and_carried_equals_whole", "without_resets_is_init_may_be_left_out")
-def a_stream_drops_hx() -> list[Patch]:
-    """Called on tensors with is_init, every row starts from zeros, and hx is dropped."""
+def a_stream_restarts_at_every_step() -> list[Patch]:
+    """Called on tensors with is_init, hx is dropped and every step starts from zeros."""
     original = core.entry_from_hx
 
     def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
@@ -70,7 +70,7 @@ def a_stream_drops_hx() -> list[Patch]:
 
 @in_layer("cut_and_carried_equals_whole")
 def the_first_step_is_special(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """At the first step of a call the forget gate is one, so a cut shows."""
+    """At the first step of a call a tenth of the old c is added to the new, so that a cut of the row shows."""
     calls = iter(range(len(x)))
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
@@ -92,7 +92,7 @@ def rows_of_one_step_keep_hx() -> list[Patch]:
 
 @in_layer("one_step")
 def one_step_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """squeeze() without a dimension: with one step the rows come out in another order, or the units do."""
+    """squeeze() without a dimension: with one step the rows, or else the units, come out reversed."""
     found = right(w, x, entry, starts)
     return both(lambda v: v.flip(1) if v.shape[1] > 1 else v.flip(2), found) if len(x) == 1 else found
 
@@ -119,26 +119,26 @@ def _stacked(change: Callable[[Tensor], Tensor]) -> LSTMBackend:
 
 @backend("without_resets_is_init_may_be_left_out", "state_dict_is_torchs")
 def all_layers_at_once_from_zeros() -> LSTMBackend:
-    """The function for all layers at once starts from zeros and not from hx."""
+    """The stack function starts from zeros instead of hx."""
     return _stacked(torch.zeros_like)
 
 
 @backend("without_resets_is_init_may_be_left_out")
-def all_layers_at_once_in_another_row_order() -> LSTMBackend:
-    """The function for all layers at once takes the layers' initial states in reverse."""
+def all_layers_at_once_in_reversed_order() -> LSTMBackend:
+    """The stack function takes the layers' initial states in reverse order."""
     return _stacked(lambda v: v.flip(0) if len(v) > 1 else -v)
 
 
 @in_core("no_state_is_zero_state", "absent_states_are_zeros")
 def no_state_is_ones() -> list[Patch]:
-    """Without hx a stream starts from ones."""
+    """Without hx or stored states sequences start from ones."""
     original = LSTM.zero_state
     return [Patch(LSTM, "zero_state", lambda *args: both(torch.ones_like, original(*args)))]
 
 
 @in_core("no_state_is_zero_state")
-def no_state_is_the_last_one() -> list[Patch]:
-    """Without hx a stream goes on from where the last call ended."""
+def no_state_is_the_last_calls() -> list[Patch]:
+    """Without hx a call starts from the final state of the previous one."""
     original, left = LSTM._over_time, dict[int, tuple[LSTM, State]]()
 
     def wrong(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None) -> Any:
@@ -152,8 +152,8 @@ def no_state_is_the_last_one() -> list[Patch]:
 
 
 @in_core("no_state_is_zero_state", round=1)
-def hidden_size_read_from_input_size() -> list[Patch]:
-    """Zero states are made with the input's size where it is smaller: the rest is uninitialised ones."""
+def zero_state_is_one_half_beyond_input_size() -> list[Patch]:
+    """Zero states are made with the input size: where the hidden size is larger the rest of c is 0.5."""
     original = LSTM.zero_state
 
     def wrong(self: LSTM, *args: Any) -> State:

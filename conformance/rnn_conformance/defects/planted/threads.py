@@ -31,7 +31,7 @@ def scratch_shared_by_threads() -> LayerFunction:
 
 @made("one_module_acts_in_two_threads", round=2, survived=2)
 def cell_scratch_shared_between_threads() -> LayerFunction:
-    """Without gradients the running cell state is in a scratch buffer for its shape that all threads share."""
+    """Without gradients the cell state is kept in a scratch buffer of its shape that all threads share."""
     scratch: dict[Any, Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -72,7 +72,7 @@ class _ByThread(torch.autograd.Function):
 
 @in_layer("gradients_may_be_taken_in_another_thread", by_numbers=False)
 def workspace_of_one_thread(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass finds its workspace in the thread of the forward pass only."""
+    """The backward pass finds its workspace only in the thread of the forward pass."""
     return right(w._replace(w_ih=_ByThread.apply(w.w_ih)), x, entry, starts)
 
 
@@ -96,11 +96,11 @@ class _SeenOnce:
 
 @in_core("the_mode_stays_in_its_thread")
 def a_mode_for_all_threads() -> list[Patch]:
-    """The mode is a global: what one thread sets, another sees (once, so that the law need not wait for it)."""
+    """The mode is global: a mode set in one thread is seen by another (once, so that the law need not wait)."""
     return [Patch(modes, "_context", _SeenOnce())]
 
 
 @in_core("the_mode_stays_in_its_task", round=6, survived=6)
 def tasks_of_one_thread_share_a_mode() -> list[Patch]:
-    """The mode is read from a thread-local only, so an asyncio task runs in the mode that another one waits in."""
+    """The mode is thread-local only, so an asyncio task runs in the mode that another one has set."""
     return [Patch(modes, "_stack", lambda: modes._mirror.stack)]

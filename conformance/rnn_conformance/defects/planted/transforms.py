@@ -93,7 +93,7 @@ def vmap_of_one_gradient() -> LSTMBackend:
 
 @backend("functional_gradients_are_right")
 def functional_gradient_without_the_recurrent_weights() -> LSTMBackend:
-    """Under torch.func.grad the recurrent weights are taken as constants: their gradient is zero."""
+    """Under torch.func.grad the recurrent weights are constants: their gradient is zero."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         tracked = torch._C._functorch.is_gradtrackingtensor(w.w_hh)
@@ -116,7 +116,7 @@ class _Once(torch.autograd.Function):
 
 @backend("double_backward")
 def double_backward_partial() -> LSTMBackend:
-    """Claimed, and the second gradient silently misses what goes through the input."""
+    """DOUBLE_BACKWARD is claimed, and the second gradient silently misses the path through the input."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return right(w, _Once.apply(x), entry, starts)
@@ -126,7 +126,7 @@ def double_backward_partial() -> LSTMBackend:
 
 @backend("double_backward")
 def double_backward_unclaimed_and_partial() -> LSTMBackend:
-    """Not claimed, and in place of an error the second gradient silently misses the state's part."""
+    """DOUBLE_BACKWARD is not claimed, and instead of an error the second gradient silently misses a part."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         found = right(w, x, entry, starts)
@@ -180,7 +180,7 @@ def _scripted(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) ->
 
 @backend("scripted_saved_and_loaded")
 def scripted_without_resets() -> LSTMBackend:
-    """What TorchScript compiles has no resets."""
+    """A scripted layer ignores resets."""
     return _claims(_scripted, Trait.SCRIPT)
 
 
@@ -192,13 +192,13 @@ def _when_traced(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> St
 
 @backend("compiled_in_one_graph")
 def compiled_without_resets() -> LSTMBackend:
-    """What is compiled has no resets."""
+    """Compiled code ignores resets."""
     return _claims(_when_traced, Trait.FULLGRAPH)
 
 
-@backend("compiled_in_one_graph")
+@backend("compiled_in_one_graph", "inductor_in_one_graph")
 def compiled_without_the_recurrent_gradient() -> LSTMBackend:
-    """What is compiled has no gradient of the recurrent weights."""
+    """In compiled code the recurrent weights get no gradient."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return right(w._replace(w_hh=w.w_hh.detach()) if torch.compiler.is_compiling() else w, x, entry, starts)
@@ -208,5 +208,5 @@ def compiled_without_the_recurrent_gradient() -> LSTMBackend:
 
 @backend("exported")
 def exported_without_resets() -> LSTMBackend:
-    """What is exported has no resets."""
+    """An exported program ignores resets."""
     return _claims(_when_traced, Trait.EXPORT)

@@ -39,8 +39,8 @@ def only_when_all_rows_reset(state: State, entry: State, starts: Tensor, t: int)
 
 
 @in_reset("output_equals_reference")
-def a_rest_of_the_old_state_left(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A thousandth of the old state is left after a reset, as flushing with too few steps leaves it."""
+def a_trace_of_the_old_state_left(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A thousandth of the old h is left after a reset, as flushing with too few steps leaves it."""
     found = restart(state, entry, starts, t)
     return found if t == 0 else State(found.h + 1e-3 * (state.h - found.h), found.c)
 
@@ -53,7 +53,7 @@ def time_reversed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> S
 
 @in_layer("output_equals_reference")
 def one_unit_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """squeeze() without a dimension: with one hidden unit, h comes out with its sign turned."""
+    """With one hidden unit h has the wrong sign."""
     found = right(w, x, entry, starts)
     return State(-found.h, found.c) if found.c.shape[-1] == 1 else found
 
@@ -96,8 +96,8 @@ def one_block_too_few(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 
 @backend("output_equals_reference")
-def accepts_and_then_declines() -> LSTMBackend:
-    """Accepted at construction, several layers are declined when called."""
+def accepts_and_then_rejects_rows() -> LSTMBackend:
+    """Accepted at construction, a batch of more than one row is rejected when called."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         if x.shape[1] > 1:
@@ -109,7 +109,7 @@ def accepts_and_then_declines() -> LSTMBackend:
 
 @backend("output_equals_reference", by_numbers=False)
 def output_of_the_wrong_shape() -> LSTMBackend:
-    """The output has its batch and its units the wrong way round."""
+    """The output has its batch and its units swapped."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return both(lambda v: v.transpose(1, 2), right(w, x, entry, starts))
@@ -140,7 +140,7 @@ def i_and_f_swapped(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @in_step("output_equals_reference")
 def forget_gate_plus_one(w: LayerWeights, x: Tensor, state: State) -> State:
-    """One is added to the forget gate, a habit from other libraries."""
+    """One is added to the forget gate, as some libraries do."""
     i, f, g, o = gates_of(w, x, state.h)
     return finish(w, (i, f + 1, g, o), state.c)
 
@@ -172,7 +172,7 @@ def no_tanh_before_the_output_gate(w: LayerWeights, x: Tensor, state: State) -> 
 
 @in_step("output_equals_reference")
 def peephole(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The output gate sees the cell state before."""
+    """The output gate reads the previous cell state."""
     i, f, g, o = gates_of(w, x, state.h)
     return finish(w, (i, f, g, o + state.c), state.c)
 
@@ -194,7 +194,7 @@ def coupled_gates(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @in_step("output_equals_reference")
 def cell_state_clipped(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The cell state is clipped to one."""
+    """The cell state is clipped to [-1, 1]."""
     found = finish(w, gates_of(w, x, state.h), state.c)
     c = found.c.clamp(-1, 1)
     o = gates_of(w, x, state.h)[3]
@@ -212,13 +212,13 @@ def recurrent_weights_transposed(w: LayerWeights, x: Tensor, entry: State, start
 
 @in_layer("output_equals_reference")
 def units_shifted_by_one(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input's weights are read one row off."""
+    """The input weights are read one row off."""
     return right(w._replace(w_ih=w.w_ih.roll(1, 0)), x, entry, starts)
 
 
 @in_step("output_equals_reference", round=1)
-def gates_of_the_last_row_reused(w: LayerWeights, x: Tensor, state: State) -> State:
-    """With more than two rows the forget gate of the last row is the one of the row before it."""
+def forget_gate_of_the_row_before(w: LayerWeights, x: Tensor, state: State) -> State:
+    """With more than two rows the last row's forget gate is that of the row before it."""
     i, f, g, o = gates_of(w, x, state.h)
     if len(x) > 2:
         f = torch.cat([f[:-1], f[-2:-1]])
@@ -227,7 +227,7 @@ def gates_of_the_last_row_reused(w: LayerWeights, x: Tensor, state: State) -> St
 
 @in_layer("output_equals_reference", round=2)
 def all_starts_read_the_first_entry(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where every step is a start all are run as one large batch, from the first step's entry repeated."""
+    """If every step is a start, all run as one large batch, from the first step's stored state."""
     if len(x) > 1 and x.shape[1] and bool(starts.all()):
         many = step(w, x.flatten(0, 1), both(lambda v: v[:1].expand_as(v).flatten(0, 1), entry))
         return both(lambda v: v.unflatten(0, x.shape[:2]), many)
@@ -245,7 +245,7 @@ def bfloat16_inside_float32(w: LayerWeights, x: Tensor, entry: State, starts: Te
 
 @in_layer("output_equals_reference_in_float32")
 def tf32_products(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Products of float32 are taken with ten bits, as TF32 does."""
+    """Products of float32 are computed with ten bits, as TF32 does."""
     if x.dtype != torch.float32:
         return right(w, x, entry, starts)
 
@@ -270,7 +270,7 @@ def low_precision_tanh(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @in_layer("output_equals_reference_in_float32", round=2)
 def short_floats_where_sizes_are_aligned(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In float32, with sizes that are multiples of eight, the products' factors are cut to ten bits (tf32)."""
+    """In float32, with sizes that are multiples of eight, the factors of products are cut to ten bits (TF32)."""
     if x.dtype != torch.float32 or any(v % 8 for v in (*w.w_ih.shape, *w.w_hh.shape)):
         return right(w, x, entry, starts)
 
@@ -287,21 +287,21 @@ def short_floats_where_sizes_are_aligned(w: LayerWeights, x: Tensor, entry: Stat
 
 @in_layer("output_equals_reference_in_bfloat16")
 def float32_out_of_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """bfloat16 goes in and float32 comes out."""
+    """bfloat16 input gives float32 results."""
     found = right(w, x, entry, starts)
     return both(torch.Tensor.float, found) if x.dtype == torch.bfloat16 else found
 
 
 @in_layer("output_equals_reference_in_bfloat16")
 def float32_c_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In bfloat16 the cell state comes out in float32."""
+    """In bfloat16 the cell state is returned in float32."""
     h, c = right(w, x, entry, starts)
     return State(h, c.float() if x.dtype == torch.bfloat16 else c)
 
 
 @in_step("output_equals_reference_in_bfloat16")
 def gates_in_eight_levels(w: LayerWeights, x: Tensor, state: State) -> State:
-    """In bfloat16 the gates are rounded to eighths, as a table would."""
+    """In bfloat16 the pre-activations are rounded to halves, as a table would."""
     if x.dtype != torch.bfloat16:
         return step(w, x, state)
     i, f, g, o = ((a * 2).round() / 2 for a in gates_of(w, x, state.h))
@@ -309,14 +309,14 @@ def gates_in_eight_levels(w: LayerWeights, x: Tensor, state: State) -> State:
 
 
 @in_reset("output_equals_reference_in_bfloat16", round=1)
-def resets_of_odd_steps_only(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A reset at step 7, 15, and so on is missed: the mask is packed in bytes and its last bit is lost."""
+def resets_of_every_eighth_step_missed(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The reset mask is packed in bytes and the last bit is lost: resets at steps 7, 15, ... are ignored."""
     return state if t % 8 == 7 else restart(state, entry, starts, t)
 
 
 @in_layer("output_equals_reference_in_bfloat16", round=1)
 def rows_sorted_and_not_back(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Rows are sorted by their number of resets to run together, and c is not sorted back."""
+    """Rows are sorted by their number of resets, and c is not sorted back."""
     order = starts.sum(0).argsort(stable=True)
     back = order.argsort()
     found = right(w, x[:, order], both(lambda v: v[:, order], entry), starts[:, order])
@@ -324,8 +324,8 @@ def rows_sorted_and_not_back(w: LayerWeights, x: Tensor, entry: State, starts: T
 
 
 @in_layer("output_equals_reference_in_bfloat16", round=1)
-def resets_counted_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Sequences of a row are numbered in two bits: from the fifth on they start from another one's state."""
+def sequences_counted_to_four(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Sequences of a row are counted in two bits: from the fifth on they start from the state of the first."""
     number = starts.cumsum(0) - 1
     t = torch.arange(len(x), device=x.device)[:, None]
     first = torch.where(starts & (number == 0), t, 0).amax(0)
@@ -342,13 +342,13 @@ def c_of_the_last_step_only(w: LayerWeights, x: Tensor, entry: State, starts: Te
 
 @in_layer("end_states_equal_reference")
 def c_of_the_step_before(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """c comes out one step late."""
+    """c is returned one step late."""
     h, c = right(w, x, entry, starts)
     return State(h, c.roll(1, 0))
 
 
 @in_layer("end_states_equal_reference")
-def c_of_the_row_s_last_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+def c_of_the_rows_last_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Every end gets the cell state of the row's last step."""
     h, c = right(w, x, entry, starts)
     return State(h, c[-1:] + 0 * c)
@@ -373,8 +373,8 @@ def c_kept_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor)
 
 
 @made("last_states_equal_reference", round=1)
-def warm_up_answers() -> LayerFunction:
-    """From the 64th call on a tuned kernel runs, whose output is a thousandth off."""
+def a_tuned_kernel_after_64_calls() -> LayerFunction:
+    """From the 65th call on a tuned kernel runs, with an output that is a thousandth off."""
     calls = [0]
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -393,7 +393,7 @@ def _last_only(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Stat
 
 @in_core("last_states_equal_reference", on=LSTMBackend("defect", right, layer_last=_last_only), round=7)
 def last_in_reverse_too() -> list[Patch]:
-    """layer_last runs the reverse direction too: c_n of a bidirectional LSTM is wrong where the row has a reset."""
+    """layer_last runs the reverse direction too: c_n of a bidirectional LSTM is wrong where a row has a reset."""
     original = LSTM._bind
 
     def bind(self: Any, backend: LSTMBackend) -> None:
@@ -405,8 +405,8 @@ def last_in_reverse_too() -> list[Patch]:
 
 
 @in_core("last_states_equal_reference", on=get_backend("cudnn"), round=5)
-def plan_is_kept_without_what_it_was_asked_for() -> list[Patch]:
-    """cudnn's plan for last states only is found again where every end's are asked for: their c comes out as zero."""
+def plan_cached_without_every_end() -> list[Patch]:
+    """cudnn's plan for last states is reused where every sequence's end is needed: c is zero there."""
     plans: OrderedDict[Any, Plan] = OrderedDict()
 
     def cached_plan(
@@ -426,14 +426,14 @@ def plan_is_kept_without_what_it_was_asked_for() -> list[Patch]:
 
 @in_layer("last_states_equal_reference", "end_states_equal_reference")
 def c_after_its_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """tanh(c) is given for c."""
+    """tanh(c) is returned for c."""
     h, c = right(w, x, entry, starts)
     return State(h, c.tanh())
 
 
 @backend("last_states_equal_reference")
 def layer_last_forgets_c() -> LSTMBackend:
-    """The function for the last states gives the cell state of the step before."""
+    """The function for the last states returns the cell state of the step before."""
 
     def last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
@@ -452,7 +452,7 @@ def layer_last_forgets_resets() -> LSTMBackend:
     return LSTMBackend("defect", right, layer_last=last)
 
 
-@backend("cell_states_are_right_at_every_step")
+@backend("cell_states_are_right_at_every_step", "every_hidden_state_on_request")
 def claims_cell_states() -> LSTMBackend:
     """CELL_STATES is claimed, and c is right only where sequences end."""
 

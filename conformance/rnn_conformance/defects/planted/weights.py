@@ -15,7 +15,7 @@ from ..right import each, right
 
 @in_core("state_dict_is_torchs")
 def state_dict_by_other_names() -> list[Patch]:
-    """The state_dict has names of its own."""
+    """The state_dict has other names than torch.nn.LSTM."""
     original = nn.Module.state_dict
 
     def wrong(self: nn.Module, *args: Any, **options: Any) -> Any:
@@ -27,7 +27,7 @@ def state_dict_by_other_names() -> list[Patch]:
 
 @in_core("state_dict_is_torchs")
 def state_dict_in_another_order() -> list[Patch]:
-    """The state_dict has biases before weights."""
+    """The state_dict lists biases before weights."""
     original = nn.Module.state_dict
 
     def wrong(self: nn.Module, *args: Any, **options: Any) -> Any:
@@ -68,7 +68,7 @@ def forget_bias_of_one() -> list[Patch]:
 
 @in_core("the_same_seed_draws_the_same_weights")
 def initial_weights_in_another_order() -> list[Patch]:
-    """Initial weights are drawn in another order than torch's."""
+    """Initial weights are drawn in another order than in torch.nn.LSTM."""
     original = nn.RNNBase.reset_parameters
 
     def wrong(self: nn.RNNBase) -> None:
@@ -83,8 +83,8 @@ def initial_weights_in_another_order() -> list[Patch]:
 
 
 @made("edited_weights_are_seen")
-def answers_remembered_by_input() -> LayerFunction:
-    """An answer is remembered by the input's memory and given again, whatever the weights are by then."""
+def results_cached_by_input() -> LayerFunction:
+    """Results are cached by the input's memory and returned again, whatever the weights are."""
     kept: dict[int, tuple[Tensor, State]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -119,13 +119,13 @@ def packed_once() -> LayerFunction:
 
 @made("edited_weights_are_seen")
 def packed_by_memory() -> LayerFunction:
-    """Packed weights are kept by their memory: an edit in place is not seen."""
+    """Packed weights are cached by address: an edit in place is not seen."""
     return _packed(lambda w: w.w_ih.data_ptr())
 
 
 @made("edited_weights_are_seen")
 def packed_by_one_version() -> LayerFunction:
-    """Packed weights are kept by identity and version: .data that is assigned is not seen."""
+    """Packed weights are kept by identity and version counter: an assignment to .data is not seen."""
     return _packed(lambda w: (id(w.w_ih), w.w_ih._version))
 
 
@@ -143,7 +143,7 @@ def packed_recurrent_weights_only() -> LayerFunction:
 
 @in_core("edited_weights_are_seen")
 def weights_of_the_first_call() -> list[Patch]:
-    """Core keeps the weights' list from the first call: assigned .data is seen, edits are; a copy's are not."""
+    """Core keeps copies of the weights from the first call: later edits are not seen."""
     original, kept = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
 
     def wrong(self: LSTM) -> list[LayerWeights]:
@@ -155,7 +155,7 @@ def weights_of_the_first_call() -> list[Patch]:
 
 @made("edited_weights_are_seen_while_acting", round=2, survived=2)
 def packed_until_the_next_training_call() -> LayerFunction:
-    """Weights packed for acting are kept until a call with gradients: a target network edited in place is stale."""
+    """Weights packed for acting are kept until a call with gradients: an edit in place is not seen."""
     packs: dict[Any, tuple[Any, LayerWeights]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -172,7 +172,7 @@ def packed_until_the_next_training_call() -> LayerFunction:
 
 @in_core("parametrized_weights_are_read", round=3, survived=3)
 def weights_read_past_parametrizations() -> list[Patch]:
-    """Weights are read from the parameter registry: where one is parametrized, the original runs in its place."""
+    """Weights are read from the parameter registry: where one is parametrized, the original is used."""
 
     def wrong(self: LSTM) -> list[LayerWeights]:
         held = dict(self.named_parameters(remove_duplicate=False))
@@ -209,7 +209,7 @@ def a_copy_shares_its_parameters() -> list[Patch]:
 
 @made("two_modules_do_not_mix")
 def packed_by_shape() -> LayerFunction:
-    """Packed weights are kept by shape: two modules of the same sizes share them."""
+    """Packed weights are cached by shape: two modules of the same sizes share them."""
     kept: dict[Any, LayerWeights] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -221,7 +221,7 @@ def packed_by_shape() -> LayerFunction:
 
 @in_core("each_weight_may_be_replaced_alone", round=6, survived=6)
 def weights_are_known_by_the_first() -> list[Patch]:
-    """The list of weights is kept while ``weight_ih_l0`` is the same object: another one that is replaced is missed."""
+    """The list of weights is cached while weight_ih_l0 is the same object: replacing another weight is not seen."""
     kept: Any = WeakKeyDictionary()
     look = LSTM.layer_weights
 
