@@ -8,16 +8,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .check import check_backend
-    from .replay_token import replay
-    from .suite.verdict import Header, LawResult, Report
+    from .check import check_backend, replay
+    from .report.model import Header, Report
+    from .suite.verdict import LawResult
 
 __all__ = ["Header", "LawResult", "Report", "check_backend", "replay"]
 
-_HOMES = {"check_backend": "check", "replay": "replay_token"}
+_HOMES = {"check_backend": "check", "replay": "check", "LawResult": "suite.verdict"}
 
 
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_HOMES.get(name, 'suite.verdict')}", __name__), name)
+    return getattr(import_module(f".{_HOMES.get(name, 'report.model')}", __name__), name)

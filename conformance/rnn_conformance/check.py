@@ -1,4 +1,4 @@
-"""``check_backend(name) -> Report``: every law over one backend, those over recorded rollouts included."""
+"""The front of the suite: every law over one backend, one law over one case, and the look-alike of a failure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from rnn_backends import LSTMBackend, get_backend
 
-from .laws.asked import select_laws
-from .rollouts import laws as rollout_laws
-from .rollouts.recorded import Rollout, rollouts
-from .suite import runner
-from .suite.inputs import Rollout as Recorded
-from .suite.runner import Progress
-from .suite.verdict import Header, Report, Verdict
+from .laws.catalogue import LAWS, select
+from .report.model import Header, LawInfo, Report
+from .rollouts.recorded import rollouts
+from .suite.case import Case
+from .suite.inputs import Rollout
+from .suite.names import exact
+from .suite.runner import PROFILES, Progress, RunOptions, run_case, run_law
+from .suite.verdict import BAD, LawResult
+
+DEFECTS = f"{__package__}.defects"
+"""A package with ``looks_like(result: LawResult, device: str) -> str | None``."""
 
 
 @cache
@@ -28,13 +35,14 @@ def recordings() -> tuple[Rollout, ...]:
 
 
 def fresh_seed() -> int:
-    """A seed that nobody has chosen."""
+    """A random seed."""
     return random.SystemRandom().randrange(2**31)
 
 
-def as_inputs(rollout: Rollout) -> Recorded:
-    """A rollout as the suite's laws take it."""
-    return Recorded(rollout.name, rollout.observation, rollout.is_init.squeeze(-1))
+def about(law: str) -> LawInfo:
+    """A law's subject, its sentence, and the capability it tries."""
+    found = LAWS[law]
+    return LawInfo(found.subject, found.sentence, found.trait.value if found.trait else None)
 
 
 def check_backend(
@@ -47,6 +55,7 @@ def check_backend(
     on_progress: Progress | None = None,
     shrink: bool = True,
     strict: bool = False,
+    rollouts: Sequence[Rollout] | None = None,
 ) -> Report:
     """Run the laws over one backend.
 
@@ -57,39 +66,91 @@ def check_backend(
         laws: names or parts of names; none for all of the profile.
         seed: of the generated cases; ``None`` for a fresh one, which the header names.
         on_progress: ``on_progress(law, done, total)``, called before each law and once at the end.
-        shrink: whether to look for a smaller failing case.
+        shrink: whether to search for a smaller failing case.
         strict: whether a capability that works and is not claimed is a failure.
+        rollouts: recorded rollouts; ``None`` for those of :func:`recordings`.
 
     Raises:
         UnknownBackendError: no backend of that name is installed.
         ValueError: an unknown profile, or a part of a name that fits no law.
     """
-    if profile not in runner.PROFILES:
-        raise ValueError(f"unknown profile {profile!r}: there are {', '.join(runner.PROFILES)}")
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}: there are {', '.join(PROFILES)}")
     value = get_backend(backend) if isinstance(backend, str) else backend
-    suite, mine = select_laws(laws, profile)
+    chosen = select(laws, profile)
+    recorded = recordings() if rollouts is None else tuple(rollouts)
     seed = fresh_seed() if seed is None else seed
-    told = on_progress or (lambda law, done, total: None)
+    tell = on_progress or (lambda law, done, total: None)
     header = Header(
-        value.name, device, profile, seed, (*suite, *mine), claimed=claims(value), strict=strict,
-        rollouts=tuple(f"{r.name} ({r.source})" for r in recordings()),
+        value.name, device, profile, seed, tuple(chosen), claimed=claims(value), strict=strict,
+        rollouts=tuple(f"{r.name} ({r.source})" if r.source else r.name for r in recorded),
     )  # fmt: skip
+    options = RunOptions(value, profile, device, seed, shrink, recorded)
     results = []
-    if suite:
-        options = {"profile": profile, "device": device, "laws": suite, "seed": seed, "shrink": shrink}
-        ran = runner.check_backend(
-            value,
-            rollouts=[as_inputs(rollout) for rollout in recordings() if profile != "smoke"],
-            on_progress=lambda law, done, total: told(law, done, total + len(mine)) if law else None,
-            **options,  # type: ignore[arg-type]
-        )
-        results += ran.results
-    checks = rollout_laws.RolloutChecks(value, recordings(), profile, device, seed)
-    for k, law in enumerate(mine):
-        told(law, len(suite) + k, len(header.expected))
-        results.append(checks.run(law))
-    told("", len(header.expected), len(header.expected))
+    for done, (name, law) in enumerate(chosen.items()):
+        tell(name, done, len(chosen))
+        results.append(run_law(law, options))
+    tell("", len(chosen), len(chosen))
     return Report(header, results)
+
+
+def replay(backend: str | LSTMBackend, law: str, token: str, device: str = "cpu") -> LawResult:
+    """Run one law over one case again.
+
+    Args:
+        backend: an installed backend's name, or a value.
+        law: its exact name.
+        token: of a result. ``T2.B1.I1.H1.f64.s0`` is a drawn case; ``CartPole-v1:H8.f32.s5`` is a recorded rollout,
+            which gives ``T``, ``B``, ``I`` and the resets.
+        device: where to run.
+
+    Raises:
+        UnknownBackendError: no backend of that name is installed.
+        ValueError: the law is unknown, or the token is not understood.
+    """
+    value = get_backend(backend) if isinstance(backend, str) else backend
+    found = LAWS[exact(law, LAWS, "law")]
+    name, recorded, rest = token.partition(":")
+    if not recorded:
+        return run_case(found, value, _drawn_case(law, token), device, token, None)
+    rollout = _rollout(name)
+    return run_case(found, value, _recorded_case(law, rest, **rollout.sizes_and_resets), device, token, rollout)
+
+
+def _rollout(name: str) -> Rollout:
+    for rollout in recordings():
+        if rollout.name == name:
+            return rollout
+    raise ValueError(f"there is no rollout {name!r}; there are {', '.join(r.name for r in recordings())}")
+
+
+def _drawn_case(law: str, token: str) -> Case:
+    if not LAWS[law].drawn:
+        raise ValueError(f"the token {token!r} names no rollout; a token of {law} looks like CartPole-v1:H8.f32.s5")
+    return Case.parse(token)
+
+
+def _recorded_case(law: str, token: str, **known: Any) -> Case:
+    if not LAWS[law].rollouts:
+        raise ValueError(f"{law} does not run over recorded rollouts; its tokens look like T2.B1.I1.H1.f64.s0")
+    return Case.parse(token, **known)
+
+
+def check_token(law: str, token: str) -> None:
+    """Raise ValueError unless the token is one that the law can have."""
+    _, recorded, rest = token.partition(":")
+    if recorded:
+        _recorded_case(law, rest, T=1, B=1, I=1, resets=0)
+    else:
+        _drawn_case(law, token)
+
+
+def similar_defect(result: LawResult, device: str = "cpu") -> str | None:
+    """The planted defect with the same first wrong number as this failure; ``None`` if there is none."""
+    if result.verdict not in BAD or result.token is None or find_spec(DEFECTS) is None:
+        return None
+    found: str | None = import_module(DEFECTS).similar_defect(result, device)
+    return found
 
 
 def claims(backend: LSTMBackend) -> tuple[str, ...]:
@@ -97,14 +158,13 @@ def claims(backend: LSTMBackend) -> tuple[str, ...]:
     return tuple(sorted(trait.value for trait in backend.traits))
 
 
-def changed(report: Report, law: str, verdict: Verdict | None = None, **fields: str | None) -> Report:
-    """The report with one law's result changed."""
-    more = fields if verdict is None else {**fields, "verdict": verdict}
-    return replace(report, results=[replace(r, **more) if r.law == law else r for r in report.results])  # type: ignore[arg-type]
+def changed(report: Report, law: str, **fields: Any) -> Report:
+    """The report with these fields of one law's result changed."""
+    return replace(report, results=[replace(r, **fields) if r.law == law else r for r in report.results])
 
 
 @contextmanager
-def calm() -> Iterator[None]:
+def quiet_single_thread() -> Iterator[None]:
     """One thread and no warnings.
 
     Cases are small: on a busy machine threads wait for each other many times longer than they work. And a warning that

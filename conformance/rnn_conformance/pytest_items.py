@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rnn_backends import LSTMBackend, get_backend
 
-from .check import calm, changed, check_backend, fresh_seed
-from .laws.asked import about, select_laws
+from .check import about, changed, check_backend, fresh_seed, quiet_single_thread, similar_defect
+from .laws.catalogue import select
 from .pytest_plugin import Laws
+from .report.model import Report
 from .report.terminal import failure_text
-from .similar import looks_like
-from .suite.verdict import LawResult, Report
+from .suite.verdict import LawResult
 from .waivers import Waiver, apply, read
 
 
@@ -45,12 +45,12 @@ class LawsCollector(pytest.Collector):
         parts = tuple(self.config.getoption("rnn_law")) or self.asked.options["only"]
         try:
             values = [get_backend(b) if isinstance(b, str) else b for b in backends]
-            suite, mine = select_laws(parts, self.option("profile"))
+            laws = select(parts, self.option("profile"))
             waivers = self._waivers()
         except (ValueError, ImportError) as error:  # unknown or broken backend, unknown law, bad waiver
             raise self.CollectError(str(error)) from None
         for backend in values:
-            for law in (*suite, *mine):
+            for law in laws:
                 yield LawItem.from_parent(
                     self, name=f"{law}[{backend.name}]", law=law, backend=backend, waivers=waivers
                 )
@@ -95,7 +95,7 @@ class LawItem(pytest.Item):
     def _report(self) -> Report:
         option, given = self.parent.option, self.config.getoption
         seed = given("rnn_seed")
-        with calm():
+        with quiet_single_thread():
             report = check_backend(
                 self.backend,
                 profile=option("profile"),
@@ -107,7 +107,7 @@ class LawItem(pytest.Item):
             )
             report = apply(self.waivers, report, self.backend)
             for result in report.failures:
-                report = changed(report, self.law, looks_like=looks_like(result, option("device")) or "")
+                report = changed(report, self.law, looks_like=similar_defect(result, option("device")) or "")
         self.ran = report.header
         return report
 

@@ -24,10 +24,11 @@ from pathlib import Path
 
 from rnn_backends import LSTMBackend
 
-from .check import changed
-from .laws.asked import exact_law
-from .replay_token import check_token, replay
-from .suite.verdict import LawResult, Report
+from .check import changed, check_token, replay
+from .laws.catalogue import LAWS
+from .report.model import Report
+from .suite.names import exact
+from .suite.verdict import LawResult
 
 
 class WaiverError(ValueError):
@@ -94,7 +95,7 @@ def _waiver(row: object, today: date) -> Waiver:
         if type(value) is not (date if day else str) or not value:
             raise WaiverError(f"{name} = {value!r} is not {'a date like 2027-03-01' if day else 'a text'}")
     waiver = Waiver(**row)
-    check_token(exact_law(waiver.law), waiver.token)
+    check_token(exact(waiver.law, LAWS, "law"), waiver.token)
     if waiver.expires < today:
         raise WaiverError(f"{waiver.law} for {waiver.backend} expired on {waiver.expires}: fix it, or decide anew")
     return waiver
@@ -122,8 +123,10 @@ def _apply(waiver: Waiver, report: Report, found: LawResult, again: LawResult) -
         passes = f"{again.label}, so this waiver is out of date"
         also = f" The run found another case: {found.message}" if not found.ok else " Delete it"
         message = f"the waived case {waiver.token} was run again: {passes} (waived as: {waiver.reason}).{also}"
-        return changed(report, waiver.law, "failed", message=message, token=found.token or waiver.token)
+        return changed(report, waiver.law, verdict="failed", message=message, token=found.token or waiver.token)
     reason = f"{waiver.reason} ({waiver.link}, until {waiver.expires})"
     if found.ok:  # the drawn cases missed what the waiver says is broken
-        return changed(report, waiver.law, again.verdict, message=again.message, token=again.token, waived=reason)
+        return changed(
+            report, waiver.law, verdict=again.verdict, message=again.message, token=again.token, waived=reason
+        )
     return changed(report, waiver.law, waived=reason)

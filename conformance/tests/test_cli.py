@@ -12,11 +12,10 @@ from click.testing import CliRunner, Result
 from rnn_backends import LayerWeights, LSTMBackend, State, names, register, unregister
 from rnn_backends.unroll import unroll
 from rnn_conformance import check
-from rnn_conformance.cli import job
+from rnn_conformance.cli import check_run
 from rnn_conformance.cli.main import cli
-from rnn_conformance.laws.asked import known_laws
-from rnn_conformance.report import jsonl
-from rnn_conformance.rollouts import laws as rollout_laws
+from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.report.model import Results
 from rnn_conformance.rollouts import recorded as rollouts
 from rnn_conformance.suite import runner
 from rnn_conformance.suite.verdict import PROFILE_NAMES
@@ -168,16 +167,16 @@ def test_check_that_fails_exits_1_and_says_what_to_do(wrong: str, tmp_path: Path
     for says in (
         "✗ never-resets: rollout_equals_torch_lstm (failed)",
         "law     The recurrent mode gives what torch.nn.LSTM gives",
-        "found   output differs first at [b=0, t=",
+        "found   output differs first at [t=",
         "error   ",
-        "again   rnn-backends replay CartPole-v1.H8.s3 --law rollout_equals_torch_lstm --backend never-resets",
+        "again   rnn-backends replay CartPole-v1:H8.f32.s3 --law rollout_equals_torch_lstm --backend never-resets",
         "✗ 1 failed",
         "; 0 waived",
     ):
         assert says in result.output
-    report = jsonl.read(file.read_text())
+    report = Results.from_json(file.read_text())
     assert report.status == 1
-    assert [outcome.results[0].verdict for outcome in report.outcomes] == ["passed", "failed"]
+    assert [run.results[0].verdict for run in report.runs] == ["passed", "failed"]
     again = call(*result.output.partition("again   rnn-backends ")[2].splitlines()[0].split())
     assert again.exit_code == 1, "the line that it prints replays the failure"
     assert again.output.splitlines()[0] == "✗ failed  never-resets: rollout_equals_torch_lstm"
@@ -186,7 +185,7 @@ def test_check_that_fails_exits_1_and_says_what_to_do(wrong: str, tmp_path: Path
 @pytest.mark.usefixtures("_shipped")
 def test_json_on_standard_output_is_only_json() -> None:
     result = call("check", "vmap", *ONE_LAW, "--json", "-")
-    report = jsonl.read(result.stdout)
+    report = Results.from_json(result.stdout)
     assert "24 resets" in report.rollouts[0]
     assert "✓ held" in result.stderr
 
@@ -196,7 +195,7 @@ def test_an_interrupted_run_exits_3(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(rollout_laws.RolloutChecks, "run", interrupt)
+    monkeypatch.setattr(check, "run_law", interrupt)
     result = call("check", "vmap", *ONE_LAW)
     assert result.exit_code == 3
     assert "interrupted" in result.output
@@ -205,7 +204,7 @@ def test_an_interrupted_run_exits_3(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_shipped")
 def test_a_backend_that_cannot_be_loaded_makes_the_run_incomplete(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "known_backend", lambda name: (name, "its library is missing"))
+    monkeypatch.setattr(check_run, "_loaded", lambda name: (name, "its library is missing"))
     result = call("check", "vmap", *ONE_LAW)
     assert result.exit_code == 3
     assert "? not run" in result.output
@@ -238,14 +237,14 @@ def test_a_missing_package_is_named_with_its_extra(missing: str, arguments: list
 def test_laws_are_listed_by_subject_with_a_sentence_each() -> None:
     said = call("laws").output
     assert said.index("values\n") < said.index("  output_equals_reference\n") < said.index("rollouts\n")
-    assert f"{len(known_laws())} laws;" in said
+    assert f"{len(LAWS)} laws;" in said
     rows = json.loads(call("laws", "--json").output)
-    assert [row["law"] for row in rows] == list(known_laws())
+    assert [row["law"] for row in rows] == list(LAWS)
     assert all(row["sentence"].endswith(".") for row in rows)
 
 
 def test_every_law_is_explained() -> None:
-    for law in known_laws():
+    for law in LAWS:
         said = call("laws", law).output
         for word in (law, "subject", "tolerance", "profiles", "def "):
             assert word in said
@@ -265,8 +264,8 @@ TOKEN = "T2.B1.I1.H1.f64.r2.s0"
     ("law", "token"),
     [
         ("output_equals_reference", TOKEN),
-        ("output_equals_reference", "CartPole-v1:T64.B8.I4.H4.f64.r100.s0"),
-        ("rollout_gradients", "CartPole-v1.H8.s5"),
+        ("output_equals_reference", "CartPole-v1:H4.f64.s0"),
+        ("rollout_gradients", "CartPole-v1:H8.f32.s5"),
     ],
 )
 def test_every_kind_of_token_is_replayed(wrong: str, law: str, token: str) -> None:
@@ -283,7 +282,7 @@ def test_every_kind_of_token_is_replayed(wrong: str, law: str, token: str) -> No
         (("T2.Q", "--law", "one_row", "--backend", "vmap"), "'Q' in the token"),
         ((TOKEN, "--law", "one_roww", "--backend", "vmap"), "Did you mean 'one_row'?"),
         ((TOKEN, "--law", "one_row", "--backend", "vmpa"), "Did you mean 'vmap'?"),
-        ((TOKEN, "--law", "rollout_gradients", "--backend", "vmap"), "which look like CartPole-v1.H8.s5"),
+        ((TOKEN, "--law", "rollout_gradients", "--backend", "vmap"), "looks like CartPole-v1:H8.f32.s5"),
         (("Pole:" + TOKEN, "--law", "one_row", "--backend", "vmap"), "there is no rollout 'Pole'"),
     ],
 )
@@ -299,7 +298,7 @@ def test_a_script_runs_and_ends_with_the_law(token: str) -> None:
     done = run_python(script.stdout)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "the law holds for this case"
-    assert "what torch.nn.LSTM gives" in done.stdout
+    assert "expected output, torch.nn.LSTM" in done.stdout
 
 
 @pytest.mark.usefixtures("_shipped")
@@ -331,7 +330,7 @@ def test_two_devices_are_two_rows_and_columns(wrong: str, tmp_path: Path) -> Non
 def test_waivers_excuse_and_the_last_line_counts_them(wrong: str, tmp_path: Path) -> None:
     file = tmp_path / "waivers.toml"
     row = 'law = "rollout_equals_torch_lstm"\nreason = "known"\nlink = "https://example.org"\n'
-    row += 'token = "CartPole-v1.H8.s5"\nexpires = 2999-01-01\n'
+    row += 'token = "CartPole-v1:H8.f32.s5"\nexpires = 2999-01-01\n'
     file.write_text(f'[[waiver]]\nbackend = "{wrong}"\n{row}')
     result = call("check", wrong, *ONE_LAW, "--waivers", str(file))
     assert result.exit_code == 0, result.output
@@ -364,7 +363,9 @@ def test_what_is_not_claimed_and_works_fails_only_if_strict() -> None:
 def test_diff_says_what_is_worse_and_exits_1(wrong: str, tmp_path: Path) -> None:
     files = [str(tmp_path / name) for name in ("old.jsonl", "new.jsonl")]
     assert call("check", "vmap", *ONE_LAW, "--seed", "3", "--json", files[0]).exit_code == 0
-    Path(files[1]).write_text(Path(files[0]).read_text().replace('"passed"', '"failed"'))
+    Path(files[1]).write_text(
+        Path(files[0]).read_text().replace('"passed"', '"failed"').replace('"status": 0', '"status": 1')
+    )
     same = call("diff", files[0], files[0])
     assert (same.exit_code, same.output) == (0, "0 worse, 0 gone, 0 new, 0 better, 1 the same\n")
     worse = call("diff", *files)
@@ -386,7 +387,7 @@ def test_a_file_that_cannot_be_written_is_refused_before_the_run(option: str, tm
 
 def test_profiles_are_the_runners() -> None:
     assert tuple(runner.PROFILES) == PROFILE_NAMES
-    assert set(rollout_laws.HIDDEN_SIZES) == set(PROFILE_NAMES)
+    assert set(runner.ROLLOUT_HIDDEN_SIZES) == set(PROFILE_NAMES)
 
 
 def test_the_python_front_is_lazy_and_runs_the_same_laws() -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from rnn_backends import recurrent_mode
+from rnn_conformance.check import check_backend
 from rnn_conformance.cli.defects import defects_command
-from rnn_conformance.defects import DEFECTS, looks_like, planted
+from rnn_conformance.defects import DEFECTS, similar_defect, planted
 from rnn_conformance.defects.catalogue import PLANTED, killers
 from rnn_conformance.defects.doubles import doubles
 from rnn_conformance.defects.kill import named_kills, survives
@@ -17,7 +18,6 @@ from rnn_conformance.defects.planting import Defect
 from rnn_conformance.defects.rounds import ROUNDS
 from rnn_conformance.defects.uncovered import UNCOVERED
 from rnn_conformance.laws.catalogue import LAWS, SUBJECTS
-from rnn_conformance.suite.runner import check_backend
 
 
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout:UserWarning")
@@ -93,14 +93,14 @@ def test_a_wrong_context_leaves_no_mode_behind():
 def test_looks_like_finds_the_defect_with_the_same_numbers():
     with DEFECTS["peephole"].plant() as backend:
         (result,) = check_backend(backend, laws=["output_equals_reference"], seed=3).results
-    assert looks_like(result) == DEFECTS["peephole"].sentence
+    assert similar_defect(result) == DEFECTS["peephole"].sentence
 
 
 def test_looks_like_says_nothing_where_no_defect_fits():
     with DEFECTS["a_tuned_kernel_after_64_calls"].plant() as backend:
         (result,) = check_backend(backend, laws=["edited_weights_are_seen"], profile="full", seed=3).results
     assert result.verdict == "failed"
-    assert looks_like(result) is None
+    assert similar_defect(result) is None
 
 
 def test_command_runs_one_defect_and_writes_json():

@@ -10,11 +10,11 @@ import torch
 pytest.importorskip("torchrl")
 
 from rnn_conformance import replay
-from rnn_conformance.check import calm
+from rnn_conformance.check import quiet_single_thread
 from rnn_conformance.suite.case import Case
 
 ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "examples" / "foreign_backends"
+FOLDER = ROOT / "conformance" / "studies"
 PAGE = (ROOT / "docs" / "conformance.md").read_text()
 
 
@@ -35,7 +35,7 @@ def backends(the_folder_is_importable):
 
 
 def verdict_of(backend, law, token):
-    with calm():
+    with quiet_single_thread():
         return replay(backend, law, token).verdict
 
 

@@ -10,8 +10,8 @@ from types import ModuleType
 
 import pytest
 from rnn_conformance.report.html import page
-from rnn_conformance.report.model import LawInfo, Outcome, Results
-from rnn_conformance.suite.verdict import GLYPHS, Header, LawResult, Report
+from rnn_conformance.report.model import BackendRun, Header, LawInfo, Report, Results
+from rnn_conformance.suite.verdict import GLYPHS, LawResult
 
 LAWS = {
     "output_equals_reference": LawInfo("values", "The output equals the <reference>'s."),
@@ -23,7 +23,7 @@ EVIL = '</script><script>window.broken = 1</script><!-- "quoted" & so on'
 TOKEN = "T2.B1.I1.H1.f64.r1.s5"
 
 
-def outcome(name: str, **verdicts: str) -> Outcome:
+def run(name: str, **verdicts: str) -> BackendRun:
     """A backend that passes all laws but those given."""
     results = []
     for law in LAWS:
@@ -37,17 +37,17 @@ def outcome(name: str, **verdicts: str) -> Outcome:
             )
         )  # fmt: skip
     header = Header(name, "cpu", "quick", 5, tuple(LAWS), claimed=("double_backward",))
-    return Outcome(name, Report(header, results), time_ratio=1.5)
+    return BackendRun(name, Report(header, results), time_ratio=1.5)
 
 
-def results(*outcomes: Outcome) -> Results:
-    return Results("quick", 5, LAWS, tuple(LAWS), outcomes, seconds=9.0)
+def results(*runs: BackendRun) -> Results:
+    return Results("quick", 5, LAWS, tuple(LAWS), runs, seconds=9.0)
 
 
 BOTH = results(
-    outcome("good", vmap_over_data="declined"),
-    outcome("bad", one_row="failed", double_backward="waived", vmap_over_data="silently_wrong"),
-    Outcome("broken", reason="its library is missing"),
+    run("good", vmap_over_data="declined"),
+    run("bad", one_row="failed", double_backward="waived", vmap_over_data="silently_wrong"),
+    BackendRun("broken", reason="its library is missing"),
 )
 
 
@@ -124,13 +124,13 @@ def test_claimed_against_observed() -> None:
 
 
 def test_headings_say_how_it_went() -> None:
-    assert "✓ Every law held" in page(results(outcome("good")))
-    assert "? The run is incomplete" in page(results(outcome("good"), Outcome("broken", reason="no")))
+    assert "✓ Every law held" in page(results(run("good")))
+    assert "? The run is incomplete" in page(results(run("good"), BackendRun("broken", reason="no")))
     assert "✗ 2 failed, 1 waived" in page(BOTH)
 
 
 def test_every_backend_that_could_not_be_run_is_still_a_page() -> None:
-    assert "its library is missing" in page(results(Outcome("broken", reason="its library is missing")))
+    assert "its library is missing" in page(results(BackendRun("broken", reason="its library is missing")))
 
 
 def _browser() -> ModuleType:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from rnn_backends import LSTMBackend, State, Trait, get_backend
+from rnn_conformance.check import check_backend
 from rnn_conformance.defects.right import right
 from rnn_conformance.defects.variants import declines_options
 from rnn_conformance.laws.catalogue import LAWS
-from rnn_conformance.suite.runner import check_backend
 
 VALUES = "output_equals_reference"
 

@@ -8,10 +8,10 @@ import time
 import pytest
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, get_backend
+from rnn_conformance.check import check_backend
 from rnn_conformance.defects import right as d
 from rnn_conformance.laws import page as contract_page
 from rnn_conformance.laws.catalogue import LAWS
-from rnn_conformance.suite.runner import check_backend
 
 
 def map_weights(w, change):

@@ -6,10 +6,10 @@ import pytest
 from rnn_backends import LSTMBackend, State, get_backend
 from rnn_conformance.laws.lifecycle import registered
 from rnn_conformance.suite.case import Case
-from rnn_conformance.suite.law import LawBroken
 from rnn_conformance.suite.state_machine import play
 from rnn_conformance.suite.state_model import PLAIN
 from rnn_conformance.suite.trial import Trial
+from rnn_conformance.suite.verdict import LawBroken
 
 right = get_backend("vmap").layer
 CASE = Case.parse("T1.B2.I2.H3.L2.f64.s4")

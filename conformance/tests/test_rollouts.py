@@ -9,8 +9,13 @@ import pytest
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, get_backend
 from rnn_backends.unroll import unroll
-from rnn_conformance.rollouts import laws as rollout_laws
-from rnn_conformance.rollouts.recorded import ENVIRONMENTS, Rollout, record, rollouts, shipped, write_shipped
+from rnn_conformance.check import check_backend, replay
+from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.rollouts.recorded import ENVIRONMENTS, record, rollouts, shipped, write_shipped
+from rnn_conformance.rollouts.timing import time_ratio
+from rnn_conformance.suite.inputs import Rollout
+from rnn_conformance.suite.reference import trajectories
+from rnn_conformance.suite.verdict import LawResult
 from torch import Tensor
 
 needs_torchrl = pytest.mark.skipif(importlib.util.find_spec("torchrl") is None, reason="TorchRL is not installed")
@@ -35,7 +40,7 @@ def check_rollout(rollout: Rollout) -> None:
     rows, steps = ENVIRONMENTS[rollout.name]
     assert rollout.observation.shape[:2] == (rows, steps)
     assert rollout.observation.dtype == torch.float32
-    assert rollout.is_init.shape == (rows, steps, 1)
+    assert rollout.is_init.shape == (rows, steps)
     assert rollout.is_init.dtype == torch.bool
     assert rollout.is_init[:, 0].all()
     assert rollout.is_init[:, 1:].any(), f"{rollout.name} has no reset in the middle of a row"
@@ -83,8 +88,8 @@ def test_without_torchrl_the_shipped_ones_serve(missing: str, monkeypatch: pytes
 
 def test_trajectories_cover_every_step_once() -> None:
     rollout = shipped()[0]
-    covered = torch.zeros(rollout.is_init.shape[:2], dtype=torch.int)
-    for row, start, stop in rollout.trajectories():
+    covered = torch.zeros(rollout.is_init.shape, dtype=torch.int)
+    for row, start, stop in trajectories(rollout.is_init.T):
         covered[row, start:stop] += 1
         assert start == 0 or rollout.is_init[row, start]
         assert not rollout.is_init[row, start + 1 : stop].any()
@@ -121,42 +126,53 @@ DEFECTS = [
 ]
 
 
+def run(backend: LSTMBackend, law: str, profile: str = "smoke", seed: int = 3) -> LawResult:
+    return check_backend(backend, laws=[law], profile=profile, seed=seed, rollouts=shipped()).results[0]
+
+
 @pytest.mark.parametrize(("law", "layer"), DEFECTS, ids=lambda v: getattr(v, "__name__", v))
 def test_each_law_kills_its_defects(law: str, layer) -> None:
-    result = rollout_laws.RolloutChecks(LSTMBackend("defect", layer), shipped(), "smoke", "cpu", 3).run(law)
+    result = run(LSTMBackend("defect", layer), law)
     assert result.verdict == "failed"
     assert "differs first at [" in result.message
-    assert result.worst_margin is not None
-    assert result.worst_margin > 100
-    assert result.token == "CartPole-v1.H8.s3"
+    assert result.worst_error_ratio is not None
+    assert result.worst_error_ratio > 100
+    assert result.token == "CartPole-v1:H8.f32.s3"
+    assert replay(LSTMBackend("defect", layer), law, result.token).message == result.message
 
 
-@pytest.mark.parametrize("law", rollout_laws.LAWS)
+@pytest.mark.parametrize("law", [name for name, law in LAWS.items() if not law.drawn])
 def test_each_law_passes_the_plain_unroll(law: str) -> None:
-    result = rollout_laws.RolloutChecks(get_backend("vmap"), shipped(), "quick", "cpu", 5).run(law)
+    result = run(get_backend("vmap"), law, "quick", 5)
     assert (result.verdict, result.message) == ("passed", "")
     assert result.cases == 4
-    assert result.worst_margin is not None
-    assert 0 < result.worst_margin < 0.5
+    assert result.worst_error_ratio is not None
+    assert 0 < result.worst_error_ratio < 0.5
 
 
 def test_a_crash_is_not_a_failure_of_the_law() -> None:
     def raises(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         raise RuntimeError("the kernel is not there")
 
-    result = rollout_laws.RolloutChecks(LSTMBackend("crash", raises), shipped(), "smoke", "cpu", 0).run(
-        "rollout_gradients"
-    )
+    result = run(LSTMBackend("crash", raises), "rollout_gradients")
     assert result.verdict == "crashed"
     assert result.message == "RuntimeError: the kernel is not there"
 
 
 def test_a_refusal_is_declined_with_its_reason() -> None:
     picky = LSTMBackend("picky", unroll, rejects=lambda spec, device, dtype: "only on Mondays")
-    result = rollout_laws.RolloutChecks(picky, shipped(), "smoke", "cpu", 0).run("rollout_equals_steps")
+    result = run(picky, "rollout_equals_steps")
     assert (result.verdict, result.cases, result.declined) == ("declined", 0, 2)
     assert "only on Mondays" in result.message
 
 
 def test_time_is_measured_against_torch_lstm() -> None:
-    assert 0 < rollout_laws.time_ratio(get_backend("vmap"), shipped()[0], rounds=1) < 100
+    assert 0 < time_ratio(get_backend("vmap"), shipped()[0], rounds=1) < 100
+
+
+@pytest.mark.parametrize(
+    "token", ["CartPole-v1:T4.H8.f32.s0", "CartPole-v1:f32.s0", "T2.B1.I1.H1.f64.s0", "Chess:H8.s0"]
+)
+def test_a_token_of_another_kind_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match=r"T4|does not say H|names no rollout|no rollout 'Chess'"):
+        replay("vmap", "rollout_gradients", token)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from rnn_conformance.check import check_backend, replay
 from rnn_conformance.defects.variants import VARIANTS
 from rnn_conformance.laws.catalogue import LAWS
-from rnn_conformance.suite.runner import check_backend, replay
 
 CHEAP = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
 """Laws that compile are about claims, and no variant claims anything."""

@@ -91,18 +91,19 @@ def check_command(
 
     Real Gymnasium environments are rolled out, with episodes that end and start in the middle of a row. The laws run
     over those rollouts and over generated cases, for every backend. One table says what held; each failure says the
-    law, where the numbers part, what came, what was expected, the smallest case and the line that runs it again.
+    law, the first place that differs, the actual and the expected value, the smallest case and the line that
+    repeats it.
     """
     from rnn_backends import UnknownBackendError
 
-    from ..laws.asked import UnknownLawError
     from ..report.terminal import console
-    from .job import MainJob, Options
+    from ..suite.names import UnknownNameError
+    from .check_run import CheckRun, Options
 
     to = console(stderr="-" in map(str, (json_file, html_file)))
-    with refusals((UnknownBackendError, "NAME"), (UnknownLawError, "-k")):
-        job = MainJob(names, to, Options(**options), _waivers(waivers_file))  # type: ignore[arg-type]
-    results = job.run()
+    with refusals((UnknownBackendError, "NAME"), (UnknownNameError, "-k")):
+        run = CheckRun(names, to, Options(**options), _waivers(waivers_file))  # type: ignore[arg-type]
+    results = run.run()
     _write(results, json_file, html_file)
     if folder is not None:
         from ..report.script import write_scripts
@@ -122,9 +123,9 @@ def _waivers(file: Path | None) -> list[Waiver]:
 def _write(results: Results, json_file: Path | None, html_file: Path | None) -> None:
     """Write the files, whole or not at all: a report that was cut off would be worth nothing."""
     from ..report.html import page
-    from ..report.jsonl import text
+    from ..report.model import Results
 
-    for path, make in ((json_file, text), (html_file, page)):
+    for path, make in ((json_file, Results.to_json), (html_file, page)):
         if path is not None and str(path) == "-":
             click.echo(make(results), nl=False)
         elif path is not None:

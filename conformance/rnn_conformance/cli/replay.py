@@ -32,15 +32,15 @@ def replay_command(ctx: click.Context, token: str, law: str, backend: str, devic
     """Run one law over one case: the TOKEN that a failure names."""
     from rnn_backends import BrokenBackendError, UnknownBackendError, get_backend
 
-    from ..check import calm
-    from ..laws.asked import UnknownLawError, about, exact_law
-    from ..replay_token import replay
+    from ..check import about, quiet_single_thread, replay
+    from ..laws.catalogue import LAWS
     from ..report.terminal import error
+    from ..suite.names import UnknownNameError, exact
 
-    kinds = ((UnknownBackendError, "--backend"), (BrokenBackendError, "--backend"), (UnknownLawError, "--law"))
+    kinds = ((UnknownBackendError, "--backend"), (BrokenBackendError, "--backend"), (UnknownNameError, "--law"))
     place = str(device_named(device))
-    with refusals(*kinds, (ValueError, "TOKEN")), calm():
-        value, law = get_backend(backend), exact_law(law)
+    with refusals(*kinds, (ValueError, "TOKEN")), quiet_single_thread():
+        value, law = get_backend(backend), exact(law, LAWS, "law")
         if script:
             from ..report.script import program
 
@@ -51,8 +51,8 @@ def replay_command(ctx: click.Context, token: str, law: str, backend: str, devic
     click.echo(f"  law     {about(law).sentence}")
     if result.message:
         click.echo(f"  {'why    ' if result.ok else 'found  '} {result.message}")
-    if result.worst_margin is not None:
-        click.echo(f"  error   {error(result.worst_margin)}")
+    if result.worst_error_ratio is not None:
+        click.echo(f"  error   {error(result.worst_error_ratio)}")
     ctx.exit(0 if result.ok else 1)
 
 
@@ -75,12 +75,12 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 def diff_command(ctx: click.Context, old: Path, new: Path) -> None:
     """Say what changed between two reports that `check --json` wrote: worse, gone, new, better."""
     from ..report.diff import KINDS, changes
-    from ..report.jsonl import ReportError, read
+    from ..report.model import ReportError, Results
 
     reports = []
     for path in (old, new):
         try:
-            reports.append(read(path.read_text(encoding="utf-8")))
+            reports.append(Results.from_json(path.read_text(encoding="utf-8")))
         except (ReportError, UnicodeDecodeError) as error:
             click.echo(f"{path}: {error}", err=True)
             ctx.exit(3)
@@ -96,6 +96,6 @@ def diff_command(ctx: click.Context, old: Path, new: Path) -> None:
         if change.bad and change.message:
             click.echo(f"        {change.message}")
     counts = {kind: sum(change.kind == kind for change in found) for kind in KINDS}
-    same = sum(len(outcome.results) for outcome in after.outcomes) - len(found) + counts["gone"]
+    same = sum(len(run.results) for run in after.runs) - len(found) + counts["gone"]
     click.echo(", ".join(f"{count} {kind}" for kind, count in (*counts.items(), ("the same", same))))
     ctx.exit(1 if any(change.bad for change in found) else 0)

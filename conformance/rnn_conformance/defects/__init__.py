@@ -2,6 +2,6 @@
 
 from .catalogue import DEFECTS
 from .planting import Defect
-from .similar import looks_like
+from .similar import similar_defect
 
-__all__ = ["DEFECTS", "Defect", "looks_like"]
+__all__ = ["DEFECTS", "Defect", "similar_defect"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec
 
 from ..laws.catalogue import SUBJECTS
+from ..suite.names import matching
 from .planting import Defect
 
 _FILES = (f"{__package__}.planted.{subject.__name__.rpartition('.')[2]}" for subject in SUBJECTS)
@@ -22,18 +22,11 @@ def select(name: str | None = None, subject: str | None = None) -> dict[str, Def
     """The defects whose name is, or contains, ``name``, of the subjects whose name contains ``subject``.
 
     Raises:
-        ValueError: nothing matches, with the nearest name.
+        UnknownNameError: nothing matches, with the nearest name.
     """
-    chosen = {n: d for n, d in DEFECTS.items() if subject is None or subject in d.subject}
-    if not chosen:
-        raise ValueError(f"there is no subject {subject!r}: there are {', '.join(subjects())}")
-    if name is None or name in chosen:
-        return chosen if name is None else {name: chosen[name]}
-    matching = {n: d for n, d in chosen.items() if name in n}
-    if not matching:
-        near = get_close_matches(name, chosen, n=1, cutoff=0.3)
-        raise ValueError(f"no defect's name is or contains {name!r}" + (f": nearest is {near[0]!r}" if near else ""))
-    return matching
+    chosen_subjects = matching(subject, subjects(), "subject") if subject else subjects()
+    chosen = {n: d for n, d in DEFECTS.items() if d.subject in chosen_subjects}
+    return {n: chosen[n] for n in matching(name, chosen, "defect")} if name else chosen
 
 
 def subjects() -> tuple[str, ...]:

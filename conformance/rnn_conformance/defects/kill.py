@@ -8,9 +8,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
+from rnn_backends import LSTMBackend
+
+from ..check import check_backend
+from ..laws.catalogue import LAWS
+from ..rollouts.recorded import shipped
 from ..suite import search
-from ..suite.runner import check_backend
-from ..suite.verdict import Verdict
+from ..suite.verdict import LawResult, Verdict
 from .planting import Defect
 
 KILLS: frozenset[Verdict] = frozenset({"failed", "silently_wrong"})
@@ -46,11 +50,17 @@ def named_kills(defect: Defect, seeds: Iterable[int], profile: str = "quick") ->
         verdicts, messages = [], []
         for seed in seeds:
             with defect.plant() as backend:
-                result = check_backend(backend, profile=profile, laws=[law], seed=seed, shrink=False).results[0]
+                result = _run(backend, law, seed, profile)
             verdicts.append(result.verdict)
             messages.append(result.message)
         kills.append(Kill(defect.name, law, tuple(verdicts), messages[0] if messages else ""))
     return kills
+
+
+def _run(backend: LSTMBackend, law: str, seed: int, profile: str) -> LawResult:
+    """The law over drawn cases, and over the shipped rollouts where it runs over rollouts only."""
+    rollouts = () if LAWS[law].drawn else shipped()
+    return check_backend(backend, profile=profile, laws=[law], seed=seed, shrink=False, rollouts=rollouts).results[0]
 
 
 def kills_of(defect: Defect, seeds: Iterable[int], profile: str = "quick", drawn_only: bool = False) -> list[Kill]:

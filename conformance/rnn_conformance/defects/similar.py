@@ -1,21 +1,21 @@
-"""``looks_like``: the planted defect that gives the same wrong numbers as a failure, if there is one."""
+"""``similar_defect``: the planted defect that gives the same wrong numbers as a failure, if there is one."""
 
 from __future__ import annotations
 
 import math
 import re
 
-from ..suite.runner import replay
+from ..check import replay
 from ..suite.verdict import LawResult
 from .catalogue import DEFECTS
 from .kill import KILLS
 from .planting import Defect
 
 _NUMBER = r"([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf|nan))"
-_DIFFERS = re.compile(rf"^(.*) differs first at (\[.*?\]): came {_NUMBER}, expected (?:exactly )?{_NUMBER}")
+_DIFFERS = re.compile(rf"^(.*) differs first at (\[.*?\]): actual {_NUMBER}, expected (?:exactly )?{_NUMBER}")
 
 
-def looks_like(result: LawResult, device: str = "cpu") -> str | None:
+def similar_defect(result: LawResult, device: str = "cpu") -> str | None:
     """The sentence of a defect that gives the same first wrong number on the same case, or ``None``.
 
     Args:

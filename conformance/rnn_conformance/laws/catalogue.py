@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from types import ModuleType
 
 from ..suite.law import Law
+from ..suite.names import UnknownNameError, matching
 from . import (
     batch,
     compiled,
@@ -27,6 +27,7 @@ from . import (
     recurrent,
     refusals,
     resets,
+    rollouts,
     shapes,
     side_effects,
     stateful,
@@ -40,7 +41,7 @@ from . import (
 SUBJECTS: tuple[ModuleType, ...] = (
     values, resets, stepping, batch, gradients, options, dropout, precision, shapes, layout, side_effects, memory,
     weights, lifecycle, recurrent, modes, keys, nets, refusals, plugins, threads, stateful, dispatch, transforms,
-    compiled, recompiling, distributed,
+    compiled, recompiling, distributed, rollouts,
 )  # fmt: skip
 
 LAWS: dict[str, Law] = {
@@ -48,20 +49,16 @@ LAWS: dict[str, Law] = {
 }
 
 
-def select(names: Sequence[str] | None, profile: str) -> dict[str, Law]:
-    """The laws of a profile whose names are, or contain, one of ``names`` (``None``: all).
+def select(parts: Sequence[str], profile: str) -> dict[str, Law]:
+    """The laws of a profile whose names are, or contain, one of the parts; no parts: all of them.
+
+    A law that is named exactly runs in every profile.
 
     Raises:
-        ValueError: a name that fits no law, with the nearest.
+        UnknownNameError: a part that fits no law, with the nearest; or no law of them belongs to the profile.
     """
-    chosen = {name: law for name, law in LAWS.items() if law.belongs(profile)}
-    if names is None:
-        return chosen
-    found: set[str] = set()
-    for part in names:
-        fits = {part} if part in LAWS else {name for name in chosen if part in name}
-        if not fits:
-            near = get_close_matches(part, LAWS, n=1, cutoff=0.3)
-            raise ValueError(f"no law's name is or contains {part!r}" + (f": nearest is {near[0]!r}" if near else ""))
-        found |= fits
-    return {name: law for name, law in LAWS.items() if name in found}
+    chosen = {name for part in parts for name in matching(part, LAWS, "law")} if parts else set(LAWS)
+    found = {n: law for n, law in LAWS.items() if n in chosen and (n in parts or law.belongs(profile))}
+    if not found:
+        raise UnknownNameError(f"none of these laws belongs to the profile {profile!r}")
+    return found

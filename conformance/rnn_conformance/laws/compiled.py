@@ -12,8 +12,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ..suite.inputs import Inputs
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Ran, Trial, differentiate
+from ..suite.verdict import LawBroken
 
 LANE: dict[str, Any] = {
     "costly": True, "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "T": (3,), "B": (2,), "I": (3,), "H": (4,),
@@ -42,9 +43,9 @@ def inductor_in_one_graph(trial: Trial) -> None:
 
     for starts in (is_init, ~is_init, torch.zeros_like(is_init)):
         trial.agree("output", run(x, starts), _from_zeros(trial, x, starts))
-    came = differentiate((run(x, is_init) ** 2).sum(), dict(lstm.named_parameters()))
+    actual = differentiate((run(x, is_init) ** 2).sum(), dict(lstm.named_parameters()))
     eager = differentiate((lstm(x, is_init=is_init)[0] ** 2).sum(), dict(lstm.named_parameters()))
-    trial.agree_gradients(came, {n: v.double() for n, v in eager.items()}, scale=2)
+    trial.agree_gradients(actual, {n: v.double() for n, v in eager.items()}, scale=2)
     for few, fewer in ((2, 2), (3, 1)):
         trial.agree(
             f"output of {few} steps of {fewer} rows",
@@ -130,16 +131,16 @@ def a_script_keeps_training_and_dropout(trial: Trial) -> None:
         expected = lstm(x, is_init=trial.is_init)[0]
         torch.manual_seed(3)
         try:
-            came = loaded(x, None, trial.is_init)[0]
+            actual = loaded(x, None, trial.is_init)[0]
         except Exception as error:
             first = str(error).strip().splitlines()[-1]
             raise LawBroken(f"scripted it fails where the module itself does not: {first}") from error
-        trial.agree(f"output, {training=}", came, expected.double(), scale=2)
+        trial.agree(f"output, {training=}", actual, expected.double(), scale=2)
         torch.manual_seed(3)
         other = lstm.train(not training)(x, is_init=trial.is_init)[0]
         torch.manual_seed(3)
-        came = loaded.train(not training)(x, None, trial.is_init)[0]
-        trial.agree(f"output, scripted with {training=} and changed since", came, other.double(), scale=2)
+        actual = loaded.train(not training)(x, None, trial.is_init)[0]
+        trial.agree(f"output, scripted with {training=} and changed since", actual, other.double(), scale=2)
 
 
 @law(trait=Trait.EXPORT, **LANE)

@@ -10,8 +10,9 @@ from typing import Any
 
 from rnn_backends import BrokenBackendError, LSTMBackend, get_backend, names
 
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial, differentiate
+from ..suite.verdict import LawBroken
 
 FUNCTIONS = ("layer", "step", "stack", "layer_last", "act")
 
@@ -113,16 +114,16 @@ def every_layer_and_step_is_the_backends(trial: Trial) -> None:
 
 
 def _demand(counts: Counter[str], what: str, expected: dict[str, int]) -> None:
-    came = {name: n for name, n in counts.items() if n}
+    actual = {name: n for name, n in counts.items() if n}
     counts.clear()
-    if came != expected:
-        raise LawBroken(f"{what} called {came or 'nothing'} of the backend, expected {expected}")
+    if actual != expected:
+        raise LawBroken(f"{what} called {actual or 'nothing'} of the backend, expected {expected}")
 
 
 @law()
 def the_module_names_its_backend(trial: Trial) -> None:
     """``lstm_backend`` of the LSTM and of the module is the name of the backend that was asked for."""
     module = trial.module()
-    for came in (trial.lstm().lstm_backend, module.lstm_backend, module.set_recurrent_mode(True).lstm_backend):
-        if came != trial.backend.name:
-            raise LawBroken(f"the module says that it runs on {came!r}, and {trial.backend.name!r} was asked for")
+    for actual in (trial.lstm().lstm_backend, module.lstm_backend, module.set_recurrent_mode(True).lstm_backend):
+        if actual != trial.backend.name:
+            raise LawBroken(f"the module says that it runs on {actual!r}, and {trial.backend.name!r} was asked for")

@@ -13,8 +13,9 @@ from rnn_backends import LSTM
 from torch import Tensor, nn
 
 from ..suite.inputs import Inputs
-from ..suite.law import Declined, LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial, differentiate
+from ..suite.verdict import Declined, LawBroken
 
 SECONDS = 90.0
 

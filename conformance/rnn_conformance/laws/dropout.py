@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..suite.compare import identical
 from ..suite.inputs import Inputs
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.reference import reference
 from ..suite.trial import Ran, Trial, differentiate
+from ..suite.verdict import LawBroken
 
 DEEP: dict[str, Any] = {"dropout": (30, 50), "L": (2, 3), "T": (3, 2, 1, 6), "B": (1, 2, 3)}
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..suite.compare import demand, identical
 from ..suite.inputs import Inputs, materialise
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Ran, Trial, differentiate
+from ..suite.verdict import LawBroken
 
 
 def _right(trial: Trial, parts: str = "yhc") -> None:
@@ -106,8 +107,8 @@ def backward_twice_gives_the_same(trial: Trial) -> None:
     leaves = [x, *lstm.parameters()]
     once = torch.autograd.grad(loss, leaves, retain_graph=True)
     again = torch.autograd.grad(loss, leaves)
-    for came, expected in zip(again, once, strict=True):
-        trial.agree("the second gradient", came, expected, None, "")
+    for actual, expected in zip(again, once, strict=True):
+        trial.agree("the second gradient", actual, expected, None, "")
 
 
 @law(bias=(True,), profiles=("quick", "full"))
@@ -228,9 +229,11 @@ def gradients_around_an_infinite_input(trial: Trial) -> None:
     trial.agree("output", ran.output, found.output)
     finite = [name for name in own.weights if not name.startswith("weight_ih_l0")]
     parameters = dict(lstm.named_parameters())
-    came = differentiate(trial.loss(ran), {"x": inputs.x, **{name: parameters[name] for name in finite}})
+    actual = differentiate(trial.loss(ran), {"x": inputs.x, **{name: parameters[name] for name in finite}})
     reference = trial.loss(Ran(found.output, found.end_h, found.end_c))
-    trial.agree_gradients(came, differentiate(reference, {"x": own.x, **{name: own.weights[name] for name in finite}}))
+    trial.agree_gradients(
+        actual, differentiate(reference, {"x": own.x, **{name: own.weights[name] for name in finite}})
+    )
 
 
 @law(profiles=("quick", "full"))

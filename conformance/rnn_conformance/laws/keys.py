@@ -8,8 +8,9 @@ from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from tensordict.nn import set_skip_existing
 
 from ..suite.compare import check_shape, identical
-from ..suite.law import Declined, LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Ran, Trial
+from ..suite.verdict import Declined, LawBroken
 from .recurrent import C_KEY, H_KEY, _ran
 
 NESTED_IN = [("agents", "observation"), ("agents", "state", "h"), ("agents", "state", "c"), ("agents", "is_init")]
@@ -53,8 +54,8 @@ def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
         alone = _over_time(trial)(many[k].clone())
         trial.agree(f"features of batch {k}", out["features"][k], alone["features"], 0, "b t unit", scale=2)
         for key in (H_KEY, C_KEY):
-            came = out["next", key][k]
-            trial.agree(f"{key} of batch {k}", came, alone["next", key], 0, "b t layer unit", scale=2)
+            actual = out["next", key][k]
+            trial.agree(f"{key} of batch {k}", actual, alone["next", key], 0, "b t layer unit", scale=2)
         first = trial.module()(many[k, :, 0].clone())
         trial.agree(f"features of a step of {k}", step["features"][k], first["features"], 0, "b unit", scale=2)
 
@@ -189,9 +190,9 @@ def every_hidden_state_on_request(trial: Trial) -> None:
     weights = {n: w.double().cpu().requires_grad_() for n, w in trial.fresh().weights.items()}
     found = trial.reference(trial.fresh()._replace(weights=weights))
     right = torch.autograd.grad(found.h.sin().sum() + found.c.cos().sum(), list(weights.values()))
-    came = torch.autograd.grad(ran.h.sin().sum() + ran.c.cos().sum(), list(module.lstm.parameters()))
+    actual = torch.autograd.grad(ran.h.sin().sum() + ran.c.cos().sum(), list(module.lstm.parameters()))
     names = list(weights)
-    trial.agree_gradients(dict(zip(names, came, strict=True)), dict(zip(names, right, strict=True)))
+    trial.agree_gradients(dict(zip(names, actual, strict=True)), dict(zip(names, right, strict=True)))
 
 
 @law()

@@ -15,8 +15,9 @@ from rnn_backends.registry import is_registered_value
 from torch import nn
 
 from ..suite.inputs import materialise
-from ..suite.law import Declined, LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial
+from ..suite.verdict import Declined, LawBroken
 
 
 @contextmanager
@@ -50,9 +51,9 @@ def a_pickle_keeps_everything(trial: Trial) -> None:
         "the mode": (loaded.recurrent_mode, True),
         "the module's backend": (loaded.lstm_backend, trial.backend.name),
     }
-    for what, (came, expected) in kept.items():
-        if came != expected:
-            raise LawBroken(f"a pickle changes {what} from {expected} to {came}")
+    for what, (actual, expected) in kept.items():
+        if actual != expected:
+            raise LawBroken(f"a pickle changes {what} from {expected} to {actual}")
     trial.agree("output after pickling", trial.run(again).output, trial.expected.output)
 
 
@@ -83,9 +84,9 @@ def copies_keep_what_is_frozen(trial: Trial) -> None:
     twins["with_backend"] = lstm.with_backend(trial.backend)
     expected = {name: parameter.requires_grad for name, parameter in lstm.named_parameters()}
     for what, twin in twins.items():
-        came = {name: parameter.requires_grad for name, parameter in twin.named_parameters()}
-        if came != expected:
-            raise LawBroken(f"{what} changes what needs a gradient from {expected} to {came}")
+        actual = {name: parameter.requires_grad for name, parameter in twin.named_parameters()}
+        if actual != expected:
+            raise LawBroken(f"{what} changes what needs a gradient from {expected} to {actual}")
 
 
 @law(dtype=("f64",), profiles=("quick", "full"))
@@ -117,8 +118,10 @@ def functional_call_uses_the_weights_it_is_given(trial: Trial) -> None:
     never = torch.zeros_like(trial.is_init)
     whole = torch.zeros_like(inputs.starts)
     whole[0] = True
-    came = torch.func.functional_call(lstm, other, (inputs.x, hx), {"is_init": never})[0]
-    trial.agree("output of functional_call", came, trial.reference(inputs._replace(weights=other, starts=whole)).output)
+    actual = torch.func.functional_call(lstm, other, (inputs.x, hx), {"is_init": never})[0]
+    trial.agree(
+        "output of functional_call", actual, trial.reference(inputs._replace(weights=other, starts=whole)).output
+    )
     trial.agree("output after it", trial.run(lstm).output, trial.expected.output)
 
 
@@ -146,10 +149,10 @@ def parameters_are_torchs_and_nothing_else(trial: Trial) -> None:
     case, lstm = trial.case, trial.lstm()
     trial.run(lstm)
     other = nn.LSTM(case.I, case.H, case.L, case.bias, bidirectional=case.bidirectional, proj_size=case.P)
-    came = [(n, tuple(p.shape)) for n, p in lstm.named_parameters(remove_duplicate=False)]
+    actual = [(n, tuple(p.shape)) for n, p in lstm.named_parameters(remove_duplicate=False)]
     expected = [(n, tuple(p.shape)) for n, p in other.named_parameters(remove_duplicate=False)]
-    if came != expected:
-        raise LawBroken(f"the parameters are {came}, torch.nn.LSTM's {expected}")
+    if actual != expected:
+        raise LawBroken(f"the parameters are {actual}, torch.nn.LSTM's {expected}")
     if list(lstm.buffers()):
         raise LawBroken(f"there are buffers: {[n for n, _ in lstm.named_buffers()]}")
     other.load_state_dict(lstm.state_dict())

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..suite.compare import identical
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.poison import nan_scratch
 from ..suite.trial import Trial
+from ..suite.verdict import LawBroken
 
 
 @law(profiles=("quick", "full"))
@@ -31,8 +32,8 @@ def scratch_memory_is_written_before_it_is_read(trial: Trial) -> None:
     trial.agree("output", ran.output, trial.expected.output)
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
     pairs = zip(leaves.items(), found, strict=True)
-    came = {name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in pairs}
-    trial.agree_gradients(came, trial.expected_gradients(trial.loss))
+    actual = {name: torch.zeros_like(leaf) if grad is None else grad for (name, leaf), grad in pairs}
+    trial.agree_gradients(actual, trial.expected_gradients(trial.loss))
 
 
 @law(costly=True, T=(3,), B=(2,), profiles=("quick", "full"))
@@ -68,9 +69,9 @@ def results_share_no_memory_with_each_other(trial: Trial) -> None:
         _separate(dict(zip(("output", "h_n", "c_n"), ran, strict=True)))
         td = trial.module().set_recurrent_mode(True)(trial.tensordict())
         step = trial.module()(trial.tensordict()[:, 0].clone())
-        for when, came in (("in recurrent mode", td), ("of a step", step)):
-            entries = {f"{key} {when}": came["next", key] for key in ("recurrent_state_h", "recurrent_state_c")}
-            _separate({f"features {when}": came["features"], **entries})
+        for when, actual in (("in recurrent mode", td), ("of a step", step)):
+            entries = {f"{key} {when}": actual["next", key] for key in ("recurrent_state_h", "recurrent_state_c")}
+            _separate({f"features {when}": actual["features"], **entries})
 
 
 def _separate(results: dict[str, Tensor]) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 from rnn_backends import LSTMModule, set_recurrent_mode
 
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial
+from ..suite.verdict import LawBroken
 
 SMALL: dict[str, Any] = {"T": (2,), "B": (2,), "L": (1,)}
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..suite.compare import identical
 from ..suite.inputs import Inputs
-from ..suite.law import Declined, LawBroken, law
+from ..suite.law import law
 from ..suite.reference import Expected
 from ..suite.trial import Trial, differentiate
+from ..suite.verdict import Declined, LawBroken
 
 FEATURES, OUT = 3, 2
 NO_RESETS: dict[str, Any] = {"resets": ("none",), "B": (1, 2, 3)}
@@ -60,7 +61,7 @@ def _head(net: LSTMNet, output: Tensor) -> Tensor:
 
 @law(**NO_RESETS)
 def a_net_over_time_is_its_parts(trial: Trial) -> None:
-    """Over many steps LSTMNet gives its parts' answer, the states that came in, and zeros but for the last states."""
+    """Over many steps LSTMNet gives its parts' answer, the incoming states, and zeros but for the last states."""
     net, x, inputs = _net(trial), _input(trial), trial.inputs
     given = inputs.h.permute(2, 1, 0, 3), inputs.c.permute(2, 1, 0, 3)
     for stored in (given, None):
@@ -68,12 +69,14 @@ def a_net_over_time_is_its_parts(trial: Trial) -> None:
             y, h_in, c_in, h, c = net(x, *stored) if stored else net(x)
             expected = _right(trial, net, x, stored is not None)
         trial.agree("y", y, _head(net, expected.output.transpose(0, 1)), 0, "b t feature", scale=2)
-        for name, came, first in zip(("hidden0_in", "hidden1_in"), (h_in, c_in), given, strict=True):
-            identical(name, came, first if stored else torch.zeros_like(first), "b t layer unit")
-        for name, came, right in (("hidden0_out", h, expected.end_h), ("hidden1_out", c, expected.end_c)):
-            identical(f"{name} before the last step", came[:, :-1], torch.zeros_like(came[:, :-1]), "b t layer unit")
+        for name, actual, first in zip(("hidden0_in", "hidden1_in"), (h_in, c_in), given, strict=True):
+            identical(name, actual, first if stored else torch.zeros_like(first), "b t layer unit")
+        for name, actual, right in (("hidden0_out", h, expected.end_h), ("hidden1_out", c, expected.end_c)):
+            identical(
+                f"{name} before the last step", actual[:, :-1], torch.zeros_like(actual[:, :-1]), "b t layer unit"
+            )
             trial.agree(
-                f"{name} at the last step", came[:, -1], right[:, -1].transpose(0, 1), 0, "b layer unit", scale=2
+                f"{name} at the last step", actual[:, -1], right[:, -1].transpose(0, 1), 0, "b layer unit", scale=2
             )
 
 
@@ -100,7 +103,7 @@ def gradients_flow_through_a_net(trial: Trial) -> None:
     y = net(x)[0]
     cotangent = trial.noise(y, 43).to(y)
     leaves = {"input": x, **dict(net.named_parameters())}
-    came = differentiate((y * cotangent).sum(), leaves)
+    actual = differentiate((y * cotangent).sum(), leaves)
     exact = _net(trial).double()
     exact.load_state_dict({n: v.double() for n, v in net.state_dict().items()})
     own = x.detach().double().requires_grad_()
@@ -109,7 +112,7 @@ def gradients_flow_through_a_net(trial: Trial) -> None:
     expected = differentiate(
         (_head(exact, right.output.transpose(0, 1)) * cotangent.double().cpu()).sum(), exact_leaves
     )
-    trial.agree_gradients(came, expected, scale=2)
+    trial.agree_gradients(actual, expected, scale=2)
 
 
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))

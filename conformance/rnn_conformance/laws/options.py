@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ..suite.compare import identical
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Ran, Trial
+from ..suite.verdict import LawBroken
 
 
 def _right(trial: Trial) -> None:
@@ -80,12 +81,12 @@ def no_dropout_after_the_last_layer(trial: Trial) -> None:
 )
 def dropout_of_everything_leaves_the_biases(trial: Trial) -> None:
     """With dropout 1 in training the second layer reads zeros: it gives the same whatever the first layer reads."""
-    came = _stream(trial, train=True).output
-    x = torch.zeros(trial.case.T, trial.case.B, trial.case.H, dtype=came.dtype, device=came.device)
-    second = nn.LSTM(trial.case.H, trial.case.H, bias=trial.case.bias, dtype=came.dtype, device=came.device)
+    actual = _stream(trial, train=True).output
+    x = torch.zeros(trial.case.T, trial.case.B, trial.case.H, dtype=actual.dtype, device=actual.device)
+    second = nn.LSTM(trial.case.H, trial.case.H, bias=trial.case.bias, dtype=actual.dtype, device=actual.device)
     weights = {n[:-1] + "0": v for n, v in trial.inputs.weights.items() if n.endswith("_l1")}
     second.load_state_dict(weights)
-    trial.agree("output", came, second(x)[0], scale=2)
+    trial.agree("output", actual, second(x)[0], scale=2)
 
 
 @law(

@@ -32,8 +32,9 @@ from rnn_backends import (
 )
 from rnn_backends.unroll import unroll
 
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial
+from ..suite.verdict import LawBroken
 from .lifecycle import registered
 
 PLUGIN = "rnn_conformance_trial_plugin"
@@ -111,12 +112,12 @@ def _is_broken(found: registry.Registry, name: str, reason: str, listed: str | N
     if listed is None or reason not in listed:
         raise LawBroken(f"the broken plugin {name!r} is listed with {listed!r}, expected {reason!r} in it")
     try:
-        came = found.get(name)
+        actual = found.get(name)
     except BrokenBackendError as error:
         if reason not in str(error):
             raise LawBroken(f"the error of {name!r} does not say {reason!r}: {error}") from error
     else:
-        raise LawBroken(f"the broken plugin {name!r} gave {came}")
+        raise LawBroken(f"the broken plugin {name!r} gave {actual}")
 
 
 @law(costly=True, T=(1,), B=(1,))
@@ -136,14 +137,14 @@ def a_slip_in_its_name_suggests_it(trial: Trial) -> None:
             if name in names():
                 continue
             try:
-                came = get_backend(name)
+                actual = get_backend(name)
             except UnknownBackendError as error:
                 if f"Did you mean {trial.backend.name!r}?" not in str(error):
                     raise LawBroken(
                         f"the error for {name!r} does not suggest {trial.backend.name!r}: {error}"
                     ) from error
             else:
-                raise LawBroken(f"the unknown name {name!r} gave {came.name!r}")
+                raise LawBroken(f"the unknown name {name!r} gave {actual.name!r}")
 
 
 @law(costly=True, T=(1,), B=(1,))
@@ -206,8 +207,8 @@ def the_environment_names_the_default(trial: Trial) -> None:
     }
     with registered(mine), mock.patch.dict("os.environ", {choose.DEFAULT_VARIABLE: name}):
         for what, make in made.items():
-            if (came := make().lstm_backend) != name:
-                raise LawBroken(f"with {choose.DEFAULT_VARIABLE}={name} {what} runs on {came!r}")
+            if (actual := make().lstm_backend) != name:
+                raise LawBroken(f"with {choose.DEFAULT_VARIABLE}={name} {what} runs on {actual!r}")
 
 
 @law(costly=True, T=(1,), B=(1,))
@@ -258,7 +259,7 @@ def a_refresh_looks_again_and_keeps_what_was_registered(trial: Trial) -> None:
         _got(found, mine.name)
         module.lstm_backend = hookimpl(lambda: mine)  # type: ignore[attr-defined]
         found.refresh()
-        if (came := _got(found, mine.name)) is not mine:
-            raise LawBroken(f"after refresh() a plugin that was repaired gives {came!r}")
-        if (came := _got(found, added.name)) is not added:
-            raise LawBroken(f"after refresh() what register() added gives {came!r}")
+        if (actual := _got(found, mine.name)) is not mine:
+            raise LawBroken(f"after refresh() a plugin that was repaired gives {actual!r}")
+        if (actual := _got(found, added.name)) is not added:
+            raise LawBroken(f"after refresh() what register() added gives {actual!r}")

@@ -13,16 +13,17 @@ from torch import Tensor
 
 from ..suite.compare import demand
 from ..suite.inputs import Inputs
-from ..suite.law import Declined, LawBroken, law
+from ..suite.law import law
 from ..suite.reference import torch_per_trajectory
 from ..suite.trial import Ran, Trial, differentiate
+from ..suite.verdict import Declined, LawBroken
 
 
 @law(dtype=("f16",), profiles=("quick", "full"))
 def output_equals_reference_in_float16(trial: Trial) -> None:
     """In float16 output and end states equal the float64 reference's within its rounding."""
     ran = trial.run(trial.lstm())
-    scale = trial.unrest(torch.float16)
+    scale = trial.rounding_allowance(torch.float16)
     trial.agree("output", ran.output, trial.expected.output, scale=scale)
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c, scale)
 
@@ -35,9 +36,9 @@ def everything_has_the_weights_dtype(trial: Trial) -> None:
     found |= {f"the gradient of {n}": g for n, g in trial.gradients(trial.loss, lstm).items()}
     found |= dict(zip(("streamed output", "h_n", "c_n"), trial.stream(lstm, inputs.x), strict=True))
     for name, value in found.items():
-        came, expected = (value.dtype, value.device), (inputs.x.dtype, inputs.x.device)
-        if came != expected:
-            raise LawBroken(f"{name} has dtype and device {came}, expected {expected}")
+        actual, expected = (value.dtype, value.device), (inputs.x.dtype, inputs.x.device)
+        if actual != expected:
+            raise LawBroken(f"{name} has dtype and device {actual}, expected {expected}")
 
 
 @law(dtype=("f32", "f64"), profiles=("quick", "full"))
@@ -79,12 +80,12 @@ def no_worse_than_torch(trial: Trial) -> None:
     x, h, c, starts, weights = trial.inputs
     own = torch_per_trajectory(weights, x, h, c, starts, trial.case.L, trial.case.bidirectional)
     ran = trial.run(trial.lstm())
-    for name, came, theirs, right in (
+    for name, actual, theirs, right in (
         ("output", ran.output, own.output, trial.expected.output),
         ("end c", trial.at_ends(ran.c), trial.at_ends(own.end_c), trial.expected.end_c),
     ):
         limit = 4 * _rms(theirs.cpu() - right) + 4 * torch.finfo(torch.float32).eps * _rms(right)
-        error = _rms(came.cpu() - right)
+        error = _rms(actual.cpu() - right)
         if not error <= limit:
             raise LawBroken(
                 f"{name} is off by {error:.3g} root mean square, torch.nn.LSTM's by {limit / 4:.3g} at most"
@@ -92,7 +93,7 @@ def no_worse_than_torch(trial: Trial) -> None:
 
 
 SUM_ERROR = 0.02
-"""How far off a sum over time and rows may be, of the largest: bfloat16 rounds at 4e-3, right kernels came to 1e-2 in
+"""How far off a sum over time and rows may be, of the largest: bfloat16 rounds at 4e-3, correct kernels reach 1e-2 in
 150 cases; terms added up one after the other in bfloat16 come to 3e-2 after 64 of them, to 5e-1 after 1024."""
 
 
@@ -113,10 +114,10 @@ def long_rows_in_bfloat16(trial: Trial) -> None:
     right = differentiate(times * expected.output.square().sum(), own)
     ran = trial.run(lstm, few.tiled(times))
     trial.agree("output", ran.output, expected.output.repeat(1, times, 1))
-    came = differentiate(ran.output.float().square().sum(), dict(lstm.named_parameters()))
+    actual = differentiate(ran.output.float().square().sum(), dict(lstm.named_parameters()))
     largest = {name: float(value.abs().max()) for name, value in right.items()}
     floor = max(largest.values()) / 4  # one weight's gradient may cancel to next to nothing
-    for name, gradient in came.items():
+    for name, gradient in actual.items():
         error = float((gradient.cpu().double() - right[name]).abs().max()) / max(largest[name], floor)
         if not error <= SUM_ERROR:
             raise LawBroken(f"the gradient of {name} is off by {error:.1%} of its largest value", error / SUM_ERROR)
@@ -142,7 +143,7 @@ def autocast_computes_in_bfloat16(trial: Trial) -> None:
     lstm = trial.lstm()
     with _autocast(trial):
         ran = trial.run(lstm)
-    scale = trial.unrest(torch.bfloat16)
+    scale = trial.rounding_allowance(torch.bfloat16)
     trial.agree("output", ran.output, trial.expected.output, scale=scale, dtype=torch.bfloat16)
     ran.output.float().sum().backward()
     for name, parameter in lstm.named_parameters():
@@ -165,7 +166,7 @@ def autocast_keeps_the_states_dtype(trial: Trial) -> None:
                         raise LawBroken(f"{key} {when} has dtype {value.dtype} under autocast, expected torch.float32")
             state = now["next"].select("recurrent_state_h", "recurrent_state_c")
             now = td[:, min(t + 1, trial.case.T - 1)].select("observation", "is_init").clone().update(state)
-    scale = trial.unrest(torch.bfloat16)
+    scale = trial.rounding_allowance(torch.bfloat16)
     trial.agree("features", whole["features"].transpose(0, 1), trial.expected.output, scale=scale, dtype=torch.bfloat16)
 
 
@@ -193,7 +194,7 @@ def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
             parameter.data.mul_(-2)  # as target networks are updated
         with _autocast(trial):
             again = trial.run(lstm).output
-    scale = trial.unrest(torch.bfloat16)
+    scale = trial.rounding_allowance(torch.bfloat16)
     trial.agree("output", output, trial.reference(halved).output, scale=scale, dtype=torch.bfloat16)
     trial.agree("output after an edit by .data", again, trial.expected.output, scale=scale, dtype=torch.bfloat16)
 
@@ -211,7 +212,7 @@ def autocast_trains_after_acting(trial: Trial) -> None:
     output.float().sum().backward()
     without = [name for name, parameter in lstm.named_parameters() if parameter.grad is None]
     if without:
-        raise LawBroken(f"no gradient came to {', '.join(without)} after a call under no_grad")
+        raise LawBroken(f"no gradient reached {', '.join(without)} after a call under no_grad")
 
 
 def _of_inputs(trial: Trial, change: Callable[[Tensor], Tensor]) -> tuple[Ran, Inputs]:

@@ -11,8 +11,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from ..suite.inputs import Inputs
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial
+from ..suite.verdict import LawBroken
 
 LANE: dict[str, Any] = {
     "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "T": (2,), "B": (2,), "I": (3,), "H": (4,), "L": (1,),

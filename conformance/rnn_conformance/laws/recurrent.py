@@ -7,8 +7,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from ..suite.compare import demand, identical
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Ran, Trial, differentiate
+from ..suite.verdict import LawBroken
 
 H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
 
@@ -203,5 +204,5 @@ def any_batch_shape(trial: Trial) -> None:
     identical_shape = deep["features"].reshape(flat["features"].shape)
     trial.agree("features", identical_shape, flat["features"], 0, "b t unit", scale=2)
     for key in (H_KEY, C_KEY):
-        came = deep["next", key].reshape(flat["next", key].shape)
-        trial.agree(f"hidden {key}", came, flat["next", key], 0, "b t layer unit", scale=2)
+        actual = deep["next", key].reshape(flat["next", key].shape)
+        trial.agree(f"hidden {key}", actual, flat["next", key], 0, "b t layer unit", scale=2)

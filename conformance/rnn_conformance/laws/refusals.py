@@ -13,8 +13,9 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.func import grad
 
-from ..suite.law import Declined, LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial
+from ..suite.verdict import Declined, LawBroken
 from .lifecycle import registered
 from .recurrent import C_KEY, H_KEY
 
@@ -196,7 +197,7 @@ def _raises(call: Callable[[], object], what: str, kind: type[Exception], word: 
 
 @law(B=(2, 3), T=(4, 5))
 def wrong_tensors_are_refused(trial: Trial) -> None:
-    """A wrong shape or dtype of input, state or reset mask raises InputError that says what came."""
+    """A wrong shape or dtype of input, state or reset mask raises InputError, which names the actual one."""
     lstm, inputs, is_init = trial.lstm(), trial.inputs, trial.is_init
     x, h, c = inputs.x, inputs.h[:, 0], inputs.c[:, 0]
     calls: dict[str, tuple[Callable[[], object], str]] = {

@@ -52,8 +52,8 @@ def sizes_of_training(trial: Trial) -> None:
         with torch.no_grad():
             acted = trial.run(lstm, many)
         ran = trial.run(lstm, many)
-        for came in (acted, ran):
-            _repeats(trial, came, expected.output, expected.end_h, expected.end_c, times)
+        for actual in (acted, ran):
+            _repeats(trial, actual, expected.output, expected.end_h, expected.end_c, times)
     _right_gradients(trial, lstm, few, ran, times)
 
 
@@ -110,18 +110,18 @@ def sizes_of_acting(trial: Trial) -> None:
                 output, state = lstm.step(many.x[t], state)
             trial.agree(f"output at step {t}", output, expected.output[t].repeat(times, 1), 0, "b unit")
             ends = trial.ends[t].repeat(times).unsqueeze(-1)
-            for name, came, right in (("h", state.h, expected.end_h), ("c", state.c, expected.end_c)):
+            for name, actual, right in (("h", state.h, expected.end_h), ("c", state.c, expected.end_c)):
                 right = torch.where(ends, right[:, t].repeat(1, times, 1), 0)
-                trial.agree(f"{name} at the end at step {t}", torch.where(ends, came, 0), right, 1, "layer b unit")
+                trial.agree(f"{name} at the end at step {t}", torch.where(ends, actual, 0), right, 1, "layer b unit")
 
 
 def _repeats(trial: Trial, many: Ran, output: Tensor, end_h: Tensor, end_c: Tensor, times: int, scale: int = 1) -> None:
     """The rows of ``many`` are the given ones, over and over."""
     trial.agree("output", many.output, output.repeat(1, times, 1), scale=scale)
     ends = trial.ends.repeat(1, times).unsqueeze(-1)
-    for name, came, expected in (("h", many.h, end_h), ("c", many.c, end_c)):
+    for name, actual, expected in (("h", many.h, end_h), ("c", many.c, end_c)):
         expected = torch.where(ends, expected.repeat(1, 1, times, 1), 0)
-        trial.agree(f"end {name}", torch.where(ends, came, 0), expected, 2, "layer t b unit", scale)
+        trial.agree(f"end {name}", torch.where(ends, actual, 0), expected, 2, "layer t b unit", scale)
 
 
 def _right_gradients(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran, times: int = 1) -> None:
@@ -171,7 +171,7 @@ def sizes_of_one_keep_their_dimensions(trial: Trial) -> None:
     module, td = trial.module(), trial.tensordict()
     whole, step = module.set_recurrent_mode(True)(td.clone()), module(td[:, 0].clone())
     H = "recurrent_state_h"
-    came = [*ran, whole["features"], whole["next", H], step["features"], step["next", H]]
+    actual = [*ran, whole["features"], whole["next", H], step["features"], step["next", H]]
     shapes = [(T, 1, D), (D, 1, 1), (D, 1, 1), (1, T, D), (1, T, D, 1), (1, D), (1, D, 1)]
-    for k, (value, shape) in enumerate(zip(came, shapes, strict=True)):
+    for k, (value, shape) in enumerate(zip(actual, shapes, strict=True)):
         identical(f"the shape of result {k}", torch.tensor(value.shape), torch.tensor(shape), "dimension")

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from ..suite.compare import identical
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial
+from ..suite.verdict import LawBroken
 
 
 @law()
@@ -60,8 +61,8 @@ def a_result_outlives_the_next_call(trial: Trial) -> None:
         for x in (inputs.x + 1, inputs.x - 1):
             lstm.sequences(x, inputs.entry, inputs.starts)
             _, next_state = lstm.step(x[0], next_state)
-    for name, came in once.items():
-        identical(f"{name} after the next calls", came, kept[name], "")
+    for name, actual in once.items():
+        identical(f"{name} after the next calls", actual, kept[name], "")
 
 
 @law(profiles=("quick", "full"))
@@ -83,12 +84,12 @@ def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
     with torch.inference_mode():
         trial.run(lstm)
     try:
-        came = trial.gradients(loss, lstm)
+        actual = trial.gradients(loss, lstm)
     except NotImplementedError:
         raise
     except RuntimeError as error:
         raise LawBroken(f"after the same in inference_mode the backward pass fails: {error}") from error
-    trial.agree_gradients(came, trial.expected_gradients(loss))
+    trial.agree_gradients(actual, trial.expected_gradients(loss))
 
 
 @law(T=(2, 3, 5), profiles=("quick", "full"))
@@ -112,18 +113,18 @@ def results_may_be_written_over_before_the_backward_pass(trial: Trial) -> None:
     with torch.no_grad():
         output.zero_()
     try:
-        came = torch.autograd.grad(loss, list(leaves.values()))
+        actual = torch.autograd.grad(loss, list(leaves.values()))
     except RuntimeError as error:
         if "modified by an inplace operation" in str(error):
             return
         raise
     expected = trial.expected_gradients(lambda ran: trial.loss(ran, "y"))
-    trial.agree_gradients(dict(zip(leaves, came, strict=True)), {n: expected[n] for n in leaves})
+    trial.agree_gradients(dict(zip(leaves, actual, strict=True)), {n: expected[n] for n in leaves})
 
 
 @law()
 def results_share_no_memory_with_inputs(trial: Trial) -> None:
-    """Writing into what came out changes neither inputs nor weights."""
+    """Writing into the outputs changes neither inputs nor weights."""
     lstm, inputs, same = trial.lstm(), trial.fresh(), trial.fresh()
     with torch.no_grad():
         output, states = lstm.sequences(inputs.x, inputs.entry, inputs.starts)

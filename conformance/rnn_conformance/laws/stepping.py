@@ -22,10 +22,10 @@ def sequence_equals_its_steps(trial: Trial) -> None:
         output, state = lstm.step(inputs.x[t], state)
         trial.agree(f"output at step {t}", ran.output[t], output, 0, "b unit", scale=2)
         at = ends[t].unsqueeze(-1)
-        for name, came, expected in (("h", ran.h[:, t], state.h), ("c", ran.c[:, t], state.c)):
+        for name, actual, expected in (("h", ran.h[:, t], state.h), ("c", ran.c[:, t], state.c)):
             trial.agree(
                 f"{name} at the end at step {t}",
-                torch.where(at, came, 0),
+                torch.where(at, actual, 0),
                 torch.where(at, expected, 0),
                 1,
                 "layer b unit",
@@ -71,18 +71,18 @@ def without_resets_is_init_may_be_left_out(trial: Trial) -> None:
     hx = (inputs.h[:, 0].clone(), inputs.c[:, 0].clone())
     without = trial.stream(lstm, inputs.x, hx)
     false = trial.stream(lstm, inputs.x, hx, torch.zeros_like(inputs.starts))
-    for name, came, expected in zip(("output", "h_n", "c_n"), without, false, strict=True):
-        trial.agree(name, came, expected, 1, "t b unit", scale=2)
+    for name, actual, expected in zip(("output", "h_n", "c_n"), without, false, strict=True):
+        trial.agree(name, actual, expected, 1, "t b unit", scale=2)
 
 
 @law(stored=("zeros",))
 def no_state_is_zero_state(trial: Trial) -> None:
-    """Called without hx, a stream starts from zeros, whatever calls came before."""
+    """Called without hx, a stream starts from zeros, whatever calls preceded it."""
     lstm, inputs = trial.lstm(), trial.inputs
     none = trial.stream(lstm, inputs.x, None, trial.is_init)
     zero = trial.stream(lstm, inputs.x, (inputs.h[:, 0].clone(), inputs.c[:, 0].clone()), trial.is_init)
     again = trial.stream(lstm, inputs.x, None, trial.is_init)
-    for name, came, expected, later in zip(("output", "h_n", "c_n"), none, zero, again, strict=True):
-        identical(name, came, expected, "t b unit")
+    for name, actual, expected, later in zip(("output", "h_n", "c_n"), none, zero, again, strict=True):
+        identical(name, actual, expected, "t b unit")
         identical(f"{name} of a second call", later, expected, "t b unit")
     trial.agree("output", none.output, trial.expected.output)

@@ -12,8 +12,9 @@ import torch
 from rnn_backends import set_recurrent_mode
 
 from ..suite.inputs import Inputs
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Ran, Trial
+from ..suite.verdict import LawBroken
 
 
 def _together(*work: Callable[[], None]) -> None:
@@ -109,8 +110,8 @@ def gradients_may_be_taken_in_another_thread(trial: Trial) -> None:
     loss = trial.loss(trial.run(lstm))
     _together(loss.backward)
     expected = trial.expected_gradients(trial.loss)
-    came = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in lstm.named_parameters()}
-    trial.agree_gradients(came, {n: v for n, v in expected.items() if n in came})
+    actual = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in lstm.named_parameters()}
+    trial.agree_gradients(actual, {n: v for n, v in expected.items() if n in actual})
 
 
 @law(T=(2,), B=(2,))

@@ -12,8 +12,9 @@ from rnn_backends import LSTM, Trait, UnsupportedError
 from torch import Tensor
 
 from ..suite.inputs import Inputs
-from ..suite.law import Declined, LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Ran, Trial, differentiate
+from ..suite.verdict import Declined, LawBroken
 
 SMALL: dict[str, Any] = {"T": (3,), "B": (2,), "L": (1, 2), "P": (0,), "bidirectional": (False,), "bias": (True,)}
 
@@ -39,11 +40,11 @@ def _vmapped(trial: Trial, over_weights: bool, over_data: bool) -> None:
     many = {n: torch.stack([v * s for s in scales]) for n, v in weights.items()} if over_weights else weights
     xs = torch.stack([x * s for s in scales]) if over_data else x
     run = torch.vmap(_functional(lstm), in_dims=(0 if over_weights else None, 0 if over_data else None, None))
-    came = run(many, xs, trial.is_init)
+    actual = run(many, xs, trial.is_init)
     for k, s in enumerate(scales):
         own = {n: v * s for n, v in weights.items()} if over_weights else weights
         expected = _streamed(trial, x * s if over_data else x, own)
-        trial.agree(f"output of sample {k}", came[k], expected)
+        trial.agree(f"output of sample {k}", actual[k], expected)
 
 
 @law(trait=Trait.VMAP, profiles=("quick", "full"))
@@ -73,11 +74,11 @@ def vmap_of_gradients(trial: Trial) -> None:
         return run(weights, x, trial.is_init).sin().sum()
 
     xs = torch.stack([x, -x])
-    came = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, xs)
+    actual = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, xs)
     for k, sample in enumerate(xs):
         own = {n: v.clone().double().cpu().requires_grad_() for n, v in weights.items()}
         expected = differentiate(_streamed(trial, sample, own).sin().sum(), own)
-        trial.agree_gradients({n: v[k] for n, v in came.items()}, expected)
+        trial.agree_gradients({n: v[k] for n, v in actual.items()}, expected)
 
 
 @law(profiles=("quick", "full"))
@@ -107,8 +108,8 @@ def double_backward(trial: Trial) -> None:
         return differentiate(total, leaves)
 
     lstm, inputs = trial.lstm(), trial.fresh()
-    came = trial.gradients(trial.loss, lstm, create_graph=True, inputs=inputs)
-    if not any(g.requires_grad for g in came.values()):
+    actual = trial.gradients(trial.loss, lstm, create_graph=True, inputs=inputs)
+    if not any(g.requires_grad for g in actual.values()):
         raise LawBroken(
             "with create_graph=True the gradients have no graph, and nothing says so: a penalty on them would be lost "
             "(torch's once_differentiable is silent where the loss is linear in the output)"
@@ -120,7 +121,7 @@ def double_backward(trial: Trial) -> None:
         value.requires_grad_()
     found = trial.reference(own)
     first = differentiate(trial.loss(Ran(found.output, found.end_h, found.end_c)), own.leaves, create_graph=True)
-    trial.agree_gradients(second({n: came[n] for n in first}, leaves), second(first, expected_leaves))
+    trial.agree_gradients(second({n: actual[n] for n in first}, leaves), second(first, expected_leaves))
 
 
 @law(trait=Trait.FORWARD_AD, profiles=("quick", "full"), **SMALL)
@@ -134,10 +135,10 @@ def forward_mode(trial: Trial) -> None:
         found: tuple[Tensor, Tensor] = torch.func.jvp(function, (weights, x), (along, along_x))  # type: ignore[assignment]
         return found
 
-    output, came = tangent(lambda w, x: run(w, x, trial.is_init))
+    output, actual = tangent(lambda w, x: run(w, x, trial.is_init))
     right, expected = tangent(lambda w, x: _streamed(trial, x, w))
     trial.agree("output", output, right)
-    trial.agree("the tangent", came, expected, scale=4)
+    trial.agree("the tangent", actual, expected, scale=4)
 
 
 @law(trait=Trait.SCRIPT, costly=True, T=(4,), B=(2,), dtype=("f32",), stored=("zeros",))
@@ -150,8 +151,8 @@ def scripted_saved_and_loaded(trial: Trial) -> None:
         torch.jit.save(torch.jit.script(lstm), buffer)
         buffer.seek(0)
         loaded = torch.jit.load(buffer)
-    came = loaded(inputs.x, None, trial.is_init)[0]
-    trial.agree("output", came, trial.expected.output)
+    actual = loaded(inputs.x, None, trial.is_init)[0]
+    trial.agree("output", actual, trial.expected.output)
     row = loaded(inputs.x[:2, :1], None, trial.is_init[:2, :1])[0]
     trial.agree("output of fewer steps and rows", row, _head(trial.expected.output, trial), scale=2)
 
@@ -181,9 +182,9 @@ def compiled_in_one_graph(trial: Trial) -> None:
         starts[0] = True
         expected = trial.reference(trial.inputs._replace(starts=starts)).output
         trial.agree("output", compiled(x, is_init), expected)
-    came = differentiate((compiled(x, trial.is_init) ** 2).sum(), dict(lstm.named_parameters()))
+    actual = differentiate((compiled(x, trial.is_init) ** 2).sum(), dict(lstm.named_parameters()))
     eager = differentiate((run(x, trial.is_init) ** 2).sum(), dict(lstm.named_parameters()))
-    trial.agree_gradients(came, {n: v.double() for n, v in eager.items()}, scale=2)
+    trial.agree_gradients(actual, {n: v.double() for n, v in eager.items()}, scale=2)
 
 
 @law(

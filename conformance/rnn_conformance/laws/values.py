@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from rnn_backends import Trait
 
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.reference import torch_per_trajectory
 from ..suite.trial import Trial
+from ..suite.verdict import LawBroken
 
 
 @law(rollouts=True)
@@ -29,7 +30,7 @@ def output_equals_reference_in_bfloat16(trial: Trial) -> None:
     for name, value in zip(("output", "h", "c"), ran, strict=True):
         if value.dtype != trial.case.torch_dtype:
             raise LawBroken(f"{name} has dtype {value.dtype} in bfloat16")
-    scale = trial.unrest(torch.bfloat16)
+    scale = trial.rounding_allowance(torch.bfloat16)
     trial.agree("output", ran.output, trial.expected.output, scale=scale)
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c, scale)
 

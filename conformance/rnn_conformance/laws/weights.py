@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from ..suite.compare import identical
-from ..suite.law import LawBroken, law
+from ..suite.law import law
 from ..suite.trial import Trial
+from ..suite.verdict import LawBroken
 
 
 def _torch(trial: Trial) -> nn.LSTM:
@@ -29,10 +30,10 @@ def state_dict_is_torchs(trial: Trial) -> None:
     lstm.load_state_dict(other.state_dict())
     hx = (trial.inputs.h[:, 0].contiguous(), trial.inputs.c[:, 0].contiguous())
     output, (h, c) = other(trial.inputs.x, hx)
-    came = trial.stream(lstm, trial.inputs.x, hx)
-    trial.agree("output", came.output, output)
-    trial.agree("h_n", came.h, h, 1, "layer b unit")
-    trial.agree("c_n", came.c, c, 1, "layer b unit")
+    actual = trial.stream(lstm, trial.inputs.x, hx)
+    trial.agree("output", actual.output, output)
+    trial.agree("h_n", actual.h, h, 1, "layer b unit")
+    trial.agree("c_n", actual.c, c, 1, "layer b unit")
 
 
 @law(T=(1,), B=(1,))
@@ -103,7 +104,7 @@ def parametrized_weights_are_read(trial: Trial) -> None:
     output.sum().backward()
     without = [name for name, parameter in lstm.named_parameters() if parameter.grad is None]
     if without:
-        raise LawBroken(f"no gradient came to {', '.join(without)}")
+        raise LawBroken(f"no gradient reached {', '.join(without)}")
 
 
 @law(profiles=("quick", "full"))
@@ -141,8 +142,8 @@ def each_weight_may_be_replaced_alone(trial: Trial) -> None:
     for name, weight in inputs.weights.items():
         other = weight * -0.5
         expected = trial.reference(whole._replace(weights={**inputs.weights, name: other})).output
-        came = torch.func.functional_call(lstm, {name: other}, (inputs.x,))[0]
-        trial.agree(f"output of functional_call with another {name}", came, expected)
+        actual = torch.func.functional_call(lstm, {name: other}, (inputs.x,))[0]
+        trial.agree(f"output of functional_call with another {name}", actual, expected)
     name, weight = next(reversed(inputs.weights.items()))
     setattr(lstm, name, nn.Parameter(weight * -0.5))
     trial.agree(f"output after {name} was replaced", trial.stream(lstm, inputs.x).output, expected)

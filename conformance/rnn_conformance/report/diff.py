@@ -50,7 +50,7 @@ def changes(old: Results, new: Results) -> list[Change]:
 
 
 def _by_law(results: Results) -> dict[tuple[str, str], LawResult]:
-    return {(outcome.label, result.law): result for outcome in results.outcomes for result in outcome.results}
+    return {(run.label, result.law): result for run in results.runs for result in run.results}
 
 
 def _kind(was: LawResult | None, now: LawResult | None) -> Kind | None:

@@ -14,8 +14,8 @@ from typing import Any
 
 from ..suite.verdict import GLYPHS, LawResult
 from .html_details import articles, details, run_facts, traits_table
-from .model import FAILED, HELD, INCOMPLETE, Outcome, Results
-from .terminal import margin
+from .model import FAILED, HELD, INCOMPLETE, BackendRun, Results
+from .terminal import percent
 
 SEVERITY = tuple(GLYPHS)
 """What a cell can say, worst first; ``missing`` is no result."""
@@ -30,17 +30,17 @@ HEADINGS = {
 def page(results: Results) -> str:
     """The whole document."""
     assets = files(__package__).joinpath("assets")
-    failed = sum(len(outcome.failures) for outcome in results.outcomes)
+    failed = sum(len(run.failures) for run in results.runs)
     heading = HEADINGS[results.status].format(failed=failed)
     heading += f", {results.waived} waived" if results.waived else ""
     found = Template(assets.joinpath("report.html").read_text(encoding="utf-8")).substitute(
         css=assets.joinpath("report.css").read_text(encoding="utf-8"),
         js=assets.joinpath("report.js").read_text(encoding="utf-8"),
-        title=escape(f"{heading}: {', '.join(outcome.label for outcome in results.outcomes)}"),
+        title=escape(f"{heading}: {', '.join(run.label for run in results.runs)}"),
         heading=escape(heading),
         summary=_summary(results),
         toggles=_toggles(results),
-        columns="".join(f'<th scope="col">{escape(outcome.label)}</th>' for outcome in results.outcomes),
+        columns="".join(f'<th scope="col">{escape(run.label)}</th>' for run in results.runs),
         groups=_groups(results),
         failures=articles(results),
         traits=traits_table(results),
@@ -55,12 +55,12 @@ def _json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def said(outcome: Outcome, law: str) -> tuple[str, LawResult | None]:
+def said(run: BackendRun, law: str) -> tuple[str, LawResult | None]:
     """What one backend's cell says of a law."""
-    result = next((r for r in outcome.results if r.law == law), None)
+    result = next((r for r in run.results if r.law == law), None)
     if result is None:
         return "missing", None
-    if result in outcome.failures and result.says == "under_claimed":
+    if result in run.failures and result.says == "under_claimed":
         return "failed", result  # a note that --strict makes a failure
     return result.says, result
 
@@ -68,22 +68,22 @@ def said(outcome: Outcome, law: str) -> tuple[str, LawResult | None]:
 def _summary(results: Results) -> str:
     columns = ("backend", "verdict", "passed", "declined", "waived", "failed", "laws", "worst error", "time")
     head = "".join(f'<th scope="col">{name}</th>' for name in columns)
-    rows = "".join(_summary_row(outcome) for outcome in results.outcomes)
+    rows = "".join(_summary_row(run) for run in results.runs)
     return f'<table class="summary"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _summary_row(outcome: Outcome) -> str:
-    report, name = outcome.report, f'<th scope="row"><b>{escape(outcome.label)}</b></th>'
+def _summary_row(run: BackendRun) -> str:
+    report, name = run.report, f'<th scope="row"><b>{escape(run.label)}</b></th>'
     if report is None:
-        reason = escape(outcome.reason or "")
+        reason = escape(run.reason or "")
         return f'<tr>{name}<td colspan="8"><span class="v missing">? not run</span> {reason}</td></tr>'
     failed, declined, waived = len(report.failures), report.count("declined"), len(report.waived)
     passed = len(report.results) - failed - declined - waived
-    verdict = _badge("passed", "held") if outcome.complete else _badge("missing", "incomplete")
+    verdict = _badge("passed", "held") if run.complete else _badge("missing", "incomplete")
     if failed:
         verdict = _badge("failed", "failed")
-    time = f"{outcome.time_ratio:.2f} x torch" if outcome.time_ratio is not None else "-"
-    numbers = [passed, declined, waived, failed, len(report.header.expected), margin(report.worst_margin), time]
+    time = f"{run.time_ratio:.2f} x torch" if run.time_ratio is not None else "-"
+    numbers = [passed, declined, waived, failed, len(report.header.expected), percent(report.worst_error_ratio), time]
     cells = "".join(f"<td>{number}</td>" for number in numbers)
     return f"<tr>{name}<td>{verdict}</td>{cells}</tr>"
 
@@ -94,7 +94,7 @@ def _badge(says: str, word: str) -> str:
 
 def _toggles(results: Results) -> str:
     """A button for each verdict that occurs, with the number of its cells."""
-    cells = [said(outcome, law)[0] for outcome in results.outcomes for law in results.expected]
+    cells = [said(run, law)[0] for run in results.runs for law in results.expected]
     return "".join(
         f'<button class="{says}" data-says="{says}" aria-pressed="true">'
         f"{GLYPHS[says]} {says.replace('_', ' ')} <small>{cells.count(says)}</small></button>"
@@ -105,13 +105,13 @@ def _toggles(results: Results) -> str:
 
 def _groups(results: Results) -> str:
     """The failing laws, then all others by subject."""
-    worst = {law: min(SEVERITY.index(said(o, law)[0]) for o in results.outcomes) for law in results.expected}
+    worst = {law: min(SEVERITY.index(said(o, law)[0]) for o in results.runs) for law in results.expected}
     failing = [law for law in results.expected if SEVERITY[worst[law]] in BAD_ROW]
     groups = {"failing": sorted(failing, key=lambda law: worst[law])} if failing else {}
     for law in results.expected:
         if law not in failing:
             groups.setdefault(results.info(law).subject, []).append(law)
-    span = len(results.outcomes) + 1
+    span = len(results.runs) + 1
     return "\n".join(
         f'<tbody><tr class="subject"><th scope="colgroup" colspan="{span}"><b>{escape(subject)}</b> '
         f'<span class="soft">{len(laws)}</span></th></tr>' + "".join(_row(results, law) for law in laws) + "</tbody>"
@@ -121,7 +121,7 @@ def _groups(results: Results) -> str:
 
 def _row(results: Results, law: str) -> str:
     info = results.info(law)
-    found = [(k, *said(outcome, law)) for k, outcome in enumerate(results.outcomes)]
+    found = [(k, *said(run, law)) for k, run in enumerate(results.runs)]
     cells = "".join(f"<td>{_cell(k, law, says, result)}</td>" for k, says, result in found)
     about = " ".join((law, law.replace("_", " "), info.subject, info.trait or "", info.sentence)).lower()
     trait = f" [{escape(info.trait)}]" if info.trait else ""
@@ -133,8 +133,8 @@ def _row(results: Results, law: str) -> str:
 
 
 def _cell(k: int, law: str, says: str, result: LawResult | None) -> str:
-    worst = result.worst_margin if result else None
+    worst = result.worst_error_ratio if result else None
     telling = worst is not None and (worst > 1 or says not in BAD_ROW)  # a failure may have no wrong number
-    number = f" <small>{margin(worst)}</small>" if telling else ""
+    number = f" <small>{percent(worst)}</small>" if telling else ""
     label = f"{GLYPHS[says]} {says.replace('_', ' ')}"
     return f'<button class="v {says}" data-key="{k}:{escape(law)}">{label}{number}</button>'

@@ -5,31 +5,27 @@ from __future__ import annotations
 from html import escape
 
 from ..suite.verdict import BAD, GLYPHS, LawResult
-from .model import Outcome, Results, replay_line
+from .model import BackendRun, Results, replay_line
 from .terminal import error
 
 
 def details(results: Results) -> dict[str, dict[str, object]]:
     """What opens on a click, by cell: a title, and rows of a name, a text and whether it is for a terminal."""
-    return {
-        f"{k}:{law}": _detail(outcome, law, results)
-        for k, outcome in enumerate(results.outcomes)
-        for law in results.expected
-    }
+    return {f"{k}:{law}": _detail(run, law, results) for k, run in enumerate(results.runs) for law in results.expected}
 
 
-def _detail(outcome: Outcome, law: str, results: Results) -> dict[str, object]:
-    result = next((r for r in outcome.results if r.law == law), None)
+def _detail(run: BackendRun, law: str, results: Results) -> dict[str, object]:
+    result = next((r for r in run.results if r.law == law), None)
     info = results.info(law)
     rows: list[tuple[str, str, bool]] = [("law", info.sentence, False)]
     if info.trait:
-        claimed = outcome.report is not None and info.trait in outcome.report.header.claimed
+        claimed = run.report is not None and info.trait in run.report.header.claimed
         rows.append(("capability", f"{info.trait}, {'claimed' if claimed else 'not claimed'}", False))
     if result is None:
-        rows.append(("verdict", f"? no result: {outcome.reason or 'it is missing'}", False))
+        rows.append(("verdict", f"? no result: {run.reason or 'it is missing'}", False))
     else:
-        rows += _rows(result, outcome.device)
-    return {"title": f"{outcome.label}: {law}", "rows": rows}
+        rows += _rows(result, run.device)
+    return {"title": f"{run.label}: {law}", "rows": rows}
 
 
 def _rows(result: LawResult, device: str) -> list[tuple[str, str, bool]]:
@@ -50,7 +46,7 @@ def _rows(result: LawResult, device: str) -> list[tuple[str, str, bool]]:
 
 
 def _error(result: LawResult) -> str:
-    return "" if result.worst_margin is None else error(result.worst_margin)
+    return "" if result.worst_error_ratio is None else error(result.worst_error_ratio)
 
 
 def _script_line(result: LawResult, device: str) -> str | None:
@@ -60,23 +56,23 @@ def _script_line(result: LawResult, device: str) -> str | None:
 
 def articles(results: Results) -> str:
     """Every failure in full, and what is waived: for reading from top to bottom, and for print."""
-    failed = [(o, r) for o in results.outcomes for r in o.failures]
-    waived = [(o, r) for o in results.outcomes if o.report for r in o.report.waived]
+    failed = [(o, r) for o in results.runs for r in o.failures]
+    waived = [(o, r) for o in results.runs if o.report for r in o.report.waived]
     parts = []
     for heading, found in (("Failures", failed), ("Waived", waived)):
         if found:
-            inner = "".join(_article(outcome, result, results) for outcome, result in found)
+            inner = "".join(_article(run, result, results) for run, result in found)
             parts.append(f'<section aria-label="{heading.lower()}"><h2>{heading}</h2>{inner}</section>')
     return "\n".join(parts)
 
 
-def _article(outcome: Outcome, result: LawResult, results: Results) -> str:
-    rows = [("law", results.info(result.law).sentence, False), *_rows(result, outcome.device)[1:]]
+def _article(run: BackendRun, result: LawResult, results: Results) -> str:
+    rows = [("law", results.info(result.law).sentence, False), *_rows(result, run.device)[1:]]
     listed = "".join(
         f"<dt>{escape(name)}</dt><dd>{f'<pre>{escape(text)}</pre>' if code else escape(text)}</dd>"
         for name, text, code in rows
     )
-    title = f"{escape(outcome.label)}: <code>{escape(result.law)}</code>"
+    title = f"{escape(run.label)}: <code>{escape(result.law)}</code>"
     return f'<article><h3><span class="v {result.says}">{result.label}</span> {title}</h3><dl>{listed}</dl></article>'
 
 
@@ -85,10 +81,10 @@ def traits_table(results: Results) -> str:
     traits = dict.fromkeys(info.trait for info in results.laws.values() if info.trait)
     if not traits:
         return ""
-    head = "".join(f'<th scope="col">{escape(outcome.label)}</th>' for outcome in results.outcomes)
+    head = "".join(f'<th scope="col">{escape(run.label)}</th>' for run in results.runs)
     rows = "".join(
         f'<tr><th scope="row">{escape(trait)}</th>'
-        + "".join(f"<td>{_trait(outcome, trait, results)}</td>" for outcome in results.outcomes)
+        + "".join(f"<td>{_trait(run, trait, results)}</td>" for run in results.runs)
         + "</tr>"
         for trait in traits
     )
@@ -98,11 +94,11 @@ def traits_table(results: Results) -> str:
     )
 
 
-def _trait(outcome: Outcome, trait: str, results: Results) -> str:
-    if outcome.report is None:
+def _trait(run: BackendRun, trait: str, results: Results) -> str:
+    if run.report is None:
         return '<span class="v missing">? not run</span>'
-    claimed = trait in outcome.report.header.claimed
-    found = [result for result in outcome.results if results.info(result.law).trait == trait]
+    claimed = trait in run.report.header.claimed
+    found = [result for result in run.results if results.info(result.law).trait == trait]
     says, observed = _observed(found)
     return f'<span class="v {says}">{GLYPHS[says]} {"claimed" if claimed else "not claimed"}, {observed}</span>'
 

@@ -1,21 +1,33 @@
-"""All that one run of the command says: what was asked for, one outcome a backend and device, and the exit status."""
+"""The data of a run: a report for each backend and device, all of them together, and the exit status."""
 
 from __future__ import annotations
 
+import platform
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
+from typing import Any
 
-from ..suite.verdict import LawResult, Report, versions
+from rnn_backends import crossovers
+
+from ..suite.verdict import NO_DEVICE, VERDICTS, LawResult, Verdict
+from . import jsonl
+from .jsonl import ReportError
 
 HELD, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3
 """Exit statuses of the command."""
 
 
+def versions(names: Iterable[str] = ("rnn-backends", "torch", "tensordict", "torchrl")) -> dict[str, str]:
+    """Versions of Python and of the installed ones of these distributions."""
+    found = crossovers.versions(tuple(names))
+    return {"python": platform.python_version(), **{k: v for k, v in found.items() if v != "not installed"}}
+
+
 @dataclass(frozen=True)
 class LawInfo:
-    """What a reader of a report wants to know of a law: its file, its sentence, the capability it tries."""
+    """A law for a reader of a report: its subject, its sentence, the capability it tries."""
 
     subject: str
     sentence: str
@@ -23,8 +35,118 @@ class LawInfo:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a run has to say about one backend on one device.
+class Header:
+    """The conditions of one backend's run, and the laws that must have a result.
+
+    Attributes:
+        backend, device, profile, seed: as requested.
+        expected: the laws that must have a result.
+        versions: of Python and the packages involved.
+        rollouts: names of the recorded rollouts.
+        claimed: the traits the backend claims.
+        strict: whether a capability that works and is not claimed is a failure.
+    """
+
+    backend: str
+    device: str
+    profile: str
+    seed: int
+    expected: tuple[str, ...]
+    versions: dict[str, str] = field(default_factory=versions)
+    rollouts: tuple[str, ...] = ()
+    claimed: tuple[str, ...] = ()
+    strict: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """All results of one backend's run. ``ok`` only if every expected law has exactly one result, none of it bad."""
+
+    header: Header
+    results: list[LawResult]
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        return self.header.backend
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Expected laws without a result."""
+        found = {result.law for result in self.results}
+        return tuple(name for name in self.header.expected if name not in found)
+
+    @property
+    def unexpected(self) -> tuple[str, ...]:
+        """Laws with a result that were not expected, or that have a second result."""
+        left = list(self.header.expected)
+        extra = []
+        for result in self.results:
+            if result.law in left:
+                left.remove(result.law)
+            else:
+                extra.append(result.law)
+        return tuple(extra)
+
+    @property
+    def complete(self) -> bool:
+        """Whether results and expected laws are the same, and the device was there to run them on."""
+        ran = any(result.message != NO_DEVICE for result in self.results)
+        return not self.missing and not self.unexpected and ran
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run is complete and nothing failed."""
+        return self.complete and not self.failures
+
+    @property
+    def failures(self) -> list[LawResult]:
+        """The bad results, worst first, without the waived ones."""
+        bad = [r for r in self.results if not r.ok or (self.header.strict and r.verdict == "under_claimed")]
+        return sorted(bad, key=lambda r: VERDICTS.index(r.verdict))
+
+    @property
+    def waived(self) -> list[LawResult]:
+        """The failures that a waiver excuses."""
+        return [result for result in self.results if result.waived]
+
+    @property
+    def worst_error_ratio(self) -> float | None:
+        """The largest error over its tolerance of all laws."""
+        return max((r.worst_error_ratio for r in self.results if r.worst_error_ratio is not None), default=None)
+
+    @property
+    def seconds(self) -> float:
+        """How long the laws took."""
+        return sum(result.seconds for result in self.results)
+
+    def count(self, verdict: Verdict) -> int:
+        """How many laws have this verdict; a waived failure is counted in :attr:`waived` only."""
+        return sum(result.says == verdict for result in self.results)
+
+    def to_json(self) -> str:
+        """JSON lines of this run alone, as ``rnn-backends check --json`` writes them."""
+        head = self.header
+        run = BackendRun(self.backend, self, device=head.device)
+        return Results(
+            head.profile, head.seed, {}, head.expected, (run,), head.strict, head.rollouts, self.seconds, head.versions
+        ).to_json()
+
+    @classmethod
+    def from_json(cls, written: str) -> Report:
+        """Read :meth:`to_json`, or the first run of a file of ``rnn-backends check --json``.
+
+        Raises:
+            ReportError: a ``ValueError``: it is no report, or its results are not those that its header expects.
+        """
+        report = Results.from_json(written).runs[0].report
+        assert report is not None, "a run without a report is rejected"
+        return report
+
+
+@dataclass(frozen=True)
+class BackendRun:
+    """The run of one backend on one device.
 
     Attributes:
         name: the backend's.
@@ -67,16 +189,16 @@ def _now() -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run.
+    """A whole run of ``rnn-backends check``.
 
     Attributes:
-        profile, seed, strict: as asked for.
-        laws: what each expected law says.
-        expected: the laws that every backend must have a result of.
-        outcomes: one a backend and device.
-        rollouts: what was rolled out, in words.
+        profile, seed, strict: as requested.
+        laws: the sentence and subject of each expected law.
+        expected: the laws of which every backend must have a result.
+        runs: one a backend and device.
+        rollouts: the recorded rollouts, in words.
         seconds: how long it took.
-        versions: of what took part.
+        versions: of Python and the packages involved.
         when: the date and time of day, UTC.
     """
 
@@ -84,7 +206,7 @@ class Results:
     seed: int
     laws: Mapping[str, LawInfo]
     expected: tuple[str, ...]
-    outcomes: tuple[Outcome, ...]
+    runs: tuple[BackendRun, ...]
     strict: bool = False
     rollouts: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -94,23 +216,130 @@ class Results:
     @property
     def complete(self) -> bool:
         """Whether every law has a result for every backend."""
-        return bool(self.outcomes) and all(outcome.complete for outcome in self.outcomes)
+        return bool(self.runs) and all(run.complete for run in self.runs)
 
     @property
     def waived(self) -> int:
         """How many failures a waiver excuses."""
-        return sum(len(outcome.report.waived) for outcome in self.outcomes if outcome.report)
+        return sum(len(run.report.waived) for run in self.runs if run.report)
 
     @property
     def status(self) -> int:
         """The exit status: a failure outweighs an incomplete run."""
-        if any(outcome.failures for outcome in self.outcomes):
+        if any(run.failures for run in self.runs):
             return FAILED
         return HELD if self.complete else INCOMPLETE
 
     def info(self, law: str) -> LawInfo:
-        """What a law says; nothing is known of one that was not expected."""
+        """A law's subject and sentence; empty for one that was not expected."""
         return self.laws.get(law, LawInfo("", ""))
+
+    def to_json(self) -> str:
+        """JSON lines: a header, one line a result, a footer."""
+        header = {
+            **{name: getattr(self, name) for name in ("when", "profile", "seed", "strict")},
+            "versions": dict(self.versions),
+            "rollouts": list(self.rollouts),
+            "laws": {name: asdict(info) for name, info in self.laws.items()},
+            "runs": [self._run_line(run) for run in self.runs],
+        }
+        rows = [{"device": run.device, **asdict(result)} for run in self.runs for result in run.results]
+        says = [result.says for run in self.runs for result in run.results]
+        footer = {
+            "results": len(rows),
+            "verdicts": {word: says.count(word) for word in sorted(set(says))},
+            "complete": self.complete,
+            "status": self.status,
+            "seconds": round(self.seconds, 3),
+        }
+        return jsonl.text(header, rows, footer)
+
+    def _run_line(self, run: BackendRun) -> dict[str, Any]:
+        header = run.report.header if run.report else None
+        return {
+            "backend": run.name,
+            "device": run.device,
+            "claimed": list(header.claimed if header else ()),
+            "expected": list(header.expected if header else self.expected),
+            "reason": run.reason,
+            "time_ratio": run.time_ratio,
+        }
+
+    @classmethod
+    def from_json(cls, written: str) -> Results:
+        """Read :meth:`to_json`.
+
+        Raises:
+            ReportError: it is no report, it was cut off, or its results are not those that its header and footer say.
+        """
+        header, rows, footer = jsonl.parse(written)
+        try:
+            found = _results(header, rows, footer)
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+            if isinstance(error, ReportError):
+                raise
+            raise ReportError(f"not a report: {error!r}") from error
+        _reconcile(found, footer)
+        return found
+
+
+def _results(head: dict[str, Any], body: list[dict[str, Any]], foot: dict[str, Any]) -> Results:
+    left: dict[tuple[str, str], list[LawResult]] = {(run["backend"], run["device"]): [] for run in head["runs"]}
+    known = {entry.name for entry in fields(LawResult)}
+    for row in body:
+        place = (row["backend"], row["device"])
+        if place not in left:
+            raise ReportError(f"the header does not expect a result of {place[0]} on {place[1]}")
+        if row["verdict"] not in VERDICTS:
+            raise ReportError(f"{row['law']} has the unknown verdict {row['verdict']!r}")
+        unknown = set(row) - known - {"kind", "device"}
+        if unknown:
+            raise ReportError(f"a result of {row['law']} has unknown fields: {', '.join(sorted(unknown))}")
+        left[place].append(LawResult(**{name: row[name] for name in row.keys() & known}))
+    runs = tuple(_run(head, run, left[run["backend"], run["device"]]) for run in head["runs"])
+    return Results(
+        profile=head["profile"],
+        seed=head["seed"],
+        laws={name: LawInfo(**info) for name, info in head["laws"].items()},
+        expected=tuple(head["laws"]),
+        runs=runs,
+        strict=head["strict"],
+        rollouts=tuple(head["rollouts"]),
+        seconds=foot["seconds"],
+        versions=head["versions"],
+        when=head["when"],
+    )
+
+
+def _run(head: dict[str, Any], run: dict[str, Any], results: list[LawResult]) -> BackendRun:
+    header = Header(
+        run["backend"], run["device"], head["profile"], head["seed"], tuple(run["expected"]), head["versions"],
+        tuple(head["rollouts"]), tuple(run["claimed"]), head["strict"],
+    )  # fmt: skip
+    report = Report(header, results) if run["reason"] is None else None
+    return BackendRun(run["backend"], report, run["reason"], run["time_ratio"], run["device"])
+
+
+def _reconcile(results: Results, foot: dict[str, Any]) -> None:
+    """Raise unless header, results and footer agree: a check that did not run must not look like one that passed."""
+    wrong = []
+    for run in results.runs:
+        if run.report is None:
+            wrong.append(f"{run.label} was not run: {run.reason}")
+            continue
+        wrong += [f"{run.label} has no result of {law}" for law in run.report.missing]
+        wrong += [f"{run.label} has an unexpected result of {law}" for law in run.report.unexpected]
+    says = [result.says for run in results.runs for result in run.results]
+    counted = {word: says.count(word) for word in sorted(set(says))}
+    if foot["results"] != len(says):
+        wrong.append(f"the footer counts {foot['results']} results, there are {len(says)}")
+    elif foot["verdicts"] != counted:
+        wrong.append(f"the footer counts the verdicts {foot['verdicts']}, there are {counted}")
+    elif foot["status"] != results.status:
+        wrong.append(f"the footer says exit status {foot['status']}, the results give {results.status}")
+    if wrong or not results.complete:
+        more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ReportError("the report is incomplete: " + "; ".join(wrong[:5] or ["it has no results"]) + more)
 
 
 def replay_line(result: LawResult, device: str = "cpu") -> str | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..laws.asked import about
 from ..laws.catalogue import LAWS
 from ..suite.case import Case
-from ..suite.verdict import LawResult, versions
-from .model import Results
+from ..suite.verdict import LawResult
+from .model import Results, versions
 
 BY_HAND = '''\
 """{title}
@@ -39,8 +38,8 @@ with torch.no_grad():
 print("starts [T, B]:", starts.int().tolist())
 output, states = lstm.sequences(x, inputs.entry, starts)
 expected = torch_per_trajectory(weights, x, h, c, starts, case.L, case.bidirectional)
-print("output [T, B, unit] that came:", output.detach(), sep="\\n")
-print("what torch.nn.LSTM gives, one trajectory at a time:", expected.output.detach(), sep="\\n")
+print("actual output [T, B, unit]:", output.detach(), sep="\\n")
+print("expected output, torch.nn.LSTM over one trajectory at a time:", expected.output.detach(), sep="\\n")
 
 # The law: a plain function that raises AssertionError. Its source: rnn-backends laws {law}
 LAWS["{law}"].function(Trial(get_backend("{backend}"), case, "{device}"))
@@ -71,7 +70,7 @@ def program(backend: str, law: str, token: str, device: str = "cpu", message: st
     """
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
     said = {
-        "title": f"{backend} and the law {law}: {about(law).sentence}".replace("\\", "\\\\"),
+        "title": f"{backend} and the law {law}: {LAWS[law].sentence}".replace("\\", "\\\\"),
         "message": message.replace("\\", "\\\\").replace('"""', "'''").rstrip(),
         "versions": found,
         "file": file,
@@ -80,7 +79,7 @@ def program(backend: str, law: str, token: str, device: str = "cpu", message: st
         "token": token,
         "device": device,
     }
-    if law not in LAWS or ":" in token:
+    if ":" in token:
         return BY_TOKEN.format(**said)
     case = Case.parse(token)
     return BY_HAND.format(**said, described=_described(case), constructor=_constructor(case, backend, device))
@@ -104,13 +103,13 @@ def _constructor(case: Case, backend: str, device: str) -> str:
 
 def write_scripts(results: Results, folder: Path) -> Iterator[Path]:
     """Write a program for each failure that has a token; the paths."""
-    for outcome in results.outcomes:
-        for result in outcome.failures:
+    for run in results.runs:
+        for result in run.failures:
             if result.token is not None:
                 folder.mkdir(parents=True, exist_ok=True)
-                path = folder / _file_name(result, outcome.device)
+                path = folder / _file_name(result, run.device)
                 path.write_text(
-                    program(result.backend, result.law, result.token, outcome.device, result.message, path.name),
+                    program(result.backend, result.law, result.token, run.device, result.message, path.name),
                     encoding="utf-8",
                 )
                 yield path

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..suite.verdict import GLYPHS, LawResult
-from .model import FAILED, HELD, INCOMPLETE, LawInfo, Outcome, Results, replay_line
+from .model import FAILED, HELD, INCOMPLETE, BackendRun, LawInfo, Results, replay_line
 
 if TYPE_CHECKING:
     from rnn_backends import Listing, Verdict
@@ -56,43 +56,43 @@ def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
     return table
 
 
-def outcomes_table(outcomes: Sequence[Outcome]) -> Table:
+def runs_table(runs: Sequence[BackendRun]) -> Table:
     """``rnn-backends check``: one row a backend."""
     table = _table(
         "backend", ">passed", ">declined", ">waived", ">failed", ">of", ">worst error", "in", ">time", "verdict"
     )
     table.columns[0].no_wrap = True
-    for outcome in outcomes:
-        table.add_row(*_row(outcome))
+    for run in runs:
+        table.add_row(*_row(run))
     return table
 
 
-def _row(outcome: Outcome) -> tuple[str, ...]:
-    report, name = outcome.report, escape(outcome.label)
+def _row(run: BackendRun) -> tuple[str, ...]:
+    report, name = run.report, escape(run.label)
     if report is None:
         return name, *"--------", "[yellow]? not run[/]"
     failed, declined, waived = len(report.failures), report.count("declined"), len(report.waived)
     passed = len(report.results) - failed - declined - waived
     numbers = [str(n) for n in (passed, declined, waived, failed, len(report.header.expected))]
-    worst = max((r for r in report.results if r.worst_margin is not None), key=_margin_of, default=None)
+    worst = max((r for r in report.results if r.worst_error_ratio is not None), key=_error_ratio_of, default=None)
     where = worst.law if worst else "-"
-    return (name, *numbers, margin(report.worst_margin), where, _times(outcome.time_ratio), _verdict(outcome))
+    return (name, *numbers, percent(report.worst_error_ratio), where, _times(run.time_ratio), _verdict(run))
 
 
-def _margin_of(result: LawResult) -> float:
-    return result.worst_margin or 0.0
+def _error_ratio_of(result: LawResult) -> float:
+    return result.worst_error_ratio or 0.0
 
 
-def _verdict(outcome: Outcome) -> str:
-    if outcome.failures:
-        return f"[bold red]{outcome.failures[0].label}[/]"
-    if not outcome.complete:
+def _verdict(run: BackendRun) -> str:
+    if run.failures:
+        return f"[bold red]{run.failures[0].label}[/]"
+    if not run.complete:
         return "[yellow]? incomplete[/]"
-    waived = bool(outcome.report and outcome.report.waived)
+    waived = bool(run.report and run.report.waived)
     return "[green]✓ held[/]" + f" [yellow]{GLYPHS['waived']} but for what is waived[/]" * waived
 
 
-def margin(value: float | None) -> str:
+def percent(value: float | None) -> str:
     """An error over its tolerance, as a share of it."""
     if value is None:
         return "-"
@@ -104,10 +104,10 @@ def margin(value: float | None) -> str:
 
 
 def error(value: float) -> str:
-    """A margin in words."""
+    """An error ratio in words."""
     if not math.isfinite(value):
         return "not finite"
-    return f"{margin(value)} of its tolerance" if value < 10 else f"{value:.2g} times its tolerance"
+    return f"{percent(value)} of its tolerance" if value < 10 else f"{value:.2g} times its tolerance"
 
 
 def _times(ratio: float | None) -> str:
@@ -126,41 +126,41 @@ def print_results(results: Results, to: Console, timed_on: str) -> None:
     def say(text: str, style: str = "") -> None:
         to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
-    to.print(outcomes_table(results.outcomes))
+    to.print(runs_table(results.runs))
     say("worst error  as a share of its tolerance, and the law it is in", style="dim")
     say(f"time         forward and backward, over torch.nn.LSTM's a trajectory at a time ({timed_on})", style="dim")
-    for outcome in results.outcomes:
-        if outcome.failures:
-            say("\n" + failures_text(outcome, results))
-        elif not outcome.complete:
-            say(f"\n? {outcome.label}: {outcome.reason or 'some laws have no result'}")
-        for waived in outcome.report.waived if outcome.report else ():
-            say(f"\n{waived.label.replace('waived', outcome.label)}: {waived.law} is waived: {waived.waived}")
+    for run in results.runs:
+        if run.failures:
+            say("\n" + failures_text(run, results))
+        elif not run.complete:
+            say(f"\n? {run.label}: {run.reason or 'some laws have no result'}")
+        for waived in run.report.waived if run.report else ():
+            say(f"\n{waived.label.replace('waived', run.label)}: {waived.law} is waived: {waived.waived}")
     say("\n" + closing(results), style="bold")
 
 
 def closing(results: Results) -> str:
     """One line: whether all held, what ran, and how much of it is waived."""
-    ran = [outcome for outcome in results.outcomes if outcome.report]
-    found = [result for outcome in ran for result in outcome.results]
+    ran = [run for run in results.runs if run.report]
+    found = [result for run in ran for result in run.results]
     laws = len({result.law for result in found})
-    failed = sum(len(outcome.failures) for outcome in results.outcomes)
+    failed = sum(len(run.failures) for run in results.runs)
     says = {HELD: "✓ every law held", FAILED: f"✗ {failed} failed", INCOMPLETE: "? the run is incomplete"}
     if results.status == HELD and results.waived:
         says[HELD] = "✓ every law held but for what is waived"
     return (
-        f"{says[results.status]}: {laws} law{'s' * (laws != 1)} ran on {len(ran)} of {len(results.outcomes)} backends, "
+        f"{says[results.status]}: {laws} law{'s' * (laws != 1)} ran on {len(ran)} of {len(results.runs)} backends, "
         f"{sum(r.cases for r in found)} cases, profile {results.profile}, seed {results.seed}, "
         f"{results.seconds:.0f} s; {results.waived} waived"
     )
 
 
-def failures_text(outcome: Outcome, results: Results) -> str:
+def failures_text(run: BackendRun, results: Results) -> str:
     """What failed for one backend: the worst in full, the others by name."""
-    failures = outcome.failures
+    failures = run.failures
     options = f" --profile {results.profile} --seed {results.seed}"
-    blocks = [failure_text(r, results.info(r.law), outcome.device, options) for r in failures[:IN_FULL]]
-    rest = [f"{GLYPHS[r.says]} {outcome.label}: {r.law} ({r.says.replace('_', ' ')})" for r in failures[IN_FULL:]]
+    blocks = [failure_text(r, results.info(r.law), run.device, options) for r in failures[:IN_FULL]]
+    rest = [f"{GLYPHS[r.says]} {run.label}: {r.law} ({r.says.replace('_', ' ')})" for r in failures[IN_FULL:]]
     if rest:
         blocks.append("\n".join(rest) + f"\n  {len(rest)} more in short; --html FILE has all of them in full")
     return "\n\n".join(blocks)
@@ -173,8 +173,8 @@ def failure_text(result: LawResult, info: LawInfo | None = None, device: str = "
     if info:
         lines.append(f"  law     {info.sentence}")
     lines += [f"  {'found  ' if not k else '       '} {line}" for k, line in enumerate(result.message.splitlines())]
-    if result.worst_margin is not None and result.worst_margin > 1:
-        lines.append(f"  error   {error(result.worst_margin)}, the worst of {result.cases} cases")
+    if result.worst_error_ratio is not None and result.worst_error_ratio > 1:
+        lines.append(f"  error   {error(result.worst_error_ratio)}, the worst of {result.cases} cases")
     if result.looks_like:
         lines.append(f"  looks like: {result.looks_like}")
     again = f"rnn-backends check {result.backend} -k {result.law}{options}"

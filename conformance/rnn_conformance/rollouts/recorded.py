@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,40 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..suite.inputs import Rollout
+
 ENVIRONMENTS = {"CartPole-v1": (8, 64), "Pendulum-v1": (2, 240)}
 """Name to rows and steps. A random policy drops CartPole's pole every twenty steps or so; Pendulum starts anew
 after 200, so its rows are long enough to have one reset each."""
 SEED = 7
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Rows of consecutive trajectories of one environment.
-
-    Attributes:
-        name: the environment's.
-        observation: ``[B, T, I]`` float32.
-        is_init: ``[B, T, 1]`` bool, true at a trajectory's first step.
-        source: where it comes from, in words.
-    """
-
-    name: str
-    observation: Tensor
-    is_init: Tensor
-    source: str
-
-    @property
-    def resets(self) -> int:
-        """How many trajectories start after a row's first step."""
-        return int(self.is_init[:, 1:].sum())
-
-    def trajectories(self) -> list[tuple[int, int, int]]:
-        """``(row, first step, step after the last)`` of each; a row's first and last may be cut by the row."""
-        found = []
-        for row, starts in enumerate(self.is_init.squeeze(-1)):
-            firsts = sorted({0, *starts.nonzero().flatten().tolist()})
-            found += [(row, a, b) for a, b in zip(firsts, [*firsts[1:], len(starts)], strict=True)]
-        return found
 
 
 def rollouts(seed: int = SEED) -> list[Rollout]:
@@ -88,7 +59,7 @@ def _record_one(name: str, rows: int, steps: int, seed: int) -> tuple[Tensor, Te
         rolled.append(env.rollout(steps, break_when_any_done=False).select("observation", "is_init"))
         env.close()
     observation = torch.stack([td["observation"] for td in rolled])
-    return observation.float(), torch.stack([td["is_init"] for td in rolled])
+    return observation.float(), torch.stack([td["is_init"].squeeze(-1) for td in rolled])
 
 
 def shipped(source: str = "data in the package") -> list[Rollout]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 from rnn_backends import LSTMSpec
@@ -65,31 +66,44 @@ class Case:
 
     @property
     def token(self) -> str:
-        """Short, stable, readable; what is at its default is left out. ``Case.parse(token)`` replays it."""
-        parts = [f"{letter}{getattr(self, letter)}" for letter in "TBIH"]
+        """Short, stable, readable; a field at its default is left out. ``Case.parse(token)`` gives the case again."""
+        return self._token("TBIH", resets=True)
+
+    @property
+    def options_token(self) -> str:
+        """The token without ``T``, ``B``, ``I`` and the resets, which a recorded rollout gives."""
+        return self._token("H", resets=False)
+
+    def _token(self, letters: str, resets: bool) -> str:
+        parts = [f"{letter}{getattr(self, letter)}" for letter in letters]
         parts += [f"L{self.L}"] if self.L != 1 else []
         parts += [f"P{self.P}"] if self.P else []
         parts += ["nobias"] if not self.bias else []
         parts += ["bi"] if self.bidirectional else []
         parts += [f"d{self.dropout}"] if self.dropout else []
         parts += [self.dtype]
-        parts += [f"r{self.resets:x}"] if self.resets else []
+        parts += [f"r{self.resets:x}"] if self.resets and resets else []
         parts += [self.stored] if self.stored != STORED[0] else []
         parts += [self.layout] if self.layout != LAYOUTS[0] else []
         return ".".join([*parts, f"s{self.seed}"])
 
     @classmethod
-    def parse(cls, token: str) -> Case:
+    def parse(cls, token: str, **known: Any) -> Case:
         """The case of a token.
 
+        Args:
+            token: as :attr:`token` gives it.
+            known: fields that the token must not have: a recorded rollout gives them.
+
         Raises:
-            ValueError: the part that is not understood.
+            ValueError: the part that is not understood, or a field that is missing or there twice.
         """
-        found: dict[str, object] = {}
+        found: dict[str, object] = dict(known)
         for part in token.split("."):
             name, value = _read(part, token)
             if name in found:
-                raise ValueError(f"{part!r} is the second {name} in the token {token!r}")
+                which = "is known from the rollout" if name in known else f"is the second {name}"
+                raise ValueError(f"{part!r} {which} in the token {token!r}")
             found[name] = value
         missing = [f.name for f in fields(cls) if f.name in "TBIH" and f.name not in found]
         if missing:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from rnn_backends import State
@@ -12,12 +13,33 @@ from torch import Tensor
 from .case import Case
 
 
-class Rollout(NamedTuple):
-    """Recorded observations of a real environment: ``observation [B, T, I]`` float, ``is_init [B, T]`` bool."""
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """Rows of consecutive trajectories of one real environment.
+
+    Attributes:
+        name: the environment's.
+        observation: ``[B, T, I]`` float32.
+        is_init: ``[B, T]`` bool, true at a trajectory's first step.
+        source: where the data is from, in words.
+    """
 
     name: str
     observation: Tensor
     is_init: Tensor
+    source: str = ""
+
+    @property
+    def resets(self) -> int:
+        """The number of trajectories that start after a row's first step."""
+        return int(self.is_init[:, 1:].sum())
+
+    @property
+    def sizes_and_resets(self) -> dict[str, Any]:
+        """The fields of a :class:`~.case.Case` that the rollout fixes: ``T``, ``B``, ``I`` and the reset bits."""
+        B, T, features = self.observation.shape
+        bits = sum(1 << (b * T + t) for b, t in torch.nonzero(self.is_init).tolist())
+        return {"T": T, "B": B, "I": features, "resets": bits}
 
 
 class Inputs(NamedTuple):

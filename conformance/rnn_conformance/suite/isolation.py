@@ -1,4 +1,4 @@
-"""A lane: one law over one case in a process of its own, stopped when its time is up.
+"""Isolation: one law over one case in a process of its own, stopped when its time is up.
 
 What compiles can hang or take the interpreter with it. Neither may take the run with it, and neither is an answer:
 the verdict is ``crashed``.
@@ -22,36 +22,39 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from rnn_backends import LSTMBackend, get_backend
+from rnn_backends import LSTMBackend
 from rnn_backends.registry import is_registered_value
 
-from .search import Outcome
+from .case import Case
+from .judge import outcome_of
+from .law import Law
+from .verdict import Outcome
 
 GRACE = 10.0
 """Seconds that a process whose time is up has for saying where it stood."""
 
 
-def in_a_process(law: str, backend: LSTMBackend, token: str, device: str, seconds: float) -> Outcome:
-    """One law over the case of a token, elsewhere.
+def outcome_in_a_process(law: Law, backend: LSTMBackend, case: Case, device: str, seconds: float) -> Outcome:
+    """One law over one case, in a process of its own.
 
     An installed backend is found again by its name, in a fresh interpreter. One that was made in this process is not,
     so this process is forked; where it holds a GPU it cannot be, and the law runs here, without a limit.
 
     Args:
-        law: its name.
+        law: to run; a fresh interpreter finds it again by its name.
         backend: under test.
-        token: the case's.
+        case: to run it over.
         device: where to run.
         seconds: how long it may take.
     """
     with tempfile.TemporaryDirectory(prefix="rnn-conformance-") as folder:
         answer = Path(folder, "answer.json")
         if _installed(backend):
-            ended = _fresh([law, backend.name, token, device, str(answer), str(seconds)], seconds)
+            ended = _fresh([law.name, backend.name, case.token, device, str(answer), str(seconds)], seconds)
         elif device == "cpu" and not torch.cuda.is_initialized():
-            ended = _forked(law, backend, token, device, answer, seconds)
+            ended = _forked(law, backend, case, device, answer, seconds)
         else:
-            return _here(law, backend, token, device)
+            return outcome_of(law, backend, case, device)
         if answer.exists():
             return Outcome(**json.loads(answer.read_text()))
         stood = _stood(_stack_file(answer))
@@ -82,8 +85,8 @@ def _found_by_entry_point(name: str) -> bool:
 
 
 def _fresh(arguments: list[str], seconds: float) -> str:
-    """Run :func:`main` in a fresh interpreter; how it ended, in words."""
-    command = [sys.executable, "-m", "rnn_conformance.suite.isolation", *arguments]
+    """Run :mod:`rnn_conformance.laws.__main__` in a fresh interpreter; how it ended, in words."""
+    command = [sys.executable, "-m", "rnn_conformance.laws", *arguments]
     # a session of its own: a compiler's workers must go with it
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -108,10 +111,10 @@ def _stop(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def _forked(law: str, backend: LSTMBackend, token: str, device: str, answer: Path, seconds: float) -> str:
+def _forked(law: Law, backend: LSTMBackend, case: Case, device: str, answer: Path, seconds: float) -> str:
     """Run in a fork of this process; how it ended, in words."""
     process = multiprocessing.get_context("fork").Process(
-        target=_write, args=(law, backend, token, device, answer, seconds)
+        target=write_outcome, args=(law, backend, case, device, answer, seconds)
     )
     process.start()
     process.join(seconds + GRACE)
@@ -122,16 +125,16 @@ def _forked(law: str, backend: LSTMBackend, token: str, device: str, answer: Pat
     return f"its process ended with status {process.exitcode}"
 
 
-def _write(law: str, backend: LSTMBackend, token: str, device: str, answer: Path, seconds: float) -> None:
+def write_outcome(law: Law, backend: LSTMBackend, case: Case, device: str, answer: Path, seconds: float) -> None:
     """Write the outcome to a file, whole or not at all; in a process that only does that.
 
     When ``seconds`` are over the process writes where it stands into another file, and ends.
     """
     _forget_the_parent()
     with _stack_file(answer).open("w") as stack, _limit(seconds, stack):
-        found = _here(law, backend, token, device)
+        found = outcome_of(law, backend, case, device)
     part = answer.with_suffix(".part")
-    part.write_text(json.dumps({"verdict": found.verdict, "message": found.message, "margin": found.margin}))
+    part.write_text(json.dumps({"verdict": found.verdict, "message": found.message, "error_ratio": found.error_ratio}))
     part.rename(answer)
 
 
@@ -165,21 +168,3 @@ def _forget_the_parent() -> None:
     config.compile_threads = 1
     warnings.resetwarnings()
     warnings.simplefilter("ignore")
-
-
-def _here(law: str, backend: LSTMBackend, token: str, device: str) -> Outcome:
-    from ..laws.catalogue import LAWS
-    from .case import Case
-    from .runner import outcome_of  # the runner imports this module
-
-    return outcome_of(LAWS[law], backend, Case.parse(token), device)
-
-
-def main() -> None:
-    """What :func:`in_a_process` starts: ``python -m rnn_conformance.suite.isolation`` and its six arguments."""
-    law, name, token, device, answer, seconds = sys.argv[1:]
-    _write(law, get_backend(name), token, device, Path(answer), float(seconds))
-
-
-if __name__ == "__main__":
-    main()

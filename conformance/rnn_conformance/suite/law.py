@@ -1,4 +1,4 @@
-"""What a law is: a plain function over one trial, its sentence, and how it is broken."""
+"""What a law is: a plain function over one trial, and its sentence."""
 
 from __future__ import annotations
 
@@ -14,18 +14,6 @@ if TYPE_CHECKING:
 LawFunction = Callable[["Trial"], None]
 
 
-class LawBroken(AssertionError):
-    """A law does not hold: what came, what was expected, where, and by how much of the tolerance."""
-
-    def __init__(self, message: str, margin: float | None = None) -> None:
-        super().__init__(message)
-        self.margin = margin
-
-
-class Declined(Exception):
-    """The backend gave a reason for not serving this case, as the contract allows."""
-
-
 @dataclass(frozen=True)
 class Law:
     """One law.
@@ -34,12 +22,13 @@ class Law:
         name: the function's name.
         sentence: the law in one sentence, the docstring's first line.
         subject: the file it is in.
-        function: raises :class:`LawBroken` if the law does not hold for a trial.
-        where: what its cases have in common: allowed values by field of a case.
+        function: raises :class:`~.verdict.LawBroken` if the law does not hold for a trial.
+        where: constraints on its cases: the allowed values of each field.
         trait: the capability it is about; tried also where it is not claimed.
         tries_unclaimed: whether it is tried on a backend that does not claim the trait.
         costly: whether it compiles something: it then runs on few fixed cases, outside the example loop.
-        rollouts: whether it also runs over recorded rollouts.
+        rollouts: whether it runs over recorded rollouts.
+        drawn: whether it runs over drawn cases.
         profiles: the profiles it belongs to; what belongs to full belongs to deep.
         lane: seconds after which it is stopped: it then runs in a process of its own. ``None``: it runs here.
     """
@@ -55,6 +44,7 @@ class Law:
     rollouts: bool = False
     profiles: tuple[str, ...] = ("smoke", "quick", "full")
     lane: float | None = None
+    drawn: bool = True
 
     def belongs(self, profile: str) -> bool:
         """Whether it runs in this profile."""
@@ -68,16 +58,17 @@ def law(
     rollouts: bool = False,
     profiles: tuple[str, ...] = ("smoke", "quick", "full"),
     lane: float | None = None,
+    drawn: bool = True,
     **where: Any,
 ) -> Callable[[LawFunction], Law]:
-    """Make a function a law. Further keywords are what its cases have in common: ``T=(1,)``, ``dtype=("f32",)``."""
+    """Make a function a law. Further keywords constrain its cases: ``T=(1,)``, ``dtype=("f32",)``."""
 
     def decorate(function: LawFunction) -> Law:
         sentence = (function.__doc__ or "").strip().splitlines()[0]
         subject = function.__module__.rpartition(".")[2]
         return Law(
             function.__name__, sentence, subject, function, where, trait, tries_unclaimed, costly or lane is not None,
-            rollouts, profiles, lane,
+            rollouts, profiles, lane, drawn,
         )  # fmt: skip
 
     return decorate

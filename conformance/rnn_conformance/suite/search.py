@@ -13,21 +13,12 @@ from hypothesis import HealthCheck, Phase
 
 from .case import LAYOUTS, Case
 from .strategies import cases, rich
-from .verdict import VERDICTS, Verdict
+from .verdict import BAD, VERDICTS, Outcome
 
 SHRINK_SECONDS = 4.0
 
 FEW = 3
 """Rich cases of a run of no more examples than that: smoke leaves the largest out."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one law says of one case."""
-
-    verdict: Verdict
-    message: str = ""
-    margin: float | None = None
 
 
 class _Bad(Exception):
@@ -53,7 +44,7 @@ def size(case: Case) -> tuple[float, ...]:
     return case.T * case.B, options, case.H, case.I, case.resets.bit_count(), lays, case.seed
 
 
-def explore(
+def search(
     check: Callable[[Case], Outcome], where: Mapping[str, Any], examples: int, seed: int, shrink: bool = True
 ) -> Findings:
     """Check the rich cases, then drawn ones until one goes wrong; then, for a few seconds, smaller ones."""
@@ -94,4 +85,4 @@ def explore(
 
 
 def _is_bad(outcome: Outcome) -> bool:
-    return outcome.verdict in ("silently_wrong", "failed", "crashed")
+    return outcome.verdict in BAD

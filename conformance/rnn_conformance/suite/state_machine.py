@@ -21,9 +21,9 @@ from rnn_backends import State
 
 from .compare import identical
 from .inputs import Inputs
-from .law import LawBroken
 from .state_model import PLAIN, Story, accepts, elsewhere, settings_of_torch
 from .trial import Trial
+from .verdict import LawBroken
 
 DTYPES = {torch.float64: torch.float32, torch.float32: torch.float64}
 BITS = st.lists(st.booleans(), min_size=16, max_size=16)
@@ -136,9 +136,9 @@ class Rollout(Story):
         lstm.step(x, None)[0].sum().backward()
         optimizer.step()
         for (name, w), g in zip(own.items(), gradients, strict=True):
-            came = lstm.get_parameter(name)
-            self.agree(f"{name} after the optimizer's step", came, w.detach() - 0.1 * g)
-            self.weights[name] = came.detach().double().cpu().clone()
+            actual = lstm.get_parameter(name)
+            self.agree(f"{name} after the optimizer's step", actual, w.detach() - 0.1 * g)
+            self.weights[name] = actual.detach().double().cpu().clone()
 
     @rule()
     def other_weights_for_once(self) -> None:
@@ -205,4 +205,4 @@ def play(trial: Trial, programs: int, steps: int) -> None:
         run_state_machine_as_test(hypothesis.seed(trial.case.seed)(machine), settings=settings)
     except Flaky as error:
         # the same program did not fail twice: what was seen first counts all the same
-        raise (LawBroken(f"{first[0]} (and not when run again)", first[0].margin) if first else error) from error
+        raise (LawBroken(f"{first[0]} (and not when run again)", first[0].error_ratio) if first else error) from error

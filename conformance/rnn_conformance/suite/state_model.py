@@ -15,8 +15,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from .inputs import Inputs
-from .law import LawBroken
 from .trial import Trial
+from .verdict import LawBroken
 
 H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
 PLAIN = LSTMBackend("rnn-conformance-plain", unroll)
@@ -54,20 +54,20 @@ class Story(RuleBasedStateMachine):
         drawn = torch.rand(*shape, generator=self.numbers, dtype=torch.float64) * 2 - 1
         return drawn.to(self.trial.device, self.dtype)
 
-    def agree(self, what: str, came: Tensor, expected: Tensor) -> None:
+    def agree(self, what: str, actual: Tensor, expected: Tensor) -> None:
         """Within the dtype's tolerance, as errors add up over the whole story."""
         try:
-            self.trial.agree(what, came.detach(), expected, None, "", 10, dtype=self.dtype)
+            self.trial.agree(what, actual.detach(), expected, None, "", 10, dtype=self.dtype)
         except LawBroken as broken:
-            self.fail(str(broken), broken.margin)
+            self.fail(str(broken), broken.error_ratio)
 
-    def fail(self, message: str, margin: float | None = None) -> NoReturn:
+    def fail(self, message: str, error_ratio: float | None = None) -> NoReturn:
         """Raise with the story so far, and keep the first one: a backend with a memory may not do it again.
 
         Raises:
             LawBroken: always.
         """
-        broken = LawBroken(f"after {', '.join(self.story)}: {message}", margin)
+        broken = LawBroken(f"after {', '.join(self.story)}: {message}", error_ratio)
         self.first.append(broken)
         raise broken
 

@@ -47,9 +47,10 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.float16: Tolerance(8e-3, 32e-3, "float16 rounds at 5e-4, eight times finer than bfloat16.", 0.1),
 }
 
-UNREST = 6.0
-"""In 16 bits so many times what rounding the inputs alone changes is allowed. Over 4 000 cases of 7 and 16 steps right
-kernels came to half of what that and the tolerance allow; without it two of them failed, by up to 1.8 tolerances."""
+ROUNDING_ALLOWANCE = 6.0
+"""In 16 bits an error of so many times the effect of rounding the inputs alone is allowed. Over 4 000 cases of 7 and 16
+steps correct kernels reached half of what that and the tolerance allow; without it two of them failed, by up to 1.8
+tolerances."""
 
 FLOOR = 0.05
 """Rows whose largest expected value is below this share of the whole tensor's are judged by that share: where a row
@@ -60,23 +61,23 @@ GRADIENT_FLOOR = 0.01
 one step) that cancels to 3e-4 has float32's rounding of those terms, 7e-9, and nothing is wrong with it."""
 
 
-def worst_row(came: Tensor, expected: Tensor, dim: int | None, floor: float = 0.0) -> float:
+def worst_row(actual: Tensor, expected: Tensor, dim: int | None, floor: float = 0.0) -> float:
     """The worst row's error: largest error in the row over the row's largest expected value.
 
     Args:
-        came: what was computed.
+        actual: what was computed.
         expected: float64, the same shape.
         dim: the dimension that counts rows; ``None`` takes the whole tensor as one row.
         floor: no row's scale is taken to be smaller than this.
 
     Returns:
-        A ratio; infinite if anything that came is not a number where a number was expected.
+        A ratio; infinite if an actual value is not a number where a number was expected.
     """
     if expected.numel() == 0:
         return 0.0
     if dim is None:
-        came, expected, dim = came.reshape(1, -1), expected.reshape(1, -1), 0
-    error = (came.detach().to(expected) - expected.detach()).abs().movedim(dim, 0).flatten(1).amax(1)
+        actual, expected, dim = actual.reshape(1, -1), expected.reshape(1, -1), 0
+    error = (actual.detach().to(expected) - expected.detach()).abs().movedim(dim, 0).flatten(1).amax(1)
     scale = expected.detach().abs().movedim(dim, 0).flatten(1).amax(1)
     scale = scale.clamp_min(max(floor, FLOOR * scale.max().item(), torch.finfo(torch.float64).tiny))
     ratio = (error / scale).max().item()

@@ -1,4 +1,4 @@
-"""A trial: one backend on one case. What laws take; it builds, runs, and keeps the worst margin."""
+"""A trial: one backend on one case, the argument of every law. It builds, runs, and keeps the worst error ratio."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from . import compare
 from .case import Case
 from .inputs import Inputs, Rollout, materialise
-from .law import Declined, LawBroken
 from .reference import Expected, reference
-from .tolerances import GRADIENT_FLOOR, TOLERANCES, UNREST, worst_row
+from .tolerances import GRADIENT_FLOOR, ROUNDING_ALLOWANCE, TOLERANCES, worst_row
+from .verdict import Declined, LawBroken
 
 
 class Ran(NamedTuple):
@@ -44,7 +44,7 @@ class Trial:
 
     def __init__(self, backend: LSTMBackend, case: Case, device: str = "cpu", rollout: Rollout | None = None) -> None:
         self.backend, self.case, self.device, self.rollout = backend, case, device, rollout
-        self.margin: float | None = None
+        self.error_ratio: float | None = None
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -182,7 +182,7 @@ class Trial:
     def agree(
         self,
         what: str,
-        came: Tensor,
+        actual: Tensor,
         expected: Tensor,
         dim: int | None = 1,
         axes: str = "t b unit",
@@ -191,18 +191,19 @@ class Trial:
     ) -> None:
         """Values within the tolerance of the case's dtype or of ``dtype``, times ``scale``; worst row of ``dim``."""
         limit = TOLERANCES[dtype or self.case.torch_dtype]
-        self._judge(what, came, expected, limit.values * scale, dim, axes, limit.floor)
+        self._judge(what, actual, expected, limit.values * scale, dim, axes, limit.floor)
 
-    def agree_states(self, what: str, came: Ran, h: Tensor, c: Tensor, scale: float = 1.0) -> None:
+    def agree_states(self, what: str, actual: Ran, h: Tensor, c: Tensor, scale: float = 1.0) -> None:
         """End states ``[L*D, T, B, .]`` against the expected ones, where a sequence ends."""
-        self.agree(f"{what} h", self.at_ends(came.h), self.at_ends(h), 2, "layer t b unit", scale)
-        self.agree(f"{what} c", self.at_ends(came.c), self.at_ends(c), 2, "layer t b unit", scale)
+        self.agree(f"{what} h", self.at_ends(actual.h), self.at_ends(h), 2, "layer t b unit", scale)
+        self.agree(f"{what} c", self.at_ends(actual.c), self.at_ends(c), 2, "layer t b unit", scale)
 
-    def unrest(self, dtype: torch.dtype) -> float:
-        """In how many tolerances a case in 16 bits is judged: one, and more where rounding alone moves it that far.
+    def rounding_allowance(self, dtype: torch.dtype) -> float:
+        """Tolerance multiplier in 16 bits: 1, or more where rounding the inputs alone moves the result further.
 
         Sixteen steps of three layers of unit weights can be chaotic. The reference runs again from inputs, states and
-        weights that are one unit in the last place off at most; :data:`UNREST` times what that changes is allowed.
+        weights that are at most one unit in the last place off; :data:`ROUNDING_ALLOWANCE` times that change is
+        allowed.
         """
         limit, unit = TOLERANCES[dtype], torch.finfo(dtype).eps
         exact, moved = self.expected, 0.0
@@ -212,18 +213,18 @@ class Trial:
             x, h, c, *weights = (_off(v, unit, generator) for v in (*drawn[:3], *drawn.weights.values()))
             near = self.reference(Inputs(x, h, c, drawn.starts, dict(zip(drawn.weights, weights, strict=True))))
             pairs = ((near.output, exact.output, 1), (near.end_h, exact.end_h, 2), (near.end_c, exact.end_c, 2))
-            moved = max(moved, *(worst_row(came, right, dim, limit.floor) for came, right, dim in pairs))
-        return max(1.0, UNREST * moved / limit.values) if math.isfinite(moved) else 1.0
+            moved = max(moved, *(worst_row(actual, right, dim, limit.floor) for actual, right, dim in pairs))
+        return max(1.0, ROUNDING_ALLOWANCE * moved / limit.values) if math.isfinite(moved) else 1.0
 
-    def agree_states_of(self, rows: Tensor, came: Ran, whole: Ran) -> None:
+    def agree_states_of(self, rows: Tensor, actual: Ran, whole: Ran) -> None:
         """End states of some rows of the batch against those of a whole run."""
         ends = self.ends[:, rows].unsqueeze(-1)
         for name in ("h", "c"):
-            here, there = getattr(came, name), getattr(whole, name)[:, :, rows]
+            here, there = getattr(actual, name), getattr(whole, name)[:, :, rows]
             here, there = torch.where(ends, here, 0), torch.where(ends, there, 0)
             self.agree(f"the end state {name}", here, there, 2, "layer t b unit", scale=2)
 
-    def agree_gradients(self, came: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
+    def agree_gradients(self, actual: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
         """Gradients within the dtype's tolerance: of inputs by row of the batch, of weights as a whole."""
         limit = TOLERANCES[self.case.torch_dtype].gradients * scale
         for name, value in expected.items():
@@ -232,23 +233,23 @@ class Trial:
                 "stored h": (2, "layer t b unit"),
                 "stored c": (2, "layer t b unit"),
             }.get(name, (None, "row column"))
-            if name not in came:
+            if name not in actual:
                 raise LawBroken(f"there is no gradient of {name}")
-            self._judge(f"the gradient of {name}", came[name], value, limit, dim, axes, GRADIENT_FLOOR)
+            self._judge(f"the gradient of {name}", actual[name], value, limit, dim, axes, GRADIENT_FLOOR)
 
     def _judge(
-        self, what: str, came: Tensor, expected: Tensor, limit: float, dim: int | None, axes: str, floor: float
+        self, what: str, actual: Tensor, expected: Tensor, limit: float, dim: int | None, axes: str, floor: float
     ) -> None:
         try:
-            margin = compare.judge(what, came.cpu(), expected.cpu(), limit, dim, axes, floor)
+            error_ratio = compare.judge(what, actual.cpu(), expected.cpu(), limit, dim, axes, floor)
         except LawBroken as broken:
-            self._keep(broken.margin)
+            self._keep(broken.error_ratio)
             raise
-        self._keep(margin)
+        self._keep(error_ratio)
 
-    def _keep(self, margin: float | None) -> None:
-        if margin is not None:
-            self.margin = max(margin, self.margin or 0.0)
+    def _keep(self, error_ratio: float | None) -> None:
+        if error_ratio is not None:
+            self.error_ratio = max(error_ratio, self.error_ratio or 0.0)
 
 
 def _off(value: Tensor, unit: float, generator: torch.Generator) -> Tensor:

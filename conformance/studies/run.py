@@ -10,8 +10,9 @@ import torchrl_python
 import torchrl_scan
 from rnn_backends import LSTMBackend, LSTMSpec
 from rnn_conformance import check_backend
-from rnn_conformance.check import calm
-from rnn_conformance.suite.verdict import VERDICTS, Report
+from rnn_conformance.check import quiet_single_thread
+from rnn_conformance.report.model import Report
+from rnn_conformance.suite.verdict import VERDICTS
 
 
 def backends() -> dict[str, LSTMBackend]:
@@ -32,11 +33,11 @@ def without_projection(backend: LSTMBackend) -> LSTMBackend:
 def line(report: Report) -> str:
     """How many laws have which verdict, and the worst error as a share of its tolerance."""
     counts = "".join(f"{report.count(verdict):>9}" for verdict in reversed(VERDICTS))
-    return f"{report.backend:<16}{counts}{report.worst_margin or 0:>10.2g}{report.seconds:>7.0f} s"
+    return f"{report.backend:<16}{counts}{report.worst_error_ratio or 0:>10.2g}{report.seconds:>7.0f} s"
 
 
 def failures(report: Report, most: int = 12) -> str:
-    """Each failure in two lines, law and token, and what came; the worst first."""
+    """Each failure in two lines, law and token, and what actual; the worst first."""
     bad = report.failures
     rows = [f"  {r.label}: {r.law}  {r.token}\n      {r.message.splitlines()[0][:150]}" for r in bad[:most]]
     rest = [f"  and {len(bad) - most} more: -k LAW asks for one"] if len(bad) > most else []
@@ -53,12 +54,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="of the generated cases; default: a fresh one")
     parser.add_argument("--no-projection", action="store_true", help="decline projections, to see what else there is")
     asked = parser.parse_args()
-    print(" " * 16 + "".join(f"{verdict.split('_')[0]:>9}" for verdict in reversed(VERDICTS)) + "    margin")
+    print(" " * 16 + "".join(f"{verdict.split('_')[0]:>9}" for verdict in reversed(VERDICTS)) + "    error_ratio")
     for name in asked.names or known:
         if name not in known:
             parser.error(f"there is no {name!r}; there are {', '.join(known)}")
         backend = without_projection(known[name]) if asked.no_projection else known[name]
-        with calm():
+        with quiet_single_thread():
             report = check_backend(backend, profile=asked.profile, laws=asked.laws, seed=asked.seed)
         print(line(report), failures(report), sep="\n", flush=True)
 

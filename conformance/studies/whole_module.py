@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 from rnn_backends import LSTMBackend, State
-from rnn_conformance.check import calm
+from rnn_conformance.check import quiet_single_thread
 from rnn_conformance.laws.catalogue import LAWS
 from rnn_conformance.suite.case import Case
 from rnn_conformance.suite.inputs import materialise
-from rnn_conformance.suite.law import Declined, LawBroken
 from rnn_conformance.suite.runner import PROFILES
-from rnn_conformance.suite.search import Findings, Outcome, explore
+from rnn_conformance.suite.search import Findings, search
 from rnn_conformance.suite.trial import Trial
+from rnn_conformance.suite.verdict import Declined, LawBroken, Outcome
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules import LSTMModule, set_recurrent_mode
@@ -137,10 +137,10 @@ def answer(law: str, case: Case, options: dict[str, Any]) -> Outcome:
     except ValueError as error:
         return Outcome("declined" if "not support" in str(error) else "crashed", str(error))
     except AssertionError as broken:
-        return Outcome("failed", str(broken), broken.margin if isinstance(broken, LawBroken) else None)
+        return Outcome("failed", str(broken), broken.error_ratio if isinstance(broken, LawBroken) else None)
     except Exception as error:
         return Outcome("crashed", f"{type(error).__name__}: {error}".splitlines()[0])
-    return Outcome("passed", margin=trial.margin)
+    return Outcome("passed", error_ratio=trial.error_ratio)
 
 
 def told(law: str, found: Findings) -> str:
@@ -169,8 +169,8 @@ def main() -> None:
                 continue
             where = {**law.where, "P": (0,)} if asked.no_projection and "P" not in law.where else law.where
             check = partial(answer, name, options=OPTIONS[kind])
-            with calm():
-                print(told(name, explore(check, where, PROFILES[asked.profile], asked.seed)), flush=True)
+            with quiet_single_thread():
+                print(told(name, search(check, where, PROFILES[asked.profile], asked.seed)), flush=True)
 
 
 if __name__ == "__main__":

@@ -9,21 +9,23 @@ import warnings
 
 import torch
 from rnn_backends import LSTMBackend, State, get_backend
-from rnn_conformance.suite.isolation import in_a_process
+from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.suite.case import Case
+from rnn_conformance.suite.isolation import outcome_in_a_process
 from torch._inductor.async_compile import AsyncCompile
 
-LAW, TOKEN = "output_equals_reference", "T2.B1.I1.H2.f64.s0"
+LAW, CASE = LAWS["output_equals_reference"], Case.parse("T2.B1.I1.H2.f64.s0")
 right = get_backend("vmap").layer
 
 
 def run(layer, seconds=60.0):
-    return in_a_process(LAW, LSTMBackend("mine", layer), TOKEN, "cpu", seconds)
+    return outcome_in_a_process(LAW, LSTMBackend("mine", layer), CASE, "cpu", seconds)
 
 
 def test_an_installed_backend_answers_from_a_fresh_interpreter():
-    found = in_a_process(LAW, get_backend("vmap"), TOKEN, "cpu", 120)
+    found = outcome_in_a_process(LAW, get_backend("vmap"), CASE, "cpu", 120)
     assert found.verdict == "passed", found
-    assert found.margin is not None
+    assert found.error_ratio is not None
 
 
 def test_a_backend_of_this_process_answers_from_a_fork():
@@ -62,12 +64,14 @@ def test_filters_of_warnings_stay_with_the_parent():
 def test_a_hang_is_a_crash():
     found = run(lambda *args: time.sleep(60), seconds=1)
     assert found.verdict == "crashed"
-    assert re.match(r"not done after 1 seconds, in test_lanes\.py:\d+ <lambda> < ", found.message)
+    assert re.match(r"not done after 1 seconds, in test_isolation\.py:\d+ <lambda> < ", found.message)
 
 
 def test_a_hang_in_a_fresh_interpreter_is_a_crash_too():
     """A tenth of a second is not enough for torch's compiler."""
-    found = in_a_process("inductor_in_one_graph", get_backend("vmap"), "T3.B2.I3.H4.f32.s0", "cpu", 0.1)
+    found = outcome_in_a_process(
+        LAWS["inductor_in_one_graph"], get_backend("vmap"), Case.parse("T3.B2.I3.H4.f32.s0"), "cpu", 0.1
+    )
     assert found.verdict == "crashed"
     assert found.message.startswith("not done after 0.1 seconds, in ")
 

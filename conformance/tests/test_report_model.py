@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import pytest
 from rnn_conformance.report.diff import changes
-from rnn_conformance.report.jsonl import ReportError, read, text
-from rnn_conformance.report.model import LawInfo, Outcome, Results
-from rnn_conformance.suite.verdict import Header, LawResult, Report
+from rnn_conformance.report.model import BackendRun, Header, LawInfo, Report, ReportError, Results
+from rnn_conformance.suite.verdict import LawResult
 
 LAWS = {name: LawInfo("values", f"{name} holds.") for name in ("one", "two", "three")}
 
@@ -25,22 +24,22 @@ def results(**verdicts: str) -> Results:
     ]
     header = Header("mine", "cpu", "quick", 7, tuple(LAWS), {"torch": "2"}, ("CartPole",), ("vmap",))
     return Results(
-        "quick", 7, LAWS, tuple(LAWS), (Outcome("mine", Report(header, rows), time_ratio=1.5),), False,
+        "quick", 7, LAWS, tuple(LAWS), (BackendRun("mine", Report(header, rows), time_ratio=1.5),), False,
         ("CartPole",), 9.0, {"torch": "2"}, "2027-01-01T00:00:00+00:00",
     )  # fmt: skip
 
 
 def test_what_is_written_is_read_again() -> None:
-    assert read(text(results())) == results()
-    assert read(text(results(one="failed"))).status == 1
+    assert Results.from_json(results().to_json()) == results()
+    assert Results.from_json(results(one="failed").to_json()).status == 1
 
 
 def test_each_line_is_json_by_the_letter() -> None:
-    written = [line for line in text(results(one="crashed")).split("\n") if line]
+    written = [line for line in results(one="crashed").to_json().split("\n") if line]
     rows = [json.loads(line, parse_constant=pytest.fail) for line in written]
     assert [row["kind"] for row in rows] == ["header", "result", "result", "result", "footer"]
     assert rows[0]["runs"][0]["expected"] == list(LAWS)
-    assert rows[2]["worst_margin"] == "inf"
+    assert rows[2]["worst_error_ratio"] == "inf"
     assert rows[-1] == {
         "kind": "footer", "results": 3, "verdicts": {"crashed": 1, "passed": 2}, "complete": True, "status": 1,
         "seconds": 9.0,
@@ -49,7 +48,7 @@ def test_each_line_is_json_by_the_letter() -> None:
 
 def lines(change) -> str:
     """The report with something done to its lines."""
-    rows = [json.loads(line) for line in text(results()).split("\n") if line]
+    rows = [json.loads(line) for line in results().to_json().split("\n") if line]
     change(rows)
     return "\n".join(json.dumps(row) for row in rows)
 
@@ -68,29 +67,32 @@ def lines(change) -> str:
         (lambda rows: rows[0].update(format="rnn-conformance 99"), "no header of the format"),
         (lambda rows: rows.pop(0), "no header of the format"),
         (lambda rows: rows[-1].update(results=47), "the footer counts 47 results, there are 3"),
-        (lambda rows: rows[1].update(colour="red"), "not a report: TypeError"),
+        (lambda rows: rows[-1].update(verdicts={"failed": 1, "passed": 2}), "the footer counts the verdicts"),
+        (lambda rows: rows[-1].update(status=1), "the footer says exit status 1, the results give 0"),
+        (lambda rows: rows[1].update(verdict="great"), "one has the unknown verdict 'great'"),
+        (lambda rows: rows[1].update(colour="red"), "has unknown fields: colour"),
         (lambda rows: rows[0]["runs"][0].update(reason="interrupted"), "mine was not run: interrupted"),
         (lambda rows: rows.clear(), "not a report"),
     ],
 )
 def test_a_report_that_does_not_reconcile_is_refused(change, says: str) -> None:
     with pytest.raises(ReportError) as caught:
-        read(lines(change))
+        Results.from_json(lines(change))
     assert says in str(caught.value)
 
 
-@pytest.mark.parametrize("written", ["", "{", "[]", "null", '"text"', "{}", text(results())[:300]])
+@pytest.mark.parametrize("written", ["", "{", "[]", "null", '"text"', "{}", results().to_json()[:300]])
 def test_what_is_no_report_is_refused(written: str) -> None:
     with pytest.raises(ReportError, match="not a report"):
-        read(written)
+        Results.from_json(written)
 
 
 def test_an_incomplete_run_is_written_and_refused_when_read() -> None:
-    short = replace(results(), outcomes=(Outcome("mine", reason="interrupted"),))
-    written = text(short)
+    short = replace(results(), runs=(BackendRun("mine", reason="interrupted"),))
+    written = short.to_json()
     assert json.loads(written.splitlines()[-1])["complete"] is False
     with pytest.raises(ReportError, match="mine was not run: interrupted"):
-        read(written)
+        Results.from_json(written)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +117,8 @@ def test_no_difference_is_none() -> None:
 
 def test_what_is_gone_and_what_is_new() -> None:
     whole = results(one="failed")
-    part = replace(whole.outcomes[0].report, results=whole.outcomes[0].results[1:])  # type: ignore[type-var]
-    short = replace(whole, outcomes=(replace(whole.outcomes[0], report=part),))
+    part = replace(whole.runs[0].report, results=whole.runs[0].results[1:])  # type: ignore[type-var]
+    short = replace(whole, runs=(replace(whole.runs[0], report=part),))
     (gone,) = changes(whole, short)
     assert (gone.kind, gone.law, gone.bad) == ("gone", "one", False)
     (new,) = changes(short, whole)
@@ -125,8 +127,8 @@ def test_what_is_gone_and_what_is_new() -> None:
 
 def test_a_waiver_that_goes_away_makes_it_worse() -> None:
     failed = results(two="failed")
-    rows = [replace(r, waived="known") if r.law == "two" else r for r in failed.outcomes[0].results]
-    report = replace(failed.outcomes[0].report, results=rows)  # type: ignore[type-var]
-    waived = replace(failed, outcomes=(replace(failed.outcomes[0], report=report),))
-    assert read(text(waived)).waived == 1
+    rows = [replace(r, waived="known") if r.law == "two" else r for r in failed.runs[0].results]
+    report = replace(failed.runs[0].report, results=rows)  # type: ignore[type-var]
+    waived = replace(failed, runs=(replace(failed.runs[0], report=report),))
+    assert Results.from_json(waived.to_json()).waived == 1
     assert [change.kind for change in changes(waived, failed)] == ["worse"]

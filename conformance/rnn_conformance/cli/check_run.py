@@ -1,4 +1,4 @@
-"""The main job: roll out real environments, run every law for every backend, and say in one table what held."""
+"""A run of ``rnn-backends check``: every law for every backend, one table of the verdicts, each failure in full."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
-from rnn_backends import LSTMBackend, names
+from rnn_backends import BrokenBackendError, LSTMBackend, get_backend, names
 
-from ..check import calm, changed, check_backend, fresh_seed, recordings
-from ..laws.asked import about, known_backend, select_laws
-from ..report.model import Outcome, Results
+from ..check import about, changed, check_backend, fresh_seed, quiet_single_thread, recordings, similar_defect
+from ..laws.catalogue import select
+from ..report.model import BackendRun, Report, Results
 from ..report.terminal import print_results
-from ..rollouts import laws as rollout_laws
-from ..rollouts.recorded import Rollout
-from ..similar import looks_like
+from ..rollouts.timing import HIDDEN_SIZE, time_ratio
 from ..suite.device import absent
-from ..suite.verdict import Report
+from ..suite.inputs import Rollout
 from ..waivers import Waiver, apply
 from .progress import RunProgress
 
@@ -43,7 +41,7 @@ class Options:
     strict: bool = False
 
 
-class MainJob:
+class CheckRun:
     """``rnn-backends check``.
 
     Args:
@@ -54,7 +52,7 @@ class MainJob:
 
     Raises:
         UnknownBackendError: a backend that is not installed; the message has the nearest.
-        UnknownLawError: a law that is not there; the message has the nearest.
+        UnknownNameError: a law that is not there; the message has the nearest.
     """
 
     def __init__(
@@ -62,18 +60,17 @@ class MainJob:
     ) -> None:
         self._console, self._options, self._waivers = console, options, tuple(waivers)
         self._seed = fresh_seed() if options.seed is None else options.seed
-        found = dict(known_backend(name) for name in backends or names())
-        self._runs = [(name, found[name], device) for device in options.devices for name in found]
-        suite, mine = select_laws(options.laws, options.profile)
-        self._expected = (*suite, *mine)
-        self._outcomes: list[Outcome] = []
+        found = dict(_loaded(name) for name in backends or names())
+        self._planned = [(name, found[name], device) for device in options.devices for name in found]
+        self._expected = tuple(select(options.laws, options.profile))
+        self._done: list[BackendRun] = []
 
     def run(self) -> Results:
         """Run, print, and return what was found."""
         started = time.perf_counter()
         self._console.print("rollouts: " + "; ".join(_describe(r) for r in recordings()), highlight=False)
         self._console.print(f"          {recordings()[0].source}", highlight=False)
-        with calm(), RunProgress(len(self._runs), Console(stderr=True)) as progress:
+        with quiet_single_thread(), RunProgress(len(self._planned), Console(stderr=True)) as progress:
             self._run_all(progress)
         results = self._results(time.perf_counter() - started)
         print_results(results, self._console, _timed_on(recordings()[0]))
@@ -81,19 +78,19 @@ class MainJob:
 
     def _run_all(self, progress: RunProgress) -> None:
         try:
-            for name, backend, device in self._runs:
-                blank = Outcome(name, device=device)
+            for name, backend, device in self._planned:
+                blank = BackendRun(name, device=device)
                 progress.backend(blank.label)
                 reason = backend if isinstance(backend, str) else absent(device)
                 if isinstance(backend, str) or reason:
-                    self._outcomes.append(replace(blank, reason=reason))
+                    self._done.append(replace(blank, reason=reason))
                 else:
-                    self._outcomes.append(self._run_one(backend, device, progress))
+                    self._done.append(self._run_one(backend, device, progress))
         except KeyboardInterrupt:
-            left = self._runs[len(self._outcomes) :]
-            self._outcomes += [Outcome(name, reason="interrupted", device=device) for name, _, device in left]
+            left = self._planned[len(self._done) :]
+            self._done += [BackendRun(name, reason="interrupted", device=device) for name, _, device in left]
 
-    def _run_one(self, backend: LSTMBackend, device: str, progress: RunProgress) -> Outcome:
+    def _run_one(self, backend: LSTMBackend, device: str, progress: RunProgress) -> BackendRun:
         options = self._options
         report = check_backend(
             backend, profile=options.profile, device=device, laws=self._expected, seed=self._seed,
@@ -101,15 +98,15 @@ class MainJob:
         )  # fmt: skip
         report = apply(self._waivers, report, backend, lambda law: progress.say(f"waiver of {law}"))
         for result in report.failures:
-            progress.say(f"what {result.law} looks like")
-            report = changed(report, result.law, looks_like=looks_like(result, device) or "")
-        return Outcome(backend.name, report, None, self._time(backend, report, progress), device)
+            progress.say(f"planted defects like {result.law}")
+            report = changed(report, result.law, looks_like=similar_defect(result, device) or "")
+        return BackendRun(backend.name, report, None, self._time(backend, report, progress), device)
 
     def _time(self, backend: LSTMBackend, report: Report, progress: RunProgress) -> float | None:
         if self._options.laws or report.failures or report.waived:
-            return None  # how fast a wrong answer comes is of no interest
+            return None  # the time of a wrong answer is of no interest
         progress.say("time against torch.nn.LSTM")
-        return rollout_laws.time_ratio(backend, recordings()[0], report.header.device)
+        return time_ratio(backend, recordings()[0], report.header.device)
 
     def _results(self, seconds: float) -> Results:
         return Results(
@@ -117,17 +114,26 @@ class MainJob:
             seed=self._seed,
             laws={law: about(law) for law in self._expected},
             expected=self._expected,
-            outcomes=tuple(self._outcomes),
+            runs=tuple(self._done),
             strict=self._options.strict,
             rollouts=tuple(f"{_describe(r)}, {r.source}" for r in recordings()),
             seconds=seconds,
         )
 
 
+def _loaded(name: str) -> tuple[str, LSTMBackend | str]:
+    """A backend's own name and its value, or the reason why it cannot be loaded."""
+    try:
+        backend = get_backend(name)
+    except BrokenBackendError as error:
+        return name, str(error)
+    return backend.name, backend
+
+
 def _describe(rollout: Rollout) -> str:
-    rows, steps = rollout.is_init.shape[:2]
+    rows, steps = rollout.is_init.shape
     return f"{rollout.name} {rows} x {steps} steps, {rollout.resets} resets"
 
 
 def _timed_on(rollout: Rollout) -> str:
-    return f"{rollout.name}, H = {rollout_laws.TIMED_HIDDEN_SIZE}, one thread"
+    return f"{rollout.name}, H = {HIDDEN_SIZE}, one thread"
