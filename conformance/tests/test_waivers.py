@@ -66,7 +66,7 @@ def test_what_is_not_as_it_should_be_is_an_error(tmp_path: Path, text: str, says
 def test_a_token_of_a_rollout_law_is_read_too(tmp_path: Path) -> None:
     text = GOOD.replace(LAW, "rollout_gradients").replace(TOKEN, "CartPole-v1:H8.f32.s5")
     assert read(written(tmp_path, text), TODAY)[0].token == "CartPole-v1:H8.f32.s5"
-    with pytest.raises(WaiverError, match="which look like"):
+    with pytest.raises(WaiverError, match="looks like"):
         read(written(tmp_path, GOOD.replace(LAW, "rollout_gradients")), TODAY)
 
 
