@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from rnn_backends import recurrent_mode
 from rnn_conformance.check import check_backend
 from rnn_conformance.cli.defects import defects_command
-from rnn_conformance.defects import DEFECTS, similar_defect, planted
+from rnn_conformance.defects import DEFECTS, planted, similar_defect
 from rnn_conformance.defects.catalogue import PLANTED, killers
 from rnn_conformance.defects.doubles import doubles
 from rnn_conformance.defects.kill import named_kills, survives
