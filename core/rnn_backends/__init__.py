@@ -1,5 +1,6 @@
 """One LSTM, many kernels, provably the same: interchangeable LSTM backends for PyTorch and TensorDict."""
 
+from . import authoring as authoring  # its operators are in exported graphs, which may be loaded without a backend
 from .choose import Verdict, explain
 from .contract import (
     CONTRACT_VERSION,

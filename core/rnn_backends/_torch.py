@@ -7,7 +7,7 @@ answer that can only cost time or a refusal, never a wrong number.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +15,16 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 
-def _unknown() -> bool:
+def _unknown(*_: object) -> bool:
     return True
 
 
-_functorch_is_active = getattr(torch._C, "_are_functorch_transforms_active", _unknown)
+_transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _unknown)
+_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", _unknown)
+_function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", _unknown)
+_function_mode_at: Callable[[int], object] | None = getattr(torch._C, "_get_function_stack_at", None)
+_tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", _unknown)
+_dispatch_keys: Callable[[Tensor], object] | None = getattr(torch._C, "_dispatch_keys", None)
 
 
 def transforms_may_be_open() -> bool:
@@ -30,7 +35,7 @@ def transforms_may_be_open() -> bool:
     """
     if torch.compiler.is_compiling():
         return False
-    return forward_ad_may_be_open() or _functorch_is_active()
+    return forward_ad_may_be_open() or bool(_transforms_active())
 
 
 def forward_ad_may_be_open() -> bool:
@@ -39,15 +44,21 @@ def forward_ad_may_be_open() -> bool:
     return level >= 0
 
 
+def in_transform() -> bool:
+    """Whether a transform of ``torch.func`` is known to be at work.
+
+    Without the private names: no. Callers must then leave the call to torch's dispatcher, which is what
+    :func:`nothing_at_work` says.
+    """
+    if _transforms_active is _unknown:
+        return bool(transform_levels())
+    return bool(_transforms_active())
+
+
 def vmap_may_be_open() -> bool:
     """Whether a level of ``torch.vmap`` may be open, at any depth; true where torch does not tell."""
-    try:
-        from torch._C._functorch import TransformType
-        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-
-        return any(level.key() == TransformType.Vmap for level in retrieve_all_functorch_interpreters())
-    except (ImportError, AttributeError):
-        return True
+    levels = transform_levels()
+    return levels is None or "Vmap" in levels
 
 
 def registered_parameters(module: nn.Module) -> Mapping[str, Tensor | None]:
@@ -73,3 +84,75 @@ def all_out_keys(module: Any, constructed: Sequence[Any]) -> Sequence[Any]:
     """A TensorDict module's output keys before ``select_out_keys``; the keys of its constructor as a fallback."""
     keys: Sequence[Any] = getattr(module, "out_keys_source", constructed)
     return keys
+
+
+def nothing_at_work() -> bool:
+    """Whether no dispatch mode, function mode, ``torch.func`` transform or tracer sees what is done now.
+
+    It takes 0.2 us. Without one of the private names: no. ``torch.set_default_device`` is a function mode that changes
+    factory functions alone, so it does not count.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or _dispatch_modes()
+        or _transforms_active()
+        or (_function_modes() and not _only_default_device())
+        or _tracing_state() is not None
+    )
+
+
+def _only_default_device() -> bool:
+    try:
+        from torch.utils._device import DeviceContext
+    except ImportError:
+        return False
+    if _function_mode_at is None or _function_modes is _unknown:
+        return False
+    return all(type(_function_mode_at(k)) is DeviceContext for k in range(_function_modes()))
+
+
+def transform_levels() -> set[str] | None:
+    """The kinds of ``torch.func``'s open levels, as ``TransformType`` names them; ``None`` where torch hides them."""
+    try:
+        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+
+        return {level.key().name for level in retrieve_all_functorch_interpreters()}
+    except (ImportError, AttributeError):
+        return None
+
+
+def is_functionalized(values: Iterable[Tensor | None]) -> bool:
+    """Whether ``functionalize`` wraps one of these. Without the private name: no; then reading it raises."""
+    wrapped = getattr(torch, "_is_functional_tensor", None)
+    if "Functionalize" in (transform_levels() or ()) if in_transform() else False:
+        return True
+    return wrapped is not None and any(v is not None and wrapped(v) for v in values)
+
+
+def is_traced() -> bool:
+    """Whether ``torch.jit.trace`` or ``make_fx`` record what is done now. Without the private names: yes."""
+    if _tracing_state() is not None:
+        return True
+    if not _dispatch_modes():
+        return False
+    try:
+        from torch.fx.experimental.proxy_tensor import get_proxy_mode
+    except ImportError:
+        return True
+    return get_proxy_mode() is not None
+
+
+def dispatch_keys(value: Tensor) -> int | None:
+    """The dispatcher's keys of a tensor as bits: its backend and all that wraps it. ``None`` where torch hides them."""
+    if _dispatch_keys is None:
+        return None
+    bits: int = _dispatch_keys(value).raw_repr()  # type: ignore[attr-defined]
+    return bits
+
+
+def _any_requires_grad(*values: Tensor | None) -> bool:
+    return any(v is not None and v.requires_grad for v in values)
+
+
+any_requires_grad: Callable[..., bool] = getattr(torch._C, "_any_requires_grad", _any_requires_grad)
+"""Whether one of these tensors wants a gradient; ``None`` among them is passed over. 0.3 us instead of 1."""

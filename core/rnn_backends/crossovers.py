@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from .paths import cache_folder
+
 FORMAT = 1
 """Raised when the meaning of a file changes; files of another format are not read."""
 SHIPPED = Path(__file__).with_name("crossovers.json")
@@ -92,15 +94,6 @@ def machine_file(device: torch.device) -> Path | None:
     threads = f"-{torch.get_num_threads()}-threads" if device.type == "cpu" else ""
     key = re.sub(r"[^a-z0-9]+", "-", f"{device.type}-{name}".lower()).strip("-")
     return folder / f"tune-{key}{threads}.json"
-
-
-def cache_folder() -> Path | None:
-    """Where what belongs to this machine is kept, be it there yet or not; ``None`` where there is no home folder."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "rnn_backends"
-    except RuntimeError:
-        return None
 
 
 @lru_cache

@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import torch
-from rnn_backends import InputError, LayerWeights, State, UnsupportedError, get_backend
-from rnn_backends.unroll import cell, unroll
 from torch import Tensor
 from torch.nn.functional import linear
 
 from . import _torch
+from .contract import LayerWeights, State
+from .errors import InputError, UnsupportedError
 from .plain import OTHERS, check_kinds, check_memory, is_plain
+from .registry import get_backend
+from .unroll import cell, unroll
 
 
 class Arguments(NamedTuple):
@@ -272,6 +274,44 @@ def make_layer(
 def _no_second_gradient(name: str) -> NoReturn:
     reason = "its backward pass is written by hand and has no gradient of its own"
     raise UnsupportedError(name, "a gradient of a gradient", reason, OTHERS)
+
+
+def refuse_second_gradient(
+    backend: str, gradients: Iterable[Tensor | None], read: Iterable[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """The gradients that a hand-written ``backward`` returns, so that a gradient of them is refused.
+
+    ``once_differentiable`` does not always refuse: where a loss is linear in the output, gradients taken with
+    ``create_graph=True`` come without a graph, and a penalty on them is lost in silence. These depend on all that was
+    read, and raise :class:`UnsupportedError` where they are differentiated.
+
+    Args:
+        backend: the backend's name, for the error.
+        gradients: what ``backward`` computed, ``None`` where there is none.
+        read: the tensors that it read: ``ctx.saved_tensors``.
+    """
+    leaves = [v for v in read if v is not None and (v.is_floating_point() or v.is_complex())]
+    return tuple(None if v is None else _RefuseSecond.apply(backend, v, *leaves) for v in gradients)
+
+
+class _RefuseSecond(torch.autograd.Function):
+    """The identity, of something that depends on what was read. In the form that ``torch.func`` takes."""
+
+    @staticmethod
+    def forward(backend: str, gradient: Tensor, *read: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.backend = inputs[0]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Tensor, int | None]:
+        return _RefuseSecond.apply(*args), in_dims[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        _no_second_gradient(ctx.backend)
 
 
 def _keep(ctx: Any, read: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -1,10 +1,20 @@
-"""Files that other programs read: written whole or not at all."""
+"""The folder for what belongs to this machine, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
+import os
 import secrets
 from contextlib import suppress
 from pathlib import Path
+
+
+def cache_folder() -> Path | None:
+    """This machine's cache folder, which may not exist yet; ``None`` where there is no home folder."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "rnn_backends"
+    except RuntimeError:
+        return None
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -11,10 +11,10 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import torch
-from rnn_backends import InputError, UnsupportedError
 from torch import Tensor
 
 from . import _torch
+from .errors import InputError, UnsupportedError
 
 _EXACT = frozenset({Tensor, torch.nn.Parameter})
 OTHERS = ["vmap"]

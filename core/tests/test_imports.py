@@ -1,6 +1,7 @@
 """The import rules: core needs little, knows no plugin, and no layer imports one above it."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -18,9 +19,9 @@ LAYERS = (
     {"registry", "crossovers"},
     {"ranking"},
     {"choose"},
-    {"resets", "unroll"},
-    {"stack", "checks"},
-    {"lstm", "scripting"},
+    {"resets", "unroll", "plain"},
+    {"stack", "checks", "operators"},
+    {"lstm", "scripting", "authoring"},
     {"layout", "keys", "mode", "mlp"},
     {"module", "net"},
     {"__init__"},
@@ -122,6 +123,30 @@ def test_private_names_of_other_packages_are_used_in_one_file_alone(module):
     strange = private - own_private_names() - DOCUMENTED - {"_torch"}
     strange |= {word for word in UNDOCUMENTED if word in text}
     assert not strange, f"{module}.py uses {strange}: put it behind a function in _torch.py, with a fallback"
+
+
+PLUGINS = Path(importlib.util.find_spec("rnn_backends_plugins").origin).parent
+PLUGIN_FILES = sorted(str(path.relative_to(PLUGINS)) for path in PLUGINS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("file", PLUGIN_FILES)
+def test_built_in_backends_use_of_core_what_every_author_may_use(file):
+    tree = ast.parse((PLUGINS / file).read_text())
+    used = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
+    used |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    inside = {name for name in used if name.split(".")[0] == "rnn_backends"} - {
+        "rnn_backends",
+        "rnn_backends.authoring",
+    }
+    assert not inside, f"{file} imports {inside}: rnn_backends and rnn_backends.authoring are the public doors"
+    taken = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if node.module == "rnn_backends" and not node.level
+    }
+    assert taken <= {*rnn_backends.__all__, "authoring"}, f"{file} imports what is not public from rnn_backends"
 
 
 def test_importing_core_imports_nothing_optional_and_no_plugin():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -14,11 +14,6 @@ def _true(*_: object) -> bool:
 
 
 _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_transforms_active", _true)
-_dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", _true)
-_function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", _true)
-_function_mode_at: Callable[[int], object] | None = getattr(torch._C, "_get_function_stack_at", None)
-_tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", _true)
-_dispatch_keys: Callable[[Tensor], object] | None = getattr(torch._C, "_dispatch_keys", None)
 
 
 def outside_transforms() -> AbstractContextManager[object]:
@@ -92,78 +87,6 @@ def flatten_for_cudnn(
     except RuntimeError:
         return None
     return buffer
-
-
-def nothing_at_work() -> bool:
-    """Whether no dispatch mode, function mode, ``torch.func`` transform or tracer sees what is done now.
-
-    It takes 0.2 us. Without one of the private names: no. ``torch.set_default_device`` is a function mode that changes
-    factory functions alone, so it does not count.
-    """
-    return not (
-        torch.compiler.is_compiling()
-        or _dispatch_modes()
-        or _transforms_active()
-        or (_function_modes() and not _only_default_device())
-        or _tracing_state() is not None
-    )
-
-
-def _only_default_device() -> bool:
-    try:
-        from torch.utils._device import DeviceContext
-    except ImportError:
-        return False
-    if _function_mode_at is None:
-        return False
-    return all(type(_function_mode_at(k)) is DeviceContext for k in range(_function_modes()))
-
-
-def transform_levels() -> set[str] | None:
-    """The kinds of ``torch.func``'s open levels, as ``TransformType`` names them; ``None`` where torch hides them."""
-    try:
-        from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-
-        return {level.key().name for level in retrieve_all_functorch_interpreters()}
-    except (ImportError, AttributeError):
-        return None
-
-
-def is_functionalized(values: Iterable[Tensor | None]) -> bool:
-    """Whether ``functionalize`` wraps one of these. Without the private name: no; then reading it raises."""
-    wrapped = getattr(torch, "_is_functional_tensor", None)
-    if "Functionalize" in (transform_levels() or ()) if in_transform() else False:
-        return True
-    return wrapped is not None and any(v is not None and wrapped(v) for v in values)
-
-
-def is_traced() -> bool:
-    """Whether ``torch.jit.trace`` or ``make_fx`` record what is done now. Without the private names: yes."""
-    if _tracing_state() is not None:
-        return True
-    if not _dispatch_modes():
-        return False
-    try:
-        from torch.fx.experimental.proxy_tensor import get_proxy_mode
-    except ImportError:
-        return True
-    return get_proxy_mode() is not None
-
-
-def dispatch_keys(value: Tensor) -> int | None:
-    """The dispatcher's keys of a tensor as bits: its backend and all that wraps it. ``None`` where torch hides them."""
-    if _dispatch_keys is None:
-        return None
-    bits: int = _dispatch_keys(value).raw_repr()  # type: ignore[attr-defined]
-    return bits
-
-
-def _any_requires_grad(*values: Tensor | None) -> bool:
-    return any(v is not None and v.requires_grad for v in values)
-
-
-any_requires_grad: Callable[..., bool] = getattr(torch._C, "_any_requires_grad", _any_requires_grad)
-"""Whether one of these tensors wants a gradient; ``None`` among them is passed over. 0.3 us instead of 1."""
 
 
 def saved_tensors_are_hooked() -> bool:

@@ -6,7 +6,7 @@ project. TorchScript is deprecated since torch 2.13: docs/deployment.md shows th
 
 import torch
 from rnn_backends import LSTMBackend, Trait, hookimpl
-from rnn_backends.unroll import unroll
+from rnn_backends.authoring import unroll
 
 contract_version = 1
 

@@ -1,7 +1,7 @@
 """``vmap``: plain Python over time, for ``torch.func``: ensembles, per-sample gradients, double backward, jvp."""
 
 from rnn_backends import LSTMBackend, Trait, hookimpl
-from rnn_backends.unroll import unroll
+from rnn_backends.authoring import unroll
 
 contract_version = 1
 

@@ -14,8 +14,8 @@ from importlib.util import find_spec
 
 import torch
 from rnn_backends import LSTMBackend, LSTMSpec, Trait, hookimpl
+from rnn_backends.authoring import torch_step
 
-from ..operators import torch_step
 from .ops import layer
 
 contract_version = 1

@@ -4,9 +4,9 @@ Backpropagation through time, written by hand; the formulas of a step are in ``s
 """
 
 import torch
+from rnn_backends.authoring import Needs, Run
 from torch import Tensor
 
-from ..operators import Needs, Run
 from .compiler import compiled
 from .layer import Layer, by_step
 from .products import Product, add_product

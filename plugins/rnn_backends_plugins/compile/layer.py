@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from rnn_backends.authoring import Arguments
 from torch import Tensor
-
-from ..operators import Arguments
 
 ROWS_PER_CHUNK = 1024
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
+from rnn_backends.authoring import Arguments, Needs, Run, make_layer
 from torch import Tensor
 
-from ..operators import Arguments, Needs, Run, make_layer
 from .backward import run_backward
 from .forward import run_forward
 from .layer import Layer, plain_tensors

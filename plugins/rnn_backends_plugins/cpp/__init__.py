@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.resets import zero_at
+from rnn_backends.authoring import check_kinds, is_plain, make_layer, torch_step, wants_gradient, zero_at
 from torch import Tensor
 
-from ..operators import make_layer, torch_step, wants_gradient
-from ..plain import check_kinds, is_plain
 from . import kernel
 from .build import unable, why_not
 

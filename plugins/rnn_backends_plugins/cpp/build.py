@@ -25,7 +25,7 @@ from pathlib import Path
 from threading import Lock
 
 import torch
-from rnn_backends.crossovers import cache_folder
+from rnn_backends.authoring import cache_folder
 
 from . import compiler
 from .compiler import BuildError

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import torch
 from rnn_backends import InputError, LayerWeights, RNNBackendsError, State, UnsupportedError
+from rnn_backends.authoring import Arguments, Needs, Run
 from torch import Tensor
 
-from ..operators import Arguments, Needs, Run
 from .build import BuildError, library
 from .memory import empty
 

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, hookimpl
-from rnn_backends.unroll import cell
+from rnn_backends.authoring import cell
 from torch import Tensor
 
 from .. import _torch

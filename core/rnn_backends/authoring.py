@@ -1,0 +1,60 @@
+"""For authors of backends: what the built-in ones are made of, besides the contract in ``rnn_backends`` itself.
+
+- **A hand-written layer**: :func:`make_layer` turns a forward and a backward pass over memory into a layer that torch's
+  dispatcher, autograd, ``torch.func``, ``torch.compile`` and ``torch.export`` know. The passes get :class:`Arguments`,
+  :class:`Run` and :class:`Needs`.
+- **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_second_gradient`.
+- **Kinds of tensors**: :func:`is_plain` and its like say when a kernel may read a tensor's memory by its address.
+- **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits, and
+  :func:`torch_step`.
+- **Resets**: where sequences start and end, and the states there.
+- **Files**: :func:`cache_folder` and :func:`write_whole`.
+"""
+
+from .operators import (
+    Arguments,
+    Backward,
+    Forward,
+    Kernel,
+    Layer,
+    Needs,
+    Run,
+    make_layer,
+    refuse_second_gradient,
+    torch_step,
+    wants_gradient,
+)
+from .paths import cache_folder, write_whole
+from .plain import check_kinds, check_memory, check_plain_memory, is_plain, unreadable
+from .resets import at_ends, ends_of, first_steps, starts_of, take_steps, zero_at
+from .unroll import accumulation_views, cell, unroll
+
+__all__ = [
+    "Arguments",
+    "Backward",
+    "Forward",
+    "Kernel",
+    "Layer",
+    "Needs",
+    "Run",
+    "accumulation_views",
+    "at_ends",
+    "cache_folder",
+    "cell",
+    "check_kinds",
+    "check_memory",
+    "check_plain_memory",
+    "ends_of",
+    "first_steps",
+    "is_plain",
+    "make_layer",
+    "refuse_second_gradient",
+    "starts_of",
+    "take_steps",
+    "torch_step",
+    "unreadable",
+    "unroll",
+    "wants_gradient",
+    "write_whole",
+    "zero_at",
+]
