@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rnn_backends import LSTMBackend, get_backend
 
 from .check import about, changed, check_backend, fresh_seed, quiet_single_thread, similar_defect
 from .laws.catalogue import select
-from .pytest_plugin import Laws
 from .report.model import Report
 from .report.terminal import failure_text
 from .suite.verdict import LawResult
 from .waivers import Waiver, apply, read
+
+if TYPE_CHECKING:
+    from .pytest_plugin import Laws
 
 
 @cache

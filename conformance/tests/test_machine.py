@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from rnn_backends import LSTMBackend, State, get_backend
-from rnn_conformance.laws.lifecycle import registered
+from rnn_conformance.laws._shared import registered
 from rnn_conformance.suite.case import Case
 from rnn_conformance.suite.state_machine import play
 from rnn_conformance.suite.state_model import PLAIN

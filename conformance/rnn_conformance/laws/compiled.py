@@ -15,11 +15,9 @@ from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.trial import Ran, Trial, differentiate
 from ..suite.verdict import LawBroken
+from ._shared import COMPILED
 
-LANE: dict[str, Any] = {
-    "costly": True, "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "T": (3,), "B": (2,), "I": (3,), "H": (4,),
-    "L": (1,), "P": (0,), "bidirectional": (False,), "layout": ("contiguous",),
-}  # fmt: skip
+SMALL: dict[str, Any] = COMPILED | {"T": (3,)}
 
 
 def _from_zeros(trial: Trial, x: Tensor, is_init: Tensor) -> Tensor:
@@ -32,7 +30,7 @@ def _from_zeros(trial: Trial, x: Tensor, is_init: Tensor) -> Tensor:
     return trial.reference(Inputs(x, h, c, starts, trial.inputs.weights)).output
 
 
-@law(trait=Trait.FULLGRAPH, **LANE)
+@law(trait=Trait.FULLGRAPH, **SMALL)
 def inductor_in_one_graph(trial: Trial) -> None:
     """torch.compile(fullgraph=True) with the real compiler follows changed resets, weights, B and T, and gradients."""
     lstm, x, is_init = trial.lstm(), trial.inputs.x, trial.is_init
@@ -58,7 +56,7 @@ def inductor_in_one_graph(trial: Trial) -> None:
         trial.agree("output after the weights were zeroed", run(x, is_init), torch.zeros_like(run(x, is_init)).double())
 
 
-@law(trait=Trait.FULLGRAPH, **LANE)
+@law(trait=Trait.FULLGRAPH, **SMALL)
 def a_compiled_result_outlives_the_next_call(trial: Trial) -> None:
     """What a compiled call gave does not change with the next call."""
     lstm, x = trial.lstm(), trial.inputs.x
@@ -71,7 +69,7 @@ def a_compiled_result_outlives_the_next_call(trial: Trial) -> None:
         trial.agree(name, value, expected.double(), None, "")
 
 
-@law(trait=Trait.FULLGRAPH, **LANE)
+@law(trait=Trait.FULLGRAPH, **SMALL)
 def a_compiled_module_follows_its_mode(trial: Trial) -> None:
     """A compiled LSTMModule goes from mode to mode as it does eagerly."""
     module, td = trial.module(), trial.tensordict()
@@ -116,7 +114,7 @@ def compiled_with_graph_breaks(trial: Trial) -> None:
     }, scale=2)  # fmt: skip
 
 
-@law(trait=Trait.SCRIPT, **{**LANE, "L": (2,), "dropout": (30,), "bidirectional": (True,), "dtype": ("f64",)})
+@law(trait=Trait.SCRIPT, **{**SMALL, "L": (2,), "dropout": (30,), "bidirectional": (True,), "dtype": ("f64",)})
 def a_script_keeps_training_and_dropout(trial: Trial) -> None:
     """Scripted, saved and loaded, the module drops in training as it does unscripted, and not in evaluation."""
     lstm, x = trial.lstm(), trial.inputs.x
@@ -143,7 +141,7 @@ def a_script_keeps_training_and_dropout(trial: Trial) -> None:
         trial.agree(f"output, scripted with {training=} and changed since", actual, other.double(), scale=2)
 
 
-@law(trait=Trait.EXPORT, **LANE)
+@law(trait=Trait.EXPORT, **SMALL)
 def exported_saved_and_loaded(trial: Trial) -> None:
     """An exported program, saved and loaded, follows changed inputs and resets."""
     lstm, x, is_init = trial.lstm(), trial.inputs.x, trial.is_init

@@ -11,7 +11,7 @@ from ..suite.compare import check_shape, identical
 from ..suite.law import law
 from ..suite.trial import Ran, Trial
 from ..suite.verdict import Declined, LawBroken
-from .recurrent import C_KEY, H_KEY, _ran
+from ._shared import C_KEY, H_KEY, agrees_with_reference, ran_from
 
 NESTED_IN = [("agents", "observation"), ("agents", "state", "h"), ("agents", "state", "c"), ("agents", "is_init")]
 NESTED_OUT = [("agents", "features"), ("next", "agents", "state", "h"), ("next", "agents", "state", "c")]
@@ -19,12 +19,6 @@ NESTED_OUT = [("agents", "features"), ("next", "agents", "state", "h"), ("next",
 
 def _over_time(trial: Trial) -> LSTMModule:
     return trial.module().set_recurrent_mode(True)
-
-
-def _right(trial: Trial, td: TensorDictBase) -> None:
-    ran = _ran(td)
-    trial.agree("features", ran.output, trial.expected.output)
-    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
 
 @law()
@@ -70,13 +64,13 @@ def another_tensordict_may_be_written(trial: Trial) -> None:
         raise LawBroken("the module gave another TensorDict back than tensordict_out")
     if set(td.keys(True, True)) != before:
         raise LawBroken("the TensorDict that was read was written to, in spite of tensordict_out")
-    _right(trial, other)
+    agrees_with_reference(trial, ran_from(other))
     elsewhere = TensorDict({}, other.batch_size, device=trial.device)
     try:
         _over_time(trial)(trial.tensordict().lock_(), tensordict_out=elsewhere)
     except ValueError as error:
         raise LawBroken(f"a locked TensorDict was refused although the results go elsewhere: {error}") from error
-    _right(trial, elsewhere)
+    agrees_with_reference(trial, ran_from(elsewhere))
 
 
 @law(bidirectional=(False,), profiles=("quick", "full"))
@@ -98,7 +92,7 @@ def the_primer_fits_the_first_step(trial: Trial) -> None:
 def lazily_stacked_tensordicts_are_read_and_written(trial: Trial) -> None:
     """A lazy stack of rows is read and written like a dense TensorDict, each row at its place."""
     lazy = LazyStackedTensorDict(*[row.clone() for row in trial.tensordict().unbind(0)], stack_dim=0)
-    _right(trial, _over_time(trial)(lazy))
+    agrees_with_reference(trial, ran_from(_over_time(trial)(lazy)))
     last = lazy.tensordicts[-1]
     trial.agree("features of the last row", last["features"], trial.expected.output[:, -1], None, "t unit")
 
@@ -115,7 +109,7 @@ def a_locked_tensordict_is_refused_or_written_in_place(trial: Trial) -> None:
     out = module(room.lock_())
     if out["features"].data_ptr() != place:
         raise LawBroken("the locked TensorDict's features were replaced instead of written in place")
-    _right(trial, out)
+    agrees_with_reference(trial, ran_from(out))
 
 
 def _refused(call: object, td: TensorDictBase, what: str) -> None:
@@ -161,7 +155,7 @@ def the_reset_mask_may_lack_its_last_dimension(trial: Trial) -> None:
     """``is_init [B, T]`` and ``[B, T, 1]`` are the same."""
     td = trial.tensordict()
     td["is_init"] = td["is_init"].squeeze(-1)
-    _right(trial, _over_time(trial)(td))
+    agrees_with_reference(trial, ran_from(_over_time(trial)(td)))
 
 
 @law(B=(0,), resets=("none",))
@@ -183,7 +177,7 @@ def every_hidden_state_on_request(trial: Trial) -> None:
         module = trial.module("all")
     except UnsupportedError as error:
         raise Declined(error.reason) from error
-    ran = _ran(module.set_recurrent_mode(True)(trial.tensordict()))
+    ran = ran_from(module.set_recurrent_mode(True)(trial.tensordict()))
     trial.agree("features", ran.output, trial.expected.output)
     trial.agree("h", ran.h, trial.expected.h, 2, "layer t b unit")
     trial.agree("c", ran.c, trial.expected.c, 2, "layer t b unit")

@@ -4,36 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, ContractError, LSTMBackend, names, register, unregister
-from rnn_backends.registry import is_registered_value
+from rnn_backends import LSTM, LSTMBackend, names
 from torch import nn
 
 from ..suite.inputs import materialise
 from ..suite.law import law
 from ..suite.trial import Trial
 from ..suite.verdict import Declined, LawBroken
-
-
-@contextmanager
-def registered(backend: LSTMBackend) -> Iterator[None]:
-    """Within it the backend is found by its name: pickles carry the name."""
-    if is_registered_value(backend):
-        yield
-        return
-    try:
-        register(backend)
-    except ContractError as error:
-        raise Declined(f"it is not the registered backend of its name, which a pickle would find: {error}") from error
-    try:
-        yield
-    finally:
-        unregister(backend.name)
+from ._shared import registered
 
 
 @law(dropout=(0, 30), L=(2, 3), profiles=("quick", "full"))

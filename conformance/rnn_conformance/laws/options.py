@@ -11,43 +11,37 @@ from ..suite.compare import identical
 from ..suite.law import law
 from ..suite.trial import Ran, Trial
 from ..suite.verdict import LawBroken
-
-
-def _right(trial: Trial) -> None:
-    ran = trial.run(trial.lstm())
-    trial.agree("output", ran.output, trial.expected.output)
-    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
-    trial.agree_gradients(trial.gradients(trial.loss), trial.expected_gradients(trial.loss))
+from ._shared import agrees_with_reference
 
 
 @law(L=(2, 3))
 def layers(trial: Trial) -> None:
     """Each layer reads the h of the one below: values and gradients equal the reference's."""
-    _right(trial)
+    agrees_with_reference(trial, gradients=True)
 
 
 @law(bidirectional=(True,))
 def bidirectional(trial: Trial) -> None:
     """The reverse direction runs each sequence from its last step to its first, from its own stored state."""
-    _right(trial)
+    agrees_with_reference(trial, gradients=True)
 
 
 @law(P=(1, 2, 3), H=(3, 5))
 def projection(trial: Trial) -> None:
     """With a projection the projected h is both the output and what is carried; c keeps its size."""
-    _right(trial)
+    agrees_with_reference(trial, gradients=True)
 
 
 @law(bias=(False,))
 def no_bias(trial: Trial) -> None:
     """Without bias there is none."""
-    _right(trial)
+    agrees_with_reference(trial, gradients=True)
 
 
 @law(bias=(True,), profiles=("quick", "full"))
 def both_biases_count(trial: Trial) -> None:
     """The input's and the recurrent bias are both added: values and gradients equal the reference's."""
-    _right(trial)
+    agrees_with_reference(trial, gradients=True)
 
 
 def _stream(trial: Trial, train: bool, seed: int = 0) -> Ran:

@@ -35,7 +35,7 @@ from rnn_backends.unroll import unroll
 from ..suite.law import law
 from ..suite.trial import Trial
 from ..suite.verdict import LawBroken
-from .lifecycle import registered
+from ._shared import registered
 
 PLUGIN = "rnn_conformance_trial_plugin"
 IN_PROCESS = "this process"

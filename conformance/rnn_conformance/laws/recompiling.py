@@ -14,11 +14,9 @@ from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.trial import Trial
 from ..suite.verdict import LawBroken
+from ._shared import COMPILED
 
-LANE: dict[str, Any] = {
-    "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "T": (2,), "B": (2,), "I": (3,), "H": (4,), "L": (1,),
-    "P": (0,), "bidirectional": (False,), "layout": ("contiguous",),
-}  # fmt: skip
+SMALL: dict[str, Any] = COMPILED | {"T": (2,)}
 WARM = ((2, 2), (3, 4))
 """Steps and rows to warm up with: two of each, as torch.compile takes a size for fixed until it has seen another."""
 
@@ -47,7 +45,7 @@ def _compiles_nothing(call: Callable[[int, int], Tensor], sizes: tuple[tuple[int
             raise LawBroken(f"warmed up with T, B = {WARM}, a call with T={T}, B={B} compiles anew")
 
 
-@law(**LANE)
+@law(**SMALL)
 def other_sizes_compile_nothing_more(trial: Trial) -> None:
     """Called as it is, a backend that compiles does so once: after two calls another T or B compiles nothing more."""
     lstm = trial.lstm()
@@ -59,7 +57,7 @@ def other_sizes_compile_nothing_more(trial: Trial) -> None:
     _compiles_nothing(call, ((5, 4), (3, 7), (6, 5), (9, 2)))
 
 
-@law(trait=Trait.FULLGRAPH, tries_unclaimed=False, **LANE)
+@law(trait=Trait.FULLGRAPH, tries_unclaimed=False, **SMALL)
 def a_compiled_function_takes_any_batch(trial: Trial) -> None:
     """In a user's torch.compile(fullgraph=True), after three batch sizes any other B compiles nothing more."""
     lstm = trial.lstm()
@@ -76,7 +74,7 @@ def a_compiled_function_takes_any_batch(trial: Trial) -> None:
     _compiles_nothing(call, ((3, 5), (3, 7), (3, 6)))
 
 
-@law(trait=Trait.FULLGRAPH, tries_unclaimed=False, **LANE)
+@law(trait=Trait.FULLGRAPH, tries_unclaimed=False, **SMALL)
 def a_compiled_function_follows_sizes_resets_and_mode(trial: Trial) -> None:
     """In a user's torch.compile(fullgraph=True), T, B, resets and mode may change from call to call."""
     module = trial.module()

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from ..suite.compare import demand, identical
 from ..suite.law import law
 from ..suite.trial import Ran, Trial, differentiate
 from ..suite.verdict import LawBroken
-
-H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
-
-
-def _ran(td: TensorDictBase) -> Ran:
-    """``[B, T, .]`` entries, time major: ``output [T, B, D*P]``, states ``[L*D, T, B, .]``."""
-    h, c = td["next", H_KEY], td["next", C_KEY]
-    return Ran(td["features"].transpose(0, 1), h.permute(2, 1, 0, 3), c.permute(2, 1, 0, 3))
+from ._shared import C_KEY, H_KEY, ran_from
 
 
 def _steps(trial: Trial, replaced: float | None = None) -> Ran:
@@ -47,7 +39,7 @@ def _steps(trial: Trial, replaced: float | None = None) -> Ran:
 @law(rollouts=True)
 def recurrent_mode_starts_from_stored_states(trial: Trial) -> None:
     """In recurrent mode sequences start at t = 0 and at every is_init, from the state stored at that position."""
-    ran = _ran(trial.module().set_recurrent_mode(True)(trial.tensordict()))
+    ran = ran_from(trial.module().set_recurrent_mode(True)(trial.tensordict()))
     trial.agree("features", ran.output, trial.expected.output)
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
@@ -55,7 +47,7 @@ def recurrent_mode_starts_from_stored_states(trial: Trial) -> None:
 @law()
 def hidden_outputs_are_zero_padded(trial: Trial) -> None:
     """In recurrent mode the hidden outputs are exactly zero but where a sequence ends, and there exact."""
-    ran = _ran(trial.module().set_recurrent_mode(True)(trial.tensordict()))
+    ran = ran_from(trial.module().set_recurrent_mode(True)(trial.tensordict()))
     for name, value, expected in (("h", ran.h, trial.expected.end_h), ("c", ran.c, trial.expected.end_c)):
         padding = ~trial.ends.unsqueeze(-1)
         demand(f"hidden {name} where no sequence ends", ~padding | (value == 0), value, "exactly 0", "layer t b unit")
@@ -67,7 +59,7 @@ def padding_is_zero_where_states_are_nan(trial: Trial) -> None:
     """Where NaN or infinity is in a sequence's states, hidden outputs within it are zero all the same."""
     td = trial.tensordict()
     td["observation"] = torch.full_like(td["observation"], torch.nan)
-    ran = _ran(trial.module().set_recurrent_mode(True)(td))
+    ran = ran_from(trial.module().set_recurrent_mode(True)(td))
     for name, value in (("h", ran.h), ("c", ran.c)):
         padding = ~trial.ends.unsqueeze(-1)
         demand(f"hidden {name} where no sequence ends", ~padding | (value == 0), value, "exactly 0", "layer t b unit")
@@ -104,7 +96,7 @@ def acting_needs_no_gradient(trial: Trial) -> None:
 @law(bidirectional=(False,), stored=("zeros",), rollouts=True, profiles=("quick", "full"))
 def steps_equal_recurrent_mode(trial: Trial) -> None:
     """With zeros stored at every is_init, stepping sequentially gives what recurrent mode gives."""
-    whole = _ran(trial.module().set_recurrent_mode(True)(trial.tensordict()))
+    whole = ran_from(trial.module().set_recurrent_mode(True)(trial.tensordict()))
     steps = _steps(trial)
     trial.agree("features", steps.output, whole.output, scale=2)
     trial.agree_states("the end state", steps, whole.h, whole.c)
@@ -114,7 +106,7 @@ def steps_equal_recurrent_mode(trial: Trial) -> None:
 def carrying_zero_padded_states_on_is_exact(trial: Trial) -> None:
     """The hidden output of a batch's last step, stored at the next batch's first, continues the sequence exactly."""
     module, td = trial.module().set_recurrent_mode(True), trial.tensordict()
-    whole = _ran(module(td.clone()))
+    whole = ran_from(module(td.clone()))
     for cut in range(1, trial.case.T):
         head, tail = module(td[:, :cut].clone()), td[:, cut:].clone()
         fresh = tail["is_init"][:, 0]
@@ -138,7 +130,7 @@ def carrying_zero_padded_states_on_is_exact(trial: Trial) -> None:
 def absent_states_are_zeros(trial: Trial) -> None:
     """Without hidden keys sequences start from zeros, in both modes."""
     td = trial.tensordict().exclude(H_KEY, C_KEY)
-    ran = _ran(trial.module().set_recurrent_mode(True)(td.clone()))
+    ran = ran_from(trial.module().set_recurrent_mode(True)(td.clone()))
     trial.agree("features in recurrent mode", ran.output, trial.expected.output)
     step = trial.module()(td[:, 0].clone())
     alone = trial.reference(trial.inputs._replace(
@@ -169,7 +161,7 @@ def gradients_flow_through_recurrent_mode(trial: Trial) -> None:
     inputs = trial.fresh()
     for value in (inputs.x, inputs.h, inputs.c):
         value.requires_grad_()
-    ran = _ran(module.set_recurrent_mode(True)(trial.tensordict(inputs)))
+    ran = ran_from(module.set_recurrent_mode(True)(trial.tensordict(inputs)))
     leaves: dict[str, Tensor] = {"x": inputs.x, "stored h": inputs.h, "stored c": inputs.c}
     leaves |= dict(module.lstm.named_parameters())
     trial.agree_gradients(differentiate(_everywhere(trial, ran), leaves), trial.expected_gradients(trial.loss))
@@ -181,7 +173,7 @@ def gradients_flow_without_stored_states(trial: Trial) -> None:
     module, inputs = trial.module(), trial.fresh()
     inputs.x.requires_grad_()
     td = trial.tensordict(inputs).exclude(H_KEY, C_KEY)
-    ran = _ran(module.set_recurrent_mode(True)(td))
+    ran = ran_from(module.set_recurrent_mode(True)(td))
     leaves: dict[str, Tensor] = {"x": inputs.x, **dict(module.lstm.named_parameters())}
     expected = trial.expected_gradients(trial.loss)
     trial.agree_gradients(differentiate(_everywhere(trial, ran), leaves), {name: expected[name] for name in leaves})

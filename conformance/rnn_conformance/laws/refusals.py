@@ -16,8 +16,7 @@ from torch.func import grad
 from ..suite.law import law
 from ..suite.trial import Trial
 from ..suite.verdict import Declined, LawBroken
-from .lifecycle import registered
-from .recurrent import C_KEY, H_KEY
+from ._shared import C_KEY, H_KEY, registered
 
 SPECS = (
     LSTMSpec(2, 3), LSTMSpec(2, 3, 2), LSTMSpec(2, 3, bias=False), LSTMSpec(2, 3, 2, dropout=0.5),

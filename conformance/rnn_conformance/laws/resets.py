@@ -9,36 +9,31 @@ from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.reference import trajectories
 from ..suite.trial import Trial
-
-
-def _right(trial: Trial) -> None:
-    ran = trial.run(trial.lstm())
-    trial.agree("output", ran.output, trial.expected.output)
-    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+from ._shared import agrees_with_reference
 
 
 @law(resets=("none",))
 def no_reset(trial: Trial) -> None:
     """Without resets a row is one sequence from its stored state."""
-    _right(trial)
+    agrees_with_reference(trial)
 
 
 @law(resets=("first",))
 def reset_at_the_first_step(trial: Trial) -> None:
     """A reset at the first step starts from the state stored there, like every row."""
-    _right(trial)
+    agrees_with_reference(trial)
 
 
 @law(resets=("last",), T=(2, 1, 3, 5))
 def reset_at_the_last_step(trial: Trial) -> None:
     """A reset at the last step starts a sequence of length one."""
-    _right(trial)
+    agrees_with_reference(trial)
 
 
 @law(resets=("consecutive",), T=(3, 4, 5, 8))
 def consecutive_resets(trial: Trial) -> None:
     """Resets at steps that follow one another make sequences of length one, each with its own end."""
-    _right(trial)
+    agrees_with_reference(trial)
 
 
 @law(resets=("all",))

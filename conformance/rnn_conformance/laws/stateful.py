@@ -6,7 +6,7 @@ from ..suite.law import law
 from ..suite.state_machine import play
 from ..suite.state_model import PLAIN
 from ..suite.trial import Trial
-from .lifecycle import registered
+from ._shared import registered
 
 
 @law(costly=True, B=(2,), T=(1,), bidirectional=(False,), profiles=("quick", "full"))

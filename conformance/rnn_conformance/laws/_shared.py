@@ -1,0 +1,54 @@
+"""Names and checks that several files of laws use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rnn_backends import ContractError, LSTMBackend, register, unregister
+from rnn_backends.registry import is_registered_value
+from tensordict import TensorDictBase
+
+from ..suite.trial import Ran, Trial
+from ..suite.verdict import Declined
+
+H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
+"""LSTMModule's default keys of the hidden states."""
+
+COMPILED: dict[str, Any] = {
+    "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "B": (2,), "I": (3,), "H": (4,), "L": (1,), "P": (0,),
+    "bidirectional": (False,), "layout": ("contiguous",),
+}  # fmt: skip
+"""Options of a law that compiles: a process of its own and one small shape."""
+
+
+def ran_from(td: TensorDictBase) -> Ran:
+    """``[B, T, .]`` entries, time major: ``output [T, B, D*P]``, states ``[L*D, T, B, .]``."""
+    h, c = td["next", H_KEY], td["next", C_KEY]
+    return Ran(td["features"].transpose(0, 1), h.permute(2, 1, 0, 3), c.permute(2, 1, 0, 3))
+
+
+def agrees_with_reference(trial: Trial, ran: Ran | None = None, gradients: bool = False) -> None:
+    """Output and end states of a run (default: of the case's inputs) are the reference's, as are its gradients if asked."""
+    ran = ran or trial.run(trial.lstm())
+    trial.agree("output", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+    if gradients:
+        trial.agree_gradients(trial.gradients(trial.loss), trial.expected_gradients(trial.loss))
+
+
+@contextmanager
+def registered(backend: LSTMBackend) -> Iterator[None]:
+    """Within it the backend is found by its name: pickles carry the name."""
+    if is_registered_value(backend):
+        yield
+        return
+    try:
+        register(backend)
+    except ContractError as error:
+        raise Declined(f"it is not the registered backend of its name, which a pickle would find: {error}") from error
+    try:
+        yield
+    finally:
+        unregister(backend.name)

@@ -1,0 +1,99 @@
+"""The import rules of the whole repository, in one table; no circles, counting imports inside of functions."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+_spec = importlib.util.spec_from_file_location("import_graph", ROOT / "tools" / "import_graph.py")
+import_graph = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(import_graph)
+
+IMPORTS = import_graph.all_imports()
+PROJECT = tuple(import_graph.PACKAGES)
+
+# A module whose name starts with the left may import, of this repository, what matches the right and its own kind.
+# The first row that fits counts.
+RULES = {
+    "rnn_backends": "",
+    "rnn_backends_plugins": "rnn_backends",
+    "rnn_benchmarks": "rnn_backends|rnn_backends_plugins.cudnn",
+    "rnn_conformance.suite": "rnn_backends",
+    "rnn_conformance.laws": "rnn_backends|rnn_conformance.suite",
+    "rnn_conformance.rollouts": "rnn_backends|rnn_conformance.suite",
+    "rnn_conformance.report": "rnn_backends|rnn_conformance.(suite|laws.catalogue)",
+    "rnn_conformance.check": "rnn_backends|rnn_conformance.(suite|laws|rollouts|report|defects)",
+    "rnn_conformance.waivers": "rnn_backends|rnn_conformance.(suite|laws|report|check)",
+    "rnn_conformance.defects": "rnn_backends|rnn_conformance.(suite|laws|rollouts|check)",
+    "rnn_conformance.cli": "rnn_backends|rnn_benchmarks|rnn_conformance",
+    "rnn_conformance.pytest_plugin": "rnn_conformance.pytest_items",
+    "rnn_conformance.pytest_items": "rnn_backends|rnn_conformance.(suite|laws|report|check|waivers)",
+    "rnn_conformance.test_backend": "rnn_conformance.pytest_plugin",
+    "rnn_conformance.__main__": "rnn_conformance.cli",
+    "rnn_conformance": "rnn_conformance.(check|report|suite.verdict)",
+}
+# Packages from outside that only these may import.
+OUTSIDE = {
+    "click": "rnn_conformance.cli",
+    "rich": "rnn_conformance.(cli|report)|rnn_benchmarks",
+    "pytest": "rnn_conformance.pytest_",
+    "hypothesis": "rnn_conformance.suite",
+    "matplotlib": "rnn_benchmarks",
+    "torchrl": "rnn_backends.module|rnn_benchmarks|rnn_conformance.(rollouts|defects)",
+    "gymnasium": "rnn_conformance.rollouts",
+}
+
+
+def within(name, pattern):
+    """Whether a dotted name is one that the pattern names, or lies inside of it."""
+    return bool(pattern) and re.match(rf"(?:{pattern})(?=[._]|$)", name) is not None
+
+
+def rule_of(name):
+    return max((prefix for prefix in RULES if within(name, re.escape(prefix))), key=len)
+
+
+@pytest.mark.parametrize("prefix", RULES)
+def test_rooms_import_only_what_the_table_allows(prefix):
+    broken = [
+        f"{name}:{line} imports {imported}"
+        for name, imported, line in IMPORTS
+        if rule_of(name) == prefix
+        and imported.split(".")[0] in PROJECT
+        and not within(imported, re.escape(prefix))
+        and not within(imported, RULES[prefix])
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("package", OUTSIDE)
+def test_packages_from_outside_are_imported_where_the_table_says(package):
+    broken = [
+        f"{name}:{line} imports {imported}"
+        for name, imported, line in IMPORTS
+        if imported.split(".")[0] == package and re.match(OUTSIDE[package], name) is None
+    ]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("package", PROJECT)
+@pytest.mark.parametrize("by_room", [True, False], ids=["rooms", "modules"])
+def test_no_circle_of_imports(package, by_room):
+    assert import_graph.circles(import_graph.arrows(package, by_room)) == []
+
+
+def test_a_circle_is_found_and_an_arrow_is_not_one():
+    assert import_graph.circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+    assert import_graph.circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_no_law_takes_a_private_name_from_another_law():
+    folder = import_graph.PACKAGES["rnn_conformance"] / "rnn_conformance" / "laws"
+    taken = [
+        f"{path.name}: {line}"
+        for path in folder.glob("*.py")
+        for line in re.findall(r"^from \.\w+ import .*\b_\w+.*$", path.read_text(), re.MULTILINE)
+    ]
+    assert not taken, "what two files of laws need lives in laws/_shared.py, without an underscore: " + "; ".join(taken)
