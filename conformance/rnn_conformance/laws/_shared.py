@@ -30,7 +30,10 @@ def ran_from(td: TensorDictBase) -> Ran:
 
 
 def agrees_with_reference(trial: Trial, ran: Ran | None = None, gradients: bool = False) -> None:
-    """Output and end states of a run (default: of the case's inputs) are the reference's, as are its gradients if asked."""
+    """Output and end states of a run are the reference's; with ``gradients`` those are too.
+
+    Without ``ran`` the case's inputs are run on a new LSTM.
+    """
     ran = ran or trial.run(trial.lstm())
     trial.agree("output", ran.output, trial.expected.output)
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
