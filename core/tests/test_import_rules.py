@@ -19,7 +19,7 @@ PROJECT = tuple(import_graph.PACKAGES)
 RULES = {
     "rnn_backends": "",
     "rnn_backends_plugins": "rnn_backends",
-    "rnn_benchmarks": "rnn_backends|rnn_backends_plugins.cudnn",
+    "rnn_benchmarks": "rnn_backends|rnn_backends_plugins.cudnn|rnn_conformance.report.terminal",
     "rnn_conformance.suite": "rnn_backends",
     "rnn_conformance.laws": "rnn_backends|rnn_conformance.suite",
     "rnn_conformance.rollouts": "rnn_backends|rnn_conformance.suite",
