@@ -8,9 +8,11 @@
 - **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits, and
   :func:`torch_step`.
 - **Resets**: where sequences start and end, and the states there.
+- **A device from which reading is slow**: a :class:`SurveyedLayer` reads once for all layers of a call.
 - **Files**: :func:`cache_folder` and :func:`write_whole`.
 """
 
+from .contract import SurveyedLayer, SurveyFunction
 from .operators import (
     Arguments,
     Backward,
@@ -37,6 +39,8 @@ __all__ = [
     "Layer",
     "Needs",
     "Run",
+    "SurveyFunction",
+    "SurveyedLayer",
     "accumulation_views",
     "at_ends",
     "cache_folder",

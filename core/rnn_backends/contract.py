@@ -7,6 +7,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, Optional
@@ -56,6 +57,30 @@ StackFunction = Callable[[list[LayerWeights], Tensor, State, "LSTMSpec"], tuple[
 All layers at once, where a kernel can: called when there are no resets and no dropout to draw. ``weights``
 holds ``L*D`` entries in torch.nn.LSTM's order (layer by layer, forward then reverse).
 """
+
+
+SurveyFunction = Callable[[list[LayerWeights], Tensor, list[State], Tensor, bool, float], AbstractContextManager[None]]
+"""``survey(weights, x [T, B, I], entry, starts [T, B] bool, bidirectional, dropout)`` -> a context manager.
+
+Entered around the calls of the layer function that make up one call of all layers, with what they are going to get:
+all weights, the first layer's input, all entry states, the starts (forward).
+"""
+
+
+@dataclass(frozen=True)
+class SurveyedLayer:
+    """A :data:`LayerFunction` for a device from which reading is slow: it reads once what all layers need.
+
+    It must be right without the survey, too. A function that wraps it is no such value, so nothing is surveyed for
+    inputs that somebody changes on the way.
+    """
+
+    function: LayerFunction
+    survey: SurveyFunction
+
+    def __call__(self, weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        """Run one layer in one direction."""
+        return self.function(weights, x, entry, starts)
 
 
 class Trait(Enum):

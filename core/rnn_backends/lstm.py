@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 from ._torch import registered_parameters, transforms_may_be_open
 from .checks import check_input, check_is_init, check_state
 from .choose import alternatives, demand, resolve
-from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, Trait
+from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, SurveyedLayer, SurveyFunction, Trait
 from .errors import InputError, UnsupportedError
 from .registry import get_backend, is_registered_value
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
@@ -267,8 +267,12 @@ class LSTM(nn.RNNBase):
         if transforms_may_be_open():
             self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
         with uncast:
-            entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
-            return run(weights, x.to(dtype), entry, starts, self.bidirectional, dropout, every_end)
+            x, entry = x.to(dtype), [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
+            survey = None if torch.compiler.is_compiling() else _survey_of(self._backend, every_end)
+            if survey is None:
+                return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
+            with survey(weights, x, entry, starts, self.bidirectional, dropout):
+                return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
 
     def replay(
         self, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False
@@ -437,6 +441,14 @@ class LSTM(nn.RNNBase):
         super().__setstate__(state)
         self._bind(get_backend(backend) if isinstance(backend, str) else backend)
         self._placed = state["_placed"]  # loaded to another device, the next call asks the backend, as after .to()
+
+
+def _survey_of(backend: LSTMBackend, every_end: bool) -> SurveyFunction | None:
+    """The survey that every layer function of a call shares, if there is one."""
+    layer, forward = backend.layer, backend.layer if every_end else backend.layer_last or backend.layer
+    if isinstance(layer, SurveyedLayer) and isinstance(forward, SurveyedLayer) and layer.survey is forward.survey:
+        return layer.survey
+    return None
 
 
 def _spec_of(lstm: nn.RNNBase) -> LSTMSpec:

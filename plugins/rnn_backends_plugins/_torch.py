@@ -33,7 +33,7 @@ def unwrapped(value: Tensor) -> Tensor:
     """The tensor inside ``torch.func.grad``'s wrappers, which have no memory of their own; else the same tensor."""
     functorch = getattr(torch._C, "_functorch", None)
     if functorch is None or not hasattr(functorch, "is_gradtrackingtensor"):
-        return value.detach()
+        return value
     while functorch.is_gradtrackingtensor(value):
         value = functorch.get_unwrapped(value)
     return value
@@ -93,3 +93,15 @@ def saved_tensors_are_hooked() -> bool:
     """Whether autograd gives what it saves to hooks (activation checkpointing). Without the private name: yes."""
     top = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
     return True if top is None else top(True) is not None
+
+
+def largest(values: Sequence[Tensor]) -> Tensor:
+    """``[len(values)]``: the largest absolute value of each, NaN where there is one; one launch or two on a GPU.
+
+    Without the private name: one after the other.
+    """
+    norms = getattr(torch, "_foreach_norm", None)
+    whole = [value if value.numel() else value.new_zeros(1) for value in values]
+    if norms is not None:
+        return torch.stack(norms(whole, float("inf")))
+    return torch.stack([value.abs().amax() for value in whole])

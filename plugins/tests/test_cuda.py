@@ -4,32 +4,50 @@ import warnings
 
 import pytest
 import torch
-from rnn_backends import LSTM, LSTMModule, State
+from rnn_backends import LSTM, LayerWeights, LSTMModule, State
+from rnn_backends.resets import ends_of
 from rnn_backends.unroll import unroll
 from rnn_backends_plugins import cudnn
+from rnn_backends_plugins.cudnn import device, device_plan
+from rnn_backends_plugins.cudnn.costs import Costs
 from rnn_backends_plugins.cudnn.inputs import inspect_inputs
+from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, PROBE, REAL, Sequences, aligned_plan
 from rnn_backends_plugins.testing.cudnn import cuda_on_cpu, guarded
 from rnn_conformance import check_backend
 from rnn_conformance.laws.catalogue import LAWS
 from tensordict import TensorDict
+from torch.utils._python_dispatch import TorchDispatchMode
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 @pytest.fixture
-def as_on_a_gpu(monkeypatch):
-    """A stand-in for cuDNN, everything is read at once, and no cut is looked at afterwards."""
-    monkeypatch.setattr(cudnn, "is_clean", None)
-    cudnn._cached_plan.cache_clear()
+def as_on_a_gpu():
+    """A stand-in for cuDNN, and an error where the host reads what it may not."""
     with cuda_on_cpu() as stand_in:
         yield stand_in
-    cudnn._cached_plan.cache_clear()
 
 
-@pytest.mark.parametrize("searching", [False, True])
-def test_every_law_holds_where_everything_is_read_at_once(as_on_a_gpu, monkeypatch, searching):
-    if searching:
-        monkeypatch.setattr(cudnn.costs.Costs, "search", lambda costs, sequences: -1e9)
+def aligned(monkeypatch):
+    monkeypatch.setattr(device_plan, "NEAR", 1e9)
+
+
+def bucketed(monkeypatch):
+    """Nothing stays in its row, and a call costs so little that there are many blocks."""
+    monkeypatch.setattr(device, "_must_head", lambda *args: True)
+    monkeypatch.setattr(device, "costs_on_cuda", lambda H: Costs(100, 1, 0))
+
+
+def as_it_is(monkeypatch):
+    """By the model of a GPU's time."""
+
+
+LAYOUTS = pytest.mark.parametrize("layout", [as_it_is, aligned, bucketed])
+
+
+@LAYOUTS
+def test_every_law_holds_on_the_path_of_a_gpu(as_on_a_gpu, monkeypatch, layout):
+    layout(monkeypatch)
     eager = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
     report = check_backend(guarded(cudnn.lstm_backend()), profile="smoke", laws=eager)
     assert report.ok, f"seed {report.header.seed}: {report.failures[0]}"
@@ -57,36 +75,163 @@ def inputs(T=6, B=3, H=4, P=0, **options):
 
 @pytest.mark.parametrize("P", [0, 2])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_look_sees_starts_and_stored_states(P, bias):
+def test_an_inspection_sees_starts_and_stored_states(P, bias):
     weights, x, entry, starts = inputs(P=P, bias=bias)
-    entry.c[3, 1, 2], entry.h[4, 2, 0] = -1.0, float("nan")
     entry.h[1, 1, 0], entry.c[5, 0, 1] = 2.0, float("nan")  # nothing starts there
-    seen = inspect_inputs(weights, x, entry, starts)
-    assert torch.from_numpy(seen.starts).equal(starts)
-    assert seen.stored.nonzero()[0].tolist() == [3, 4]
-    assert seen.stored.nonzero()[1].tolist() == [1, 2]
-    assert not seen.is_bounded  # a state that is read is NaN
-    entry.h[4, 2, 0] = 0.0
-    assert inspect_inputs(weights, x, entry, starts).is_bounded
+    entry.h[0, 1, 0] = 2.0  # where its row starts
+    call = inspect_inputs([weights], x, [entry], starts)
+    assert torch.from_numpy(call.mask).equal(starts)
+    assert call.most == 2
+    assert call.lengths.tolist() == [6, 4, 3, 3, 2]
+    assert not call.layers[0].is_stored
+    assert call.layers[0].is_bounded
+    entry.c[3, 1, 2] = -1.0
+    layer = inspect_inputs([weights], x, [entry], starts).layers[0]
+    assert layer.is_stored
+    assert layer.is_bounded
+    entry.h[4, 2, 0] = float("nan")
+    layer = inspect_inputs([weights], x, [entry], starts).layers[0]
+    assert layer.is_stored
+    assert not layer.is_bounded  # a state that is read is NaN
 
 
-def test_a_look_at_zeros_takes_no_memory_for_them():
+def test_zeros_that_are_one_number_are_no_stored_states():
     weights, x, entry, starts = inputs()
     zeros = State(*(v[:1, :1].expand_as(v) for v in entry))
-    seen = inspect_inputs(weights, x, zeros, starts)
-    assert not seen.stored.any()
-    assert seen.is_bounded
+    layer = inspect_inputs([weights], x, [zeros], starts).layers[0]
+    assert not layer.is_stored
+    assert layer.is_bounded
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38])
-@pytest.mark.parametrize("where", ["x", "w_ih", "w_hh", "b_ih", "b_hh", "h", "c"])
-def test_what_could_come_through_a_cut_is_not_bounded(value, where):
-    weights, x, entry, starts = inputs()
-    assert inspect_inputs(weights, x, entry, starts).is_bounded
-    values = {**weights._asdict(), "x": x, "h": entry.h, "c": entry.c}
+@pytest.mark.parametrize("where", ["x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "h", "c"])
+def test_what_could_come_through_a_cut_is_not_bounded_nor_is_what_follows_it(value, where):
+    weights, x, entry, starts = inputs(P=2)
+    above = inputs(P=2)[0]
+    both = lambda: [v.is_bounded for v in inspect_inputs([weights, above], x, [entry, entry], starts).layers]  # noqa: E731
+    assert both() == [True, True]
+    values = {**weights._asdict(), "x": x, "h": entry.h.clone(), "c": entry.c.clone()}
     with torch.no_grad():
         values[where].view(-1)[0] = value  # of a state: at t = 0, where one is read
-    assert not inspect_inputs(weights, x, entry, starts).is_bounded
+    own = State(values["h"], values["c"])
+    found = inspect_inputs([weights, above], x, [own, entry], starts).layers
+    assert [layer.is_bounded for layer in found] == [False, False]
+
+
+@LAYOUTS
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("every_end", [True, False])
+def test_the_host_reads_once_a_call_whatever_the_layers(as_on_a_gpu, monkeypatch, layout, bidirectional, every_end):
+    layout(monkeypatch)
+    torch.manual_seed(0)
+    lstm = LSTM(3, 4, 3, bidirectional=bidirectional, lstm_backend=guarded(cudnn.lstm_backend()))
+    x, starts = torch.randn(9, 5, 3), torch.rand(9, 5) < 0.3
+    starts[0] = True
+    zeros = torch.zeros(1, 1, 4).expand(9, 5, 4)
+    output, states = lstm.sequences(x, [State(zeros, zeros)] * (6 if bidirectional else 3), starts, every_end)
+    assert as_on_a_gpu.reads == 1
+    expected, right = lstm.with_backend("vmap").sequences(
+        x, [State(zeros, zeros)] * (6 if bidirectional else 3), starts, every_end
+    )
+    torch.testing.assert_close(output, expected)
+    ends = ends_of(starts) if every_end else ...
+    for one, other in zip(states, right, strict=True):
+        torch.testing.assert_close(one.c[ends], other.c[ends])
+
+
+@pytest.mark.parametrize("resets", [False, True])
+def test_one_step_is_never_read(as_on_a_gpu, resets):
+    lstm = LSTM(3, 4, 2, lstm_backend=guarded(cudnn.lstm_backend()))
+    x = torch.randn(1, 5, 3)
+    lstm(x, is_init=torch.ones(1, 5, dtype=torch.bool) if resets else None)
+    lstm(torch.randn(7, 5, 3))  # without resets there is nothing to read either
+    lstm.step(x[0], None)
+    assert as_on_a_gpu.reads == 0
+
+
+@pytest.mark.parametrize("layout", [aligned, bucketed])
+@pytest.mark.parametrize("mode", ["last", "ends", "stored"])
+def test_the_number_of_operators_grows_with_nothing(as_on_a_gpu, monkeypatch, layout, mode):
+    layout(monkeypatch)
+    monkeypatch.setattr(torch, "lstm", lambda x, hx, *rest: (x.new_zeros(*x.shape[:2], 4), hx[0] + 0, hx[1] + 0))
+    monkeypatch.setattr(device_plan, "_cuts", lambda lengths, costs: [(0, 1), (1, len(lengths))])
+
+    def count(T, B, rate, layers=1):
+        torch.manual_seed(0)
+        lstm = LSTM(3, 4, layers, lstm_backend=guarded(cudnn.lstm_backend()))
+        starts = torch.rand(T, B) < rate
+        starts[0], starts[T // 2] = True, True
+        state = torch.zeros(1, 1, 4).expand(T, B, 4)
+        state = state + 1 if mode == "stored" else state
+        with Counted() as counted:
+            lstm.sequences(torch.randn(T, B, 3), [State(state, state)] * layers, starts, mode != "last")
+        return counted.number
+
+    count(6, 4, 0.1)  # cuDNN is asked for its layout once
+    numbers = {count(*sizes) for sizes in [(6, 4, 0.1), (60, 4, 0.1), (6, 100, 0.1), (60, 100, 0.5), (200, 3, 0.02)]}
+    assert len(numbers) == 1
+    assert count(6, 4, 0.1, layers=3) < 3 * numbers.pop()
+
+
+class Counted(TorchDispatchMode):
+    """How many operators ran; none of them may hand a number to the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += 1
+        name = func.overloadpacket.__name__
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "is_nonzero"), name
+        return func(*args, **(kwargs or {}))
+
+
+@LAYOUTS
+def test_where_steps_go_is_where_the_hosts_planner_puts_them(as_on_a_gpu, monkeypatch, layout):
+    layout(monkeypatch)
+    for seed in range(20):
+        g = torch.Generator().manual_seed(seed)
+        T, B = (int(torch.randint(2, 12, (), generator=g)) for _ in range(2))
+        starts = torch.rand(T, B, generator=g) < 0.4
+        starts[0], starts[1, 0] = True, True
+        weights = inputs()[0]
+        x, entry = torch.randn(T, B, 2), State(torch.zeros(T, B, 4), torch.zeros(T, B, 4))
+        call = inspect_inputs([weights], x, [entry], starts)
+        seqs = Sequences.of(starts.numpy())
+        assert call.lengths.tolist() == sorted(seqs.length.tolist(), reverse=True)
+        for every_end in (True, False):
+            plan = device_plan.make_device_plan(call, starts, layout is bucketed, every_end, Costs(1, 1, 0))
+            real = plan.features.abs().sum(1) == 0
+            assert int(real.sum()) == T * B == len(set(plan.cell.tolist()))
+            assert real[plan.cell].all()
+            if plan.heads is None:
+                host = aligned_plan(seqs, every_end)
+                assert plan.cell.equal(host.cell)
+                kinds = torch.tensor([REAL, FLUSH, HOLD, PROBE])
+                shown = torch.tensor([[0, 0, 0, 0], [1, -1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]])
+                assert plan.features.equal(shown[kinds.argsort()][host.kind].float())
+
+
+@pytest.mark.parametrize("rounds", [False, True])
+@pytest.mark.parametrize("bias", [0.5, 30.0])
+def test_a_probe_shows_a_cell_state_as_well_as_the_kernel_computes_it(monkeypatch, rounds, bias):
+    """One factor of few bits would not cancel the biases; two parts do."""
+    aligned(monkeypatch)
+    weights, x, entry, starts = inputs(T=20, B=16, H=8)
+    starts = torch.rand(20, 16) < 0.2
+    starts[0] = True
+    with torch.no_grad():
+        for value in (weights.b_ih, weights.b_hh):
+            value.uniform_(0.3 * bias, bias)
+        entry = State(*(v[:1, :1].expand(20, 16, -1) for v in entry))
+        x = torch.randn(20, 16, 2)
+        with cuda_on_cpu(rounds) as _:
+            found = cudnn.layer(weights, x, entry, starts, True).c[ends_of(starts)]
+        wide = LayerWeights(*(v if v is None else v.double() for v in weights))
+        double = State(*(v.double() for v in entry))
+        expected = unroll(wide, x.double(), double, starts).c[ends_of(starts)]
+    assert ((found - expected).abs() / expected.abs().amax()).max() < (3e-5 if rounds else 5e-6)
 
 
 @on_a_gpu

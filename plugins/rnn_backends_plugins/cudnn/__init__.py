@@ -10,15 +10,16 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, hookimpl
-from rnn_backends.authoring import cell
+from rnn_backends.authoring import SurveyedLayer, cell
 from torch import Tensor
 
 from .. import _torch
 from . import kernel, target
 from .costs import Costs, costs_of
+from .device import layer_on_device, survey
 from .flush import fused, gather_steps, is_clean, run_plan
 from .functions import scatter_rows
-from .inputs import PlanInputs, inspect_inputs, is_one_state
+from .inputs import is_one_state
 from .plan import Plan, Sequences, make_plan
 
 contract_version = 1
@@ -29,28 +30,26 @@ _REASON = "the plan is made from the resets' positions, which a traced graph doe
 @torch.compiler.disable(reason=_REASON)
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
+    if target.on_cuda(x):
+        return layer_on_device(weights, x, entry, starts, every_end)
     T, B = starts.shape
-    seen = inspect_inputs(weights, x, entry, starts) if target.on_cuda(x) else None
-    where = target.read(starts) if seen is None else seen.starts
+    where = target.read(starts)
     if not where[1:].any():  # every row is one sequence: nothing to plan
         y, c = fused(_params(weights), x, State(entry.h[0], entry.c[0]), weights.b_ih is not None)
         return State(y, c.expand(T, B, -1))
     seqs = Sequences.of(where)
-    must_head = _must_head(weights, entry, seqs, every_end, seen)
+    must_head = _must_head(weights, entry, seqs, every_end)
     key, costs = where.tobytes(), _costs(weights, x)
-    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, x.device, costs, target.stream(x))
+    plan = _cached_plan(key, T, B, must_head.tobytes(), every_end, costs)
     y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
-    if seen is None and not must_head.all() and not is_clean(y, plan):
-        every = np.ones_like(must_head)
-        plan = _cached_plan(key, T, B, every.tobytes(), every_end, x.device, costs, target.stream(x))
+    if not must_head.all() and not is_clean(y, plan):
+        plan = _cached_plan(key, T, B, np.ones_like(must_head).tobytes(), every_end, costs)
         y, tails, probed = run_plan(plan, weights, x, _states_at(entry, plan.heads, B))
     h = gather_steps(y, plan).view(T, B, -1)
     return State(h, _cell_states(plan, tails, probed, T, B, every_end))
 
 
-def _must_head(
-    weights: LayerWeights, entry: State, seqs: Sequences, every_end: bool, seen: PlanInputs | None
-) -> np.ndarray:
+def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: bool) -> np.ndarray:
     """Which sequences have to be the first of their row: those whose state is not known to be zero.
 
     All of them where a cell state is asked for and no PROBE can show it: under a projection, which is not
@@ -60,8 +59,6 @@ def _must_head(
         return np.ones(len(seqs.row), bool)
     if torch.is_grad_enabled() and (entry.h.requires_grad or entry.c.requires_grad):
         return np.ones(len(seqs.row), bool)
-    if seen is not None:
-        return seen.stored[seqs.first, seqs.row] | (not seen.is_bounded)
     if is_one_state(entry):
         return np.full(len(seqs.row), bool(torch.cat([v[0, 0] for v in entry]).any()))
     at = torch.from_numpy(seqs.start_index).to(entry.h.device)
@@ -85,20 +82,10 @@ def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, ever
 
 
 @lru_cache(maxsize=16)  # epochs over one rollout see the same resets again
-def _cached_plan(
-    starts: bytes,
-    T: int,
-    B: int,
-    must_head: bytes,
-    every_end: bool,
-    device: torch.device,
-    costs: Costs,
-    stream: int,
-) -> Plan:
-    """One for each stream of a GPU: what one stream has sent there another may not have waited for."""
+def _cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, costs: Costs) -> Plan:
     seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
     with _torch.outside_transforms(), torch.inference_mode(False):  # to be kept, whatever is at work now
-        return make_plan(seqs, np.frombuffer(must_head, bool), every_end, costs).to(device)
+        return make_plan(seqs, np.frombuffer(must_head, bool), every_end, costs)
 
 
 def _costs(w: LayerWeights, x: Tensor) -> Costs:
@@ -136,5 +123,5 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 @hookimpl
 def lstm_backend() -> LSTMBackend:
     """Resets by flush steps, dense rows and stacks by torch's own call."""
-    ends, last = partial(layer, every_end=True), partial(layer, every_end=False)
+    ends, last = (SurveyedLayer(partial(layer, every_end=every_end), survey) for every_end in (True, False))
     return LSTMBackend("cudnn", ends, rejects, step=step, stack=stack, layer_last=last)

@@ -65,6 +65,7 @@ def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, 
 
 def is_flat(params: Sequence[Tensor], layout: Layout) -> bool:
     """Whether they lie in one memory at the layout's places."""
+    params = [_torch.unwrapped(value) for value in params]
     start, step = params[0].untyped_storage().data_ptr(), params[0].element_size()
     return params[0].untyped_storage().nbytes() >= layout.size * step and all(
         value.data_ptr() == start + offset * step and value.is_contiguous()

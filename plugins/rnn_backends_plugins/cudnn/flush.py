@@ -27,8 +27,7 @@ from rnn_backends import LayerWeights, State
 from torch import Tensor
 
 from .. import _torch
-from . import kernel, target
-from .flat import flat_weights
+from . import kernel
 from .functions import gather_rows, scatter_beside
 from .plan import FLUSH, HOLD, PROBE, Plan
 
@@ -54,20 +53,17 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
     Returns:
         ``y [cells, P]``, the final cell states ``[rows, H]``, and the probed ones ``[probes, H]``.
     """
-    params, bias = _widened(weights, probing=len(plan.probes) > 0), weights.b_ih is not None
-    if len(plan.blocks) > 1 and target.serves(x):  # once for all blocks
-        H = params[0].shape[0] // 4
-        params, bias = flat_weights(params, bias, H, 0 if weights.w_hr is None else len(weights.w_hr), 1, False), True
+    params = _widened(weights, probing=len(plan.probes) > 0)
     I = x.shape[2]  # noqa: E741
     extra = params[0].shape[1] - I
-    wide = scatter_beside(x.reshape(-1, I), plan.cell, len(plan.kind), _features(plan, extra, x.dtype))
+    wide = scatter_beside(x.reshape(-1, I), plan.cell, len(plan.kind), _features(plan, extra, x.dtype), I + extra)
     rows = [block.rows for block in plan.blocks]
     # not slices: each one's gradient would be filled up to all cells, and they would be added
     pieces = wide.split([block.steps * block.rows for block in plan.blocks])
     ys, cs = [], []
     for block, piece, h, c in zip(plan.blocks, pieces, heads.h.split(rows), heads.c.split(rows), strict=True):
         x = piece.view(block.steps, block.rows, -1)
-        y, c = fused(params, x, State(h, c), bias)
+        y, c = fused(params, x, State(h, c), weights.b_ih is not None)
         ys.append(y.reshape(block.steps * block.rows, -1))
         cs.append(c)
     y, c = (ys[0], cs[0]) if len(ys) == 1 else (torch.cat(ys), torch.cat(cs))
@@ -103,8 +99,6 @@ def _widened(w: LayerWeights, probing: bool) -> list[Tensor]:
     """The kernel's parameters, ``w_ih`` with the columns of the added features."""
     biases = [b for b in (w.b_ih, w.b_hh) if b is not None]
     width = 3 if probing else 2
-    if target.on_cuda(w.w_ih):  # tensor cores want rows of a multiple of 8
-        width += -(w.w_ih.shape[1] + width) % 8
     H = w.w_ih.shape[0] // 4
     columns = (_reach(w, biases).view(4, H, 1) * _signs(width, w.w_ih.dtype, w.w_ih.device)).view(4 * H, width)
     if probing:
@@ -135,7 +129,7 @@ def _table(rows: tuple[Any, ...], width: int, dtype: torch.dtype, device: torch.
     for place, values in rows:
         found[place, :3] = values
     with _torch.outside_transforms(), torch.inference_mode(False):
-        return target.send(torch.from_numpy(np.ascontiguousarray(found[:, :width])).to(dtype), device)
+        return torch.as_tensor(np.ascontiguousarray(found[:, :width]), dtype=dtype, device=device)
 
 
 def _reach(w: LayerWeights, biases: list[Tensor]) -> Tensor:

@@ -30,18 +30,18 @@ def eager_or_functional(function: type[torch.autograd.Function]) -> Callable[...
 
 
 class _ScatterRows(torch.autograd.Function):
-    """``values [N, F]`` -> ``[cells, F + extra]``: zero where no value goes, ``beside [cells, extra]`` at their right.
+    """``values [N, F]`` -> ``[cells, width]``: zero where no value goes, ``beside [cells, .]`` at their right.
 
     ``cell [N]`` has no index twice; ``beside`` is ``None`` where nothing is added.
     """
 
     @staticmethod
-    def forward(values: Tensor, cell: Tensor, cells: int, beside: Tensor | None) -> Tensor:
+    def forward(values: Tensor, cell: Tensor, cells: int, beside: Tensor | None, width: int) -> Tensor:
         F = values.shape[1]
-        out = values.new_zeros(cells, F + (0 if beside is None else beside.shape[1]))
+        out = values.new_zeros(cells, width)
         out[:, :F].index_copy_(0, cell, values)
         if beside is not None:
-            out[:, F:] = beside
+            out[:, F : F + beside.shape[1]] = beside
         return out
 
     @staticmethod
@@ -53,7 +53,7 @@ class _ScatterRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
-        return grad[:, : ctx.features].index_select(0, cell), None, None, None
+        return grad[:, : ctx.features].index_select(0, cell), None, None, None, None
 
 
 class _GatherRows(torch.autograd.Function):
@@ -72,7 +72,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
-        return scatter_beside(grad, cell, ctx.shape[0], None), None
+        return scatter_beside(grad, cell, ctx.shape[0], None, ctx.shape[1]), None
 
 
 scatter_beside, gather_rows = eager_or_functional(_ScatterRows), eager_or_functional(_GatherRows)
@@ -80,5 +80,5 @@ scatter_beside, gather_rows = eager_or_functional(_ScatterRows), eager_or_functi
 
 def scatter_rows(values: Tensor, cell: Tensor, cells: int) -> Tensor:
     """``values [N, F]`` -> ``[cells, F]``, each at its place and zero elsewhere; the inverse of ``gather_rows``."""
-    result: Tensor = scatter_beside(values, cell, cells, None)
+    result: Tensor = scatter_beside(values, cell, cells, None, values.shape[1])
     return result

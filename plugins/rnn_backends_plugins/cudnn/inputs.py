@@ -1,12 +1,18 @@
-"""What a plan is made from, read off a GPU in one transfer: to read is to wait until the GPU has reached that point.
+"""What a call's plans are made from, read off a GPU in one transfer: to read is to wait until the GPU has come so far.
 
-On a CPU reading costs nothing, so there it is read where it is needed, and whether a cut did its work is seen
-afterwards (``flush.is_clean``). Here that would be a second wait, so what could spoil a cut is looked for beforehand:
-NaN, Inf, or numbers so large that a sum of them may become one.
+On a CPU reading costs nothing, so there everything is read where it is needed, and whether a cut did its work is seen
+afterwards (``flush.is_clean``). Here that would be a second wait. So before anything runs, all layers are inspected at
+once for what could spoil a cut: NaN, Inf, numbers so large that a sum of them may overflow, states that are stored in
+the middle of a row. The largest absolute value of each tensor is all that it takes; the rest is arithmetic on a few
+numbers, on the host.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -14,42 +20,99 @@ import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
 
+from .. import _torch
 from . import target
 
 LARGEST_STATE = 1e4
 """Of a stored cell state: beyond it a PROBE could lose its precision."""
 
+SHUT = 1e4
+"""By how much a synthetic step's gates are driven beyond anything that stands against it: a sigmoid is exactly 0 or 1
+from 104 in float32, from 746 in float64."""
 
-class PlanInputs(NamedTuple):
-    """What is known of a batch.
+
+class LayerInputs(NamedTuple):
+    """What is known of one layer in one direction.
 
     Attributes:
-        starts: ``[T, B]`` bool.
-        stored: ``[T, B]`` bool: a sequence starts here from a state that is not known to be zero.
+        is_stored: whether a sequence that is not the first of its row may start from a state that is not zero.
         is_bounded: whether all inputs are finite and small enough that none can leak through a FLUSH step.
+        reach: more than what the state and the biases can bring against a saturated gate.
     """
 
-    starts: np.ndarray
-    stored: np.ndarray
+    is_stored: bool
     is_bounded: bool
+    reach: float
 
 
-def inspect_inputs(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> PlanInputs:
+@dataclass(frozen=True, eq=False)
+class CallInputs:
+    """What is known of a call.
+
+    Attributes:
+        mask: ``[T, B]`` bool, on the host: where sequences start.
+        starts: the same on the device.
+        weights: of all layers.
+        layers: what is known of each.
+        bidirectional: whether every second one runs in reverse.
+        plans: the plans of this call, made where they are first asked for.
+    """
+
+    mask: np.ndarray
+    starts: Tensor
+    weights: Sequence[LayerWeights]
+    layers: Sequence[LayerInputs]
+    bidirectional: bool
+    plans: dict[object, object] = field(default_factory=dict)
+
+    def has(self, starts: Tensor) -> bool:
+        """Whether these are its starts; those of the reverse direction core makes on its way."""
+        return starts is self.starts or (self.bidirectional and starts.shape == self.starts.shape)
+
+    @cached_property
+    def most(self) -> int:
+        """The largest number of sequences in a row."""
+        return int(self.mask.sum(0, dtype=np.int32).max())
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Of all sequences, falling."""
+        T, _ = self.mask.shape
+        first = np.flatnonzero(self.mask.T)  # of [B, T], where each row starts a sequence
+        counts = np.bincount(np.diff(first, append=self.mask.size), minlength=T + 1)
+        return np.repeat(np.arange(T, -1, -1), counts[::-1])
+
+
+def inspect_inputs(
+    weights: Sequence[LayerWeights],
+    x: Tensor,
+    entry: Sequence[State],
+    starts: Tensor,
+    bidirectional: bool = False,
+    dropout: float = 0.0,
+) -> CallInputs:
     """Read everything at once.
 
     Args:
-        weights: of the layer.
+        weights: of all layers, in torch's order.
         x: ``[T, B, I]``.
-        entry: ``State([T, B, P], [T, B, H])``, read where ``starts`` is true.
+        entry: for each layer ``State([T, B, P], [T, B, H])``, read where ``starts`` is true.
         starts: ``[T, B]`` bool.
+        bidirectional: whether every second layer runs in reverse.
+        dropout: probability between the layers.
     """
     with torch.no_grad():
-        read = State(*(v.detach()[:1, :1] for v in entry)) if is_one_state(entry) else _where(starts, entry)
-        stored = (read.h.any(-1) | read.c.any(-1)) & starts
-        found = torch.cat([starts.flatten(), stored.flatten(), _is_bounded(weights, x, read).reshape(1)])
-    seen = target.read(found)
-    first, second = seen[:-1].reshape(2, *starts.shape)
-    return PlanInputs(first, second, bool(seen[-1]))
+        values = [x]
+        for layer, state in zip(weights, entry, strict=True):
+            values += [value for value in layer if value is not None]
+            values += _read_states(state, starts)
+        sizes = _torch.largest([value.detach() for value in values])
+        packed = torch.cat([sizes.double().view(torch.uint8), starts.reshape(-1).view(torch.uint8)])
+    found = target.read(packed)
+    numbers = iter(found[: 8 * len(values)].view(np.float64).tolist())
+    mask = found[8 * len(values) :].view(bool).reshape(starts.shape)
+    layers = _layers(numbers, weights, entry, len(starts), bidirectional, dropout)
+    return CallInputs(mask, starts, list(weights), layers, bidirectional)
 
 
 def is_one_state(entry: State) -> bool:
@@ -57,21 +120,46 @@ def is_one_state(entry: State) -> bool:
     return all(v.stride()[:2] == (0, 0) for v in entry)
 
 
-def _where(starts: Tensor, entry: State) -> State:
-    """What is read: elsewhere there may be anything."""
-    return State(*(torch.where(starts.unsqueeze(-1), v.detach(), 0) for v in entry))
+def _read_states(state: State, starts: Tensor) -> list[Tensor]:
+    """First the states that the rows start from, then those in their middle; one number of each if all are one."""
+    if is_one_state(state):
+        return [value[:1, :1] for value in state]
+    begin = starts[1:].unsqueeze(-1)  # elsewhere there may be anything
+    return [value for part in state for value in (part[0], torch.where(begin, part[1:], 0))]
 
 
-def _is_bounded(w: LayerWeights, x: Tensor, read: State) -> Tensor:
-    """A bool on the device; NaN anywhere makes it false, as it compares with nothing."""
-    by_x, by_h = (v.detach().abs().sum(1).amax() for v in (w.w_ih, w.w_hh))
-    widest = torch.ones_like(by_h) if w.w_hr is None else w.w_hr.detach().abs().sum(1).amax()
-    gates = _largest(x) * by_x + torch.maximum(_largest(read.h), widest) * by_h
-    for bias in (w.b_ih, w.b_hh):
-        gates = gates if bias is None else gates + _largest(bias)
-    limit = torch.finfo(x.dtype).max / 8
-    return (gates < limit) & (_largest(read.c) + x.shape[0] < LARGEST_STATE)
-
-
-def _largest(value: Tensor) -> Tensor:
-    return value.detach().abs().amax() if value.numel() else value.new_zeros(())
+def _layers(
+    numbers: Iterator[float],
+    weights: Sequence[LayerWeights],
+    entry: Sequence[State],
+    T: int,
+    bidirectional: bool,
+    dropout: float,
+) -> list[LayerInputs]:
+    """Arithmetic on largest absolute values. Sums, where a maximum would do: they keep NaN."""
+    directions = 2 if bidirectional else 1
+    found: list[LayerInputs] = []
+    largest_x, next_x, sound = next(numbers), 0.0, True
+    for k, (w, state) in enumerate(zip(weights, entry, strict=True)):
+        if k and k % directions == 0:
+            largest_x, next_x = next_x / (1 - dropout) if dropout < 1 else 0.0, 0.0
+            sound = all(layer.is_bounded for layer in found)
+        w_ih, w_hh = next(numbers), next(numbers)
+        biases = sum(next(numbers) for bias in (w.b_ih, w.b_hh) if bias is not None)
+        widest = 1.0 if w.w_hr is None else next(numbers) * w.w_hr.shape[1]
+        if is_one_state(state):
+            h, c = next(numbers), next(numbers)
+            middle = h + c
+        else:
+            h, middle_h, c, middle_c = (next(numbers) for _ in range(4))
+            middle = middle_h + middle_c
+            h, c = h + middle_h, c + middle_c
+        if bidirectional and k % 2:  # in reverse the row's first sequence comes last
+            middle = h + c
+        by_state = (h + widest) * w_hh * w.w_hh.shape[1] + biases
+        gates = largest_x * w_ih * w.w_ih.shape[1] + by_state
+        bounded = sound and gates < torch.finfo(w.w_ih.dtype).max / 8 and c + T < LARGEST_STATE
+        next_x = next_x + widest
+        reach = min(by_state, torch.finfo(w.w_ih.dtype).max / 8) + SHUT if math.isfinite(by_state) else SHUT
+        found.append(LayerInputs(middle != 0, bounded, reach))
+    return found

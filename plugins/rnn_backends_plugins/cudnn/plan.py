@@ -12,14 +12,13 @@ one of a row stand steps that hold it. A sequence that starts from a stored stat
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import target
 from .costs import Costs
 
 REAL, FLUSH, HOLD, PROBE = range(4)
@@ -101,14 +100,6 @@ class Plan:
     probes: Tensor
     probed: Tensor
     flushes: Tensor
-
-    def to(self, device: torch.device) -> Plan:
-        """The same plan with its indices on ``device``, brought there at once; nobody waits for a GPU."""
-        if device.type == "cpu":
-            return self
-        parts = [getattr(self, field.name) for field in fields(self) if field.name != "blocks"]
-        packed = target.send(torch.cat(parts), device)
-        return Plan(self.blocks, *packed.split([len(part) for part in parts]))
 
 
 def make_plan(seqs: Sequences, must_head: Ints, every_end: bool, costs: Costs) -> Plan:

@@ -22,11 +22,6 @@ def serves(x: Tensor) -> bool:
     return on_cuda(x) and torch.backends.cudnn.enabled and x.numel() > 0
 
 
-def stream(value: Tensor) -> int:
-    """The device's current stream. A plan belongs to one: what one stream has sent, another has not waited for."""
-    return torch.cuda.current_stream(value.device).cuda_stream if value.is_cuda else 0
-
-
 def read(value: Tensor) -> np.ndarray:
     """The numbers, on the host: on a GPU the one place that waits for it."""
     value = _torch.unwrapped(value)

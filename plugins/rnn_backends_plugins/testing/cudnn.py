@@ -40,6 +40,7 @@ from unittest.mock import patch
 
 import torch
 from rnn_backends import LSTMBackend
+from rnn_backends.authoring import SurveyedLayer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -378,6 +379,10 @@ def guarded(backend: LSTMBackend) -> LSTMBackend:
     def kept(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
         if function is None:
             return None
+        if isinstance(function, SurveyedLayer):
+            inner = kept(function.function)
+            assert inner is not None
+            return SurveyedLayer(inner, survey)
 
         @wraps(function)
         def run(*args: Any) -> Any:
@@ -385,6 +390,17 @@ def guarded(backend: LSTMBackend) -> LSTMBackend:
                 return function(*args)
 
         return run
+
+    @contextmanager
+    def survey(*args: Any) -> Iterator[None]:
+        assert isinstance(backend.layer, SurveyedLayer)
+        context = backend.layer.survey(*args)
+        with NoHostSync():
+            context.__enter__()
+        try:
+            yield
+        finally:
+            context.__exit__(None, None, None)
 
     names = ("layer", "step", "stack", "layer_last", "act")
     functions: dict[str, Any] = {name: kept(getattr(backend, name)) for name in names}

@@ -409,14 +409,12 @@ def plan_cached_without_every_end() -> list[Patch]:
     """cudnn's plan for last states is reused where every sequence's end is needed: c is zero there."""
     plans: OrderedDict[Any, Plan] = OrderedDict()
 
-    def cached_plan(
-        starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, device: torch.device, costs: Costs, at: int
-    ) -> Plan:
-        key = (starts, T, B, must_head, device, costs, at)
+    def cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, costs: Costs) -> Plan:
+        key = (starts, T, B, must_head, costs)
         if key not in plans:
             seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
             with temporarily_clear_interpreter_stack(), torch.inference_mode(False):
-                plans[key] = make_plan(seqs, np.frombuffer(must_head, bool), every_end, costs).to(device)
+                plans[key] = make_plan(seqs, np.frombuffer(must_head, bool), every_end, costs)
             if len(plans) > 16:
                 plans.popitem(last=False)
         return plans[key]

@@ -1,0 +1,162 @@
+"""One layer with resets on a GPU: one look at the inputs, a plan made there, torch's kernel, and nothing to wait for.
+
+What a synthetic step does is in flush.py. Two things differ here. The gates are driven by one number that the host
+knows, where a CPU takes one for each row of the weights. And a PROBE's pre-activation is added in two parts, the first
+of few bits. cuDNN multiplies with 10 bits (TF32) or 16 (its kernel for small H), and one factor of so few bits would
+not cancel the biases; of two parts the first is exact, and what the second one lacks is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from rnn_backends import LayerWeights, State
+from torch import Tensor
+
+from . import target
+from .costs import costs_on_cuda
+from .device_plan import FEATURES, DevicePlan, make_device_plan
+from .flush import LOGIT, fused
+from .functions import gather_rows, scatter_beside, scatter_rows
+from .inputs import CallInputs, LayerInputs, inspect_inputs, is_one_state
+from .kernel import in_one_buffer
+
+_call: ContextVar[tuple[CallInputs, Iterator[int]] | None] = ContextVar("_call", default=None)
+
+
+@contextmanager
+def survey(
+    weights: Sequence[LayerWeights],
+    x: Tensor,
+    entry: Sequence[State],
+    starts: Tensor,
+    bidirectional: bool,
+    dropout: float,
+) -> Iterator[None]:
+    """A :data:`~rnn_backends.contract.SurveyFunction`: reads for all layers at once, so that none has to wait again."""
+    if not _has_cuts(x, starts):
+        yield
+        return
+    token = _call.set((inspect_inputs(weights, x, entry, starts, bidirectional, dropout), iter(range(len(weights)))))
+    try:
+        yield
+    finally:
+        _call.reset(token)
+
+
+def _has_cuts(x: Tensor, starts: Tensor) -> bool:
+    """Whether there can be any, and it is here that they are made."""
+    return target.on_cuda(x) and len(starts) > 1 and starts.numel() > 0
+
+
+def _known(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> tuple[CallInputs, LayerInputs]:
+    """From the survey, if this is the layer whose turn it is; else it is read."""
+    surveyed = _call.get()
+    if surveyed is not None:
+        call, turn = surveyed
+        k = next(turn, None)
+        if k is not None and call.weights[k].w_ih is weights.w_ih and call.has(starts):
+            return call, call.layers[k]
+    call = inspect_inputs([weights], x, [entry], starts)
+    return call, call.layers[0]
+
+
+def layer_on_device(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
+    """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
+    T, B = starts.shape
+    bias = weights.b_ih is not None
+    if _has_cuts(x, starts):
+        call, known = _known(weights, x, entry, starts)
+        if call.most > 1:
+            head = _must_head(weights, entry, every_end, known)
+            return _run(_plan(call, starts, head, every_end, weights, x), weights, x, entry, known, every_end)
+    y, c = fused([v for v in weights if v is not None], x, State(entry.h[0], entry.c[0]), bias)
+    return State(y, c.expand(T, B, -1))
+
+
+def _must_head(weights: LayerWeights, entry: State, every_end: bool, known: LayerInputs) -> bool:
+    """Whether all sequences have to be the first of their row: see ``_must_head`` of the CPU's planner."""
+    if every_end and (weights.w_hr is not None or weights.w_ih.dtype.itemsize < 4):
+        return True
+    differentiated = torch.is_grad_enabled() and (entry.h.requires_grad or entry.c.requires_grad)
+    return differentiated or known.is_stored or not known.is_bounded
+
+
+def _plan(
+    call: CallInputs, starts: Tensor, must_head: bool, every_end: bool, weights: LayerWeights, x: Tensor
+) -> DevicePlan:
+    """One for each direction, and each way to lay out, of a call: the layers share their starts."""
+    costs = costs_on_cuda(weights.w_ih.shape[0] // 4)
+    key = (starts is call.starts, must_head, every_end)
+    found = call.plans.get(key)
+    if not isinstance(found, DevicePlan):
+        with torch.no_grad():
+            found = call.plans[key] = make_device_plan(call, starts, must_head, every_end, costs)
+    return found
+
+
+def _run(
+    plan: DevicePlan, weights: LayerWeights, x: Tensor, entry: State, known: LayerInputs, every_end: bool
+) -> State:
+    T, B, I = x.shape  # noqa: E741
+    params, bias = _widened(weights, known.reach, plan.shows is not None), weights.b_ih is not None
+    if len(plan.blocks) > 1 and target.serves(x):  # once for all blocks
+        like = State(entry.h[:1], entry.c[:1])
+        params, bias = in_one_buffer(params, bias, like, 1, False), True
+    wide = scatter_beside(x.reshape(-1, I), plan.cell, len(plan.features), plan.features, params[0].shape[1])
+    heads = _heads(entry, plan.heads, B)
+    rows = [block.rows for block in plan.blocks]
+    ys, cs = [], []
+    pieces = wide.split([block.steps * block.rows for block in plan.blocks])
+    for block, piece, h, c in zip(plan.blocks, pieces, heads.h.split(rows), heads.c.split(rows), strict=True):
+        y, c = fused(params, piece.view(block.steps, block.rows, -1), State(h, c), bias)
+        ys.append(y.reshape(block.steps * block.rows, -1))
+        cs.append(c)
+    y, c = (ys[0], cs[0]) if len(ys) == 1 else (torch.cat(ys), torch.cat(cs))
+    h = gather_rows(y, plan.cell).view(T, B, -1)
+    if not every_end:
+        last = c if plan.last is None else c.index_select(0, plan.last)
+        return State(h, last.expand(T, B, -1))
+    if plan.tails is not None:
+        return State(h, scatter_rows(c, plan.tails, T * B).view(T, B, -1))
+    assert plan.shows is not None
+    return State(h, torch.cat([_shown(y, plan.shows, T, B), c.unsqueeze(0)]))
+
+
+def _shown(y: Tensor, shows: Tensor, T: int, B: int) -> Tensor:
+    """``[T - 1, B, H]``: cell states where a sequence ends; elsewhere what ``h`` makes of it, below 1 as on a PROBE."""
+    limit = 0.95  # of a PROBE's output: beyond it lies nothing bounded; elsewhere its derivative would be infinite
+    seen = gather_rows(y, shows).clamp(-limit, limit)
+    return (seen.atanh() / torch.sigmoid(y.new_full((), LOGIT))).view(T - 1, B, -1)
+
+
+def _heads(entry: State, heads: Tensor | None, B: int) -> State:
+    if heads is None:
+        return State(entry.h[0], entry.c[0])
+    if is_one_state(entry):
+        return State(*(v[0, :1].expand(len(heads), -1) for v in entry))
+    return State(*(v.reshape(-1, v.shape[-1]).index_select(0, heads) for v in entry))
+
+
+def _widened(w: LayerWeights, reach: float, probing: bool) -> list[Tensor]:
+    """The kernel's parameters, ``w_ih`` with the columns of the added features."""
+    biases = [b for b in (w.b_ih, w.b_hh) if b is not None]
+    rows, I = w.w_ih.shape  # noqa: E741
+    H, width = rows // 4, FEATURES + -(I + FEATURES) % 8  # tensor cores want rows of a multiple of 8
+    columns = w.w_ih.new_zeros(4, H, width)
+    columns[0::3, :, 0].fill_(-reach)  # closes i and o
+    columns[1, :, 1].fill_(reach)
+    if probing:
+        columns[0, :, 2].fill_(-reach)
+        columns[3, :, 2].fill_(reach)
+        wanted = LOGIT - sum(b[H : 2 * H] for b in biases)
+        if isinstance(wanted, Tensor):
+            coarse = wanted.detach().bfloat16().to(wanted.dtype)  # 8 bits: exact in every product
+            columns[1, :, 2] = coarse
+            columns[1, :, 3] = wanted - coarse
+        else:
+            columns[1, :, 2].fill_(wanted)
+    return [torch.cat([w.w_ih, columns.view(rows, width)], 1), w.w_hh, *biases, *([] if w.w_hr is None else [w.w_hr])]

@@ -1,0 +1,122 @@
+"""A plan made on the device: where each step goes, without a look at a single sequence on the host.
+
+Two layouts, each a fixed number of operators whatever the batch:
+
+- **aligned**: every sequence stays in its row, and a step's place is ``t`` plus the synthetic steps before it: a gap
+  for each start before it (a cumulative sum). The host knows the largest number of starts in a row.
+- **buckets**: one sequence a row, sorted by length on the device, in blocks that the host has chosen from the lengths.
+  No synthetic step is a cut here, so sequences may start from any state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import target
+from .costs import Costs
+from .inputs import CallInputs
+from .plan import Block, _cuts
+
+FEATURES = 4
+"""Added features: close i and o; forget (-1) or keep (+1); probe; and the probe's rest (see device.py)."""
+
+NEAR = 1.25
+"""Up to so many times the steps of the batch nothing better than staying in the rows is sought."""
+
+
+@dataclass(frozen=True, eq=False)
+class DevicePlan:
+    """Where everything goes. Indices into a batch are ``t * B + b``; cells are numbered over all blocks.
+
+    Attributes:
+        blocks: what the kernel runs, one after the other.
+        cell: ``[T * B]``: the cell of each real step.
+        features: ``[cells, FEATURES]`` float32: the added features of each cell, zero on real steps.
+        shows: ``[(T - 1) * B]``: the cell that shows the cell state after each step where a sequence ends, and the
+            step's own elsewhere; ``None`` where nothing is probed.
+        heads: ``[rows]``: index of each row's first step; ``None`` where it is the batch's own row, at ``t = 0``.
+        tails: ``[rows]``: index of each row's last step, likewise.
+        last: ``[B]``: the row in which each row of the batch ends, likewise.
+    """
+
+    blocks: tuple[Block, ...]
+    cell: Tensor
+    features: Tensor
+    shows: Tensor | None = None
+    heads: Tensor | None = None
+    tails: Tensor | None = None
+    last: Tensor | None = None
+
+
+def make_device_plan(call: CallInputs, starts: Tensor, must_head: bool, every_end: bool, costs: Costs) -> DevicePlan:
+    """The cheaper of the two.
+
+    Args:
+        call: what the host knows.
+        starts: ``[T, B]`` bool, on the device: the call's, or those of the reverse direction.
+        must_head: whether every sequence has to be the first of its row.
+        every_end: whether the cell state is asked for at every end (then a gap is three steps).
+        costs: of a step and of a call, in cells.
+    """
+    T, B = starts.shape
+    starts = starts.contiguous()  # so are all indices, then
+    steps = T + (3 if every_end else 1) * (call.most - 1)
+    if not must_head and steps <= NEAR * T:
+        return _aligned(starts, steps, every_end)
+    cuts = _cuts(call.lengths, costs)
+    bucketed = sum(int(call.lengths[first]) * (last - first + costs.step) + costs.call for first, last in cuts)
+    if not must_head and steps * (B + costs.step) + costs.call <= bucketed:
+        return _aligned(starts, steps, every_end)
+    return _buckets(starts, call.lengths, cuts)
+
+
+def _aligned(starts: Tensor, steps: int, every_end: bool) -> DevicePlan:
+    T, B = starts.shape
+    gap, cells = 3 if every_end else 1, steps * B
+    place = torch.arange(-gap * B, (T - gap) * B, device=starts.device).view(T, B)
+    cell = place.add(starts.cumsum(0), alpha=gap * B)
+    begin, after = starts[1:], cell[1:]
+    features = torch.zeros(cells + 1, FEATURES, device=starts.device)  # the last one is nobody's
+    features[:, :2] = 1.0  # HOLD
+    features.index_fill_(0, cell.view(-1), 0.0)
+    features[:, 1].index_fill_(0, torch.where(begin, after - B, cells).view(-1), -1.0)  # FLUSH
+    shows = None
+    if every_end:
+        probe = after - 2 * B
+        at = torch.where(begin, probe, cells).view(-1)
+        features[:, :2].index_fill_(0, at, 0.0)
+        features[:, 2:].index_fill_(0, at, 1.0)
+        shows = torch.where(begin, probe, cell[:-1]).view(-1)
+    return DevicePlan((Block(0, steps, B),), cell.view(-1), features[:cells], shows)
+
+
+def _buckets(starts: Tensor, lengths: np.ndarray, cuts: list[tuple[int, int]]) -> DevicePlan:
+    T, B = starts.shape
+    device, number = starts.device, len(lengths)
+    time = torch.arange(T, device=device).unsqueeze(1)
+    row = torch.arange(B, device=device)
+    first = torch.where(starts, time, 0).cummax(0)[0]
+    later = torch.where(starts, time, T).flip(0).cummin(0)[0].flip(0)  # the next start, a start itself included
+    end = torch.cat([later[1:], torch.full_like(later[:1], T)])  # behind each sequence's last step
+    length = torch.where(starts, end - time, 0).view(-1)
+    order = torch.sort(length, descending=True, stable=True)[1]
+    rank = torch.empty_like(order).index_copy_(0, order, torch.arange(T * B, device=device))
+    own = rank.index_select(0, (first * B + row).view(-1)).view(T, B)
+    heads = order[:number]
+    tails = (end.view(-1).index_select(0, heads) - 1) * B + heads % B
+    blocks, cells = [], 0
+    for begin, stop in cuts:
+        blocks.append(Block(cells, int(lengths[begin]), stop - begin))
+        cells += blocks[-1].steps * blocks[-1].rows
+    table = np.array([(cut[1], block.first_cell - cut[0], block.rows) for cut, block in zip(cuts, blocks, strict=True)])
+    stop, base, rows = target.send(torch.from_numpy(table.T.copy()), device)
+    which = torch.bucketize(own, stop, right=True).view(-1)
+    cell = base[which].view(T, B) + (time - first) * rows[which].view(T, B) + own
+    features = torch.zeros(cells, FEATURES, device=device)
+    features[:, :2] = 1.0
+    features.index_fill_(0, cell.view(-1), 0.0)
+    return DevicePlan(tuple(blocks), cell.view(-1), features, None, heads, tails, own[-1])
