@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint format browser clean
+.PHONY: help setup check test lint docs matrix mutants dist format browser clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -36,6 +36,19 @@ lint: $(READY) ## ruff (lint and format) and mypy, changing nothing
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+docs: $(READY) ## the documentation site, into site/; a broken link, anchor or reference is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet && echo "look at it: python3 -m http.server -d site"
+
+# PYTHONS, ONLY: see tools/matrix.py --help.
+matrix: $(READY) ## tests on other versions of Python, torch, tensordict, TorchRL; ONLY=py3.12, ENVIRONMENT=python
+	@$(BIN)/python tools/matrix.py $(if $(ONLY),--only $(ONLY)) $(if $(ENVIRONMENT),--environment $(ENVIRONMENT))
+
+mutants: $(READY) ## mutation testing of core's smallest files, an hour; FILES="resets stack" for a part
+	@$(BIN)/python tools/mutants.py $(FILES)
+
+dist: $(READY) ## wheel and source distribution, into dist/; the wheel is installed into a fresh environment and imported
+	@rm -rf dist && $(BIN)/python -m build --quiet . && $(BIN)/python tools/try_wheel.py dist
+
 format: $(READY) ## let ruff fix and format the sources
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
@@ -44,7 +57,7 @@ browser: ## install chromium and its driver (Debian, as root), so that the tests
 	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver
 
 clean: ## remove .venv and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .mutants .matrix site dist
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'

@@ -68,7 +68,7 @@ def check_backend(
         on_progress: ``on_progress(law, done, total)``, called before each law and once at the end.
         shrink: whether to search for a smaller failing case.
         strict: whether a capability that works and is not claimed is a failure.
-        rollouts: recorded rollouts; ``None`` for those of :func:`recordings`.
+        rollouts: recorded rollouts; ``None`` for those of ``recordings()``.
 
     Raises:
         UnknownBackendError: no backend of that name is installed.

@@ -10,9 +10,22 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").glob("*.md")))
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").glob("*.md")))
 }
-MUST_HAVE_CODE = {"README.md", "docs/adding_a_backend.md", "docs/deployment.md"}
+MUST_HAVE_CODE = {"README.md"} | {
+    f"docs/{page}.md"
+    for page in (
+        "acting_and_training",
+        "adding_a_backend",
+        "choosing_a_backend",
+        "deployment",
+        "first_training",
+        "from_torch",
+        "from_torchrl",
+        "install",
+        "resets",
+    )
+}
 
 
 @pytest.fixture(autouse=True)

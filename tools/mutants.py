@@ -1,0 +1,266 @@
+"""Mutation testing of core's smallest files: `make mutants`, or `python tools/mutants.py FILE... [--anew]`.
+
+cosmic-ray makes the mutants (an operator, a constant or a condition changed in one place). This script runs them: a
+process that has imported torch once and forks for each mutant needs a quarter of the time of fresh processes. A mutant
+is killed if a test fails, crashes or takes too long. A survivor needs a test, or a reason in `tools/mutants.toml`.
+Results are kept in `.mutants/`, so that an interrupted run goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from difflib import unified_diff
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / ".mutants"
+TREE = KEPT / "tree"
+EXPLAINED = ROOT / "tools" / "mutants.toml"
+FOLDERS = ("core", "plugins", "conformance", "asv_benchmarks")
+SECONDS = 180
+"""A mutant that runs longer counts as killed: an endless loop is a failure too."""
+TESTS = {
+    "resets": ("resets", "module", "layout", "lstm", "calls", "sharing"),
+    "stack": ("lstm", "dropout", "resets", "module", "calls", "transforms"),
+    "unroll": ("lstm", "dropout", "resets", "module", "transforms", "unroll"),
+    "layout": ("layout", "module", "bad_input", "bad_tensors", "calls"),
+    "mode": ("mode", "module"),
+}
+"""The test files of each file of core, the one most likely to fail first."""
+QUICK = "not compile and not inductor and not script"
+"""What compiles takes too long for hundreds of mutants. Core's code is the same for every backend."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed line of one file.
+
+    Attributes:
+        file: the file's name without its suffix.
+        line: its number.
+        before: the line as it is.
+        after: the line as the mutant has it.
+        code: the whole file's text.
+    """
+
+    file: str
+    line: int
+    before: str
+    after: str
+    code: str
+
+    @property
+    def key(self) -> str:
+        """The same for the same mutant of the same source."""
+        return hashlib.sha256(f"{self.file}\n{self.code}".encode()).hexdigest()[:16]
+
+
+class _WithoutAnnotations(ast.NodeTransformer):
+    """A program's tree without annotations and docstrings: mutants that differ only there are no mutants."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) else self.generic_visit(node)
+
+
+def program(code: str) -> str:
+    """The text of the program's tree without annotations and docstrings."""
+    return ast.dump(_WithoutAnnotations().visit(ast.parse(code)))
+
+
+def mutants(file: str) -> Iterator[Mutant]:
+    """All mutants of a file of core that are different programs."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    source = (ROOT / "core" / "rnn_backends" / f"{file}.py").read_text()
+    seen = {program(source)}
+    tree = get_ast(source)
+    for name in operator_names():
+        kind = get_operator(name)
+        if kind.arguments():
+            continue
+        operator = kind()
+        places = sum(1 for node in ast_nodes(tree) for _ in operator.mutation_positions(node))
+        for occurrence in range(places):
+            code = mutate_code(source, operator, occurrence)
+            try:
+                tree_of_mutant = program(code)
+            except SyntaxError:
+                continue  # no program
+            if tree_of_mutant not in seen:
+                seen.add(tree_of_mutant)
+                yield Mutant(file, *_changed(source, code), code)
+
+
+def _changed(source: str, code: str) -> tuple[int, str, str]:
+    """Number and text of the first line that differs."""
+    changes = list(unified_diff(source.splitlines(), code.splitlines(), n=0, lineterm=""))[2:]
+    number = int(changes[0].split()[1].split(",")[0][1:])
+    gone = " ".join(line[1:].strip() for line in changes if line.startswith("-"))
+    new = " ".join(line[1:].strip() for line in changes if line.startswith("+"))
+    return number, gone, new
+
+
+def run(mutant: Mutant) -> str:
+    """``"killed"``, ``"too slow"`` or ``"survived"``."""
+    target = TREE / "core" / "rnn_backends" / f"{mutant.file}.py"
+    original = target.read_text()
+    target.write_text(mutant.code)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _child(TESTS[mutant.file])
+        return _verdict(pid)
+    finally:
+        target.write_text(original)
+
+
+def _child(tests: tuple[str, ...]) -> None:
+    """Run the tests in this forked process and end it."""
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+    os.chdir(TREE)
+    import pytest
+
+    for name in tests:
+        file = f"core/tests/test_{name}.py"
+        if Path(file).exists():
+            failed = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", QUICK, file]))
+            if failed:
+                os._exit(failed)
+    os._exit(0)
+
+
+def _verdict(pid: int) -> str:
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return "survived" if status == 0 else "killed"
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return "too slow"
+
+
+def prepare() -> None:
+    """Copy the tree that is to be mutated, and import what every mutant needs."""
+    shutil.rmtree(TREE, ignore_errors=True)
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
+    for name in filter(None, files):
+        if (ROOT / name).is_file():
+            (TREE / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, TREE / name)
+    sys.dont_write_bytecode = True
+    sys.path[:0] = [str(TREE / folder) for folder in FOLDERS]
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join(sys.path[: len(FOLDERS)]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    import pytest
+    import torch._dynamo  # noqa: F401
+
+    assert "rnn_backends" not in sys.modules, "core must be imported by each mutant anew"
+    print(f"mutating {TREE}; pytest {pytest.__version__}", flush=True)
+
+
+def results(file: str) -> dict[str, str]:
+    """Verdict by key, of earlier runs."""
+    path = KEPT / f"{file}.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {row["key"]: row["verdict"] for row in rows}
+
+
+def explained() -> dict[tuple[str, str, str], str]:
+    """Reason by (file, before, after)."""
+    rows = tomllib.loads(EXPLAINED.read_text()).get("equivalent", [])
+    return {(row["file"], row["before"], row["after"]): row["reason"] for row in rows}
+
+
+def run_file(file: str) -> list[tuple[Mutant, str]]:
+    """Run the mutants of a file that have no verdict yet."""
+    known, verdicts = results(file), []
+    todo = list(mutants(file))
+    whole = Mutant(file, 0, "", "", (TREE / "core" / "rnn_backends" / f"{file}.py").read_text())
+    if run(whole) != "survived":
+        raise SystemExit(f"the tests of {file} fail without a mutant: {', '.join(TESTS[file])}")
+    print(f"== {file}: {len(todo)} mutants, {sum(m.key in known for m in todo)} have a verdict", flush=True)
+    with (KEPT / f"{file}.jsonl").open("a") as kept:
+        for mutant in todo:
+            verdict = known.get(mutant.key) or run(mutant)
+            verdicts.append((mutant, verdict))
+            if mutant.key not in known:
+                row = {"key": mutant.key, "verdict": verdict, **asdict(mutant)}
+                del row["code"]
+                kept.write(json.dumps(row) + "\n")
+                kept.flush()
+    return verdicts
+
+
+def report(verdicts: list[tuple[Mutant, str]]) -> bool:
+    """Print a file's figures and its survivors; whether each survivor is explained."""
+    reasons, good = explained(), True
+    counts = Counter(verdict for _, verdict in verdicts)
+    survivors = [mutant for mutant, verdict in verdicts if verdict == "survived"]
+    print(", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items())))
+    for mutant in survivors:
+        reason = reasons.get((mutant.file, mutant.before, mutant.after))
+        good = good and reason is not None
+        print(f"  {mutant.file}.py:{mutant.line}\n    - {mutant.before}\n    + {mutant.after}")
+        print(f"    {reason or 'no test fails'}")
+    return good
+
+
+def main() -> int:
+    """Run; 1 if a survivor has no reason."""
+    options = argparse.ArgumentParser(description="Mutation testing of core.")
+    options.add_argument("files", nargs="*", choices=[*TESTS, []], help="default: all")
+    options.add_argument("--anew", action="store_true", help="forget the verdicts of earlier runs")
+    options.add_argument("--list", action="store_true", help="print the mutants without running them")
+    given = options.parse_args()
+    files = given.files or list(TESTS)
+    if given.list:
+        for file in files:
+            for mutant in mutants(file):
+                print(f"{file}.py:{mutant.line}: {mutant.before}  ->  {mutant.after}")
+        return 0
+    KEPT.mkdir(exist_ok=True)
+    if given.anew:
+        for file in files:
+            (KEPT / f"{file}.jsonl").unlink(missing_ok=True)
+    prepare()
+    good = [report(run_file(file)) for file in files]
+    return 0 if all(good) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
