@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 from rnn_conformance.report.diff import changes
 from rnn_conformance.report.model import BackendRun, Header, LawInfo, Report, ReportError, Results
+from rnn_conformance.report.terminal import print_results
 from rnn_conformance.suite.verdict import LawResult
 
 LAWS = {name: LawInfo("values", f"{name} holds.") for name in ("one", "two", "three")}
@@ -32,6 +35,15 @@ def results(**verdicts: str) -> Results:
 def test_what_is_written_is_read_again() -> None:
     assert Results.from_json(results().to_json()) == results()
     assert Results.from_json(results(one="failed").to_json()).status == 1
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1"])
+def test_the_time_on_a_gpu_is_said_to_be_no_measure_of_speed(device: str) -> None:
+    found = results()
+    found = replace(found, runs=tuple(replace(run, device=device) for run in found.runs))
+    written = Console(record=True, width=150, file=io.StringIO())
+    print_results(found, written, "CartPole-v1")
+    assert ("it is no measure of speed" in written.export_text()) == (device != "cpu")
 
 
 def test_each_line_is_json_by_the_letter() -> None:

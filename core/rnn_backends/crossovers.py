@@ -51,7 +51,8 @@ class Table:
 
     Attributes:
         device: its type: ``"cpu"``, ``"cuda"``.
-        where: ``date``, ``processor``, ``threads``, ``torch`` and ``rnn-backends`` (versions).
+        where: ``date``, ``processor``, ``threads`` (empty where they don't count), ``torch`` and ``rnn-backends``
+            (versions); ``note`` says what is special about the figures, if anything.
         cells: what was measured.
         first_call: seconds that the first forward and backward took in a fresh process, by backend.
         allow_compile: whether ``"auto"`` may take a backend whatever its first call takes.
@@ -68,8 +69,10 @@ class Table:
     def origin(self) -> str:
         """Whose table it is, of when and of what, in words."""
         whose, said = "the shipped table" if self.shipped else "this machine's table", self.where
-        threads = f"{said['threads']} thread{'s' * (str(said['threads']) != '1')}"
-        return f"{whose} of {said['date']}, {said['processor']}, {threads}, torch {said['torch']}"
+        threads = f"{said['threads']} thread{'s' * (str(said['threads']) != '1')}" if said["threads"] else ""
+        measured_on = [str(said["date"]), str(said["processor"]), threads, f"torch {said['torch']}"]
+        note = f" ({said['note']})" if said.get("note") else ""
+        return f"{whose} of {', '.join(filter(None, measured_on))}{note}"
 
 
 def table_for(device: torch.device) -> Table | None:
@@ -172,6 +175,8 @@ def _table(said: dict[str, Any], shipped: bool) -> Table:
     if not all(isinstance(t, (int, float)) and math.isfinite(t) and t > 0 for t in times):
         raise ValueError("a time in it is not a number above 0")
     where = {name: str(said["where"][name]) for name in ("date", "processor", "threads", "torch", "rnn-backends")}
+    if "note" in said["where"]:
+        where["note"] = str(said["where"]["note"])
     return Table(str(said["device"]), where, cells, said["first_call"], said["allow_compile"] is True, shipped)
 
 

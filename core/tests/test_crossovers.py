@@ -205,6 +205,20 @@ def test_the_shipped_table_is_sound_and_used_where_this_machine_has_none(monkeyp
     assert "the shipped table of 20" in shipped.origin()
 
 
+def test_the_shipped_table_for_cuda_says_what_it_is(monkeypatch):
+    [shipped] = [one for one in parse(SHIPPED.read_text(), shipped=True) if one.device == "cuda"]
+    assert table_for(torch.device("cuda")) == shipped
+    assert {name for cell in shipped.cells for name in cell.seconds} == {"cudnn"}
+    [said] = [verdict for verdict in explain(LSTMSpec(3, 128), "cuda") if verdict.chosen]
+    assert said.name == "cudnn"
+    assert "measured: 18.2 ms at H 128 (train, 3% resets, B 1024, T 32)" in said.reason
+    assert said.reason.endswith(
+        "the shipped table of 2026-11-27, NVIDIA H100 80GB HBM3, torch 2.11.0+cu130"
+        " (cudnn alone, when it still made its plan on the host)"
+    )
+    assert parse(text_of([shipped]), shipped=True) == (shipped,)
+
+
 def test_the_file_is_one_for_each_processor_and_number_of_threads(mine, monkeypatch):
     assert f"-{torch.get_num_threads()}-threads.json" in mine.name
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)

@@ -129,6 +129,12 @@ def print_results(results: Results, to: Console, timed_on: str) -> None:
     to.print(runs_table(results.runs))
     say("worst error  as a share of its tolerance, and the law it is in", style="dim")
     say(f"time         forward and backward, over torch.nn.LSTM's a trajectory at a time ({timed_on})", style="dim")
+    if any(run.time_ratio is not None and not run.device.startswith("cpu") for run in results.runs):
+        say(
+            "             (on a GPU both are mostly launches of kernels for very few rows: it is no measure of speed",
+            "dim",
+        )
+        say("             there; rnn-backends bench NAME --device cuda is)", style="dim")
     for run in results.runs:
         if run.failures:
             say("\n" + failures_text(run, results))
