@@ -24,7 +24,6 @@ _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stac
 _function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", _unknown)
 _function_mode_at: Callable[[int], object] | None = getattr(torch._C, "_get_function_stack_at", None)
 _tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", _unknown)
-_dispatch_keys: Callable[[Tensor], object] | None = getattr(torch._C, "_dispatch_keys", None)
 
 
 def transforms_may_be_open() -> bool:
@@ -142,12 +141,18 @@ def is_traced() -> bool:
     return get_proxy_mode() is not None
 
 
-def dispatch_keys(value: Tensor) -> int | None:
-    """The dispatcher's keys of a tensor as bits: its backend and all that wraps it. ``None`` where torch hides them."""
-    if _dispatch_keys is None:
+class _NoKeys:
+    def raw_repr(self) -> None:
         return None
-    bits: int = _dispatch_keys(value).raw_repr()  # type: ignore[attr-defined]
-    return bits
+
+
+def _no_dispatch_keys(_: Tensor) -> _NoKeys:
+    return _NoKeys()
+
+
+dispatch_keys: Callable[[Tensor], Any] = getattr(torch._C, "_dispatch_keys", _no_dispatch_keys)
+"""The dispatcher's keys of a tensor: its backend and all that wraps it, as bits by ``raw_repr()``. Without the private
+name the bits are ``None``."""
 
 
 def _any_requires_grad(*values: Tensor | None) -> bool:
@@ -156,3 +161,15 @@ def _any_requires_grad(*values: Tensor | None) -> bool:
 
 any_requires_grad: Callable[..., bool] = getattr(torch._C, "_any_requires_grad", _any_requires_grad)
 """Whether one of these tensors wants a gradient; ``None`` among them is passed over. 0.3 us instead of 1."""
+
+
+def is_functional_tensor(value: Tensor) -> bool:
+    """Whether ``functionalize`` wraps it, so that it shows no memory. Without the private name: no."""
+    known = getattr(torch, "_is_functional_tensor", None)
+    return known is not None and bool(known(value))
+
+
+def is_zero_tensor(value: Tensor) -> bool:
+    """Whether it is a tensor of zeros without memory. Without the private name: no."""
+    known = getattr(value, "_is_zerotensor", None)
+    return known is not None and bool(known())

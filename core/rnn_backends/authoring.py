@@ -27,7 +27,19 @@ from .operators import (
     wants_gradient,
 )
 from .paths import cache_folder, write_whole
-from .plain import check_kinds, check_memory, check_plain_memory, is_plain, unreadable
+from .plain import (
+    are_exact,
+    available,
+    check_call,
+    check_kinds,
+    check_memory,
+    have_memory,
+    is_plain,
+    materialized,
+    nothing_at_work,
+    plain_keys,
+    unreadable,
+)
 from .resets import at_ends, ends_of, first_steps, starts_of, take_steps, zero_at
 from .unroll import accumulation_views, cell, unroll
 
@@ -42,16 +54,22 @@ __all__ = [
     "SurveyFunction",
     "SurveyedLayer",
     "accumulation_views",
+    "are_exact",
     "at_ends",
+    "available",
     "cache_folder",
     "cell",
+    "check_call",
     "check_kinds",
     "check_memory",
-    "check_plain_memory",
     "ends_of",
     "first_steps",
+    "have_memory",
     "is_plain",
     "make_layer",
+    "materialized",
+    "nothing_at_work",
+    "plain_keys",
     "refuse_second_gradient",
     "starts_of",
     "take_steps",

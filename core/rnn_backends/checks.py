@@ -29,7 +29,9 @@ def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: t
             "sequence starts; several sequences can follow one another in a row"
         )
     if not isinstance(x, Tensor):
-        raise InputError(f"input must be a Tensor, got {type(x).__name__}")
+        hint = ": make the LSTM a leaf (torch.fx.Tracer.is_leaf_module)" if type(x).__name__ == "Proxy" else ""
+        raise InputError(f"input must be a Tensor, got {type(x).__name__}{hint}")
+    check_dense("input", x)
     if x.ndim not in ndims:
         expected = " or ".join(f"{n}-D" for n in ndims)
         raise InputError(f"input must be {expected} with {spec.input_size} features last, got {_shape(x)}")
@@ -38,8 +40,18 @@ def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: t
     check_like("input", x, weight, casts)
 
 
+def check_dense(name: str, x: Tensor) -> None:
+    """Check that ``x`` is neither nested nor sparse nor of another layout."""
+    if x.is_nested:
+        raise InputError(f"{name} is a nested tensor: pass the padded tensor, and is_init where sequences start")
+    if x.layout is not torch.strided:
+        layout = str(x.layout).removeprefix("torch.")
+        raise InputError(f"{name} has the layout {layout}: pass it dense, as to_dense() gives it")
+
+
 def check_like(name: str, x: Tensor, weight: Tensor, casts: bool) -> None:
-    """Check that ``x`` has the weights' device and, unless autocast is on, their dtype."""
+    """Check that ``x`` is dense and has the weights' device and, unless autocast is on, their dtype."""
+    check_dense(name, x)
     if not x.is_floating_point():
         raise InputError(f"{name} must be floating point like the weights ({weight.dtype}), got {x.dtype}")
     if x.dtype != weight.dtype and not casts:
@@ -51,6 +63,8 @@ def check_like(name: str, x: Tensor, weight: Tensor, casts: bool) -> None:
 def check_state(hx: State, shape: tuple[int, ...], spec: LSTMSpec, weight: Tensor, casts: bool) -> None:
     """Check ``h [*shape, P]`` and ``c [*shape, H]``."""
     for name, value, size in zip(("h_0", "c_0"), hx, (spec.output_size, spec.hidden_size), strict=True):
+        if isinstance(value, Tensor):
+            check_dense(name, value)
         if not isinstance(value, Tensor) or value.shape != (*shape, size):
             came = _shape(value) if isinstance(value, Tensor) else type(value).__name__
             raise InputError(f"{name} must have shape {(*shape, size)}, got {came}")
@@ -62,6 +76,7 @@ def check_is_init(is_init: Tensor, shape: tuple[int, ...], device: torch.device)
     if not isinstance(is_init, Tensor) or is_init.dtype != torch.bool:
         came = is_init.dtype if isinstance(is_init, Tensor) else type(is_init).__name__
         raise InputError(f"is_init must be a bool tensor, got {came}: use is_init.bool() if 1 means a start")
+    check_dense("is_init", is_init)
     if is_init.shape not in (shape, (*shape, 1)):
         raise InputError(f"is_init must have shape {shape} or {(*shape, 1)}, got {_shape(is_init)}")
     if is_init.device != device:

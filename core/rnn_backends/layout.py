@@ -15,10 +15,11 @@ from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from .checks import check_like
+from .checks import check_dense, check_like
 from .contract import State
 from .errors import InputError, MissingKeyError
 from .lstm import LSTM
+from .plain import check_memory
 
 
 class Inputs(NamedTuple):
@@ -89,6 +90,7 @@ def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase
 
 def fold_time(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
     """``[*batch, T, .]`` -> ``x [T, B, I]``, ``is_init [T, B]``, stored states ``[L*D, T, B, .]``."""
+    _check_memory(inputs)
     *batch, T, _ = inputs.x.shape
     B = prod(batch)
     x = inputs.x.reshape(B, T, inputs.x.shape[-1]).transpose(0, 1)
@@ -110,6 +112,7 @@ def fold_step(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
     x, is_init, stored = inputs
     if is_init.ndim == 1:  # one batch dimension, the usual case when acting, is as it should be
         return inputs
+    _check_memory(inputs)
     B = is_init.numel()
     return (
         x.reshape(B, x.shape[-1]),
@@ -128,7 +131,14 @@ def _check_like(key: NestedKey, value: Tensor, weight: Tensor, lstm: LSTM) -> No
         check_like(repr(key), value, weight, lstm.autocast_dtype() is not None)
 
 
+def _check_memory(inputs: Inputs) -> None:
+    """Before a reshape may copy: torch does not look whether the memory is there."""
+    h, c = (None, None) if inputs.stored is None else inputs.stored
+    check_memory((("input", inputs.x), ("is_init", inputs.is_init), ("hidden state", h), ("cell state", c)))
+
+
 def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:
+    check_dense(repr(key), value)
     if value.shape != shape:
         raise InputError(f"{key!r} must have shape {words} = {shape}, got {tuple(value.shape)}")
 

@@ -14,6 +14,7 @@ from .checks import check_input, check_is_init, check_state
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, SurveyedLayer, SurveyFunction, Trait
 from .errors import InputError, UnsupportedError
+from .plain import check_memory
 from .registry import get_backend, is_registered_value
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
 from .stack import RunLayers, layers_with
@@ -194,6 +195,7 @@ class LSTM(nn.RNNBase):
         if T == 0:
             raise InputError(f"input must have at least one time step, got shape {tuple(input.shape)}")
         state = self._initial(hx, (B,) if batched else (), casts is not None)
+        self._check_memory(x, reset, state)
         output, state = self._over_time(x, state, reset)
         output = output.transpose(0, 1) if self.batch_first and batched else output
         if not batched:
@@ -292,6 +294,7 @@ class LSTM(nn.RNNBase):
         Raises:
             InputError: there is no time step.
         """
+        self._check_memory(x, is_init, stored)
         starts = starts_of(is_init)
         output, states = self.sequences(x, self._entry(x, stored), starts)
         if not every_step:
@@ -300,7 +303,13 @@ class LSTM(nn.RNNBase):
 
     def replay_output(self, x: Tensor, is_init: Tensor, stored: State | None) -> Tensor:
         """Like :meth:`replay`, the output alone: nobody reads the states, so a backend need not find them."""
+        self._check_memory(x, is_init, stored)
         return self.sequences(x, self._entry(x, stored), starts_of(is_init), every_end=False)[0]
+
+    @staticmethod
+    def _check_memory(x: Tensor, is_init: Tensor | None, state: State | None) -> None:
+        h, c = (None, None) if state is None else state
+        check_memory((("input", x), ("is_init", is_init), ("the hidden state", h), ("the cell state", c)))
 
     def _entry(self, x: Tensor, stored: State | None) -> list[State]:
         T, B = x.shape[:2]
@@ -480,7 +489,11 @@ def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:
 
 def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
     """``value.to(dtype)``, which costs a step of acting most of a microsecond where there is nothing to do."""
-    return value if value.dtype == dtype else value.to(dtype)
+    if value.dtype == dtype:
+        return value
+    if not value.is_floating_point():
+        raise InputError(f"a tensor to compute with must be floating point, got {value.dtype}")
+    return value.to(dtype)
 
 
 def _cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:

@@ -244,8 +244,8 @@ def _filled(read: Sequence[Any], found: Sequence[Tensor | None]) -> tuple[Tensor
 def torch_step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step by torch's own operators, for a compiler to trace: a :data:`rnn_backends.StepFunction`."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    # torch.vmap has no rule for lstm_cell; compiled, both are the same
-    if w_hr is None and not torch.compiler.is_compiling() and not _torch.in_transform():
+    # lstm_cell has no rule for torch.vmap and takes no zero tensors; compiled, both are the same
+    if w_hr is None and not torch.compiler.is_compiling() and is_plain((x, *state, *weights), (x.device.type,)):
         return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
     return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
 

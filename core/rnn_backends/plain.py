@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from . import _torch
+from .contract import LayerWeights, State
 from .errors import InputError, UnsupportedError
 
-_EXACT = frozenset({Tensor, torch.nn.Parameter})
+_EXACT = (Tensor, torch.nn.Parameter)
+nothing_at_work = _torch.nothing_at_work
 OTHERS = ["vmap"]
 """Backends made of torch's own operators, to name where a kernel declines a kind of tensor."""
 
@@ -30,65 +32,74 @@ def is_plain(values: Iterable[Tensor | None], devices: Iterable[str] = ("cpu",))
 
     Where torch does not tell, the answer is no: the operators are right for every tensor, and slower.
     """
-    if not _torch.nothing_at_work():
-        return False
-    keys = _plain_keys(tuple(devices))
+    return _torch.nothing_at_work() and have_memory(values, plain_keys(*devices))
+
+
+def have_memory(values: Iterable[Tensor | None], keys: frozenset[int]) -> bool:
+    """:func:`is_plain` where nothing is at work, for devices whose :func:`plain_keys` are ``keys``."""
+    keys_of = _torch.dispatch_keys
     for value in values:
-        if value is not None and (type(value) not in _EXACT or _torch.dispatch_keys(value) not in keys):
+        if value is not None and (type(value) not in _EXACT or keys_of(value).raw_repr() not in keys):
             return False
     return True
 
 
 @lru_cache(maxsize=8)
-def _plain_keys(devices: tuple[str, ...]) -> frozenset[int]:
-    """The dispatch keys of tensors that are plain, read off some: made in inference mode and outside it."""
+def plain_keys(*devices: str) -> frozenset[int]:
+    """The dispatch keys of tensors that are plain, read off some: made in inference mode and outside it.
+
+    To be called where nothing is at work.
+    """
     found = set()
     for device in devices:
         if device == "cuda" and not torch.cuda.is_available():
             continue
         for inference in (False, True):
             with torch.inference_mode(inference):
-                found.add(_torch.dispatch_keys(torch.empty(0, device=device)))
+                found.add(_torch.dispatch_keys(torch.empty(0, device=device)).raw_repr())
     return frozenset(key for key in found if key is not None)
 
 
-def available(value: Tensor) -> int:
-    """How many elements its storage holds from its first one on. Freed memory (``resize_(0)``) holds none.
-
-    For plain tensors, and for those that a kernel is given by the dispatcher.
-    """
-    return int(value.untyped_storage().nbytes() // value.itemsize - value.storage_offset())
-
-
-def spanned(value: Tensor) -> int:
+def spanned(x: Tensor) -> int:
     """How many elements there are from its first to its last, as its sizes and strides say."""
-    if not value.numel():
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    if x.is_contiguous():
+        return x.numel()
+    return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+
+
+def available(x: Tensor) -> int:
+    """How many elements its storage holds from its first one on. Freed memory (``resize_(0)``) holds none."""
+    return int(x.untyped_storage().nbytes() // x.itemsize - x.storage_offset())
 
 
 def check_memory(values: Iterable[tuple[str, Tensor | None]]) -> None:
-    """Raise where a tensor's sizes and strides reach beyond its storage: reading it would end the process.
+    """Raise where a tensor's sizes and strides reach beyond its storage: torch would read there without looking.
+
+    Subclasses are passed over: their memory is their own affair.
 
     Args:
-        values: names and tensors; for tensors that are plain.
+        values: names and tensors.
 
     Raises:
         InputError: the name of the tensor, and how much of it there is.
     """
-    for name, value in values:
-        if value is not None and spanned(value) > available(value):
-            came = f"{name} needs {spanned(value)} elements, and its storage holds {max(0, available(value))}"
-            raise InputError(f"{came}: its memory was freed or resized (untyped_storage().resize_) while it was in use")
+    if torch.compiler.is_compiling():
+        return
+    for name, x in values:
+        if x is None or type(x) not in _EXACT:
+            continue
+        try:
+            short = 0 < spanned(x) > available(x)
+        except (RuntimeError, NotImplementedError):  # without a storage of its own: sparse, or wrapped by a transform
+            continue
+        if short and not _torch.is_functional_tensor(x):
+            raise InputError(
+                f"{name} spans {spanned(x)} elements, and its storage holds {max(0, available(x))}: its memory was "
+                "freed or resized (untyped_storage().resize_) while it was in use"
+            )
 
 
-def check_plain_memory(values: Iterable[tuple[str, Tensor | None]]) -> None:
-    """:func:`check_memory` of those among ``values`` that are plain; what torch makes of the others is its affair."""
-    if _torch.nothing_at_work():
-        check_memory((name, v) for name, v in values if v is not None and is_plain((v,), (v.device.type,)))
-
-
-def kind_of(value: Tensor) -> str | None:
+def kind_of(value: Tensor, distributed: bool = False) -> str | None:
     """In words, what a kernel and its operator cannot take about a tensor, and what to do; ``None`` for all others."""
     if value.is_nested:
         return "a nested tensor: pass the padded tensor, and is_init where sequences start"
@@ -97,21 +108,54 @@ def kind_of(value: Tensor) -> str | None:
     if value.layout is not torch.strided:
         name = str(value.layout).removeprefix("torch.")
         return f"a tensor of layout {name}: pass it dense, as to_dense() gives it"
+    if type(value) in _EXACT or distributed:
+        return None
     if any(kind.__name__ == "DTensor" for kind in type(value).__mro__):
         return "a DTensor, for which its operator has no rule: pass what full_tensor() or to_local() gives"
     return None
 
 
-def check_kinds(backend: str, values: Iterable[Tensor | None]) -> None:
+def check_kinds(backend: str, values: Iterable[Tensor | None], distributed: bool = False) -> None:
     """Decline tensors for which there is no rule, in words of ours.
+
+    Args:
+        backend: its name.
+        values: tensors.
+        distributed: whether DTensors are served.
 
     Raises:
         UnsupportedError: what came, and what to do.
     """
+    devices = set()
     for value in values:
-        kind = None if value is None else kind_of(value)
+        if value is None:
+            continue
+        devices.add(value.device)
+        kind = kind_of(value, distributed)
         if kind is not None:
             raise UnsupportedError(backend, "a tensor of this kind", f"it got {kind}", OTHERS)
+    if len(devices) > 1:
+        came = ", ".join(sorted(map(str, devices)))
+        raise UnsupportedError(backend, "tensors on several devices", f"it got some on each of {came}: move them")
+
+
+def check_call(backend: str, weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None = None) -> None:
+    """For backends of torch's own operators: :func:`check_kinds`, and memory that is there (torch does not look)."""
+    if torch.compiler.is_compiling():
+        return
+    check_kinds(backend, (x, *weights, *state, starts), distributed=backend != "cudnn")
+    names = ("input", "the reset mask", *weights._fields, "the hidden state", "the cell state")
+    check_memory(zip(names, (x, starts, *weights, *state), strict=True))
+
+
+def are_exact(values: Iterable[Tensor | None]) -> bool:
+    """Whether none is of a subclass: torch's fused functions for one step give wrong numbers for some."""
+    return all(value is None or type(value) in _EXACT for value in values)
+
+
+def materialized(value: Tensor) -> Tensor:
+    """A tensor of zeros with memory in place of one without: torch's fused kernels would read it."""
+    return value.clone() if _torch.is_zero_tensor(value) else value
 
 
 def unreadable(values: Sequence[Tensor | None]) -> str | None:

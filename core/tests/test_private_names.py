@@ -30,6 +30,7 @@ NAMES = {
     "_get_tracing_state",
     "_dispatch_keys",
     "_is_functional_tensor",
+    "_is_zerotensor",
     "_any_requires_grad",
     "_device",
     "out_keys_source",
@@ -141,7 +142,7 @@ KEPT = {
     "_function_modes": _torch._unknown,
     "_function_mode_at": None,
     "_tracing_state": _torch._unknown,
-    "_dispatch_keys": None,
+    "dispatch_keys": _torch._no_dispatch_keys,
 }
 """What core keeps of torch's private functions at import, and what it has instead where one is missing."""
 
@@ -153,7 +154,7 @@ def test_without_the_name_a_kernel_goes_through_the_dispatcher_and_computes_the_
     wanted = torch.autograd.grad(expected[0].square().sum(), list(lstm.parameters()))
     assert is_plain([x])
     monkeypatch.setattr(_torch, name, KEPT[name])
-    plain._plain_keys.cache_clear()
+    plain.plain_keys.cache_clear()
     try:
         assert is_plain([x]) == (name == "_function_mode_at")  # which matters only where there is a function mode
         with torch.device("cpu"):
@@ -162,7 +163,7 @@ def test_without_the_name_a_kernel_goes_through_the_dispatcher_and_computes_the_
         assert_close(found, expected)
         assert_close(torch.autograd.grad(found[0].square().sum(), list(lstm.parameters())), wanted)
     finally:
-        plain._plain_keys.cache_clear()
+        plain.plain_keys.cache_clear()
 
 
 def test_a_tracer_that_hides_counts_as_at_work(monkeypatch):

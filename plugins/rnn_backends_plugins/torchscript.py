@@ -2,17 +2,59 @@
 
 ``torch.jit.script(lstm)`` of an LSTM on this backend can be saved and loaded in a process that does not import this
 project. TorchScript is deprecated since torch 2.13: docs/deployment.md shows the ``torch.export`` path.
+
+No ``from __future__ import annotations`` here: TorchScript reads the annotations.
 """
 
 import torch
-from rnn_backends import LSTMBackend, Trait, hookimpl
-from rnn_backends.authoring import unroll
+from rnn_backends import LayerWeights, LSTMBackend, State, Trait, hookimpl
+from rnn_backends.authoring import check_call, is_plain, unroll, zero_at
+from torch import Tensor
+
+from . import _torch
 
 contract_version = 1
+
+scripted = torch.jit.script(unroll)  # this is where TorchScript's compiler runs
+
+
+def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The unroll, scripted: a :data:`rnn_backends.LayerFunction`."""
+    if torch.jit.is_scripting():
+        return unroll(weights, x, entry, starts)
+    return _called(weights, x, entry, starts)
+
+
+@torch.jit.unused
+def _called(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """From Python. What TorchScript's interpreter does not pass on goes through the same function in Python.
+
+    That is: tracers, modes, subclasses; and the hooks of activation checkpointing, which end a recomputation early by
+    an exception.
+    """
+    if torch.compiler.is_compiling():
+        return scripted(weights, x, entry, starts)
+    check_call("torchscript", weights, x, entry, starts)
+    plain = is_plain((x, *weights, *entry, starts), ("cpu", "cuda"))
+    return (scripted if plain and not _torch.saved_tensors_are_hooked() else unroll)(weights, x, entry, starts)
+
+
+def step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step: a :data:`rnn_backends.StepFunction`."""
+    check_call("torchscript", weights, x, state)
+    starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
+    out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
+    return State(out.h.squeeze(0), out.c.squeeze(0))
+
+
+def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+    """One step with resets: a :data:`rnn_backends.ActFunction`."""
+    check_call("torchscript", weights, x, state, is_init)
+    return step(weights, x, zero_at(state, is_init))
 
 
 @hookimpl
 def lstm_backend() -> LSTMBackend:
-    """Script the unroll; this is where TorchScript's compiler runs."""
+    """The scripted unroll."""
     traits = {Trait.SCRIPT, Trait.CELL_STATES, Trait.DOUBLE_BACKWARD}
-    return LSTMBackend("torchscript", torch.jit.script(unroll), traits=frozenset(traits))
+    return LSTMBackend("torchscript", layer, traits=frozenset(traits), step=step, act=act)

@@ -13,8 +13,9 @@ import sysconfig
 from importlib.util import find_spec
 
 import torch
-from rnn_backends import LSTMBackend, LSTMSpec, Trait, hookimpl
-from rnn_backends.authoring import torch_step
+from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
+from rnn_backends.authoring import check_call, torch_step, zero_at
+from torch import Tensor
 
 from .ops import layer
 
@@ -53,10 +54,20 @@ def _no_triton(device: torch.device) -> str | None:
     return None if major >= 7 else f"triton needs compute capability 7.0 or more, and this GPU has {major}.{minor}"
 
 
+def step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step: a :data:`rnn_backends.StepFunction`. A call of compiled code would cost more than it saves."""
+    check_call("compile", weights, x, state)
+    return torch_step(weights, x, state)
+
+
+def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+    """One step with resets: a :data:`rnn_backends.ActFunction`."""
+    check_call("compile", weights, x, state, is_init)
+    return torch_step(weights, x, zero_at(state, is_init))
+
+
 @hookimpl
 def lstm_backend() -> LSTMBackend:
     """Nothing is compiled here; the first layer of a dtype and device does it."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return LSTMBackend(
-        "compile", layer, rejects, frozenset(traits), step=torch_step
-    )  # a call of compiled code costs more than it saves
+    return LSTMBackend("compile", layer, rejects, frozenset(traits), step=step, act=act)

@@ -9,7 +9,16 @@ from __future__ import annotations
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import check_kinds, is_plain, make_layer, torch_step, wants_gradient, zero_at
+from rnn_backends.authoring import (
+    check_kinds,
+    have_memory,
+    make_layer,
+    nothing_at_work,
+    plain_keys,
+    torch_step,
+    wants_gradient,
+    zero_at,
+)
 from torch import Tensor
 
 from . import kernel
@@ -18,6 +27,9 @@ from .build import unable, why_not
 contract_version = 1
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+WIDE = (torch.float32, torch.float64)
+"""What the kernel computes in."""
 
 wide_layer = make_layer("cpp", kernel.forward, kernel.backward, kernel.gates_of, ("cpu",))
 
@@ -34,10 +46,11 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
 
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step: a :data:`rnn_backends.StepFunction`."""
+    done = act_on_memory(weights, x, state)
+    if done is not None:
+        return done
     if torch.compiler.is_compiling():
         return torch_step(weights, x, state)
-    if _takes_memory(weights, x, state):
-        return kernel.step(weights, x, state)
     check_kinds("cpp", (x, *state))
     starts = x.new_ones(1, x.shape[0], dtype=torch.bool)
     out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
@@ -46,15 +59,19 @@ def step(weights: LayerWeights, x: Tensor, state: State) -> State:
 
 def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
     """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    if not torch.compiler.is_compiling() and _takes_memory(weights, x, state, is_init):
-        return kernel.step(weights, x, state, is_init)
-    return step(weights, x, zero_at(state, is_init))
+    done = act_on_memory(weights, x, state, is_init)
+    return step(weights, x, zero_at(state, is_init)) if done is None else done
 
 
-def _takes_memory(weights: LayerWeights, x: Tensor, state: State, *others: Tensor) -> bool:
-    """Whether the kernel for one step serves: plain tensors, no gradient, no 16 bits."""
-    read = (x, *state, *weights, *others)
-    return x.dtype.itemsize > 2 and not wants_gradient(read) and is_plain(read)
+def act_on_memory(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State | None:
+    """One step past the dispatcher, or ``None`` where it is not for it: no plain tensors, gradients, 16 bits."""
+    h, c = state
+    if not nothing_at_work() or x.dtype not in WIDE or not have_memory((x, h, c, is_init), plain_keys("cpu")):
+        return None
+    if torch.is_grad_enabled() and wants_gradient((x, h, c, *weights)):
+        return None
+    known = kernel.known_weights(weights)
+    return None if known is None else kernel.step(known, weights, x, state, is_init)
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:

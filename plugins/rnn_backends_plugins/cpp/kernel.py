@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import ctypes
+import struct
+import weakref
 from ctypes import byref, c_bool, c_char_p, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from rnn_backends import InputError, LayerWeights, RNNBackendsError, State, UnsupportedError
-from rnn_backends.authoring import Arguments, Needs, Run
+from rnn_backends.authoring import Arguments, Needs, Run, available, check_memory, have_memory, plain_keys
 from torch import Tensor
 
 from .build import BuildError, library
 from .memory import empty
 
+BUFFERS = (
+    *("x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "entry_h", "entry_c", "starts", "h", "c", "gates"),
+    *("grad_h", "grad_c", *(f"grad_{name}" for name in Needs._fields), "scratch", "is_init"),
+)
+"""Everything that the kernel reads or writes, in the order of ``Layer.room``."""
+
 
 class Layer(ctypes.Structure):
-    """``struct Layer`` of lstm.cpp, field for field."""
+    """``struct Layer`` of layer.h, field for field."""
 
     _fields_ = [
         *((name, c_int64) for name in ("T", "B", "I", "H", "P", "threads")),
@@ -29,7 +37,19 @@ class Layer(ctypes.Structure):
         ("scratch", c_void_p),
         ("is_init", c_void_p),
         ("is_init_b", c_int64),
+        *((f"room_{name}", c_int64) for name in BUFFERS),
     ]
+
+
+_READ_BY_STEP = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "entry_h", "entry_c")
+_FILLED_BY_STEP = {
+    *("T", "B", "I", "H", "P", "threads", *_READ_BY_STEP, "x_b", "entry_h_b", "entry_c_b", "h", "c", "is_init"),
+    *("is_init_b", *(f"room_{name}" for name in (*_READ_BY_STEP, "h", "c", "is_init"))),
+}
+_STEP = struct.Struct(
+    "".join("q" if name in _FILLED_BY_STEP else "8x" for name in (field[0] for field in Layer._fields_))
+)
+"""A ``Layer`` with what a step fills in, as bytes: packed in a third of the time that ctypes takes."""
 
 
 class Kernel(NamedTuple):
@@ -59,7 +79,7 @@ def kernel() -> Kernel:
         UnsupportedError: there is none (a module that was pickled elsewhere asks nobody before it runs).
     """
     try:
-        found, here = library(), ctypes.POINTER(Layer)
+        found, here = library(), c_void_p  # a Layer, or its bytes
     except BuildError as error:
         raise UnsupportedError("cpp", "to run on this machine", str(error), ["cudnn", "vmap"]) from error
     for function in (found.rnn_forward, found.rnn_backward, found.rnn_step):
@@ -83,7 +103,7 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     h, c = x.new_empty(T, B, P), x.new_empty(T, B, H)
     gates = empty((T, B, *gates_of(H, x.dtype)), x.dtype) if keep else x.new_empty(0)
     layer, held = _layer(given)
-    layer.h, layer.c, layer.gates = h.data_ptr(), c.data_ptr(), gates.data_ptr() if keep else None
+    _place(layer, h=h, c=c, gates=gates if keep else None)
     _call(kernel().forward, layer, x, held, back=False)
     return h, c, gates
 
@@ -91,7 +111,7 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
 def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
     """The gradients: a :data:`~..operators.Backward`."""
     layer, held = _layer(given)
-    layer.h, layer.c, layer.gates = run.h.data_ptr(), run.c.data_ptr(), run.gates.data_ptr()
+    _place(layer, h=run.h, c=run.c, gates=run.gates)
     for name, value in (("grad_h", run.grad_h), ("grad_c", run.grad_c)):
         if value is not None:
             held.append(_point(layer, name, value))
@@ -102,52 +122,114 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
             size = [len(given.w_ih)] if name == "bias" else getattr(given, name).shape
             filled = name.startswith("entry") or not given.starts.numel()  # an entry is read at starts alone
             found = given.x.new_zeros(size) if filled else given.x.new_empty(size)
-            setattr(layer, f"grad_{name}", found.data_ptr())
+            _place(layer, **{f"grad_{name}": found})
         grads.append(found)
     _call(kernel().backward, layer, given.x, held, back=True)
     return grads
 
 
-def step(w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State:
+class StepWeights(NamedTuple):
+    """What a step knows of a layer's weights from an earlier one.
+
+    Attributes:
+        marks: by which they are known again.
+        sizes: I, H, P.
+        dtype: of all of them.
+        pointers: to contiguous memory; 0 where there is no tensor.
+        rooms: how many elements there are from each pointer on.
+        first: a weak reference: with the first weight all of this is forgotten.
+    """
+
+    marks: list[Any]
+    sizes: tuple[int, int, int]
+    dtype: torch.dtype
+    pointers: tuple[int, ...]
+    rooms: tuple[int, ...]
+    first: Any
+
+
+_known: dict[int, StepWeights] = {}
+"""By the first weight's ``id``. To look at five tensors anew takes as long as a small step's kernel."""
+
+
+def known_weights(w: LayerWeights) -> StepWeights | None:
+    """What a step has to know of its weights; ``None`` if they are no plain tensors with contiguous memory.
+
+    Raises:
+        InputError: they do not fit together.
+    """
+    key = id(w[0])
+    known = _known.get(key)
+    if known is None or known.marks != _marks(w):
+        if not have_memory(w, plain_keys("cpu")) or not all(v is None or v.is_contiguous() for v in w):
+            return None
+        known = _look_at(w, weakref.ref(w[0], lambda _: _known.pop(key, None)))
+        _known[key] = known
+    return known
+
+
+def _marks(w: LayerWeights) -> list[Any]:
+    """Which tensors, and where: memory that is freed, resized or replaced (``p.data = ...``) is elsewhere then."""
+    return [None if v is None else (id(v), v.data_ptr(), v.shape, v.is_contiguous()) for v in w]
+
+
+def _look_at(w: LayerWeights, first: Any) -> StepWeights:
+    w_ih, w_hh, *_, w_hr = w
+    dtype = w_ih.dtype
+    H, I, P = w_ih.shape[0] // 4, w_ih.shape[-1], w_hh.shape[-1]  # noqa: E741
+    shapes = ((4 * H, I), (4 * H, P), (4 * H,), (4 * H,), (P, H))
+    fit = all(v is None or (v.shape == shape and v.dtype == dtype) for v, shape in zip(w, shapes, strict=True))
+    if not fit or (w_hr is None and P != H):
+        given = ", ".join(f"{name} {tuple(v.shape)} {v.dtype}" for name, v in w._asdict().items() if v is not None)
+        raise InputError(f"a step's weights do not fit together: {given}")
+    check_memory(w._asdict().items())
+    pointers = tuple(0 if v is None else v.data_ptr() for v in w)
+    return StepWeights(_marks(w), (I, H, P), dtype, pointers, tuple(0 if v is None else available(v) for v in w), first)
+
+
+def step(known: StepWeights, w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State:
     """One step without a gradient: ``x [B, I]``, ``State([B, P], [B, H])`` -> the next state.
 
     Args:
-        w, x, state: of float32 or float64, on the CPU.
+        known, w: the weights, and what is known of them.
+        x, state: plain tensors, of float32 or float64, on the CPU.
         is_init: ``[B]`` bool: where the state is taken as zero.
     """
-    h, c = state
-    _check_step(w, x, state)
-    held = [v if v is None or v.is_contiguous() else v.contiguous() for v in (x, *w, h, c)]
-    read = [None if v is None else v.data_ptr() for v in held]
-    (B, H), (inputs, P) = c.shape, (x.shape[1], h.shape[1])
-    out = State(h.new_empty(B, P), c.new_empty(B, H))
-    layer = Layer(1, B, inputs, H, P, torch.get_num_threads(), *read, None, 0, inputs, 0, P, 0, H)
-    layer.h, layer.c = out.h.data_ptr(), out.c.data_ptr()
+    (h, c), dtype, (inputs, H, P) = state, x.dtype, known.sizes
+    B = x.shape[0] if x.ndim else 0
+    fits = x.shape == (B, inputs) and h.shape == (B, P) and c.shape == (B, H)
+    if not fits or not dtype == h.dtype == c.dtype == known.dtype:
+        given = ", ".join(f"{n} {tuple(v.shape)} {v.dtype}" for n, v in zip("xhc", (x, h, c), strict=True))
+        raise InputError(f"a step's x and state do not fit I, H, P = {known.sizes} in {known.dtype}: {given}")
+    size = x.itemsize
+    x, h, c = (v if v.is_contiguous() else _contiguous(v) for v in (x, h, c))
+    h_out, c_out = h.new_empty(B, P), h.new_empty(B, H)
+    reset = (0, 0, 0)
     if is_init is not None:
         if is_init.shape != (B,) or is_init.dtype != torch.bool:
             raise InputError(f"is_init must be [{B}] bool, got {tuple(is_init.shape)} {is_init.dtype}")
-        layer.is_init, layer.is_init_b = is_init.data_ptr(), is_init.stride(0)
-    if B:
-        _check_status(kernel().step(byref(layer), x.dtype == torch.float64))
-    return out
+        reset = is_init.data_ptr(), is_init.stride()[0], available(is_init)
+    layer = _STEP.pack(
+        *(1, B, inputs, H, P, torch.get_num_threads()),
+        x.data_ptr(),
+        *known.pointers,
+        *(h.data_ptr(), c.data_ptr(), inputs, P, H, h_out.data_ptr(), c_out.data_ptr(), reset[0], reset[1]),
+        x.untyped_storage().nbytes() // size - x.storage_offset(),  # plain.available
+        *known.rooms,
+        h.untyped_storage().nbytes() // size - h.storage_offset(),
+        c.untyped_storage().nbytes() // size - c.storage_offset(),
+        *(B * P, B * H, reset[2]),
+    )
+    status = kernel().step(layer, dtype == torch.float64)
+    if status:
+        _check_status(status)
+    return State(h_out, c_out)
 
 
-def _check_step(w: LayerWeights, x: Tensor, state: State) -> None:
-    """What :meth:`Arguments.checked` says of a layer, at a price that a step can pay."""
-    (h, c), (w_ih, w_hh, b_ih, b_hh, w_hr), dtype = state, w, x.dtype
-    B, inputs, P, H = len(x), x.shape[-1], h.shape[-1], c.shape[-1]
-    if (
-        (x.shape, h.shape, c.shape) == ((B, inputs), (B, P), (B, H))
-        and (w_ih.shape, w_hh.shape) == ((4 * H, inputs), (4 * H, P))
-        and dtype == h.dtype == c.dtype == w_ih.dtype == w_hh.dtype
-        and (b_ih is None or (b_ih.shape == (4 * H,) and b_ih.dtype == dtype))
-        and (b_hh is None or (b_hh.shape == (4 * H,) and b_hh.dtype == dtype))
-        and (P == H if w_hr is None else w_hr.shape == (P, H) and w_hr.dtype == dtype)
-    ):
-        return
-    named = zip(("x", *w._fields, "h", "c"), (x, *w, h, c), strict=True)
-    given = ", ".join(f"{name} {tuple(v.shape)} {v.dtype}" for name, v in named if v is not None)
-    raise InputError(f"a step's x, weights and state do not fit together: {given}")
+def _contiguous(value: Tensor) -> Tensor:
+    """A copy, once it is known that there is something to copy."""
+    check_memory([("a tensor of a step", value)])
+    return value.contiguous()
 
 
 def _layer(given: Arguments) -> tuple[Layer, list[Tensor]]:
@@ -158,17 +240,26 @@ def _layer(given: Arguments) -> tuple[Layer, list[Tensor]]:
     for name, value in (("w_ih", given.w_ih), ("w_hh", given.w_hh), ("b_ih", given.bias), ("w_hr", given.w_hr)):
         if value is not None:
             held.append(value.contiguous())
-            setattr(layer, name, held[-1].data_ptr())
+            _place(layer, **{name: held[-1]})
     return layer, held
+
+
+def _place(layer: Layer, **buffers: Tensor | None) -> None:
+    """Let contiguous tensors be found by their names, with the room that there is."""
+    for name, value in buffers.items():
+        if value is not None:
+            setattr(layer, name, value.data_ptr())
+            setattr(layer, f"room_{name}", available(value))
 
 
 def _point(layer: Layer, name: str, value: Tensor) -> Tensor:
     """Let ``[T, B, ...]`` be found at ``name``; where a last dimension's numbers are not side by side, a copy of it."""
     if value.ndim == 3 and value.stride(2) != 1 and value.shape[2] != 1:
         value = value.contiguous()
-    setattr(layer, name, value.data_ptr())
-    setattr(layer, f"{name}_t", value.stride(0))
-    setattr(layer, f"{name}_b", value.stride(1))
+    t, b = value.stride()[:2]
+    _place(layer, **{name: value})
+    setattr(layer, f"{name}_t", t)
+    setattr(layer, f"{name}_b", b)
     return value
 
 
@@ -180,7 +271,7 @@ def _call(function: Any, layer: Layer, x: Tensor, held: list[Tensor], back: bool
     size = kernel().scratch(byref(layer), wide, back)
     _check_status(max(0, -size))
     held.append(empty([size], torch.uint8))
-    layer.scratch = held[-1].data_ptr()
+    _place(layer, scratch=held[-1])
     _check_status(function(byref(layer), wide))
 
 

@@ -19,6 +19,10 @@ struct Layer {
   void* scratch;
   const bool* is_init;  // of a step; [B]: the row's state is taken as zero; may be null
   int64_t is_init_b;
+  struct {  // how many elements each buffer has from its pointer on; scratch in bytes
+    int64_t x, w_ih, w_hh, b_ih, b_hh, w_hr, entry_h, entry_c, starts, h, c, gates, grad_h, grad_c;
+    int64_t grad_x, grad_w_ih, grad_w_hh, grad_bias, grad_w_hr, grad_entry_h, grad_entry_c, scratch, is_init;
+  } room;
 };
 
 constexpr int64_t ROWS_AT_ONCE = 128;  // whose states stay in the cache while time passes

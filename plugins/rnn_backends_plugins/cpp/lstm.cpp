@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "backward.h"
+#include "border.h"
 #include "forward.h"
 #include "status.h"
 #include "step.h"
@@ -134,6 +135,22 @@ int64_t scratch_of(const Layer& l, bool back) {
   return scratch.used * sizeof(S);
 }
 
+template <class S>
+void checked_forward(const Layer& l) {
+  border::check_read(l);
+  if (!l.T || !l.B) return;
+  border::check_forward<S>(l, scratch_of<S>(l, false));
+  forward<S>({l}, static_cast<S*>(l.scratch));
+}
+
+template <class S>
+void checked_backward(const Layer& l) {
+  border::check_read(l);
+  if (!l.T || !l.B) return;
+  border::check_backward<S>(l, scratch_of<S>(l, true));
+  backward<S>(l);
+}
+
 }  // namespace
 
 extern "C" {
@@ -150,19 +167,20 @@ int64_t rnn_scratch(const Layer* layer, bool wide, bool back) noexcept {
 
 // Each of these returns a Status; rnn_message has the words for one that is not DONE.
 int32_t rnn_forward(const Layer* layer, bool wide) noexcept {
-  return status_of([&] {
-    wide ? forward<double>({*layer}, static_cast<double*>(layer->scratch))
-         : forward<float>({*layer}, static_cast<float*>(layer->scratch));
-  });
+  return status_of([&] { wide ? checked_forward<double>(*layer) : checked_forward<float>(*layer); });
 }
 
 // One step from `entry` to `h` and `c`, for acting: takes its memory itself.
 int32_t rnn_step(const Layer* layer, bool wide) noexcept {
-  return status_of([&] { wide ? step<double>(*layer) : step<float>(*layer); });
+  return status_of([&] {
+    border::check_read(*layer);
+    if (layer->T != 1) throw std::invalid_argument("a step is one step");
+    if (layer->B) wide ? step<double>(*layer) : step<float>(*layer);
+  });
 }
 
 int32_t rnn_backward(const Layer* layer, bool wide) noexcept {
-  return status_of([&] { wide ? backward<double>(*layer) : backward<float>(*layer); });
+  return status_of([&] { wide ? checked_backward<double>(*layer) : checked_backward<float>(*layer); });
 }
 
 const char* rnn_message() noexcept { return message; }

@@ -9,8 +9,8 @@ from functools import lru_cache, partial
 
 import numpy as np
 import torch
-from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, hookimpl
-from rnn_backends.authoring import SurveyedLayer, cell
+from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, UnsupportedError, hookimpl
+from rnn_backends.authoring import SurveyedLayer, are_exact, cell, check_call, materialized, unreadable, zero_at
 from torch import Tensor
 
 from .. import _torch
@@ -30,6 +30,11 @@ _REASON = "the plan is made from the resets' positions, which a traced graph doe
 @torch.compiler.disable(reason=_REASON)
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
+    check_call("cudnn", weights, x, entry, starts)
+    why = unreadable((x, starts, *entry, *weights))
+    if why is not None:
+        raise UnsupportedError("cudnn", "to run over time with a reset mask here", why, ["vmap"])
+    x, entry = _materialized(x, entry)
     if target.on_cuda(x):
         return layer_on_device(weights, x, entry, starts, every_end)
     T, B = starts.shape
@@ -100,6 +105,9 @@ def _params(w: LayerWeights) -> list[Tensor]:
 @torch.compiler.disable(reason="torch.lstm is one call into a fused kernel, and Dynamo does not trace it")
 def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
     """All layers in one call, without resets and dropout: a :data:`~rnn_backends.contract.StackFunction`."""
+    for w in weights:
+        check_call("cudnn", w, x, state)
+    x, state = _materialized(x, state)
     flat = [v for w in weights for v in _params(w)]
     return kernel.run(flat, x, state, spec.bias, spec.num_layers, spec.bidirectional)
 
@@ -107,10 +115,24 @@ def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) 
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step: a :data:`~rnn_backends.contract.StepFunction`."""
     w = weights
-    if w.w_hr is None:
+    check_call("cudnn", w, x, state)
+    if w.w_hr is None and (torch.compiler.is_compiling() or are_exact((x, *state, *w))):
+        x, state = _materialized(x, state)
         return kernel.step(_params(w), x, state, w.b_ih is not None)
     linear = torch.nn.functional.linear
     return cell(linear(x, w.w_ih, w.b_ih) + linear(state.h, w.w_hh, w.b_hh), state.c, w.w_hr)
+
+
+def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+    """One step with resets: a :data:`~rnn_backends.contract.ActFunction`."""
+    check_call("cudnn", weights, x, state, is_init)
+    return step(weights, x, zero_at(state, is_init))
+
+
+def _materialized(x: Tensor, state: State) -> tuple[Tensor, State]:
+    if torch.compiler.is_compiling():
+        return x, state
+    return materialized(x), State(*map(materialized, state))
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -124,4 +146,4 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 def lstm_backend() -> LSTMBackend:
     """Resets by flush steps, dense rows and stacks by torch's own call."""
     ends, last = (SurveyedLayer(partial(layer, every_end=every_end), survey) for every_end in (True, False))
-    return LSTMBackend("cudnn", ends, rejects, step=step, stack=stack, layer_last=last)
+    return LSTMBackend("cudnn", ends, rejects, step=step, act=act, stack=stack, layer_last=last)
