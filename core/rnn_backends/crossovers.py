@@ -1,18 +1,16 @@
-"""What was measured: the table that comes with the package, and this machine's own, which goes before it.
+"""Measured times: the shipped table, overridden by this machine's own.
 
-Times of every backend over a grid of cells (hidden size, mode, resets, rows, steps), one table a kind of device.
-``rnn-backends tune`` makes them; ``choose.py`` decides by them. A file that cannot be used is said once and left out.
+Times of every backend over a grid of cases (hidden size, mode, resets, rows, steps), one table for each kind of device.
+``rnn-backends tune`` writes them; ``choose.py`` decides by them. An unusable file is reported once and ignored.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import warnings
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -27,13 +25,19 @@ FORMAT = 1
 """Raised when the meaning of a file changes; files of another format are not read."""
 SHIPPED = Path(__file__).with_name("crossovers.json")
 MODES = ("train", "forward", "step")
+LARGEST_FILE = 4 << 20
+"""Bytes: a table takes about 10 kB; a larger file is none."""
+LARGEST_SIZE = 2**31
+SHORTEST, LONGEST = 1e-9, 1e6
+"""Seconds between which a measured time must lie."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """One measured case: ``hidden`` size, ``mode`` (one of ``MODES``), share of ``resets`` (or ``"once"`` a row).
 
-    ``batch``, ``time`` and ``features`` are B, T and I; ``seconds`` a call, by the backend's name.
+    ``batch``, ``time`` and ``features`` are B, T and I; ``seconds`` of a call, by the backend's name; ``cell``: which
+    kind of recurrent cell was measured.
     """
 
     hidden: int
@@ -43,20 +47,21 @@ class Cell:
     time: int
     features: int
     seconds: Mapping[str, float]
+    cell: str = "lstm"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Cells of one device, and where they come from.
+    """The measured cases of one device, and their origin.
 
     Attributes:
         device: its type: ``"cpu"``, ``"cuda"``.
         where: ``date``, ``processor``, ``threads`` (empty where they don't count), ``torch`` and ``rnn-backends``
             (versions); ``note`` says what is special about the figures, if anything.
-        cells: what was measured.
+        cells: the measured cases.
         first_call: seconds that the first forward and backward took in a fresh process, by backend.
-        allow_compile: whether ``"auto"`` may take a backend whatever its first call takes.
-        shipped: whether it came with the package.
+        allow_compile: whether ``"auto"`` may choose a backend however long its first call takes.
+        shipped: whether it is the package's.
     """
 
     device: str
@@ -67,7 +72,7 @@ class Table:
     shipped: bool = False
 
     def origin(self) -> str:
-        """Whose table it is, of when and of what, in words."""
+        """The table's owner, date, processor and versions, in words."""
         whose, said = "the shipped table" if self.shipped else "this machine's table", self.where
         threads = f"{said['threads']} thread{'s' * (str(said['threads']) != '1')}" if said["threads"] else ""
         measured_on = [str(said["date"]), str(said["processor"]), threads, f"torch {said['torch']}"]
@@ -78,16 +83,36 @@ class Table:
 def table_for(device: torch.device) -> Table | None:
     """This machine's table for the device, else the shipped one for its type, else ``None``."""
     own = machine_file(device)
-    mine: tuple[Table, ...] = ()
-    if own is not None:
-        with suppress(OSError):  # there is none, which is no error
-            mine = _read(own, own.stat().st_mtime_ns)
-    found = [*mine, *_read(SHIPPED, 0)]
-    return next((table for table in found if table.device == device.type), None)
+    tables = [*(_read_own(own) if own is not None else ()), *_read(SHIPPED, 0)[0]]
+    return next((table for table in tables if table.device == device.type), None)
+
+
+def _read_own(file: Path) -> tuple[Table, ...]:
+    """This machine's tables. Whatever the file is and holds, the worst that it does is one warning."""
+    changed, tables, problem = 0, tuple[Table, ...](), None
+    try:
+        changed = file.stat().st_mtime_ns
+        tables, problem = _read(file, changed)
+    except (FileNotFoundError, NotADirectoryError):
+        return ()  # there is none, which is no error
+    except OSError as error:
+        problem = str(error)
+    if problem is not None and (file, changed) not in _reported:
+        _reported.add((file, changed))
+        warnings.warn(
+            f"the table of measured backends in {file} is not used: {problem[:300]}. "
+            f"Delete it, or measure again with: rnn-backends tune",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return tables
+
+
+_reported: set[tuple[Path, int]] = set()
 
 
 def machine_file(device: torch.device) -> Path | None:
-    """Where this machine's table is kept: one file for each processor or GPU and (on the CPU) number of threads."""
+    """This machine's table, which may not exist: one for each processor or GPU and (on the CPU) number of threads."""
     name = processor(device)
     if name is None:
         return None
@@ -107,7 +132,7 @@ def processor(device: torch.device) -> str | None:
     if device.type != "cpu":
         return None
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -132,56 +157,62 @@ def _version(name: str) -> str:
 
 
 @lru_cache
-def _read(path: Path, changed: int) -> tuple[Table, ...]:
-    """The tables of a file; none, and one warning, if it is broken or (this machine's) of other versions."""
+def _read(path: Path, changed: int) -> tuple[tuple[Table, ...], str | None]:
+    """The tables of a file; none, and the reason, if it is broken or (this machine's) of other versions."""
     try:
+        if not path.is_file():  # reading a pipe could wait for ever
+            return (), "it is no file"
+        if path.stat().st_size > LARGEST_FILE:
+            return (), f"it has more than {LARGEST_FILE >> 20} MiB"
         tables = parse(path.read_text(encoding="utf-8"), shipped=path == SHIPPED)
-        for table in tables:
-            made = {name: table.where[name] for name in versions()}
-            if not table.shipped and made != versions():
-                raise ValueError("it was measured with " + " and ".join(f"{k} {v}" for k, v in made.items()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
-        warnings.warn(
-            f"the table of measured backends in {path} is not used: {why}. "
-            f"Delete it, or measure again with: rnn-backends tune",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return ()
-    return tables
+    except (OSError, ValueError) as error:
+        return (), str(error)
+    except Exception as error:  # whatever JSON can hold: nested too deeply, a number too large, another type
+        return (), f"{type(error).__name__}: {error}"
+    for table in tables:
+        measured_with = {name: table.where[name] for name in versions()}
+        if not table.shipped and measured_with != versions():
+            return (), "it was measured with " + " and ".join(f"{k} {v}" for k, v in measured_with.items())
+    return tables, None
 
 
 def parse(text: str, shipped: bool = False) -> tuple[Table, ...]:
-    """The tables of a file's text.
+    """The tables in a file's text.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is not such a file.
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: it is not such a file.
     """
-    said = json.loads(text)
-    if said["format"] != FORMAT:
-        raise ValueError(f"its format is {said['format']!r}, and this rnn-backends reads {FORMAT}")
-    return tuple(_table(entry, shipped) for entry in said["tables"])
+    content = json.loads(text)
+    if content["format"] != FORMAT:
+        raise ValueError(f"its format is {content['format']!r}, and this rnn-backends reads {FORMAT}")
+    return tuple(_table(entry, shipped) for entry in content["tables"])
 
 
-def _table(said: dict[str, Any], shipped: bool) -> Table:
-    cells = tuple(Cell(**cell) for cell in said["cells"])
+def _table(entry: dict[str, Any], shipped: bool) -> Table:
+    cells = tuple(Cell(**cell) for cell in entry["cells"])
     for cell in cells:
         sizes = (cell.hidden, cell.batch, cell.time, cell.features)
-        shares = cell.resets == "once" or 0 <= float(cell.resets) <= 1
-        if cell.mode not in MODES or not shares or not all(isinstance(n, int) and n > 0 for n in sizes):
-            raise ValueError(f"no such cell: {cell.mode!r} at {sizes}, resets {cell.resets!r}")
-    times = [*said["first_call"].values(), *(second for cell in cells for second in cell.seconds.values())]
-    if not all(isinstance(t, (int, float)) and math.isfinite(t) and t > 0 for t in times):
-        raise ValueError("a time in it is not a number above 0")
-    where = {name: str(said["where"][name]) for name in ("date", "processor", "threads", "torch", "rnn-backends")}
-    if "note" in said["where"]:
-        where["note"] = str(said["where"]["note"])
-    return Table(str(said["device"]), where, cells, said["first_call"], said["allow_compile"] is True, shipped)
+        if cell.mode not in MODES or not _is_share(cell.resets) or not all(_is_size(n) for n in sizes):
+            raise ValueError(f"no such case: {cell.mode!r} at {sizes}, resets {cell.resets!r}")
+    times = [*entry["first_call"].values(), *(second for cell in cells for second in cell.seconds.values())]
+    if not all(type(t) in (int, float) and SHORTEST <= t <= LONGEST for t in times):
+        raise ValueError(f"a time in it is not a number of seconds between {SHORTEST:g} and {LONGEST:g}")
+    where = {name: str(entry["where"][name]) for name in ("date", "processor", "threads", "torch", "rnn-backends")}
+    if "note" in entry["where"]:
+        where["note"] = str(entry["where"]["note"])
+    return Table(str(entry["device"]), where, cells, entry["first_call"], entry["allow_compile"] is True, shipped)
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and 0 < value <= LARGEST_SIZE
+
+
+def _is_share(value: object) -> bool:
+    return value == "once" or (isinstance(value, str) and 0 <= float(value) <= 1)
 
 
 def text_of(tables: list[Table]) -> str:
-    """What :func:`parse` reads: one cell a line."""
+    """The text that :func:`parse` reads, one case a line."""
     written = []
     for table in tables:
         about = {name: value for name, value in asdict(table).items() if name not in ("cells", "shipped")}

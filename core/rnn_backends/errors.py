@@ -45,9 +45,10 @@ class UnknownBackendError(RNNBackendsError, ValueError):
     def __init__(self, name: str, installed: Iterable[str], note: str | None = None, also: Iterable[str] = ()) -> None:
         self.name, self.installed, self.note = name, tuple(installed), note
         candidates = {word.lower(): word for word in (*sorted(also), *self.installed)}
-        near = get_close_matches(name.lower(), candidates, n=1, cutoff=0.5)
+        near = get_close_matches(name.lower(), candidates, n=1)
         came = f" ({note})" if note else ""
-        hint = f" Did you mean {candidates[near[0]]!r}?" if near else ""
+        hint = " 'auto' chooses one." if "auto" in also else ""
+        hint = f" Did you mean {candidates[near[0]]!r}?" if near else hint
         super().__init__(
             f"unknown LSTM backend {name!r}{came}: installed are {', '.join(self.installed) or 'none'}.{hint}"
         )

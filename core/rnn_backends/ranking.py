@@ -30,7 +30,8 @@ class Ranking:
     def __init__(self, names: Sequence[str], order: Sequence[str], table: Table | None, spec: LSTMSpec) -> None:
         self._table = table
         self._fixed = [name for name in order if name in names] + [name for name in names if name not in order]
-        self._cells = _nearest(table.cells, spec.hidden_size) if table else []
+        cells = [case for case in table.cells if case.cell == "lstm"] if table else []
+        self._cells = _nearest(cells, spec.hidden_size)
         self._slow = [name for name in self._fixed if self._first_call(name) > PATIENCE]
         measured = [name for name in self._fixed if all(name in cell.seconds for cell in self._cells)]
         self.cost = costs(self._cells, measured)

@@ -216,9 +216,13 @@ def _disabled(known: dict[str, list[EntryPoint]]) -> set[str]:
     asked = (name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(","))
     names = {ALIASES.get(name, name) for name in asked} - {""}
     unknown = sorted(names - set(known))
-    if unknown:
+    if unknown and tuple(unknown) not in _warned:
+        _warned.add(tuple(unknown))
         warnings.warn(f"{DISABLE_VARIABLE} names no installed backend: {unknown}", stacklevel=3)
     return names
+
+
+_warned: set[tuple[str, ...]] = set()
 
 
 _registry = Registry()
