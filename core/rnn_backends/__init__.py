@@ -14,6 +14,7 @@ from .contract import (
     StepFunction,
     Trait,
 )
+from .crossovers import versions
 from .errors import (
     BrokenBackendError,
     ContractError,
@@ -30,6 +31,7 @@ from .module import LSTMModule
 from .net import LSTMNet
 from .registry import Listing, get_backend, list_backends, names, refresh, register, unregister
 
+__version__ = versions()["rnn-backends"]
 __all__ = [
     "CONTRACT_VERSION",
     "LSTM",
@@ -53,6 +55,7 @@ __all__ = [
     "UnknownBackendError",
     "UnsupportedError",
     "Verdict",
+    "__version__",
     "explain",
     "get_backend",
     "hookimpl",

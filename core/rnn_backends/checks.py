@@ -10,6 +10,32 @@ from .contract import LSTMSpec, State
 from .errors import InputError
 
 
+def check_spec(spec: LSTMSpec) -> None:
+    """Check that there can be an LSTM with these options: torch.nn.LSTM's own rules.
+
+    Raises:
+        InputError: the option, its value and the rule.
+    """
+    if not isinstance(spec, LSTMSpec):
+        raise InputError(f"the spec must be an LSTMSpec, got {type(spec).__name__}")
+    for name in ("input_size", "hidden_size", "num_layers"):
+        _check_count(name, getattr(spec, name), 1)
+    _check_count("proj_size", spec.proj_size, 0)
+    if spec.proj_size >= spec.hidden_size:
+        raise InputError(f"proj_size must be smaller than hidden_size={spec.hidden_size}, got {spec.proj_size}")
+    for name in ("bias", "bidirectional"):
+        if not isinstance(getattr(spec, name), bool):
+            raise InputError(f"{name} must be True or False, got {getattr(spec, name)!r}")
+    number = isinstance(spec.dropout, (int, float)) and not isinstance(spec.dropout, bool)
+    if not number or not 0 <= spec.dropout <= 1:
+        raise InputError(f"dropout must be a probability between 0 and 1, got {spec.dropout!r}")
+
+
+def _check_count(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
 def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: tuple[int, ...]) -> None:
     """Check an input against the weights.
 

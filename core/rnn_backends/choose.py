@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .checks import check_spec
 from .contract import LSTMBackend, LSTMSpec, Trait
 from .crossovers import table_for
 from .errors import BrokenBackendError, InputError, UnsupportedError
@@ -123,7 +124,11 @@ def explain(
         spec: the LSTM's options, ``LSTMSpec(input_size, hidden_size, ...)`` or ``lstm.spec``.
         device: default: torch's default device.
         dtype: default: torch's default dtype.
+
+    Raises:
+        InputError: there is no LSTM with these options.
     """
+    check_spec(spec)
     device = torch.get_default_device() if device is None else torch.device(device)
     dtype = dtype or torch.get_default_dtype()
     reasons = {row.name: row.reason for row in list_backends(load=True)}

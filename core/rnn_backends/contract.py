@@ -15,6 +15,8 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+from .errors import ContractError
+
 CONTRACT_VERSION = 1
 """The version a plugin names in its module-level ``contract_version``."""
 
@@ -161,6 +163,9 @@ class LSTMBackend:
             the backend cannot run after all, or ``None``. Called once for each spec, device and dtype, and only for
             the backend that was chosen; ``"auto"`` goes on to the next one if there is a reason. The functions above
             must not rely on it: an LSTM that was unpickled in another process calls them directly.
+
+    Raises:
+        ContractError: the name is no string or empty, a function is not callable, or a trait is no :class:`Trait`.
     """
 
     name: str
@@ -172,6 +177,24 @@ class LSTMBackend:
     layer_last: Optional[LayerFunction] = None
     act: Optional[ActFunction] = None
     prepare: Callable[[LSTMSpec, torch.device, torch.dtype], Optional[str]] = needs_no_preparation
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise ContractError(f"an LSTMBackend's name must be a string that is not empty, got {self.name!r}")
+        for field_name in ("layer", "rejects", "prepare"):
+            self._check_callable(field_name)
+        for field_name in ("step", "stack", "layer_last", "act"):
+            if getattr(self, field_name) is not None:
+                self._check_callable(field_name)
+        traits: object = self.traits
+        if not isinstance(traits, (set, frozenset)) or not all(isinstance(trait, Trait) for trait in traits):
+            raise ContractError(f"LSTMBackend {self.name!r}: traits must be a set of Trait, got {traits!r}")
+        object.__setattr__(self, "traits", frozenset(traits))
+
+    def _check_callable(self, field_name: str) -> None:
+        value = getattr(self, field_name)
+        if not callable(value):
+            raise ContractError(f"LSTMBackend {self.name!r}: {field_name} must be a function, got {value!r}")
 
     def __deepcopy__(self, memo: dict[int, object]) -> "LSTMBackend":
         return self  # a value: modules that are copied go on using the same functions

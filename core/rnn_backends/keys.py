@@ -46,6 +46,33 @@ def write_keys(out_key: NestedKey | None, out_keys: Sequence[NestedKey] | None) 
     return keys
 
 
+def check_keys(read: Sequence[NestedKey], written: Sequence[NestedKey]) -> None:
+    """Check that a TensorDict can hold all these entries at once, and that no result replaces the reset mask.
+
+    A result may replace the value or a hidden state that was read: ``out_key="x"`` with ``in_key="x"`` is allowed.
+
+    Args:
+        read: the keys of the value, ``h``, ``c`` and the reset mask.
+        written: the keys of the output, ``h`` and ``c``.
+
+    Raises:
+        InputError: the two keys that collide.
+    """
+    *values, reset = read
+    if reset in values:
+        raise InputError(f"the reset mask and another input have the same key {reset!r}")
+    if reset in written:
+        raise InputError(f"an output key is {reset!r}, the reset mask's: the output would replace the mask")
+    paths = {key if isinstance(key, tuple) else (key,) for key in (*read, *written)}
+    for path in paths:
+        for length in range(1, len(path)):
+            if path[:length] in paths:
+                short = path[0] if length == 1 else path[:length]
+                raise InputError(
+                    f"the keys {short!r} and {path!r} collide: {short!r} cannot be a tensor and hold another"
+                )
+
+
 def _one_of(
     side: str, key: NestedKey | None, keys: Sequence[NestedKey] | None, hidden: tuple[NestedKey, ...]
 ) -> list[NestedKey]:

@@ -54,6 +54,8 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], lstm: LSTM) -> Inputs:
         )
     _check_shape(keys[0], x, (*batch, spec.input_size), "[*batch, input_size]")
     _check_like(keys[0], x, weight, lstm)
+    if not isinstance(is_init, Tensor):
+        raise InputError(f"{keys[3]!r} must be a bool tensor, got {type(is_init).__name__}")
     if is_init.dtype != torch.bool:
         raise InputError(f"{keys[3]!r} must be bool, got {is_init.dtype}: use .bool() if 1 means a start")
     if is_init.device != weight.device:
@@ -138,6 +140,8 @@ def _check_memory(inputs: Inputs) -> None:
 
 
 def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:
+    if not isinstance(value, Tensor):
+        raise InputError(f"{key!r} must be a tensor, got {type(value).__name__}")
     check_dense(repr(key), value)
     if value.shape != shape:
         raise InputError(f"{key!r} must have shape {words} = {shape}, got {tuple(value.shape)}")

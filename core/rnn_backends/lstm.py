@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +68,13 @@ class LSTM(nn.RNNBase):
 
     weight_ih_l0: Tensor
 
+    if TYPE_CHECKING:  # nn.Module's __call__ returns Any
+
+        def __call__(
+            self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None
+        ) -> tuple[Tensor, States]:
+            """Run over time: see :meth:`forward`."""
+
     def __init__(
         self,
         input_size: int,
@@ -108,8 +115,7 @@ class LSTM(nn.RNNBase):
         """
         if isinstance(lstm, LSTM):
             return lstm if lstm_backend is None else lstm.with_backend(lstm_backend)
-        if getattr(lstm, "mode", None) != "LSTM" or not isinstance(lstm, nn.RNNBase):
-            raise InputError(f"lstm must be a torch.nn.LSTM or rnn_backends.LSTM, got {type(lstm).__name__}")
+        check_is_lstm(lstm)
         if parametrize.is_parametrized(lstm):
             raise InputError("lstm is parametrized: wrap it first and parametrize the rnn_backends.LSTM")
         new = cls.__new__(cls)
@@ -458,6 +464,12 @@ def _survey_of(backend: LSTMBackend, every_end: bool) -> SurveyFunction | None:
     if isinstance(layer, SurveyedLayer) and isinstance(forward, SurveyedLayer) and layer.survey is forward.survey:
         return layer.survey
     return None
+
+
+def check_is_lstm(value: object) -> None:
+    """Raise :class:`InputError` if this is no LSTM: neither torch.nn's nor one that derives from it, nor ours."""
+    if not isinstance(value, nn.RNNBase) or value.mode != "LSTM":
+        raise InputError(f"lstm must be a torch.nn.LSTM or rnn_backends.LSTM, got {type(value).__name__}")
 
 
 def _spec_of(lstm: nn.RNNBase) -> LSTMSpec:

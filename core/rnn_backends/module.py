@@ -16,8 +16,8 @@ from ._torch import all_out_keys
 from .choose import resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
-from .keys import HIDDEN_IN, HIDDEN_OUT, read_keys, write_keys
-from .lstm import LSTM, as_dtype
+from .keys import HIDDEN_IN, HIDDEN_OUT, check_keys, read_keys, write_keys
+from .lstm import LSTM, as_dtype, check_is_lstm
 from .mode import Mode, as_mode, recurrent_mode
 
 if TYPE_CHECKING:
@@ -112,6 +112,7 @@ class LSTMModule(TensorDictModuleBase):
         super().__init__()
         self.in_keys = read_keys(in_key, in_keys, is_init_key)
         self.out_keys = self._written_keys = write_keys(out_key, out_keys)
+        check_keys(self.in_keys, self.out_keys)
         self._recurrent_mode = as_mode(default_recurrent_mode)
         self.hidden_output = hidden_output
         lstm_backend = _requested(lstm_backend, python_based)
@@ -319,6 +320,7 @@ def _requested(lstm_backend: str | LSTMBackend | None, python_based: bool) -> st
 
 
 def _check_wrapped(lstm: nn.RNNBase, unused: dict[str, Any], device: torch.device | str | None) -> None:
+    check_is_lstm(lstm)
     given = [name for name, value in unused.items() if value]
     if given:
         raise InputError(f"give lstm= or {', '.join(given)}, not both: an LSTM that is wrapped has its own options")

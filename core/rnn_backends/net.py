@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,13 @@ class LSTMNet(nn.Module):
         >>> y.shape
         torch.Size([7, 10])
     """
+
+    if TYPE_CHECKING:  # nn.Module's __call__ returns Any
+
+        def __call__(
+            self, input: Tensor, hidden0_in: Tensor | None = None, hidden1_in: Tensor | None = None
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+            """Embed one step or many: see :meth:`forward`."""
 
     def __init__(
         self,

@@ -13,14 +13,15 @@ CORE = Path(rnn_backends.__file__).parent
 ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 # From the bottom up, as docs/architecture.md draws it: a module may import those in lower layers only.
 LAYERS = (
-    {"contract", "errors", "_torch", "paths"},
+    {"errors", "_torch", "paths"},
+    {"contract"},
     {"hooks", "transforms"},
-    {"prepare"},
+    {"prepare", "checks"},
     {"registry", "crossovers"},
     {"ranking"},
     {"choose"},
     {"resets", "unroll", "plain"},
-    {"stack", "checks", "operators"},
+    {"stack", "operators"},
     {"lstm", "scripting", "authoring"},
     {"layout", "keys", "mode", "mlp"},
     {"module", "net"},

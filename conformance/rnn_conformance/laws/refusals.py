@@ -205,7 +205,7 @@ def wrong_tensors_are_refused(trial: Trial) -> None:
         "no step": (lambda: lstm(x[:0]), "time step"),
         "another dtype": (lambda: lstm(x.float()), "float32"),
         "h for one row": (lambda: lstm(x, (h[:, :1], c[:, :1])), "h_0"),
-        "h alone": (lambda: lstm(x, (h,)), "pair"),
+        "h alone": (lambda: lstm(x, (h,)), "pair"),  # type: ignore[arg-type]
         "a reset mask of numbers": (lambda: lstm(x, is_init=is_init.float()), "bool"),
         "a reset mask of another length": (lambda: lstm(x, is_init=is_init[:-1]), "is_init"),
         "a reset mask with batch first": (lambda: lstm(x, is_init=is_init.T), "is_init"),
