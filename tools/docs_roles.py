@@ -29,8 +29,36 @@ def with_links(text: str) -> str:
     return ROLE.sub(link, text)
 
 
+def _own(parent: griffe.Module) -> list[griffe.Object]:
+    """The members that are defined there, not imported."""
+    return [member for member in parent.members.values() if not member.is_alias]
+
+
+def _as_function(attribute: griffe.Attribute, method: griffe.Function) -> griffe.Function:
+    parameters = griffe.Parameters(*(parameter for parameter in method.parameters if parameter.name != "self"))
+    return griffe.Function(
+        attribute.name,
+        parameters=parameters,
+        returns=method.returns,
+        docstring=method.docstring,
+        parent=attribute.parent,
+    )
+
+
 class Roles(griffe.Extension):
-    """Rewrites the docstrings of every loaded object."""
+    """Rewrites the docstrings of every loaded object, and shows functions that are bound methods as functions."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Where a module says `names = _registry.names`, document the method under the module's name for it."""
+        for module in _own(pkg):
+            if not module.is_module:
+                continue
+            known = {member.name: member for member in _own(module)}
+            for attribute in [member for member in known.values() if member.is_attribute]:
+                owner, _dot, method = str(attribute.value or "").partition(".")
+                kind = str(known[owner].value).removesuffix("()") if owner in known and method else ""
+                if kind in known and method in known[kind].members:
+                    module.set_member(attribute.name, _as_function(attribute, known[kind].members[method]))
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite one docstring, as soon as griffe has read the object."""

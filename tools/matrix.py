@@ -56,7 +56,8 @@ class Row:
     @property
     def name(self) -> str:
         """For `--only` and for the folder."""
-        return f"py{self.python}-torch{self.torch}-tensordict{self.tensordict}-torchrl{self.torchrl or '0'}"
+        torchrl = f"torchrl{self.torchrl}" if self.torchrl else "alone"
+        return f"py{self.python}-torch{self.torch}-tensordict{self.tensordict}-{torchrl}"
 
 
 def rows() -> Iterator[Row]:
@@ -102,7 +103,7 @@ def install(python: Path, what: str, *arguments: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise Skipped(f"{what} cannot be installed: {said[-1] if said else 'pip says nothing'}")
+        raise Skipped(f"{what} cannot be installed: {said[0] if said else 'pip says nothing'}")
 
 
 def run(python: Path, torchrl: bool, arguments: list[str]) -> str:

@@ -114,8 +114,9 @@ Backward = Callable[[Arguments, Run, Needs], Sequence[Tensor | None]]
 class Kernel(NamedTuple):
     """A backend's hand-written layer.
 
-    Args:
-        forward, backward: what it does; they are given tensors with memory, of sizes that fit.
+    Attributes:
+        forward: the forward pass, over tensors with memory, of sizes that fit.
+        backward: the backward pass, over the same.
         gates_of: the gates' shape behind ``[T, B]``, from ``H`` and the dtype.
         devices: the types of device that it runs on.
     """

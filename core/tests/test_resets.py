@@ -3,7 +3,7 @@
 import pytest
 import torch
 from rnn_backends import LSTM, State
-from rnn_backends.resets import at_ends, ends_of, first_steps, starts_of
+from rnn_backends.resets import at_ends, ends_of, entry_from_hx, first_steps, starts_of
 from torch.testing import assert_close
 
 PATTERNS = [(), (0,), (5,), (2, 3, 4), (0, 1, 2, 3, 4, 5), (0, 3)]
@@ -95,3 +95,11 @@ def test_gradients_stop_at_a_reset(eager_backend, mask):
     assert x.grad[3:].all()
     assert not h0.grad.any()
     assert not c0.grad.any()
+
+
+def test_the_entry_of_one_step_has_time_first():
+    """Also where there are several rows: ``[1, B, N]`` and not ``[B, 1, N]``."""
+    h0 = torch.randn(3, 2)
+    entry = entry_from_hx(h0, 1, torch.tensor([[False, True, False]]))
+    assert_close(entry, torch.stack([h0[0], torch.zeros(2), h0[2]]).unsqueeze(0), rtol=0, atol=0)
+    assert_close(entry, entry_from_hx(h0, 2, torch.tensor([[False, True, False]] * 2))[:1], rtol=0, atol=0)
