@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint docs matrix mutants dist format browser clean
+.PHONY: help setup check test lint sanitize docs matrix mutants dist format browser clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -48,6 +48,11 @@ mutants: $(READY) ## mutation testing of core's smallest files, an hour; FILES="
 
 dist: $(READY) ## wheel and source distribution, into dist/; the wheel is installed into a fresh environment and imported
 	@rm -rf dist && $(BIN)/python -m build --quiet . && $(BIN)/python tools/try_wheel.py dist
+
+# CASES: how many.
+CASES ?= 400
+sanitize: $(READY) ## the C++ kernel under AddressSanitizer and UBSan over CASES random cases, a minute or two
+	@$(BIN)/python plugins/tests/sanitize.py --cases $(CASES)
 
 format: $(READY) ## let ruff fix and format the sources
 	@$(BIN)/ruff check --fix .

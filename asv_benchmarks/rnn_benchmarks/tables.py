@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from rich import box
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from .groups import Row
 from .timing import Spread
@@ -30,7 +30,7 @@ def ratio_text(value: Spread | None) -> str:
 
 def rows_table(rows: Iterable[Row], title: str | None = None) -> Table:
     """One row a contestant, a rule between two groups."""
-    table = Table(box=box.SIMPLE_HEAD, title=title and escape(title), title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
     for column in ("shape", "resets", "who"):
         table.add_column(column, no_wrap=True)
     for column in ("median", "quartiles", "calls", "ratio", "quartiles"):
@@ -47,15 +47,15 @@ def rows_table(rows: Iterable[Row], title: str | None = None) -> Table:
     return table
 
 
-def _cells(row: Row) -> list[str]:
-    note = escape(row.note)
+def _cells(row: Row) -> list[str | Text]:
+    note, label = Text(row.note), Text(row.label)
     if row.seconds is None:
-        return [escape(row.label), *["-"] * 6, f"[yellow]{note}[/]"]
+        return [label, *["-"] * 6, Text(row.note, "yellow")]
     time, over = row.seconds, row.over
     between = f"{seconds(time.low)} .. {seconds(time.high)}" if time.samples > 1 else "-"
     spread = f"{over.low:.2f} .. {over.high:.2f}" if over and over.samples > 1 and row.label != row.base else "-"
-    shown = [escape(row.label), seconds(time.median), between, str(time.samples)]
-    return [*shown, f"[bold]{ratio_text(over)}[/]", spread, escape(row.base), note]
+    shown: list[str | Text] = [label, seconds(time.median), between, str(time.samples)]
+    return [*shown, Text(ratio_text(over), "bold"), spread, Text(row.base), note]
 
 
 def pivot(
@@ -72,10 +72,10 @@ def pivot(
 
 def pivot_table(corner: str, heads: list[str], lines: list[list[str]], title: str) -> Table:
     """The same on the terminal."""
-    table = Table(box=box.SIMPLE_HEAD, title=escape(title), title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
     table.add_column(corner, no_wrap=True)
     for head in heads:
-        table.add_column(escape(head), justify="right")
+        table.add_column(Text(head), justify="right")
     for line in lines:
-        table.add_row(*map(escape, line))
+        table.add_row(*map(Text, line))
     return table

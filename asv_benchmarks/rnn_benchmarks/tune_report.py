@@ -27,7 +27,7 @@ WORST = 5
 def bar(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
     """``tick(what is done now)`` and ``done()`` for a step; on a terminal only, and gone afterwards."""
     to = console(stderr=True)
-    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as shown:
         task = shown.add_task("", total=total)
         yield lambda told: shown.update(task, description=told), lambda: shown.advance(task)

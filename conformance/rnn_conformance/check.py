@@ -17,7 +17,7 @@ from rnn_backends import LSTMBackend, get_backend
 
 from .laws.catalogue import LAWS, select
 from .report.model import Header, LawInfo, Report
-from .rollouts.recorded import rollouts
+from .rollouts.recorded import ENVIRONMENTS, rollouts
 from .suite.case import Case
 from .suite.inputs import Rollout
 from .suite.names import exact
@@ -109,12 +109,22 @@ def replay(backend: str | LSTMBackend, law: str, token: str, device: str = "cpu"
         ValueError: the law is unknown, or the token is not understood.
     """
     value = get_backend(backend) if isinstance(backend, str) else backend
-    found = LAWS[exact(law, LAWS, "law")]
+    case, rollout = case_of(law, token)
+    return run_case(LAWS[law], value, case, device, token, rollout)
+
+
+def case_of(law: str, token: str) -> tuple[Case, Rollout | None]:
+    """The case of a token, and the recorded rollout that it names, if it does.
+
+    Raises:
+        ValueError: the law is unknown, or the token is not understood, impossible or not one that the law can have.
+    """
+    exact(law, LAWS, "law")
     name, recorded, rest = token.partition(":")
     if not recorded:
-        return run_case(found, value, _drawn_case(law, token), device, token, None)
+        return _drawn_case(law, token), None
     rollout = _rollout(name)
-    return run_case(found, value, _recorded_case(law, rest, **rollout.sizes_and_resets), device, token, rollout)
+    return _recorded_case(law, rest, **rollout.sizes_and_resets), rollout
 
 
 def _rollout(name: str) -> Rollout:
@@ -138,8 +148,10 @@ def _recorded_case(law: str, token: str, **known: Any) -> Case:
 
 def check_token(law: str, token: str) -> None:
     """Raise ValueError unless the token is one that the law can have."""
-    _, recorded, rest = token.partition(":")
+    name, recorded, rest = token.partition(":")
     if recorded:
+        if name not in ENVIRONMENTS:
+            raise ValueError(f"there is no rollout {name!r}; there are {', '.join(ENVIRONMENTS)}")
         _recorded_case(law, rest, T=1, B=1, I=1, resets=0)
     else:
         _drawn_case(law, token)

@@ -22,6 +22,7 @@ from dataclasses import MISSING, dataclass, fields
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import torch
 from rnn_backends import LSTMBackend
 
 from .check import changed, check_token, replay
@@ -96,9 +97,17 @@ def _waiver(row: object, today: date) -> Waiver:
             raise WaiverError(f"{name} = {value!r} is not {'a date like 2027-03-01' if day else 'a text'}")
     waiver = Waiver(**row)
     check_token(exact(waiver.law, LAWS, "law"), waiver.token)
+    _check_device(waiver.device)
     if waiver.expires < today:
         raise WaiverError(f"{waiver.law} for {waiver.backend} expired on {waiver.expires}: fix it, or decide anew")
     return waiver
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise WaiverError(f"device = {name!r}: {str(error).splitlines()[0]}") from None
 
 
 def apply(

@@ -122,7 +122,7 @@ def measure(groups: list[Group], to: Console, device: str = "cpu", **options: An
     from rnn_benchmarks.groups import Figures, run, where
 
     figures = Figures(where(device))
-    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as bar:
         task = bar.add_task("", total=len(groups))
         for group in groups:

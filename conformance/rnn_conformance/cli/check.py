@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..suite.verdict import PROFILE_NAMES
-from .options import Examples, device_called, refusals, writable
+from .options import Examples, device_called, refusals, writable, writable_folder
 
 if TYPE_CHECKING:
     from ..report.model import Results
@@ -74,6 +74,7 @@ def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     "--script",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
+    callback=writable_folder,
     metavar="DIR",
     help="Write a program for each failure that shows it.",
 )
@@ -96,7 +97,7 @@ def check_command(
     """
     from rnn_backends import UnknownBackendError
 
-    from ..report.terminal import console
+    from ..report.terminal import console, plain
     from ..suite.names import UnknownNameError
     from .check_run import CheckRun, Options
 
@@ -108,8 +109,9 @@ def check_command(
     if folder is not None:
         from ..report.script import write_scripts
 
-        for path in write_scripts(results, folder):
-            to.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        with refusals((OSError, "--script")):
+            for path in write_scripts(results, folder):
+                to.print(plain(f"wrote {path}"), soft_wrap=True)
     ctx.exit(results.status)
 
 
@@ -122,13 +124,14 @@ def _waivers(file: Path | None) -> list[Waiver]:
 
 def _write(results: Results, json_file: Path | None, html_file: Path | None) -> None:
     """Write the files, whole or not at all: a report that was cut off would be worth nothing."""
+    from rnn_backends.paths import write_whole
+
     from ..report.html import page
     from ..report.model import Results
 
-    for path, make in ((json_file, Results.to_json), (html_file, page)):
+    for option, path, make in (("--json", json_file, Results.to_json), ("--html", html_file, page)):
         if path is not None and str(path) == "-":
             click.echo(make(results), nl=False)
         elif path is not None:
-            part = path.with_name(path.name + ".part")
-            part.write_text(make(results), encoding="utf-8")
-            part.replace(path)
+            with refusals((OSError, option)):
+                write_whole(path, make(results))

@@ -12,7 +12,7 @@ from rnn_backends import BrokenBackendError, LSTMBackend, get_backend, names
 from ..check import about, changed, check_backend, fresh_seed, quiet_single_thread, recordings, similar_defect
 from ..laws.catalogue import select
 from ..report.model import BackendRun, Report, Results
-from ..report.terminal import print_results
+from ..report.terminal import console, plain, print_results
 from ..rollouts.timing import HIDDEN_SIZE, time_ratio
 from ..suite.device import absent
 from ..suite.inputs import Rollout
@@ -68,9 +68,9 @@ class CheckRun:
     def run(self) -> Results:
         """Run, print, and return what was found."""
         started = time.perf_counter()
-        self._console.print("rollouts: " + "; ".join(_describe(r) for r in recordings()), highlight=False)
-        self._console.print(f"          {recordings()[0].source}", highlight=False)
-        with quiet_single_thread(), RunProgress(len(self._planned), Console(stderr=True)) as progress:
+        self._console.print(plain("rollouts: " + "; ".join(_describe(r) for r in recordings())))
+        self._console.print(plain(f"          {recordings()[0].source}"))
+        with quiet_single_thread(), RunProgress(len(self._planned), console(stderr=True)) as progress:
             self._run_all(progress)
         results = self._results(time.perf_counter() - started)
         print_results(results, self._console, _timed_on(recordings()[0]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import Examples, refusals
+from .options import Examples, refusals, writable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,7 +41,12 @@ Exit status:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Keep each defect's result in this file, and skip the defects that are in it.",
 )
-@click.option("--write", type=click.Path(dir_okay=False, path_type=Path), help="Write the page of all results here.")
+@click.option(
+    "--write",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=writable,
+    help="Write the page of all results here.",
+)
 @click.option("--date", help="The page's date. Default: today.")
 @click.pass_context
 def defects_command(ctx: click.Context, name: str | None, subject: str | None, **options: Any) -> None:
@@ -66,7 +71,9 @@ def defects_command(ctx: click.Context, name: str | None, subject: str | None, *
     if options["write"]:
         day = options["date"] or date.today().isoformat()
         run = Run(day, _commit(), options["profile"], f"1 to {options['seeds']}", options["drawn_only"])
-        options["write"].write_text(page(rows, run))
+        from rnn_backends.paths import write_whole
+
+        write_whole(options["write"], page(rows, run))
     ctx.exit(1 if surviving else 0)
 
 
@@ -109,7 +116,7 @@ def _each(what: str, names: Iterable[str], run: Callable[[str], Any]) -> dict[st
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    label, law = TextColumn(what), TextColumn("{task.description}")
+    label, law = TextColumn(what, markup=False), TextColumn("{task.description}", markup=False)
     columns = (label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), law)
     results = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:

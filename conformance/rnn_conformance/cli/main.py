@@ -58,7 +58,7 @@ def list_command(names_only: bool, as_json: bool) -> None:
 
     if names_only:
         rows: list[Any] = list(names())
-        click.echo(json.dumps(rows) if as_json else "\n".join(rows))
+        click.echo(json.dumps(rows) if as_json else "\n".join(name.replace("\n", "\\n") for name in rows))
         return
     from ..report.terminal import console, listings_table, state_of
 

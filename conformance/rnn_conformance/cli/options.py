@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,6 +60,32 @@ def device_named(name: str) -> torch.device:
 
 def writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """A file that can be written at the end of a long run: found out at its beginning."""
-    if value is not None and str(value) != "-" and not value.resolve().parent.is_dir():
+    if value is None or str(value) == "-":
+        return value
+    target = value.resolve()
+    if not target.parent.is_dir():
         raise click.BadParameter(f"there is no folder {value.parent}")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise click.BadParameter(f"{value} cannot be written")
+    if not target.exists() or target.is_file():  # not a device: that is written to as it is
+        _try_folder(target.parent)
     return value
+
+
+def writable_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """A folder in which files can be written at the end; it need not be there yet."""
+    if value is not None:
+        target = value.resolve()
+        there = next(path for path in (target, *target.parents) if path.exists())
+        if not there.is_dir():
+            raise click.BadParameter(f"{there} is no folder")
+        _try_folder(there)
+    return value
+
+
+def _try_folder(folder: Path) -> None:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(1 << 16))
+    except OSError as error:
+        raise click.BadParameter(f"nothing can be written in {folder}: {error.strerror}") from None

@@ -7,6 +7,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..report.terminal import printable
+
 
 class RunProgress:
     """A context manager around the run of all backends.
@@ -19,11 +21,11 @@ class RunProgress:
     def __init__(self, backends: int, console: Console) -> None:
         self._console, self._backends, self._begun = console, backends, 0
         self._bar = Progress(
-            TextColumn("[bold]{task.fields[backend]}"),
+            TextColumn("{task.fields[backend]}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -40,10 +42,10 @@ class RunProgress:
     def backend(self, name: str) -> None:
         """The next backend begins."""
         self._begun += 1
-        label = f"{name} ({self._begun} of {self._backends})"
+        label = printable(f"{name} ({self._begun} of {self._backends})", line=True)
         self._bar.reset(self._task, total=None, description="", backend=label)
         if not self._console.is_terminal:
-            self._console.print(f"checking {label} ...", highlight=False)
+            self._console.print(f"checking {label} ...", highlight=False, markup=False, emoji=False)
 
     def law(self, law: str, done: int, total: int) -> None:
         """``done`` of the backend's ``total`` laws are finished and ``law`` begins."""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from .options import Examples, device_named, refusals
+from .options import Examples, device_named, refusals, refuse
+
+if TYPE_CHECKING:
+    from ..report.model import Results
 
 REPLAY_EXAMPLES = """\
 Examples:
@@ -34,7 +38,7 @@ def replay_command(ctx: click.Context, token: str, law: str, backend: str, devic
 
     from ..check import about, quiet_single_thread, replay
     from ..laws.catalogue import LAWS
-    from ..report.terminal import error
+    from ..report.terminal import error, printable
     from ..suite.names import UnknownNameError, exact
 
     kinds = ((UnknownBackendError, "--backend"), (BrokenBackendError, "--backend"), (UnknownNameError, "--law"))
@@ -47,10 +51,10 @@ def replay_command(ctx: click.Context, token: str, law: str, backend: str, devic
             click.echo(program(value.name, law, token, place), nl=False)
             return
         result = replay(value, law, token, place)
-    click.echo(f"{result.label}  {result.backend}: {law}")
+    click.echo(printable(f"{result.label}  {result.backend}: {law}", line=True))
     click.echo(f"  law     {about(law).sentence}")
     if result.message:
-        click.echo(f"  {'why    ' if result.ok else 'found  '} {result.message}")
+        click.echo(printable(f"  {'why    ' if result.ok else 'found  '} {result.message}"))
     if result.worst_error_ratio is not None:
         click.echo(f"  error   {error(result.worst_error_ratio)}")
     ctx.exit(0 if result.ok else 1)
@@ -61,6 +65,7 @@ Examples:
   rnn-backends check --json old.jsonl --seed 1
   rnn-backends check --json new.jsonl --seed 1
   rnn-backends diff old.jsonl new.jsonl
+  rnn-backends diff new.jsonl --backend cudnn --backend cpp        two backends of one report
 
 Exit status:
   0 nothing is worse   1 something is, or a new law fails   2 bad usage   3 a report is incomplete or no report
@@ -70,32 +75,51 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 @click.command("diff", cls=Examples, epilog=DIFF_EXAMPLES)
 @click.argument("old", type=FILE)
-@click.argument("new", type=FILE)
+@click.argument("new", type=FILE, required=False)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    help="Only this backend; given twice: the first of OLD against the second of NEW (or of OLD, if that is all).",
+)
 @click.pass_context
-def diff_command(ctx: click.Context, old: Path, new: Path) -> None:
-    """Say what changed between two reports that `check --json` wrote: worse, gone, new, better."""
-    from ..report.diff import KINDS, changes
-    from ..report.model import ReportError, Results
+def diff_command(ctx: click.Context, old: Path, new: Path | None, backends: tuple[str, ...]) -> None:
+    """Say what changed between two reports of `check --json`, or between two backends: worse, gone, new, better."""
+    from ..report.diff import KINDS, changes, only
+    from ..report.terminal import printable
 
-    reports = []
-    for path in (old, new):
-        try:
-            reports.append(Results.from_json(path.read_text(encoding="utf-8")))
-        except (ReportError, UnicodeDecodeError) as error:
-            click.echo(f"{path}: {error}", err=True)
-            ctx.exit(3)
-    before, after = reports
+    if len(backends) > 2 or (new is None and len(backends) < 2):
+        refuse("--backend", "one report needs two of them" if new is None else "two at the most")
+    before = _read(ctx, old)
+    after = before if new is None else _read(ctx, new)
+    if backends:
+        with refusals((ValueError, "--backend")):
+            before, after = only(before, backends[0]), only(after, backends[-1])
     if before.profile != after.profile:
-        click.echo(f"note: the profiles differ: {before.profile}, {after.profile}")
+        click.echo(printable(f"note: the profiles differ: {before.profile}, {after.profile}", line=True))
     for name in sorted({*before.versions, *after.versions}):
         if before.versions.get(name) != after.versions.get(name):
-            click.echo(f"note: {name} {before.versions.get(name, 'absent')} -> {after.versions.get(name, 'absent')}")
-    found = changes(before, after)
+            sides = f"{before.versions.get(name, 'absent')} -> {after.versions.get(name, 'absent')}"
+            click.echo(printable(f"note: {name} {sides}", line=True))
+    found = changes(before, after, paired=len(backends) == 2)
     for change in found:
-        click.echo(str(change))
+        click.echo(printable(str(change), line=True))
         if change.bad and change.message:
-            click.echo(f"        {change.message}")
+            click.echo(printable(f"        {change.message}"))
     counts = {kind: sum(change.kind == kind for change in found) for kind in KINDS}
     same = sum(len(run.results) for run in after.runs) - len(found) + counts["gone"]
     click.echo(", ".join(f"{count} {kind}" for kind, count in (*counts.items(), ("the same", same))))
     ctx.exit(1 if any(change.bad for change in found) else 0)
+
+
+def _read(ctx: click.Context, path: Path) -> Results:
+    """A report, or exit status 3 and the reason."""
+    from ..report.model import ReportError, Results
+    from ..report.terminal import printable
+
+    try:
+        return Results.from_json(path.read_text(encoding="utf-8"))
+    except (ReportError, UnicodeDecodeError, OSError) as error:
+        click.echo(printable(f"{path}: {error}"), err=True)
+        ctx.exit(3)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from rnn_backends.paths import write_whole
+
 from ..suite.law import Law
 from .catalogue import LAWS, SUBJECTS
 
@@ -67,7 +69,7 @@ def main() -> None:
     elif "--check" in sys.argv[1:]:
         raise SystemExit(f"{PAGE.name} is out of date: run python -m rnn_conformance.laws.page")
     else:
-        PAGE.write_text(new, encoding="utf-8")
+        write_whole(PAGE, new)
         print(f"wrote {PAGE.name}: {len(LAWS)} laws")
 
 

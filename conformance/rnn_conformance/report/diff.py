@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..suite.verdict import GLYPHS, LawResult
-from .model import Results
+from .model import BackendRun, Results
 
 RANKS = ("silently_wrong", "failed", "crashed", "waived", "declined", "under_claimed", "passed")
 """Worst first. Unlike in a report, a capability that works unclaimed is better than one that is declined."""
@@ -36,21 +36,43 @@ class Change:
         return f"{self.kind:<6}  {self.backend}: {self.law}  {' -> '.join(sides)}"
 
 
-def changes(old: Results, new: Results) -> list[Change]:
-    """All that changed, what is worse first."""
-    before, after = _by_law(old), _by_law(new)
+def only(results: Results, backend: str) -> Results:
+    """The runs of one backend, by its name or its label (``mine on cuda``).
+
+    Raises:
+        ValueError: the report has none; the message has those it has.
+    """
+    runs = tuple(run for run in results.runs if backend in (run.name, run.label))
+    if not runs:
+        raise ValueError(f"the report has no {backend!r}; it has {', '.join(run.label for run in results.runs)}")
+    return replace(results, runs=runs)
+
+
+def changes(old: Results, new: Results, paired: bool = False) -> list[Change]:
+    """All that changed, what is worse first.
+
+    Args:
+        old, new: the two runs.
+        paired: whether they are of two backends: then the device alone says which runs belong together.
+    """
+    before, after = _by_law(old, paired), _by_law(new, paired)
     found = []
+    label = f"{old.runs[0].name} -> {new.runs[0].name}" if paired else ""
     for place in dict.fromkeys((*before, *after)):
         was, now = before.get(place), after.get(place)
         kind = _kind(was, now)
         if kind is not None:
             sides = (was.says if was else None, now.says if now else None)
-            found.append(Change(kind, *place, *sides, now.message if now else ""))
+            who = " on ".join(filter(None, (label, place[0]))) if paired else place[0]
+            found.append(Change(kind, who, place[1], *sides, now.message if now else ""))
     return sorted(found, key=lambda change: KINDS.index(change.kind))
 
 
-def _by_law(results: Results) -> dict[tuple[str, str], LawResult]:
-    return {(run.label, result.law): result for run in results.runs for result in run.results}
+def _by_law(results: Results, paired: bool) -> dict[tuple[str, str], LawResult]:
+    def place(run: BackendRun) -> str:
+        return run.label if not paired else "" if run.device == "cpu" or len(results.runs) == 1 else run.device
+
+    return {(place(run), result.law): result for run in results.runs for result in run.results}
 
 
 def _kind(was: LawResult | None, now: LawResult | None) -> Kind | None:

@@ -40,7 +40,9 @@ def parse(written: str) -> tuple[Line, list[Line], Line]:
         ReportError: it is no report, or it was cut off.
     """
     try:
-        rows = [json.loads(line) for line in written.split("\n") if line.strip()]
+        rows = [_object(line) for line in written.split("\n") if line.strip()]
+    except ReportError:
+        raise
     except (ValueError, RecursionError) as error:
         raise ReportError(f"not a report: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows) or rows[0].get("format") != FORMAT:
@@ -51,6 +53,29 @@ def parse(written: str) -> tuple[Line, list[Line], Line]:
     for row in results:
         if row.get("kind") != "result" or "worst_error_ratio" not in row:
             raise ReportError("not a report: a line between header and footer is no result")
-        if row["worst_error_ratio"] == "inf":
+        if row["worst_error_ratio"] == "inf":  # JSON has no such number
             row["worst_error_ratio"] = math.inf
     return header, results, footer
+
+
+def _object(line: str) -> Any:
+    """One line; what JSON by the letter has not is an error: NaN, numbers beyond float64, a name twice."""
+    return json.loads(line, parse_constant=_reject, parse_float=_float, object_pairs_hook=_unique)
+
+
+def _reject(word: str) -> Any:
+    raise ReportError(f"not a report: {word} is no number in JSON")
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ReportError(f"not a report: the number {digits[:20]} is too large")
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ReportError("not a report: an object has a name twice")
+    return found

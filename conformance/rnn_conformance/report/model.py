@@ -11,8 +11,8 @@ from typing import Any
 
 from rnn_backends import crossovers
 
-from ..suite.verdict import NO_DEVICE, VERDICTS, LawResult, Verdict
-from . import jsonl
+from ..suite.verdict import BAD, NO_DEVICE, VERDICTS, LawResult, Verdict
+from . import jsonl, schema
 from .jsonl import ReportError
 
 HELD, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3
@@ -273,12 +273,8 @@ class Results:
             ReportError: it is no report, it was cut off, or its results are not those that its header and footer say.
         """
         header, rows, footer = jsonl.parse(written)
-        try:
-            found = _results(header, rows, footer)
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            if isinstance(error, ReportError):
-                raise
-            raise ReportError(f"not a report: {error!r}") from error
+        schema.check(header, rows, footer)
+        found = _results(header, rows, footer)
         _reconcile(found, footer)
         return found
 
@@ -290,8 +286,8 @@ def _results(head: dict[str, Any], body: list[dict[str, Any]], foot: dict[str, A
         place = (row["backend"], row["device"])
         if place not in left:
             raise ReportError(f"the header does not expect a result of {place[0]} on {place[1]}")
-        if row["verdict"] not in VERDICTS:
-            raise ReportError(f"{row['law']} has the unknown verdict {row['verdict']!r}")
+        if row["waived"] and row["verdict"] not in BAD:
+            raise ReportError(f"{row['law']} is waived, and its verdict is no failure: {row['verdict']}")
         unknown = set(row) - known - {"kind", "device"}
         if unknown:
             raise ReportError(f"a result of {row['law']} has unknown fields: {', '.join(sorted(unknown))}")
@@ -300,7 +296,7 @@ def _results(head: dict[str, Any], body: list[dict[str, Any]], foot: dict[str, A
     return Results(
         profile=head["profile"],
         seed=head["seed"],
-        laws={name: LawInfo(**info) for name, info in head["laws"].items()},
+        laws={name: LawInfo(info["subject"], info["sentence"], info["trait"]) for name, info in head["laws"].items()},
         expected=tuple(head["laws"]),
         runs=runs,
         strict=head["strict"],
@@ -337,6 +333,8 @@ def _reconcile(results: Results, foot: dict[str, Any]) -> None:
         wrong.append(f"the footer counts the verdicts {foot['verdicts']}, there are {counted}")
     elif foot["status"] != results.status:
         wrong.append(f"the footer says exit status {foot['status']}, the results give {results.status}")
+    elif foot["complete"] != results.complete:
+        wrong.append(f"the footer says complete: {foot['complete']}, the results give {results.complete}")
     if wrong or not results.complete:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ReportError("the report is incomplete: " + "; ".join(wrong[:5] or ["it has no results"]) + more)

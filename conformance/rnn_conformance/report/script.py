@@ -1,65 +1,125 @@
-"""A program for one failure: it builds the case's tensors, runs the backend on them, and then the law itself."""
+"""A program for one failure, with torch and the backend alone: the case's tensors, drawn as the suite draws them, the
+backend's numbers, and those of torch.nn.LSTM over one trajectory at a time.
+
+Everything that comes from a token, a plugin or a report stands in it as a Python literal or in a comment.
+"""
 
 from __future__ import annotations
 
+import base64
+import inspect
+import re
+import textwrap
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from rnn_backends.paths import write_whole
+
+from ..check import case_of
 from ..laws.catalogue import LAWS
+from ..suite import inputs, reference
 from ..suite.case import Case
+from ..suite.tolerances import TOLERANCES
 from ..suite.verdict import LawResult
-from .model import Results, versions
+from .model import Results, replay_line, versions
+from .terminal import printable
 
-BY_HAND = '''\
-"""{title}
+PROGRAM = """\
+{comment}
 
-{message}
-Found with {versions}. Needs nothing else: python {file}
-"""
+import sys
+{imports}from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from rnn_backends import LSTM, get_backend
-from rnn_conformance.suite.case import Case
-from rnn_conformance.laws.catalogue import LAWS
-from rnn_conformance.suite.inputs import materialise
-from rnn_conformance.suite.reference import torch_per_trajectory
-from rnn_conformance.suite.trial import Trial
+from rnn_backends import LSTM, State
+from torch import Tensor, nn
 
 torch.set_num_threads(1)
 torch.set_printoptions(precision=6, linewidth=120)
-case = Case.parse("{token}")  # {described}
+device, dtype = {device!a}, {dtype}
+T, B, I, H, P, L, bidirectional = {T}, {B}, {I}, {H}, {P}, {L}, {bidirectional}
+rows = L * (1 + bidirectional)
 
-# The case by hand. x [T, B, I]; a sequence starts from the state stored where starts [T, B] is true.
-x, h, c, starts, weights = inputs = materialise(case, "{device}")
-lstm = {constructor}
+# The case: x [T, B, I]; a sequence starts from the states h, c that are stored where starts [T, B] is true.
+generator = torch.Generator().manual_seed({seed})
+
+
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+weights = {{
+{weights}
+}}
+x = 2 * uniform(T, B, I)
+h, c = {zeros}uniform(rows, T, B, P), {zeros}2 * uniform(rows, T, B, H)
+{recorded}starts = torch.zeros(T, B, dtype=torch.bool)
+starts[0] = True
+for t, b in {starts}:
+    starts[t, b] = True
+
+
+{layout}
+
+x, h, c = ({place}(value.to(device, dtype)) for value in (x, h, c))
+starts = {place}(starts.to(device))
+weights = {{name: value.to(device, dtype) for name, value in weights.items()}}
+
+# The backend.
+lstm = {constructor}.eval()
 with torch.no_grad():
     for name, value in weights.items():
         lstm.get_parameter(name).copy_(value)
+x.requires_grad_()
+entry = [State(*stored) for stored in zip(h, c, strict=True)]
+output, states = lstm.sequences(x, entry, starts)
+
+
+# torch.nn.LSTM in float64, one trajectory at a time.
+{reference}
+
+
+wide = {{name: value.double().requires_grad_() for name, value in weights.items()}}
+wide_x = x.detach().double().requires_grad_()
+expected = torch_per_trajectory(wide, wide_x, h.double(), c.double(), starts, L, bidirectional)
+
 print("starts [T, B]:", starts.int().tolist())
-output, states = lstm.sequences(x, inputs.entry, starts)
-expected = torch_per_trajectory(weights, x, h, c, starts, case.L, case.bidirectional)
 print("actual output [T, B, unit]:", output.detach(), sep="\\n")
 print("expected output, torch.nn.LSTM over one trajectory at a time:", expected.output.detach(), sep="\\n")
 
-# The law: a plain function that raises AssertionError. Its source: rnn-backends laws {law}
-LAWS["{law}"].function(Trial(get_backend("{backend}"), case, "{device}"))
-print("the law holds for this case")
-'''
-BY_TOKEN = '''\
-"""{title}
+failed = False
 
-{message}
-Found with {versions}. Needs nothing else: python {file}
+
+def compare(name: str, actual: Tensor, right: Tensor, tolerance: float) -> None:
+    global failed
+    error = (actual.detach().double() - right.detach()).abs().max().item()
+    limit = tolerance * right.abs().max().item()
+    failed |= not error <= limit
+    print(f"{{name}}: error {{error:.2g}}, tolerance {{limit:.2g}}", "" if error <= limit else "  <- differs")
+
+
+compare("output", output, expected.output, {values})
+if output.requires_grad:
+    ramp = torch.linspace(0.5, 1.5, output.numel(), dtype=torch.float64, device=device).view(output.shape)
+    leaves = {{"x": x, **{{name: lstm.get_parameter(name) for name in weights}}}}
+    right_leaves = {{"x": wide_x, **wide}}
+    actual = torch.autograd.grad(output, list(leaves.values()), ramp.to(dtype), allow_unused=True)
+    right = torch.autograd.grad(expected.output, list(right_leaves.values()), ramp, allow_unused=True)
+    for name, got, wanted in zip(leaves, actual, right, strict=True):
+        if wanted is not None:
+            compare(f"gradient of {{name}}", torch.zeros_like(wanted) if got is None else got, wanted, {gradients})
+
+print("these differ" if failed else "these agree, so the law is about something else; it runs with:")
+print({replay!a})
+sys.exit(failed)
 """
-
-import torch
-from rnn_conformance import replay
-
-torch.set_num_threads(1)
-result = replay("{backend}", "{law}", "{token}", "{device}")
-print(result.label, result.message)
-raise SystemExit(not result.ok)
-'''
+RECORDED = """\
+packed = {data!a}
+observation = torch.frombuffer(bytearray(zlib.decompress(base64.b64decode(packed))), dtype=torch.float32)
+x = observation.view(B, T, I).double().transpose(0, 1)
+"""
 
 
 def program(backend: str, law: str, token: str, device: str = "cpu", message: str = "", file: str = "case.py") -> str:
@@ -68,27 +128,53 @@ def program(backend: str, law: str, token: str, device: str = "cpu", message: st
     Raises:
         ValueError: the token is not understood.
     """
+    case, rollout = case_of(law, token)
+    limit = TOLERANCES[case.torch_dtype]
+    result = LawResult(backend, law, "failed", token=token)
+    data = b"" if rollout is None else rollout.observation.contiguous().numpy().tobytes()
+    recorded = "" if rollout is None else RECORDED.format(data=base64.b64encode(zlib.compress(data, 9)).decode())
+    return PROGRAM.format(
+        comment=_comment(backend, law, token, message, file),
+        imports="" if rollout is None else "import base64\nimport zlib\n",
+        recorded=recorded,
+        device=device,
+        dtype=case.torch_dtype,
+        **{name: getattr(case, name) for name in ("T", "B", "I", "H", "L", "bidirectional", "seed")},
+        P=case.spec.output_size,
+        weights="\n".join(f"    {name!a}: uniform{shape}," for name, shape in inputs.weight_shapes(case).items()),
+        zeros="0 * " if case.stored == "zeros" else "",
+        starts=case.is_init.nonzero().tolist(),
+        layout=_layout(case),
+        place=_place(case),
+        constructor=_constructor(case, backend, device),
+        reference="\n\n".join(
+            textwrap.dedent(inspect.getsource(part)).rstrip() + "\n"
+            for part in (reference.Expected, reference.trajectories, reference.torch_per_trajectory)
+        ).rstrip(),
+        values=limit.values,
+        gradients=limit.gradients,
+        replay=replay_line(result, device),
+    )
+
+
+def _comment(backend: str, law: str, token: str, message: str, file: str) -> str:
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    said = {
-        "title": f"{backend} and the law {law}: {LAWS[law].sentence}".replace("\\", "\\\\"),
-        "message": message.replace("\\", "\\\\").replace('"""', "'''").rstrip(),
-        "versions": found,
-        "file": file,
-        "backend": backend,
-        "law": law,
-        "token": token,
-        "device": device,
-    }
-    if ":" in token:
-        return BY_TOKEN.format(**said)
-    case = Case.parse(token)
-    return BY_HAND.format(**said, described=_described(case), constructor=_constructor(case, backend, device))
+    lines = [
+        f"{backend} and the law {law}: {LAWS[law].sentence}",
+        *message.splitlines(),
+        f"The case: {token}",
+        f"Found with {found}. Needs torch and the backend, nothing else: python {file}",
+    ]
+    return "\n".join(f"# {printable(line, line=True)}".rstrip() for text in lines for line in text.splitlines())
 
 
-def _described(case: Case) -> str:
-    starts = ", ".join(f"[t={t}, b={b}]" for t, b in case.is_init.nonzero().tolist()[:8]) or "nowhere"
-    many = " ..." if case.is_init.sum() > 8 else ""
-    return f"T={case.T} B={case.B} I={case.I} H={case.H}, {case.torch_dtype}, resets at {starts}{many}"
+def _place(case: Case) -> str:
+    return "Tensor.clone" if case.layout == "contiguous" else inputs._layouts[case.layout].__name__
+
+
+def _layout(case: Case) -> str:
+    """The function that gives the tensors their strides."""
+    return "" if case.layout == "contiguous" else inspect.getsource(inputs._layouts[case.layout]).rstrip() + "\n"
 
 
 def _constructor(case: Case, backend: str, device: str) -> str:
@@ -97,24 +183,26 @@ def _constructor(case: Case, backend: str, device: str) -> str:
     for name in ("num_layers", "bias", "dropout", "bidirectional", "proj_size"):
         if getattr(spec, name) != getattr(usual, name):
             options.append(f"{name}={getattr(spec, name)}")
-    options += [f'device="{device}"'] if device != "cpu" else []
-    return f'LSTM({", ".join(options)}, dtype={case.torch_dtype}, lstm_backend="{backend}")'
+    return f"LSTM({', '.join(options)}, device=device, dtype=dtype, lstm_backend={backend!a})"
 
 
 def write_scripts(results: Results, folder: Path) -> Iterator[Path]:
-    """Write a program for each failure that has a token; the paths."""
+    """Write a program for each failure that has a token; the paths.
+
+    Raises:
+        OSError: one cannot be written.
+    """
     for run in results.runs:
         for result in run.failures:
             if result.token is not None:
                 folder.mkdir(parents=True, exist_ok=True)
                 path = folder / _file_name(result, run.device)
-                path.write_text(
-                    program(result.backend, result.law, result.token, run.device, result.message, path.name),
-                    encoding="utf-8",
+                write_whole(
+                    path, program(result.backend, result.law, result.token, run.device, result.message, path.name)
                 )
                 yield path
 
 
 def _file_name(result: LawResult, device: str) -> str:
     where = "" if device == "cpu" else "_" + device.replace(":", "")
-    return f"{result.backend}_{result.law}{where}.py".replace("/", "-")
+    return re.sub(r"[^\w.-]+", "-", f"{result.backend}_{result.law}{where}.py").lstrip(".-")

@@ -1,4 +1,8 @@
-"""What the commands print, as rich renderables. Nothing is said by colour alone."""
+"""What the commands print, as rich renderables. Nothing is said by colour alone.
+
+Names, reasons and messages come from plugins and report files. So nothing here is markup: the console takes text as it
+is, our own styles are :class:`rich.text.Text`, and control characters are shown as escapes.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..suite.verdict import GLYPHS, LawResult
 from .model import FAILED, HELD, INCOMPLETE, BackendRun, LawInfo, Results, replay_line
@@ -21,8 +25,22 @@ PIPED_WIDTH = 160
 IN_FULL = 4
 
 
+_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str, line: bool = False) -> str:
+    """The text with its control characters shown as escapes; with ``line``, line breaks and tabs too."""
+    shown = text.translate(_ESCAPES)
+    return shown.replace("\n", "\\n").replace("\t", "\\t") if line else shown
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Text that is shown as it is, whatever is in it."""
+    return Text(printable(text), style)
+
+
 def _table(*columns: str, title: str | None = None) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, title=plain(title) if title else None, title_justify="left", pad_edge=False)
     for column in columns:
         table.add_column(column.strip(">"), justify="right" if column.startswith(">") else "left", overflow="fold")
     return table
@@ -41,18 +59,18 @@ def listings_table(rows: Iterable[Listing]) -> Table:
     for row in rows:
         state = state_of(row)
         style = {"ready": "green", "disabled": "dim", "broken": "red"}[state]
-        table.add_row(row.name, row.distribution, f"[{style}]{state}[/]", escape(row.reason or ""))
+        table.add_row(plain(row.name), plain(row.distribution), Text(state, style), plain(row.reason or ""))
     return table
 
 
 def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
     """``rnn-backends explain``."""
-    table = _table("backend", "accepted", "auto", "reason", title=escape(asked))
+    table = _table("backend", "accepted", "auto", "reason", title=asked)
     for v in verdicts:
-        accepted = "[green]yes[/]" if v.accepted else "[red]no[/]"
+        accepted = Text("yes", "green") if v.accepted else Text("no", "red")
         first_use = "" if v.prepared else "its first use prepares it, which may take seconds"
         said = "; ".join(filter(None, (v.reason, first_use)))
-        table.add_row(v.name, accepted, "takes it" if v.chosen else "", escape(said))
+        table.add_row(plain(v.name), accepted, "takes it" if v.chosen else "", plain(said))
     return table
 
 
@@ -67,15 +85,15 @@ def runs_table(runs: Sequence[BackendRun]) -> Table:
     return table
 
 
-def _row(run: BackendRun) -> tuple[str, ...]:
-    report, name = run.report, escape(run.label)
+def _row(run: BackendRun) -> tuple[str | Text, ...]:
+    report, name = run.report, plain(run.label)
     if report is None:
-        return name, *"--------", "[yellow]? not run[/]"
+        return name, *"--------", Text("? not run", "yellow")
     failed, declined, waived = len(report.failures), report.count("declined"), len(report.waived)
     passed = len(report.results) - failed - declined - waived
     numbers = [str(n) for n in (passed, declined, waived, failed, len(report.header.expected))]
     worst = max((r for r in report.results if r.worst_error_ratio is not None), key=_error_ratio_of, default=None)
-    where = worst.law if worst else "-"
+    where = plain(worst.law if worst else "-")
     return (name, *numbers, percent(report.worst_error_ratio), where, _times(run.time_ratio), _verdict(run))
 
 
@@ -83,13 +101,15 @@ def _error_ratio_of(result: LawResult) -> float:
     return result.worst_error_ratio or 0.0
 
 
-def _verdict(run: BackendRun) -> str:
+def _verdict(run: BackendRun) -> Text:
     if run.failures:
-        return f"[bold red]{run.failures[0].label}[/]"
+        return Text(run.failures[0].label, "bold red")
     if not run.complete:
-        return "[yellow]? incomplete[/]"
-    waived = bool(run.report and run.report.waived)
-    return "[green]✓ held[/]" + f" [yellow]{GLYPHS['waived']} but for what is waived[/]" * waived
+        return Text("? incomplete", "yellow")
+    held = Text("✓ held", "green")
+    if run.report and run.report.waived:
+        held.append(f" {GLYPHS['waived']} but for what is waived", "yellow")
+    return held
 
 
 def percent(value: float | None) -> str:
@@ -116,15 +136,17 @@ def _times(ratio: float | None) -> str:
 
 def console(stderr: bool = False) -> Console:
     """Where to print; into a pipe or a file wide enough for every table, as nobody knows who reads it how."""
-    made = Console(stderr=stderr)
-    return made if made.is_terminal else Console(stderr=stderr, width=PIPED_WIDTH)
+    made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not made.is_terminal:
+        made = Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
+    return made
 
 
 def print_results(results: Results, to: Console, timed_on: str) -> None:
     """Everything that ``rnn-backends check`` says at the end; the last line is the whole in short."""
 
     def say(text: str, style: str = "") -> None:
-        to.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        to.print(plain(text), style=style, soft_wrap=True)
 
     to.print(runs_table(results.runs))
     say("worst error  as a share of its tolerance, and the law it is in", style="dim")

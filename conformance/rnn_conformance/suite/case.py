@@ -14,7 +14,12 @@ DTYPES = {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16, "f
 LAYOUTS = ("contiguous", "transposed", "strided", "offset")
 STORED = ("random", "zeros")
 
-_INTEGERS = re.compile(r"([TBIHLPd])(\d+)")
+LARGEST = 1 << 27
+"""Numbers: a case with more would take gigabytes."""
+SEEDS = 1 << 63
+"""A torch.Generator takes smaller ones."""
+
+_INTEGERS = re.compile(r"([TBIHLPd])([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class Case:
             known: fields that the token must not have: a recorded rollout gives them.
 
         Raises:
-            ValueError: the part that is not understood, or a field that is missing or there twice.
+            ValueError: the part that is not understood, a field that is missing or there twice, or sizes that no case
+                has: a backend's error over those would say nothing about the backend.
         """
         found: dict[str, object] = dict(known)
         for part in token.split("."):
@@ -108,7 +114,30 @@ class Case:
         missing = [f.name for f in fields(cls) if f.name in "TBIH" and f.name not in found]
         if missing:
             raise ValueError(f"the token {token!r} does not say {', '.join(missing)}")
-        return cls(**found)  # type: ignore[arg-type]
+        case = cls(**found)  # type: ignore[arg-type]
+        reason = case.why_impossible()
+        if reason is not None:
+            raise ValueError(f"the token {token!r} is no possible case: {reason}")
+        return case
+
+    def why_impossible(self) -> str | None:
+        """Why there are no inputs for this case, or ``None``."""
+        for name in "TBIHL":
+            if getattr(self, name) < 1:
+                return f"{name} is {getattr(self, name)}, and must be at least 1"
+        if self.P >= self.H:
+            return f"P is {self.P}, and must be less than H, which is {self.H}"
+        if self.dropout > 100:
+            return f"d is {self.dropout}, and is a share in percent"
+        if self.resets >> self.T * self.B:
+            return f"r names steps beyond its T * B = {self.T * self.B}"
+        if self.seed >= SEEDS:
+            return f"s must be less than {SEEDS}"
+        states = self.L * (1 + self.bidirectional)
+        numbers = self.T * self.B * (self.I + 6 * self.H * states) + 4 * self.H * (self.I + 3 * self.H) * states
+        if numbers > LARGEST:
+            return f"its tensors have some {numbers:.1e} numbers, and {LARGEST:.1e} are the most"
+        return None
 
 
 def _read(part: str, token: str) -> tuple[str, object]:
@@ -119,9 +148,9 @@ def _read(part: str, token: str) -> tuple[str, object]:
     for name, known in (("dtype", DTYPES), ("stored", STORED), ("layout", LAYOUTS)):
         if part in known:
             return name, part
-    if re.fullmatch(r"r[0-9a-f]+", part):
+    if re.fullmatch(r"r[0-9a-f]{1,100000}", part):
         return "resets", int(part[1:], 16)
-    if re.fullmatch(r"s\d+", part):
+    if re.fullmatch(r"s[0-9]{1,40}", part):
         return "seed", int(part[1:])
     match = _INTEGERS.fullmatch(part)
     if match is None:

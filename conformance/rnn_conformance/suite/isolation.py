@@ -23,6 +23,7 @@ from typing import TextIO
 
 import torch
 from rnn_backends import LSTMBackend
+from rnn_backends.paths import write_whole
 from rnn_backends.registry import is_registered_value
 
 from .case import Case
@@ -133,9 +134,8 @@ def write_outcome(law: Law, backend: LSTMBackend, case: Case, device: str, answe
     _forget_the_parent()
     with _stack_file(answer).open("w") as stack, _limit(seconds, stack):
         found = outcome_of(law, backend, case, device)
-    part = answer.with_suffix(".part")
-    part.write_text(json.dumps({"verdict": found.verdict, "message": found.message, "error_ratio": found.error_ratio}))
-    part.rename(answer)
+    said = {"verdict": found.verdict, "message": found.message, "error_ratio": found.error_ratio}
+    write_whole(answer, json.dumps(said))
 
 
 @contextlib.contextmanager
