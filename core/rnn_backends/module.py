@@ -206,6 +206,7 @@ class LSTMModule(TensorDictModuleBase):
         new = type(self).__new__(type(self))
         registries = {k: v.copy() for k, v in self.__dict__.items() if k in _REGISTRIES}
         new.__dict__.update(self.__dict__, **registries, **changed)
+        new.__dict__.pop("_compiled_call_impl", None)  # of compile(): it would run the original, in its mode
         return new
 
     def forward(self, tensordict: TensorDictBase | Tensor | None = None, *args: Any, **kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ from unittest import mock
 
 from rnn_backends import LayerFunction, LSTMBackend, StepFunction, Trait, mode, set_recurrent_mode
 
+from ..suite.torch_settings import restored_settings
 from .right import Reset, layer, restart, right, step
 
 Plant = Callable[[], Any]
@@ -106,6 +107,7 @@ def _defect(
     @contextmanager
     def plant() -> Iterator[LSTMBackend]:
         with ExitStack() as stack:
+            stack.enter_context(restored_settings())
             stack.callback(set_recurrent_mode._set, mode._stack())  # a wrong context may leave its mode behind
             for patch in patches():
                 stack.enter_context(mock.patch.object(patch.owner, patch.name, patch.value))

@@ -44,4 +44,5 @@ ROUNDS = (
     Round(5, "kernels and plugins", "a fourth author, who had read core, the plugins and the laws' names"),
     Round(6, "core", "a fifth author, who had read core and the laws' sentences and looked for gaps"),
     Round(7, "core", "a sixth author, who had read core alone"),
+    Round(8, "kernels, core and settings", "the author of the laws that followed, told which kinds of defects live"),
 )

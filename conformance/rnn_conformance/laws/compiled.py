@@ -153,3 +153,25 @@ def exported_saved_and_loaded(trial: Trial) -> None:
         other = x * scale
         for starts in (is_init, ~is_init):
             trial.agree("output", program(other, is_init=starts)[0], _from_zeros(trial, other, starts))
+
+
+@law(T=(3,), L=(1,), bidirectional=(False,), profiles=("quick", "full"))
+def a_compiled_modules_copies_have_their_own_mode(trial: Trial) -> None:
+    """A copy of a compiled module runs in its own mode, and the module itself follows contexts after the first call.
+
+    Nothing is traced here: what is called is the compiled call of the right module, run eagerly.
+    """
+    module, td = trial.module(), trial.tensordict()
+    module.compile()
+    step = module.set_recurrent_mode(False)
+    with torch.compiler.set_stance("force_eager"):
+        first = module(td[:, 0].clone())["features"]
+        over_time = module.set_recurrent_mode(True)
+        trial.agree("features of the copy", over_time(td.clone())["features"].transpose(0, 1), trial.expected.output)
+        with set_recurrent_mode(True):
+            within = module(td.clone())["features"].transpose(0, 1)
+        trial.agree("features in a context", within, trial.expected.output)
+        with set_recurrent_mode(False):
+            again = over_time(td[:, 0].clone())["features"]
+        for what, actual in (("of the copy in a context", again), ("of a step", step(td[:, 0].clone())["features"])):
+            trial.agree(f"features {what}", actual, first.double(), 0, "b unit", scale=2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from rnn_backends import State
+from torch import Tensor
 
 from ..suite.case import LAYOUTS
 from ..suite.compare import identical
@@ -88,3 +90,34 @@ def output_is_dense_and_plain(trial: Trial) -> None:
             value += 1
         for name, value, old in zip(("output", "h", "c"), ran, before, strict=True):
             identical(f"{name} after adding one in place", value, old + 1, "")
+
+
+def _restrided(value: Tensor, stride: int) -> Tensor:
+    """The same numbers in the same memory, with another stride for every dimension of size one."""
+    own = zip(value.shape, value.stride(), strict=True)
+    return value.as_strided(value.shape, [stride if size == 1 else usual for size, usual in own])
+
+
+@law(T=(3,), B=(3,), I=(1, 3), layout=("contiguous",), profiles=("quick", "full"))
+def strides_of_sizes_of_one_are_not_read(trial: Trial) -> None:
+    """With one row, one step or one feature the stride of that dimension may be any number, in calls and in steps."""
+    inputs, lstm = trial.fresh(), trial.lstm()
+    inputs.starts[1] = True
+    for stride in (0, 1, 7, 10_000):
+        for parameter in lstm.parameters():
+            parameter.data = _restrided(parameter.data, stride)
+        for T, B in ((3, 1), (1, 3), (1, 1)):
+            plain = inputs._replace(
+                x=inputs.x[:T, :B].contiguous(), h=inputs.h[:, :T, :B].contiguous(),
+                c=inputs.c[:, :T, :B].contiguous(), starts=inputs.starts[:T, :B].contiguous(),
+            )  # fmt: skip
+            odd = inputs._replace(
+                x=_restrided(plain.x, stride), h=_restrided(plain.h, stride),
+                c=_restrided(plain.c, stride), starts=_restrided(plain.starts, stride),
+            )  # fmt: skip
+            where = f"{T} steps of {B} rows with a stride of {stride}"
+            expected = trial.reference(plain)
+            trial.agree(f"output of {where}", trial.run(lstm, odd).output, expected.output)
+            if T == 1:
+                output, _ = lstm.step(odd.x[0], State(odd.h[:, 0], odd.c[:, 0]))
+                trial.agree(f"output of a step, {where}", output, expected.output[0], 0, "b unit")

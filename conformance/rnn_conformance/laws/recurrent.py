@@ -46,12 +46,18 @@ def recurrent_mode_starts_from_stored_states(trial: Trial) -> None:
 
 @law()
 def hidden_outputs_are_zero_padded(trial: Trial) -> None:
-    """In recurrent mode the hidden outputs are exactly zero but where a sequence ends, and there exact."""
+    """In recurrent mode the hidden outputs are exactly +0 but where a sequence ends, and there exact."""
     ran = ran_from(trial.module().set_recurrent_mode(True)(trial.tensordict()))
     for name, value, expected in (("h", ran.h, trial.expected.end_h), ("c", ran.c, trial.expected.end_c)):
-        padding = ~trial.ends.unsqueeze(-1)
-        demand(f"hidden {name} where no sequence ends", ~padding | (value == 0), value, "exactly 0", "layer t b unit")
+        _demand_padding(trial, name, value)
         trial.agree(f"hidden {name}", value, expected, 2, "layer t b unit")
+
+
+def _demand_padding(trial: Trial, name: str, value: Tensor) -> None:
+    """+0, and not -0, where no sequence ends: the inverse and the sign of a result tell the two apart."""
+    zero = (value == 0) & ~value.signbit()
+    holds = trial.ends.unsqueeze(-1) | zero
+    demand(f"hidden {name} where no sequence ends", holds, value, "exactly +0", "layer t b unit")
 
 
 @law(T=(3, 4, 5, 6), profiles=("quick", "full"))
@@ -61,8 +67,7 @@ def padding_is_zero_where_states_are_nan(trial: Trial) -> None:
     td["observation"] = torch.full_like(td["observation"], torch.nan)
     ran = ran_from(trial.module().set_recurrent_mode(True)(td))
     for name, value in (("h", ran.h), ("c", ran.c)):
-        padding = ~trial.ends.unsqueeze(-1)
-        demand(f"hidden {name} where no sequence ends", ~padding | (value == 0), value, "exactly 0", "layer t b unit")
+        _demand_padding(trial, name, value)
 
 
 @law(bidirectional=(False,), rollouts=True)

@@ -116,3 +116,22 @@ def a_stream_restarts_from_zero(trial: Trial) -> None:
     trial.agree("output", ran.output, expected.output)
     trial.agree("h_n", ran.h, expected.end_h[:, -1], 1, "layer b unit")
     trial.agree("c_n", ran.c, expected.end_c[:, -1], 1, "layer b unit")
+
+
+@law(T=(4,), B=(4,), profiles=("quick", "full"))
+def a_square_mask_keeps_its_axes(trial: Trial) -> None:
+    """With as many rows as steps, resets are read along time as for other sizes: in a call and in recurrent mode."""
+    lstm, module, td = trial.lstm(), trial.module(), trial.tensordict()
+    is_init = torch.ones(3, dtype=torch.bool, device=trial.device).diag(-1)  # row b starts anew at step b + 1
+    starts = is_init.clone()
+    starts[0] = True
+    inputs = trial.inputs._replace(starts=starts)
+    stored = trial.reference(inputs).output
+    trial.agree("output", trial.run(lstm, inputs).output, stored)
+    td["is_init"] = is_init.T.unsqueeze(-1)
+    trial.agree("features", module.set_recurrent_mode(True)(td)["features"].transpose(0, 1), stored)
+    streamed = trial.reference(inputs._replace(h=torch.zeros_like(inputs.h), c=torch.zeros_like(inputs.c))).output
+    for mask in (is_init, is_init.unsqueeze(-1)):
+        trial.agree("output of a call", trial.stream(lstm, inputs.x, None, mask).output, streamed)
+    first = trial.stream(module.lstm, inputs.x.transpose(0, 1), None, is_init.T).output
+    trial.agree("output of a call with batch_first", first.transpose(0, 1), streamed)

@@ -162,6 +162,38 @@ def many_rows(trial: Trial) -> None:
     _repeats(trial, many, few.output, few.h, few.c, times, scale=2)
 
 
+COUNTS = (*range(1, 34), 47, 48, 49, 63, 64, 65, 96, 97, 127, 128, 129, 256, 257)
+"""Numbers of rows around the sizes of registers, tiles and blocks."""
+
+
+@law(costly=True, T=(2,), B=(3,), I=(2,), H=(5,), L=(1,), P=(0,), bidirectional=(False,), profiles=("quick", "full"))
+def any_number_of_rows(trial: Trial) -> None:
+    """Whatever the number of rows, each has the reference's values and gradients, in a call and in a step."""
+    lstm, many = trial.lstm(), _many_rows(trial, max(COUNTS))
+    own = many._replace(x=many.x.double().cpu())
+    expected, x = trial.reference(own), own.x.clone().requires_grad_()
+    (right,) = torch.autograd.grad(trial.reference(own._replace(x=x)).output.sin().sum(), x)
+    for rows in COUNTS:
+        x = many.x[:, :rows].clone().requires_grad_()
+        part = Inputs(x, many.h[:, :, :rows], many.c[:, :, :rows], many.starts[:, :rows], many.weights)
+        ran = trial.run(lstm, part)
+        trial.agree(f"output of {rows} rows", ran.output, expected.output[:, :rows])
+        (gradient,) = torch.autograd.grad(ran.output.sin().sum(), x)
+        trial.agree(f"the gradient of x of {rows} rows", gradient, right[:, :rows])
+        with torch.no_grad():
+            stepped, _ = lstm.step(part.x[0], State(part.h[:, 0], part.c[:, 0]))
+        trial.agree(f"output of a step of {rows} rows", stepped, expected.output[0, :rows], 0, "b unit")
+
+
+def _many_rows(trial: Trial, rows: int) -> Inputs:
+    """The trial's weights, and as many rows as asked for, each different."""
+    spec, T = trial.case.spec, trial.case.T
+    shapes = ((T, rows, spec.input_size), *((1, T, rows, size) for size in (spec.output_size, spec.hidden_size)))
+    x, h, c = (trial.noise(torch.empty(shape), 41 + k).to(trial.device) for k, shape in enumerate(shapes))
+    starts = trial.inputs.starts.repeat(1, -(-rows // trial.case.B))[:, :rows]
+    return Inputs(x, h, c, starts, trial.inputs.weights)
+
+
 @law(T=(1, 2), B=(1,), I=(1,), H=(1,), L=(1,), P=(0,))
 def sizes_of_one_keep_their_dimensions(trial: Trial) -> None:
     """Where every size is one, no dimension is lost, in both modes and in a step."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from rnn_backends import State
 from torch import Tensor
 
 from ..suite.compare import identical
 from ..suite.law import law
+from ..suite.torch_settings import read_settings, restored_settings
 from ..suite.trial import Trial
 from ..suite.verdict import LawBroken
 
@@ -151,22 +156,59 @@ def h_and_c_share_no_memory(trial: Trial) -> None:
 
 @law()
 def global_state_is_left_alone(trial: Trial) -> None:
-    """A call leaves torch's random state, gradient mode, default dtype and threads as they were."""
-    lstm = trial.lstm()
-    torch.manual_seed(0)
-    before = _globals()
-    trial.run(lstm)
-    for name, value in _globals().items():
-        if value != before[name]:
-            raise LawBroken(f"the call changed {name} from {before[name]} to {value}")
+    """Calls, backward passes and steps change neither torch's random state nor any of its process-wide settings."""
+    with restored_settings() as before:
+        lstm = trial.lstm()
+        _unchanged("construction", before)
+        random = random_state(trial.device)
+        trial.gradients(trial.loss, lstm)
+        _unchanged("a call and its backward pass", before)
+        with torch.no_grad():
+            before = before | {"gradient mode": False}
+            trial.run(lstm)
+            _unchanged("a call without gradients", before)
+            module, td = trial.module(), trial.tensordict()
+            _unchanged("construction", before)
+            torch.random.set_rng_state(random[0])
+            lstm.step(trial.inputs.x[0], None)
+            module(td[:, 0].clone())
+            _unchanged("a step without gradients", before)
+            module.set_recurrent_mode(True)(td)
+            _unchanged("recurrent mode", before)
+        _drew_nothing("a call, its backward pass or a step", random, trial.device)
 
 
-def _globals() -> dict[str, object]:
-    return {
-        "the random state": torch.random.get_rng_state().sum().item(),
-        "gradient mode": torch.is_grad_enabled(),
-        "the default dtype": torch.get_default_dtype(),
-        "the number of threads": torch.get_num_threads(),
-        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
-        "matmul precision": torch.get_float32_matmul_precision(),
+@law(dropout=(0, 30), L=(1, 2))
+def evaluation_draws_no_random_numbers(trial: Trial) -> None:
+    """In evaluation neither a step nor a call over time draws random numbers, with gradients or without."""
+    module, inputs, td = trial.module().eval(), trial.inputs, trial.tensordict()
+    state = State(inputs.h[:, 0], inputs.c[:, 0])
+    calls: dict[str, Callable[[], object]] = {
+        "a step of the LSTM": lambda: module.lstm.step(inputs.x[0], state),
+        "a step of the module": lambda: module(td[:, 0].clone()),
+        "a call of the LSTM": lambda: module.lstm(inputs.x.transpose(0, 1), is_init=trial.is_init.T),
+        "recurrent mode": lambda: module.set_recurrent_mode(True)(td.clone()),
     }
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        for what, call in calls.items():
+            before = random_state(trial.device)
+            with mode():
+                call()
+            _drew_nothing(f"{what} under {mode.__name__}", before, trial.device)
+
+
+def random_state(device: str) -> tuple[Tensor, ...]:
+    """The states of torch's generators that a call on a device could draw from."""
+    on_cuda = torch.device(device).type == "cuda"
+    return (torch.random.get_rng_state(), *((torch.cuda.get_rng_state(device),) if on_cuda else ()))
+
+
+def _drew_nothing(what: str, before: tuple[Tensor, ...], device: str) -> None:
+    if not all(map(torch.equal, before, random_state(device))):
+        raise LawBroken(f"{what} draws from torch's global random generator")
+
+
+def _unchanged(what: str, before: dict[str, Any]) -> None:
+    for name, value in read_settings().items():
+        if value != before[name]:
+            raise LawBroken(f"{what} changes {name} from {before[name]} to {value}")

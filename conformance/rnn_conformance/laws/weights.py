@@ -147,3 +147,32 @@ def each_weight_may_be_replaced_alone(trial: Trial) -> None:
     name, weight = next(reversed(inputs.weights.items()))
     setattr(lstm, name, nn.Parameter(weight * -0.5))
     trial.agree(f"output after {name} was replaced", trial.stream(lstm, inputs.x).output, expected)
+
+
+@law(profiles=("quick", "full"))
+def loading_is_strict_unless_told_otherwise(trial: Trial) -> None:
+    """load_state_dict raises at missing and unexpected keys; with strict=False it loads the others and names these."""
+    for what, module, prefix in (("LSTM", trial.lstm(), ""), ("LSTMModule", trial.module(), "lstm.")):
+        weights = {prefix + name: value * 0.5 for name, value in trial.inputs.weights.items()}
+        missing, extra = f"{prefix}weight_hh_l0", f"{prefix}weight_hh_l{trial.case.L}"
+        part = {name: value for name, value in weights.items() if name != missing}
+        other = part | {extra: weights[missing]}
+        for said, given in (("without one key", part), ("with an unexpected key", weights | {extra: weights[missing]})):
+            try:
+                module.load_state_dict(given)
+            except RuntimeError as error:
+                if (missing if given is part else extra) not in str(error):
+                    raise LawBroken(f"{what}.load_state_dict {said} raises an error that does not name it") from error
+            else:
+                raise LawBroken(f"{what}.load_state_dict {said} raises no error")
+        module.load_state_dict(weights)
+        before = module.state_dict()[missing].clone()
+        doubled = {name: value * 2 for name, value in other.items()}
+        try:
+            keys = module.load_state_dict(doubled, strict=False)
+        except RuntimeError as error:
+            raise LawBroken(f"{what}.load_state_dict with strict=False raises {error}") from error
+        if keys.missing_keys != [missing] or keys.unexpected_keys != [extra]:
+            raise LawBroken(f"{what}.load_state_dict with strict=False names {keys}, not {missing} and {extra}")
+        for name, value in module.state_dict().items():
+            identical(f"{name} after loading", value, before if name == missing else doubled[name], "row column")

@@ -164,3 +164,48 @@ def exported_without_its_resets(w: LayerWeights, x: Tensor, entry: State, starts
     first = torch.zeros_like(starts)
     first[0] = True
     return right(w, x, entry, first if torch.compiler.is_exporting() else starts)
+
+
+@in_core("a_compiled_modules_copies_have_their_own_mode", round=8)
+def a_mode_copy_runs_the_compiled_original() -> list[Patch]:
+    """A copy in another mode of a compiled module holds the original's compiled call, and so its mode."""
+    original = LSTMModule._copy
+
+    def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
+        new = original(self, **changed)
+        new.__dict__["_compiled_call_impl"] = self._compiled_call_impl
+        return new
+
+    return [Patch(LSTMModule, "_copy", wrong)]
+
+
+@in_core("a_compiled_modules_copies_have_their_own_mode", round=8)
+def a_compiled_module_binds_its_mode() -> list[Patch]:
+    """compile() binds the mode of that moment: later contexts are ignored."""
+    original = LSTMModule.compile
+
+    def wrong(self: LSTMModule, *args: Any, **options: Any) -> None:
+        original(self, *args, **options)
+        compiled, mode = self._compiled_call_impl, self.recurrent_mode
+
+        def bound(*given: Any, **named: Any) -> Any:
+            with set_recurrent_mode(mode):
+                return compiled(*given, **named)
+
+        self.__dict__["_compiled_call_impl"] = bound
+
+    return [Patch(LSTMModule, "compile", wrong)]
+
+
+@in_core("a_compiled_modules_copies_have_their_own_mode", round=8)
+def a_compiled_module_keeps_the_mode_of_its_first_call() -> list[Patch]:
+    """A compiled module runs in the mode of its first call, whatever mode is set later."""
+    original = LSTMModule.recurrent_mode
+
+    def wrong(module: LSTMModule) -> bool:
+        now = bool(original.__get__(module))
+        if module._compiled_call_impl is None:
+            return now
+        return bool(module.__dict__.setdefault("_first_mode", now))
+
+    return [Patch(LSTMModule, "recurrent_mode", property(wrong))]

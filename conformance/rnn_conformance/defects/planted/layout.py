@@ -128,3 +128,37 @@ def a_trailing_one_hides_resets() -> list[Patch]:
         return found if is_init.shape == shape else torch.zeros_like(found)
 
     return [Patch(core, "check_is_init", wrong)]
+
+
+def _at(v: Tensor, pitches: list[int]) -> Tensor:
+    """``v`` read from its dense memory with these strides, modulo its size in place of a read beyond the end."""
+    index = torch.zeros(v.shape, dtype=torch.long)
+    for dim, pitch in enumerate(pitches):
+        index = index + torch.arange(v.shape[dim]).view(-1, *[1] * (v.ndim - dim - 1)) * pitch
+    return v.reshape(-1)[index % v.numel()]
+
+
+@in_layer("strides_of_sizes_of_one_are_not_read", round=8)
+def time_pitch_from_the_stride_of_one_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The stored states' stride over time is taken as B times that over rows, which is arbitrary where B = 1."""
+    if x.shape[1] == 1 and x.numel():
+        entry = both(lambda v: _at(v, [v.stride(1), 0, 1]) if v.is_contiguous() else v, entry)
+    return right(w, x, entry, starts)
+
+
+@in_layer("strides_of_sizes_of_one_are_not_read", round=8)
+def row_pitch_from_the_stride_of_one_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With one step, rows are a B-th of the stride over time apart, which is arbitrary there."""
+    if len(x) == 1 and x.numel() and x.is_contiguous():
+        x = _at(x, [0, x.stride(0) // x.shape[1], 1])
+    return right(w, x, entry, starts)
+
+
+@in_layer("strides_of_sizes_of_one_are_not_read", round=8)
+def layout_of_starts_guessed_from_strides(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Starts count as batch first in memory if the stride over rows is the larger one: arbitrary for B = 1."""
+    if starts.shape[1] == 1 and starts.stride(1) > starts.stride(0):
+        first = torch.zeros_like(starts)
+        first[0] = True
+        return right(w, x, entry, first)
+    return right(w, x, entry, starts)

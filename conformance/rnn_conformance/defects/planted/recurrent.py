@@ -335,3 +335,25 @@ def deep_batches_folded_in_another_order() -> list[Patch]:
         return inputs._replace(x=turn[0], is_init=turn[1])
 
     return _fold(turned)
+
+
+@in_core("hidden_outputs_are_zero_padded", round=8)
+def padding_is_negative_zero() -> list[Patch]:
+    """Hidden outputs are padded with -0.0."""
+
+    def wrong(state: State, starts: Tensor) -> State:
+        ends = ends_of(starts).unsqueeze(-1)
+        return both(lambda v: torch.where(ends, v, -0.0), state)
+
+    return [Patch(core, "at_ends", wrong)]
+
+
+@in_core("hidden_outputs_are_zero_padded", round=8)
+def finite_states_are_padded_by_multiplication() -> list[Patch]:
+    """Hidden outputs are padded by a multiplication where they are finite, which gives -0.0 for negative ones."""
+
+    def wrong(state: State, starts: Tensor) -> State:
+        ends = ends_of(starts).unsqueeze(-1)
+        return both(lambda v: torch.where(ends, v, torch.where(v.isfinite(), v * 0, 0)), state)
+
+    return [Patch(core, "at_ends", wrong)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from rnn_backends import LayerWeights, State
+from rnn_backends import LayerWeights, State, layout
 from rnn_backends import lstm as core
 from torch import Tensor
 
@@ -183,3 +185,37 @@ def one_row_restarts_from_ones() -> list[Patch]:
         return torch.cat([found[:2], found[2:] + is_init[2:, :, None]])
 
     return [Patch(core, "entry_from_hx", wrong)]
+
+
+@in_layer("a_square_mask_keeps_its_axes", round=8)
+def starts_transposed_where_square(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The starts are read batch first where that has the same shape: B = T."""
+    if starts.shape[0] != starts.shape[1]:
+        return right(w, x, entry, starts)
+    first = torch.zeros_like(starts)
+    first[0] = True
+    return right(w, x, entry, starts.T | first)
+
+
+@in_core("a_square_mask_keeps_its_axes", round=8)
+def square_is_init_transposed() -> list[Patch]:
+    """Called on tensors, is_init is accepted batch first as well as time first, and B = T is taken as batch first."""
+    original = core.check_is_init
+
+    def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        mask = original(is_init, shape, device)
+        return mask.T if mask.ndim == 2 and mask.shape[0] == mask.shape[1] else mask
+
+    return [Patch(core, "check_is_init", wrong)]
+
+
+@in_core("a_square_mask_keeps_its_axes", round=8)
+def square_reset_mask_folded_batch_first() -> list[Patch]:
+    """In recurrent mode the reset mask keeps its axes [B, T] where B = T."""
+    original = layout.fold_time
+
+    def wrong(inputs: Any) -> Any:
+        x, is_init, stored = original(inputs)
+        return x, is_init.T if is_init.shape[0] == is_init.shape[1] else is_init, stored
+
+    return [Patch(layout, "fold_time", wrong)]

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, State, get_backend
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, get_backend
 from rnn_backends import lstm as core
 from rnn_backends_plugins.compile import forward as compile_forward
 from rnn_backends_plugins.compile import ops as compile_ops
@@ -16,8 +16,8 @@ from rnn_backends_plugins.cudnn import kernel as cudnn_kernel
 from torch import Tensor
 
 from ..hand_written_blocks import by_hand
-from ..planting import Patch, in_core, in_layer, in_reset, made, restart
-from ..right import both, right
+from ..planting import Patch, backend, in_core, in_layer, in_reset, made, restart
+from ..right import both, right, step
 
 
 @in_layer("any_hidden_size")
@@ -176,3 +176,49 @@ def a_size_of_one_is_squeezed() -> list[Patch]:
     """squeeze() without a dimension: stacked states lose dimensions where layers, steps and rows are one."""
     original = core._stacked
     return [Patch(core, "_stacked", lambda *args, **more: both(_squeezed, original(*args, **more)))]
+
+
+def _last_row_of(count: Any) -> Any:
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        out = right(w, x, entry, starts)
+        return both(lambda v: torch.cat([v[:, :-1], v[:, :1]], 1), out) if count(x.shape[1]) else out
+
+    return run
+
+
+@backend("any_number_of_rows", round=8)
+def one_row_left_over_from_blocks_of_eight() -> LSTMBackend:
+    """Beyond a block of eight rows a single row left over is that of row 0."""
+    return LSTMBackend("defect", _last_row_of(lambda B: B > 8 and B % 8 == 1))
+
+
+@backend("any_number_of_rows", round=8)
+def five_rows_computed_as_four() -> LSTMBackend:
+    """Of exactly five rows the last one is that of row 0."""
+    return LSTMBackend("defect", _last_row_of(lambda B: B == 5))
+
+
+@backend("any_number_of_rows", round=8)
+def a_full_tile_of_rows_reads_one_too_few() -> LSTMBackend:
+    """At 16, 32, 48, ... rows the last one is that of row 0."""
+    return LSTMBackend("defect", _last_row_of(lambda B: B > 0 and B % 16 == 0))
+
+
+@backend("any_number_of_rows", round=8)
+def a_step_of_seven_rows_mixes_two() -> LSTMBackend:
+    """A step of seven rows gives the last two rows swapped."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        out = step(w, x, state)
+        return both(lambda v: torch.cat([v[:5], v[6:], v[5:6]]), out) if len(x) == 7 else out
+
+    return LSTMBackend("defect", right, step=one)
+
+
+@in_layer("any_number_of_rows", round=8)
+def gradients_of_many_rows_halved(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """From 20 to 31 rows the gradient of the input's last row is halved."""
+    if 20 <= x.shape[1] < 32:
+        last = x[:, -1:]
+        x = torch.cat([x[:, :-1], last.detach() / 2 + last / 2], 1)
+    return right(w, x, entry, starts)

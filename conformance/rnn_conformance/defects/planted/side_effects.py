@@ -7,12 +7,12 @@ from itertools import count
 from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, StepFunction
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, StepFunction
 from torch import Tensor
 
 from ..hand_written import Kernel
 from ..hand_written_blocks import backward_pass, by_hand, forward_pass, once
-from ..planting import backend, in_layer, made
+from ..planting import Patch, backend, in_core, in_layer, made
 from ..right import both, right, step
 
 
@@ -351,3 +351,128 @@ def seeds_the_generator() -> LSTMBackend:
         return right(w, x, entry, starts)
 
     return LSTMBackend("defect", run)
+
+
+@in_core("evaluation_draws_no_random_numbers", round=8)
+def acting_in_evaluation_draws() -> list[Patch]:
+    """In evaluation every step draws a random number from the global generator."""
+    original = LSTM.step_stored
+
+    def wrong(self: LSTM, *args: Any, **options: Any) -> Any:
+        if not self.training:
+            torch.rand(1)
+        return original(self, *args, **options)
+
+    return [Patch(LSTM, "step_stored", wrong)]
+
+
+@backend("evaluation_draws_no_random_numbers", round=8)
+def acting_without_gradients_draws() -> LSTMBackend:
+    """The act function draws a random number where no gradient is recorded."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        if not torch.is_grad_enabled():
+            torch.rand(1)
+        return step(w, x, both(lambda v: torch.where(is_init.unsqueeze(-1), 0, v), state))
+
+    return LSTMBackend("defect", right, act=act)
+
+
+@in_core("evaluation_draws_no_random_numbers", round=8)
+def a_module_in_evaluation_draws_in_a_step() -> list[Patch]:
+    """LSTMModule in evaluation and sequential mode draws a dropout mask that is not used."""
+    original = LSTMModule._one_step
+
+    def wrong(self: LSTMModule, read: Any) -> Any:
+        values = original(self, read)
+        if not self.training:
+            torch.rand_like(next(iter(values.values())))
+        return values
+
+    return [Patch(LSTMModule, "_one_step", wrong)]
+
+
+def _leaves(change: Any) -> LSTMBackend:
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        change()
+        return right(w, x, entry, starts)
+
+    return LSTMBackend("defect", run)
+
+
+def _set(owner: Any, name: str, value: Any) -> Any:
+    return lambda: setattr(owner, name, value)
+
+
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
+def cudnn_benchmark_left_on() -> LSTMBackend:
+    """cudnn.benchmark is turned on and left on."""
+    return _leaves(_set(torch.backends.cudnn, "benchmark", True))
+
+
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
+def cudnn_deterministic_left_on() -> LSTMBackend:
+    """cudnn.deterministic is turned on and left on."""
+    return _leaves(_set(torch.backends.cudnn, "deterministic", True))
+
+
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
+def denormal_numbers_flushed_from_then_on() -> LSTMBackend:
+    """Denormal numbers are flushed to zero in the calling thread from the first call on."""
+    return _leaves(lambda: torch.set_flush_denormal(True))
+
+
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
+def tf32_left_on_in_products() -> LSTMBackend:
+    """TF32 is allowed in products and stays allowed."""
+    return _leaves(_set(torch.backends.cuda.matmul, "allow_tf32", True))
+
+
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
+def tf32_left_off_in_cudnn() -> LSTMBackend:
+    """TF32 is switched off in cuDNN and stays off."""
+    return _leaves(_set(torch.backends.cudnn, "allow_tf32", False))
+
+
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
+def mkldnn_left_off() -> LSTMBackend:
+    """oneDNN is switched off and stays off."""
+    return _leaves(_set(torch.backends.mkldnn, "enabled", False))
+
+
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
+def warnings_always_from_then_on() -> LSTMBackend:
+    """warn_always is set, so that every later warning of torch is repeated."""
+    return _leaves(lambda: torch.set_warn_always(True))
+
+
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
+def matmul_precision_left_by_acting() -> LSTMBackend:
+    """A step without gradients sets the precision of float32 products and leaves it."""
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        if not torch.is_grad_enabled():
+            torch.set_float32_matmul_precision("high")
+        return step(w, x, state)
+
+    return LSTMBackend("defect", right, step=one)
+
+
+class _Backward(torch.autograd.Function):
+    """The identity; its backward pass leaves oneDNN switched off."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        return grads[0]
+
+
+@in_layer("global_state_is_left_alone", round=8, by_numbers=False)
+def mkldnn_left_off_by_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass switches oneDNN off and leaves it off."""
+    h, c = right(w, x, entry, starts)
+    return State(_Backward.apply(h), c)

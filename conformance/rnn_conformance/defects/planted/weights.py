@@ -232,3 +232,39 @@ def weights_are_known_by_the_first() -> list[Patch]:
         return found
 
     return [Patch(LSTM, "layer_weights", layer_weights)]
+
+
+@in_core("loading_is_strict_unless_told_otherwise", round=8)
+def load_state_dict_is_never_strict() -> list[Patch]:
+    """load_state_dict ignores strict=True: missing and unexpected keys pass silently."""
+    original = LSTM.load_state_dict
+
+    def wrong(self: LSTM, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return original(self, state_dict, strict=False, assign=assign)
+
+    return [Patch(LSTM, "load_state_dict", wrong)]
+
+
+@in_core("loading_is_strict_unless_told_otherwise", round=8)
+def load_state_dict_is_always_strict() -> list[Patch]:
+    """load_state_dict ignores strict=False: a part of a state_dict is rejected."""
+    original = LSTM.load_state_dict
+
+    def wrong(self: LSTM, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        return original(self, state_dict, strict=True, assign=assign)
+
+    return [Patch(LSTM, "load_state_dict", wrong)]
+
+
+@in_core("loading_is_strict_unless_told_otherwise", round=8)
+def unexpected_keys_dropped_before_loading() -> list[Patch]:
+    """Keys that the LSTM does not have are dropped before they are reported, as those of an older version."""
+    original = LSTM._load_from_state_dict
+
+    def wrong(self: LSTM, state_dict: Any, prefix: str, *rest: Any) -> None:
+        own = {prefix + name for name in self._parameters}
+        for key in [key for key in state_dict if key.startswith(prefix) and key not in own]:
+            del state_dict[key]
+        original(self, state_dict, prefix, *rest)
+
+    return [Patch(LSTM, "_load_from_state_dict", wrong)]

@@ -1,0 +1,88 @@
+"""torch's process-wide settings, read and put back: no call may leave one changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch.backends import cuda, cudnn, mkldnn
+
+TINY = 1e-310
+"""Subnormal in float64: zero where the CPU flushes denormal numbers."""
+
+
+class Setting(NamedTuple):
+    """One setting: how it is read, and how it is set."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], Any]
+
+
+def _attribute(owner: Any, name: str) -> Setting:
+    return Setting(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+
+
+def _flushes_denormal() -> bool:
+    return bool((torch.full((1,), TINY, dtype=torch.float64) * 1).item() == 0)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+SETTINGS: dict[str, Setting] = {
+    "gradient mode": Setting(torch.is_grad_enabled, torch.set_grad_enabled),
+    "the default dtype": Setting(torch.get_default_dtype, torch.set_default_dtype),
+    "the number of threads": Setting(torch.get_num_threads, torch.set_num_threads),
+    "deterministic algorithms": Setting(
+        _deterministic, lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1])
+    ),
+    "matmul precision": Setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    "TF32 in products": _attribute(cuda.matmul, "allow_tf32"),
+    "TF32 in cudnn": _attribute(cudnn, "allow_tf32"),
+    "reduced precision of float16 sums": _attribute(cuda.matmul, "allow_fp16_reduced_precision_reduction"),
+    "reduced precision of bfloat16 sums": _attribute(cuda.matmul, "allow_bf16_reduced_precision_reduction"),
+    "cudnn.enabled": _attribute(cudnn, "enabled"),
+    "cudnn.benchmark": _attribute(cudnn, "benchmark"),
+    "cudnn.deterministic": _attribute(cudnn, "deterministic"),
+    "mkldnn.enabled": _attribute(mkldnn, "enabled"),
+    "mkldnn.deterministic": _attribute(mkldnn, "deterministic"),
+    "flush_denormal": Setting(_flushes_denormal, torch.set_flush_denormal),
+    "warn_always": Setting(torch.is_warn_always_enabled, torch.set_warn_always),
+    "anomaly mode": Setting(torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    "autocast on the CPU": Setting(
+        lambda: torch.is_autocast_enabled("cpu"), lambda value: torch.set_autocast_enabled("cpu", value)
+    ),
+    "autocast's cache": Setting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+}
+"""By name, in words; the matmul precision before what it sets."""
+
+
+MIXED = "unreadable by its older name"
+"""The value of a setting that torch refuses to read, since a newer name of it was set to something else."""
+
+
+def read_settings() -> dict[str, Any]:
+    """The value of each setting now."""
+    return {name: _read(setting) for name, setting in SETTINGS.items()}
+
+
+def _read(setting: Setting) -> Any:
+    try:
+        return setting.read()
+    except RuntimeError:
+        return MIXED
+
+
+@contextmanager
+def restored_settings() -> Iterator[dict[str, Any]]:
+    """Gives the settings at the beginning, and puts back at the end what was changed since."""
+    before = read_settings()
+    try:
+        yield before
+    finally:
+        for name, setting in SETTINGS.items():
+            if _read(setting) != before[name] and before[name] != MIXED:
+                setting.write(before[name])
