@@ -168,3 +168,12 @@ def test_under_compile_inside_and_around(rows, fullgraph):
         torch.testing.assert_close(around(td.clone())["y"], recurrent["y"])
     torch.testing.assert_close(around(td.clone())["y"], sequential["y"])
     assert recurrent_mode() is None
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_copy_of_a_compiled_module_does_not_run_the_original(mode):
+    module = make(not mode)
+    module.compile(backend="eager")
+    copies = module.set_recurrent_mode(mode), module.with_backend("cudnn")
+    assert all(copy._compiled_call_impl is None for copy in copies)
+    assert module._compiled_call_impl is not None

@@ -166,7 +166,7 @@ def exported_without_its_resets(w: LayerWeights, x: Tensor, entry: State, starts
     return right(w, x, entry, first if torch.compiler.is_exporting() else starts)
 
 
-@in_core("a_compiled_modules_copies_have_their_own_mode", round=8)
+@in_core("a_compiled_modules_copies_have_their_own_mode", round=8, survived=8)
 def a_mode_copy_runs_the_compiled_original() -> list[Patch]:
     """A copy in another mode of a compiled module holds the original's compiled call, and so its mode."""
     original = LSTMModule._copy
@@ -179,7 +179,7 @@ def a_mode_copy_runs_the_compiled_original() -> list[Patch]:
     return [Patch(LSTMModule, "_copy", wrong)]
 
 
-@in_core("a_compiled_modules_copies_have_their_own_mode", round=8)
+@in_core("a_compiled_modules_copies_have_their_own_mode", round=8, survived=8)
 def a_compiled_module_binds_its_mode() -> list[Patch]:
     """compile() binds the mode of that moment: later contexts are ignored."""
     original = LSTMModule.compile
@@ -197,7 +197,7 @@ def a_compiled_module_binds_its_mode() -> list[Patch]:
     return [Patch(LSTMModule, "compile", wrong)]
 
 
-@in_core("a_compiled_modules_copies_have_their_own_mode", round=8)
+@in_core("a_compiled_modules_copies_have_their_own_mode", round=8, survived=8)
 def a_compiled_module_keeps_the_mode_of_its_first_call() -> list[Patch]:
     """A compiled module runs in the mode of its first call, whatever mode is set later."""
     original = LSTMModule.recurrent_mode

@@ -138,7 +138,7 @@ def _at(v: Tensor, pitches: list[int]) -> Tensor:
     return v.reshape(-1)[index % v.numel()]
 
 
-@in_layer("strides_of_sizes_of_one_are_not_read", round=8)
+@in_layer("strides_of_sizes_of_one_are_not_read", round=8, survived=8)
 def time_pitch_from_the_stride_of_one_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The stored states' stride over time is taken as B times that over rows, which is arbitrary where B = 1."""
     if x.shape[1] == 1 and x.numel():
@@ -146,7 +146,7 @@ def time_pitch_from_the_stride_of_one_row(w: LayerWeights, x: Tensor, entry: Sta
     return right(w, x, entry, starts)
 
 
-@in_layer("strides_of_sizes_of_one_are_not_read", round=8)
+@in_layer("strides_of_sizes_of_one_are_not_read", round=8, survived=8)
 def row_pitch_from_the_stride_of_one_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """With one step, rows are a B-th of the stride over time apart, which is arbitrary there."""
     if len(x) == 1 and x.numel() and x.is_contiguous():
@@ -154,7 +154,7 @@ def row_pitch_from_the_stride_of_one_step(w: LayerWeights, x: Tensor, entry: Sta
     return right(w, x, entry, starts)
 
 
-@in_layer("strides_of_sizes_of_one_are_not_read", round=8)
+@in_layer("strides_of_sizes_of_one_are_not_read", round=8, survived=8)
 def layout_of_starts_guessed_from_strides(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Starts count as batch first in memory if the stride over rows is the larger one: arbitrary for B = 1."""
     if starts.shape[1] == 1 and starts.stride(1) > starts.stride(0):

@@ -337,7 +337,7 @@ def deep_batches_folded_in_another_order() -> list[Patch]:
     return _fold(turned)
 
 
-@in_core("hidden_outputs_are_zero_padded", round=8)
+@in_core("hidden_outputs_are_zero_padded", round=8, survived=8)
 def padding_is_negative_zero() -> list[Patch]:
     """Hidden outputs are padded with -0.0."""
 
@@ -348,7 +348,7 @@ def padding_is_negative_zero() -> list[Patch]:
     return [Patch(core, "at_ends", wrong)]
 
 
-@in_core("hidden_outputs_are_zero_padded", round=8)
+@in_core("hidden_outputs_are_zero_padded", round=8, survived=8)
 def finite_states_are_padded_by_multiplication() -> list[Patch]:
     """Hidden outputs are padded by a multiplication where they are finite, which gives -0.0 for negative ones."""
 

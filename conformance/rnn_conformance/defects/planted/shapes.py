@@ -186,25 +186,25 @@ def _last_row_of(count: Any) -> Any:
     return run
 
 
-@backend("any_number_of_rows", round=8)
+@backend("any_number_of_rows", round=8, survived=8)
 def one_row_left_over_from_blocks_of_eight() -> LSTMBackend:
     """Beyond a block of eight rows a single row left over is that of row 0."""
     return LSTMBackend("defect", _last_row_of(lambda B: B > 8 and B % 8 == 1))
 
 
-@backend("any_number_of_rows", round=8)
+@backend("any_number_of_rows", round=8, survived=8)
 def five_rows_computed_as_four() -> LSTMBackend:
     """Of exactly five rows the last one is that of row 0."""
     return LSTMBackend("defect", _last_row_of(lambda B: B == 5))
 
 
-@backend("any_number_of_rows", round=8)
+@backend("any_number_of_rows", round=8, survived=8)
 def a_full_tile_of_rows_reads_one_too_few() -> LSTMBackend:
     """At 16, 32, 48, ... rows the last one is that of row 0."""
     return LSTMBackend("defect", _last_row_of(lambda B: B > 0 and B % 16 == 0))
 
 
-@backend("any_number_of_rows", round=8)
+@backend("any_number_of_rows", round=8, survived=8)
 def a_step_of_seven_rows_mixes_two() -> LSTMBackend:
     """A step of seven rows gives the last two rows swapped."""
 
@@ -215,7 +215,7 @@ def a_step_of_seven_rows_mixes_two() -> LSTMBackend:
     return LSTMBackend("defect", right, step=one)
 
 
-@in_layer("any_number_of_rows", round=8)
+@in_layer("any_number_of_rows", round=8, survived=8)
 def gradients_of_many_rows_halved(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """From 20 to 31 rows the gradient of the input's last row is halved."""
     if 20 <= x.shape[1] < 32:

@@ -353,7 +353,7 @@ def seeds_the_generator() -> LSTMBackend:
     return LSTMBackend("defect", run)
 
 
-@in_core("evaluation_draws_no_random_numbers", round=8)
+@in_core("evaluation_draws_no_random_numbers", round=8, survived=8)
 def acting_in_evaluation_draws() -> list[Patch]:
     """In evaluation every step draws a random number from the global generator."""
     original = LSTM.step_stored
@@ -366,7 +366,7 @@ def acting_in_evaluation_draws() -> list[Patch]:
     return [Patch(LSTM, "step_stored", wrong)]
 
 
-@backend("evaluation_draws_no_random_numbers", round=8)
+@backend("evaluation_draws_no_random_numbers", round=8, survived=8)
 def acting_without_gradients_draws() -> LSTMBackend:
     """The act function draws a random number where no gradient is recorded."""
 
@@ -378,7 +378,7 @@ def acting_without_gradients_draws() -> LSTMBackend:
     return LSTMBackend("defect", right, act=act)
 
 
-@in_core("evaluation_draws_no_random_numbers", round=8)
+@in_core("evaluation_draws_no_random_numbers", round=8, survived=8)
 def a_module_in_evaluation_draws_in_a_step() -> list[Patch]:
     """LSTMModule in evaluation and sequential mode draws a dropout mask that is not used."""
     original = LSTMModule._one_step
@@ -404,49 +404,49 @@ def _set(owner: Any, name: str, value: Any) -> Any:
     return lambda: setattr(owner, name, value)
 
 
-@backend("global_state_is_left_alone", round=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def cudnn_benchmark_left_on() -> LSTMBackend:
     """cudnn.benchmark is turned on and left on."""
     return _leaves(_set(torch.backends.cudnn, "benchmark", True))
 
 
-@backend("global_state_is_left_alone", round=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def cudnn_deterministic_left_on() -> LSTMBackend:
     """cudnn.deterministic is turned on and left on."""
     return _leaves(_set(torch.backends.cudnn, "deterministic", True))
 
 
-@backend("global_state_is_left_alone", round=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def denormal_numbers_flushed_from_then_on() -> LSTMBackend:
     """Denormal numbers are flushed to zero in the calling thread from the first call on."""
     return _leaves(lambda: torch.set_flush_denormal(True))
 
 
-@backend("global_state_is_left_alone", round=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def tf32_left_on_in_products() -> LSTMBackend:
     """TF32 is allowed in products and stays allowed."""
     return _leaves(_set(torch.backends.cuda.matmul, "allow_tf32", True))
 
 
-@backend("global_state_is_left_alone", round=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def tf32_left_off_in_cudnn() -> LSTMBackend:
     """TF32 is switched off in cuDNN and stays off."""
     return _leaves(_set(torch.backends.cudnn, "allow_tf32", False))
 
 
-@backend("global_state_is_left_alone", round=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def mkldnn_left_off() -> LSTMBackend:
     """oneDNN is switched off and stays off."""
     return _leaves(_set(torch.backends.mkldnn, "enabled", False))
 
 
-@backend("global_state_is_left_alone", round=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def warnings_always_from_then_on() -> LSTMBackend:
     """warn_always is set, so that every later warning of torch is repeated."""
     return _leaves(lambda: torch.set_warn_always(True))
 
 
-@backend("global_state_is_left_alone", round=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def matmul_precision_left_by_acting() -> LSTMBackend:
     """A step without gradients sets the precision of float32 products and leaves it."""
 
@@ -471,7 +471,7 @@ class _Backward(torch.autograd.Function):
         return grads[0]
 
 
-@in_layer("global_state_is_left_alone", round=8, by_numbers=False)
+@in_layer("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
 def mkldnn_left_off_by_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The backward pass switches oneDNN off and leaves it off."""
     h, c = right(w, x, entry, starts)

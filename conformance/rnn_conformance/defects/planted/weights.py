@@ -234,7 +234,7 @@ def weights_are_known_by_the_first() -> list[Patch]:
     return [Patch(LSTM, "layer_weights", layer_weights)]
 
 
-@in_core("loading_is_strict_unless_told_otherwise", round=8)
+@in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
 def load_state_dict_is_never_strict() -> list[Patch]:
     """load_state_dict ignores strict=True: missing and unexpected keys pass silently."""
     original = LSTM.load_state_dict
@@ -245,7 +245,7 @@ def load_state_dict_is_never_strict() -> list[Patch]:
     return [Patch(LSTM, "load_state_dict", wrong)]
 
 
-@in_core("loading_is_strict_unless_told_otherwise", round=8)
+@in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
 def load_state_dict_is_always_strict() -> list[Patch]:
     """load_state_dict ignores strict=False: a part of a state_dict is rejected."""
     original = LSTM.load_state_dict
@@ -256,7 +256,7 @@ def load_state_dict_is_always_strict() -> list[Patch]:
     return [Patch(LSTM, "load_state_dict", wrong)]
 
 
-@in_core("loading_is_strict_unless_told_otherwise", round=8)
+@in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
 def unexpected_keys_dropped_before_loading() -> list[Patch]:
     """Keys that the LSTM does not have are dropped before they are reported, as those of an older version."""
     original = LSTM._load_from_state_dict
