@@ -70,7 +70,7 @@ def defects_command(ctx: click.Context, name: str | None, subject: str | None, *
         _show(rows, surviving)
     if options["write"]:
         day = options["date"] or date.today().isoformat()
-        run = Run(day, _commit(), options["profile"], f"1 to {options['seeds']}", options["drawn_only"])
+        run = Run(day, _commit(), options["profile"], _seeds(options["seeds"]), options["drawn_only"])
         from rnn_backends.paths import write_whole
 
         write_whole(options["write"], page(rows, run))
@@ -98,6 +98,11 @@ def _kills(names: list[str], options: dict[str, Any]) -> dict[str, list[Kill]]:
         return kills
 
     return _each("defects", names, run)
+
+
+def _seeds(number: int) -> str:
+    """In words, for the page."""
+    return "1 to " + str(number) if number > 1 else "1 alone"
 
 
 def _commit() -> str:

@@ -14,12 +14,12 @@ from .right import finish, gates_of, restart
 class Kernel:
     """A right layer with a hand-written backward pass, in parts that can be replaced."""
 
-    def keep(self, ctx: Any, x: Tensor, eh: Tensor, ec: Tensor, starts: Tensor, w: LayerWeights, *made: Tensor) -> None:
+    def save(self, ctx: Any, x: Tensor, eh: Tensor, ec: Tensor, starts: Tensor, w: LayerWeights, *made: Tensor) -> None:
         """Keep what the backward pass reads: ``made`` is pre-activations, activations, h, c."""
         ctx.save_for_backward(x, eh, ec, starts, *w, *made)
 
-    def kept(self, ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, LayerWeights, Tensor, Tensor, Tensor, Tensor]:
-        """What was kept."""
+    def saved(self, ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, LayerWeights, Tensor, Tensor, Tensor, Tensor]:
+        """The saved tensors."""
         x, eh, ec, starts, w_ih, w_hh, b_ih, b_hh, w_hr, pre, acts, h, c = ctx.saved_tensors
         return x, eh, ec, starts, LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr), pre, acts, h, c
 
@@ -49,7 +49,7 @@ class Kernel:
 
     def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
         """The backward pass."""
-        x, eh, ec, starts, w, pre, acts, h, c = self.kept(ctx)
+        x, eh, ec, starts, w, pre, acts, h, c = self.saved(ctx)
         return self.run_back(ctx, x, eh, ec, starts, starts, w, pre, acts, h, c, gh, gc)
 
     def run_back(
@@ -130,7 +130,7 @@ class _Run(torch.autograd.Function):
         ctx.kernel, x, eh, ec, starts, *w = inputs
         h, c, pre, acts = output
         ctx.mark_non_differentiable(pre, acts)
-        ctx.kernel.keep(ctx, x, eh, ec, starts, LayerWeights(*w), pre, acts, h, c)
+        ctx.kernel.save(ctx, x, eh, ec, starts, LayerWeights(*w), pre, acts, h, c)
 
     @staticmethod
     def backward(ctx: Any, gh: Tensor, gc: Tensor, *unused: Tensor) -> Any:

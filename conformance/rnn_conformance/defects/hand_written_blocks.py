@@ -124,8 +124,8 @@ def by_hand(
             h, c, gates = output
             ctx.mark_non_differentiable(gates)
             ctx.h = h.detach() if on_ctx else None  # detached: no cycle from the graph to its own output
-            kept = [] if on_ctx else [h]
-            ctx.save_for_backward(x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, c, gates, *kept)
+            cache = [] if on_ctx else [h]
+            ctx.save_for_backward(x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, c, gates, *cache)
 
         @staticmethod
         def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor, _: Any) -> Any:

@@ -63,8 +63,8 @@ def layer(one: StepFunction = step, reset: Reset = restart) -> LayerFunction:
 
 def shared_by(w: LayerWeights, number: int) -> list[LayerWeights]:
     """The weights so many times, so that gradients in 16 bits are added up in pairs."""
-    found = [[None] * number if v is None else accumulation_views(v, number)[:number] for v in w]
-    return [LayerWeights(*parts) for parts in zip(*found, strict=True)]
+    result = [[None] * number if v is None else accumulation_views(v, number)[:number] for v in w]
+    return [LayerWeights(*parts) for parts in zip(*result, strict=True)]
 
 
 right = layer()

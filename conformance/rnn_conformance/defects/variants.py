@@ -14,8 +14,8 @@ from .hand_written import Kernel
 from .right import both, each, ends, finish, layer, right, shared_by, step
 
 
-def _layer(found: LayerFunction) -> Callable[[], LSTMBackend]:
-    return lambda: LSTMBackend("variant", found)
+def _layer(result: LayerFunction) -> Callable[[], LSTMBackend]:
+    return lambda: LSTMBackend("variant", result)
 
 
 def biases_fused(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -79,8 +79,8 @@ def one_row_at_a_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
     if x.shape[1] == 0:
         return right(w, x, entry, starts)
     rows = [slice(b, b + 1) for b in range(x.shape[1])]
-    found = [right(w, x[:, r], both(lambda v, r=r: v[:, r], entry), starts[:, r]) for r in rows]  # type: ignore[misc]
-    return State(torch.cat([s.h for s in found], 1), torch.cat([s.c for s in found], 1))
+    result = [right(w, x[:, r], both(lambda v, r=r: v[:, r], entry), starts[:, r]) for r in rows]  # type: ignore[misc]
+    return State(torch.cat([s.h for s in result], 1), torch.cat([s.c for s in result], 1))
 
 
 def one_sequence_at_a_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -159,8 +159,8 @@ def recomputed_in_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, st
     """Nothing is kept for the backward pass: it is computed again; not in torch.func, where torch cannot do that."""
     if torch._C._are_functorch_transforms_active():
         return right(w, x, entry, starts)
-    found: Any = checkpoint(right, w, x, entry, starts, use_reentrant=False, preserve_rng_state=False)
-    return State(*found)
+    result: Any = checkpoint(right, w, x, entry, starts, use_reentrant=False, preserve_rng_state=False)
+    return State(*result)
 
 
 def results_not_contiguous(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -198,14 +198,14 @@ def sigmoid_by_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) ->
 
 def packed_and_invalidated() -> LSTMBackend:
     """Without gradients packed weights are kept, until they are other numbers; ``.data`` has no version."""
-    kept: dict[int, tuple[LayerWeights, LayerWeights]] = {}
+    cache: dict[int, tuple[LayerWeights, LayerWeights]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         if torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return right(w, x, entry, starts)
-        old = kept.get(id(w.w_ih))
+        old = cache.get(id(w.w_ih))
         if old is None or not all(map(_same, w, old[1])):
-            old = kept[id(w.w_ih)] = (w, each(lambda v: v.detach().clone(), w))
+            old = cache[id(w.w_ih)] = (w, each(lambda v: v.detach().clone(), w))
         return right(old[1], x, entry, starts)
 
     return LSTMBackend("variant", run)
@@ -273,7 +273,7 @@ _MADE: tuple[Callable[[], LSTMBackend], ...] = (
 )  # fmt: skip
 
 VARIANTS: dict[str, Callable[[], LSTMBackend]] = {
-    **{found.__name__: _layer(found) for found in _LAYERS},
-    **{found.__name__: found for found in _MADE},
+    **{result.__name__: _layer(result) for result in _LAYERS},
+    **{result.__name__: result for result in _MADE},
 }
 """Each makes a fresh backend that is right."""

@@ -45,8 +45,8 @@ def input_centred_over_the_batch(w: LayerWeights, x: Tensor, entry: State, start
 @in_layer("one_row")
 def one_row_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """squeeze() without a dimension: with one row, time comes out reversed."""
-    found = right(w, x, entry, starts)
-    return both(lambda v: v.flip(0), found) if x.shape[1] == 1 and len(x) > 1 else found
+    result = right(w, x, entry, starts)
+    return both(lambda v: v.flip(0), result) if x.shape[1] == 1 and len(x) > 1 else result
 
 
 @in_layer("no_rows")

@@ -49,10 +49,10 @@ def compiled_modules_keep_their_own_mode() -> list[Patch]:
     """A compiled module runs in the mode of its construction, whatever set_recurrent_mode context is active."""
     original = LSTMModule.recurrent_mode
 
-    def wrong(module: LSTMModule) -> bool:
+    def replacement(module: LSTMModule) -> bool:
         return bool(module._recurrent_mode if torch.compiler.is_compiling() else original.__get__(module))
 
-    return [Patch(LSTMModule, "recurrent_mode", property(wrong))]
+    return [Patch(LSTMModule, "recurrent_mode", property(replacement))]
 
 
 TRACEABLE = LSTMBackend("defect", unroll, traits=frozenset(Trait))
@@ -63,13 +63,13 @@ TRACEABLE = LSTMBackend("defect", unroll, traits=frozenset(Trait))
 def compiled_calls_miss_the_mode_set_outside() -> list[Patch]:
     """A compiled module ignores a set_recurrent_mode context that is entered outside of the compiled code."""
 
-    def wrong(stack: tuple[bool | None, ...]) -> None:
+    def replacement(stack: tuple[bool | None, ...]) -> None:
         if torch.compiler.is_compiling():
             modes._mirror.stack = stack
         else:
             modes._context.set(stack)
 
-    return [Patch(set_recurrent_mode, "_set", staticmethod(wrong))]
+    return [Patch(set_recurrent_mode, "_set", staticmethod(replacement))]
 
 
 @backend("compiled_with_graph_breaks", by_numbers=False)
@@ -90,11 +90,11 @@ def scripted_for_evaluation() -> list[Patch]:
     """A scripted LSTM never applies dropout, not in training either."""
     original = scripting.ScriptableLSTM.__init__
 
-    def wrong(self: scripting.ScriptableLSTM, lstm: torch.nn.Module) -> None:
+    def replacement(self: scripting.ScriptableLSTM, lstm: torch.nn.Module) -> None:
         original(self, lstm)  # type: ignore[arg-type]
         self.dropout = 0.0
 
-    return [Patch(scripting.ScriptableLSTM, "__init__", wrong)]
+    return [Patch(scripting.ScriptableLSTM, "__init__", replacement)]
 
 
 @in_core("a_script_keeps_training_and_dropout", on=TRACEABLE, round=3, survived=3)
@@ -102,11 +102,11 @@ def scripted_dropout_is_frozen() -> list[Patch]:
     """An LSTM scripted in evaluation mode never applies dropout, not even after train()."""
     original = ScriptableLSTM.__init__
 
-    def wrong(self: ScriptableLSTM, lstm: LSTM) -> None:
+    def replacement(self: ScriptableLSTM, lstm: LSTM) -> None:
         original(self, lstm)
         self.dropout = lstm.dropout if lstm.training else 0.0
 
-    return [Patch(ScriptableLSTM, "__init__", wrong)]
+    return [Patch(ScriptableLSTM, "__init__", replacement)]
 
 
 @in_core(
@@ -171,12 +171,12 @@ def a_mode_copy_runs_the_compiled_original() -> list[Patch]:
     """A copy in another mode of a compiled module holds the original's compiled call, and so its mode."""
     original = LSTMModule._copy
 
-    def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
+    def replacement(self: LSTMModule, **changed: Any) -> LSTMModule:
         new = original(self, **changed)
         new.__dict__["_compiled_call_impl"] = self._compiled_call_impl
         return new
 
-    return [Patch(LSTMModule, "_copy", wrong)]
+    return [Patch(LSTMModule, "_copy", replacement)]
 
 
 @in_core("a_compiled_modules_copies_have_their_own_mode", round=8, survived=8)
@@ -184,7 +184,7 @@ def a_compiled_module_binds_its_mode() -> list[Patch]:
     """compile() binds the mode of that moment: later contexts are ignored."""
     original = LSTMModule.compile
 
-    def wrong(self: LSTMModule, *args: Any, **options: Any) -> None:
+    def replacement(self: LSTMModule, *args: Any, **options: Any) -> None:
         original(self, *args, **options)
         compiled, mode = self._compiled_call_impl, self.recurrent_mode
 
@@ -194,7 +194,7 @@ def a_compiled_module_binds_its_mode() -> list[Patch]:
 
         self.__dict__["_compiled_call_impl"] = bound
 
-    return [Patch(LSTMModule, "compile", wrong)]
+    return [Patch(LSTMModule, "compile", replacement)]
 
 
 @in_core("a_compiled_modules_copies_have_their_own_mode", round=8, survived=8)
@@ -202,10 +202,10 @@ def a_compiled_module_keeps_the_mode_of_its_first_call() -> list[Patch]:
     """A compiled module runs in the mode of its first call, whatever mode is set later."""
     original = LSTMModule.recurrent_mode
 
-    def wrong(module: LSTMModule) -> bool:
+    def replacement(module: LSTMModule) -> bool:
         now = bool(original.__get__(module))
         if module._compiled_call_impl is None:
             return now
         return bool(module.__dict__.setdefault("_first_mode", now))
 
-    return [Patch(LSTMModule, "recurrent_mode", property(wrong))]
+    return [Patch(LSTMModule, "recurrent_mode", property(replacement))]

@@ -24,12 +24,12 @@ def hands_over_to_another() -> LSTMBackend:
 def acting_goes_around_the_backend() -> list[Patch]:
     """A step is computed by core itself and not by the backend."""
 
-    def wrong(self: LSTM, w: LayerWeights, x: Tensor, state: State) -> State:
+    def replacement(self: LSTM, w: LayerWeights, x: Tensor, state: State) -> State:
         begin = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
         out = right(w, x[None], State(state.h[None], state.c[None]), begin)
         return State(out.h[0], out.c[0])
 
-    return [Patch(LSTM, "_layer_as_step", wrong)]
+    return [Patch(LSTM, "_layer_as_step", replacement)]
 
 
 @in_core("every_layer_and_step_is_the_backends")

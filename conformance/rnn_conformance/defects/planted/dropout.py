@@ -95,11 +95,11 @@ def no_mask_going_backward() -> list[Patch]:
     return stacked(Stack(between=between))
 
 
-def _in_a_step(wrong: Any) -> list[Patch]:
+def _in_a_step(replacement: Any) -> list[Patch]:
     original = LSTM.step_stored
 
     def step(self: LSTM, *args: Any, **options: Any) -> Any:
-        with mock.patch.object(nn.functional, "dropout", wrong):
+        with mock.patch.object(nn.functional, "dropout", replacement):
             return original(self, *args, **options)
 
     return [Patch(LSTM, "step_stored", step)]
@@ -130,7 +130,7 @@ def equal_rows_computed_once(w: LayerWeights, x: Tensor, entry: State, starts: T
 def step_drops_each_direction_by_itself() -> list[Patch]:
     """In sequential mode a bidirectional LSTM in training draws dropout for each direction separately."""
 
-    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+    def replacement(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
         if stored is None:
             stored = State(*(v.transpose(0, 1) for v in self.zero_state((x.shape[0],), x)))
         elif is_init is not None:
@@ -150,17 +150,17 @@ def step_drops_each_direction_by_itself() -> list[Patch]:
         output = torch.cat([s.h for s in states[-directions:]], -1)
         return output, core._stacked(states, dim=1)
 
-    return [Patch(LSTM, "step_stored", wrong)]
+    return [Patch(LSTM, "step_stored", replacement)]
 
 
 @in_core("training_and_evaluation_follow_the_module")
 def the_first_training_flag_stays() -> list[Patch]:
     """The training flag is read at the first call and kept."""
-    original, kept = LSTM.sequences, dict[int, tuple[LSTM, bool]]()
+    original, cache = LSTM.sequences, dict[int, tuple[LSTM, bool]]()
 
     def sequences(self: LSTM, *args: Any, **options: Any) -> Any:
         was = self.training
-        self.training = kept.setdefault(id(self), (self, was))[1]
+        self.training = cache.setdefault(id(self), (self, was))[1]
         try:
             return original(self, *args, **options)
         finally:

@@ -85,8 +85,8 @@ class _Changed(torch.autograd.Function):
 
 
 def _changed(value: Tensor, change: Any) -> Tensor:
-    found: Tensor = _Changed.apply(value, change)
-    return found
+    result: Tensor = _Changed.apply(value, change)
+    return result
 
 
 @in_step("gradients_equal_reference")
@@ -131,7 +131,7 @@ def recomputed_chunk_forgets_its_reset(w: LayerWeights, x: Tensor, entry: State,
 
     class Chunked(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
-            x, eh, ec, starts, w, *_ = self.kept(ctx)
+            x, eh, ec, starts, w, *_ = self.saved(ctx)
             read = starts.clone()
             read[8::8] = False
             return self.run_back(ctx, x, eh, ec, starts, read, w, *values(x, eh, ec, read, w), gh, gc)
@@ -169,10 +169,10 @@ def backward_in_half(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -
         return grad.half().to(grad)
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        found = step(w, x, state)
-        if found.c.requires_grad and x.dtype == torch.float32:
-            found.c.register_hook(keep)
-        return found
+        result = step(w, x, state)
+        if result.c.requires_grad and x.dtype == torch.float32:
+            result.c.register_hook(keep)
+        return result
 
     return layer(one)(w, x, entry, starts)
 
@@ -229,11 +229,11 @@ def second_backward_counts_more() -> LayerFunction:
     """The workspace of the backward pass is not cleared: a second backward pass adds to the first."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        kept: list[Tensor] = []
+        cache: list[Tensor] = []
 
         def add(grad: Tensor) -> Tensor:
-            kept.append(grad)
-            return torch.stack(kept).sum(0)
+            cache.append(grad)
+            return torch.stack(cache).sum(0)
 
         return right(w._replace(w_ih=_changed(w.w_ih, add)), x, entry, starts)
 
@@ -245,13 +245,13 @@ def backward_overwrites_its_gates(w: LayerWeights, x: Tensor, entry: State, star
     """The backward pass overwrites the saved gates, so that a second one (retain_graph) reads gradients."""
 
     class Overwriting(Kernel):
-        def keep(self, ctx: Any, *rest: Any) -> None:
+        def save(self, ctx: Any, *rest: Any) -> None:
             x, eh, ec, starts, w, pre, acts, h, c = rest
             ctx.acts = acts
-            super().keep(ctx, x, eh, ec, starts, w, pre, acts.new_empty(0), h, c)
+            super().save(ctx, x, eh, ec, starts, w, pre, acts.new_empty(0), h, c)
 
-        def kept(self, ctx: Any) -> Any:
-            x, eh, ec, starts, w, pre, _, h, c = super().kept(ctx)
+        def saved(self, ctx: Any) -> Any:
+            x, eh, ec, starts, w, pre, _, h, c = super().saved(ctx)
             return x, eh, ec, starts, w, pre, ctx.acts, h, c
 
         def after(self, acts: Tensor, da: Tensor) -> None:
@@ -322,12 +322,12 @@ def frozen_weights_stop_the_gradient() -> list[Patch]:
     """Over time, an LSTM whose parameters are all frozen passes no gradient to its input and states."""
     original = LSTM.sequences
 
-    def wrong(self: LSTM, x: Tensor, entry: list[State], starts: Tensor, every_end: bool = True) -> Any:
+    def replacement(self: LSTM, x: Tensor, entry: list[State], starts: Tensor, every_end: bool = True) -> Any:
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         with torch.set_grad_enabled(trains):
             return original(self, x, entry, starts, every_end)
 
-    return [Patch(LSTM, "sequences", wrong)]
+    return [Patch(LSTM, "sequences", replacement)]
 
 
 @backend("gradients_of_a_call_with_hx", round=1, survived=1)
@@ -354,10 +354,10 @@ def weight_gradient_in_reused_workspace() -> LayerFunction:
 
     class Reusing(Kernel):
         def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-            found = da.T @ v
+            result = da.T @ v
             key = (weight.data_ptr(), weight.shape, weight.dtype)
-            space = spaces.setdefault(key, torch.empty_like(found).flatten())
-            return space.copy_(found.flatten()).view(found.shape)
+            space = spaces.setdefault(key, torch.empty_like(result).flatten())
+            return space.copy_(result.flatten()).view(result.shape)
 
     return Reusing()
 
@@ -401,11 +401,11 @@ def gradient_fused_into_existing_grad(w: LayerWeights, x: Tensor, entry: State, 
 
     class Fused(Kernel):
         def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
-            found = da.T @ v
+            result = da.T @ v
             if weight.is_leaf and weight.grad is not None:
-                weight.grad.add_(found)
-                return torch.zeros_like(found)
-            return found
+                weight.grad.add_(result)
+                return torch.zeros_like(result)
+            return result
 
     return Fused()(w, x, entry, starts)
 

@@ -36,13 +36,13 @@ def batch_dimensions_unfolded_in_another_order() -> list[Patch]:
     """In recurrent mode a batch of two dimensions is unfolded with the first one fastest."""
     original = layout.unfold_time
 
-    def wrong(value: Tensor, batch: Any) -> Tensor:
+    def replacement(value: Tensor, batch: Any) -> Tensor:
         if len(batch) < 2:
             return original(value, batch)
         turned = original(value, tuple(batch)[::-1])
         return turned.transpose(0, len(batch) - 1)
 
-    return [Patch(layout, "unfold_time", wrong)]
+    return [Patch(layout, "unfold_time", replacement)]
 
 
 @in_core("more_batch_dimensions_keep_their_order")
@@ -50,12 +50,12 @@ def a_steps_batch_unfolded_in_another_order() -> list[Patch]:
     """In sequential mode a batch of two dimensions is unfolded with the first one fastest."""
     original = layout.unfold_step
 
-    def wrong(value: Tensor, batch: Any) -> Tensor:
+    def replacement(value: Tensor, batch: Any) -> Tensor:
         if len(batch) < 2:
             return original(value, batch)
         return original(value, tuple(batch)[::-1]).transpose(0, len(batch) - 1)
 
-    return [Patch(layout, "unfold_step", wrong)]
+    return [Patch(layout, "unfold_step", replacement)]
 
 
 @in_core("another_tensordict_may_be_written")
@@ -87,7 +87,7 @@ def tensordict_out_is_not_returned() -> list[Patch]:
 def locked_input_refused_despite_tensordict_out() -> list[Patch]:
     """A locked input is refused although tensordict_out receives the results."""
 
-    def wrong(
+    def replacement(
         self: LSTMModule, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None
     ) -> TensorDictBase:
         if skip_existing() and self._has_results(tensordict):
@@ -101,14 +101,14 @@ def locked_input_refused_despite_tensordict_out() -> list[Patch]:
         out = tensordict if tensordict_out is None else tensordict_out
         return layout.write(out, {key: values[key] for key in self.out_keys})
 
-    return [Patch(LSTMModule, "_forward", wrong)]
+    return [Patch(LSTMModule, "_forward", replacement)]
 
 
 @in_core("the_primer_fits_the_first_step", round=3, survived=3)
 def primer_in_default_dtype() -> list[Patch]:
     """The primer's hidden states have torch's default dtype instead of the weights', so the first step rejects them."""
 
-    def wrong(self: LSTMModule) -> Any:
+    def replacement(self: LSTMModule) -> Any:
         from torchrl.data import Unbounded
         from torchrl.envs import TensorDictPrimer
 
@@ -123,7 +123,7 @@ def primer_in_default_dtype() -> list[Patch]:
             expand_specs=True,
         )
 
-    return [Patch(LSTMModule, "make_tensordict_primer", wrong)]
+    return [Patch(LSTMModule, "make_tensordict_primer", replacement)]
 
 
 def _write(change: Any) -> list[Patch]:
@@ -135,11 +135,11 @@ def _write(change: Any) -> list[Patch]:
 def lazy_stacks_written_in_reverse() -> list[Patch]:
     """A lazily stacked TensorDict gets its rows in reverse."""
 
-    def wrong(td: Any, values: Any) -> Any:
+    def replacement(td: Any, values: Any) -> Any:
         lazy = type(td).__name__ == "LazyStackedTensorDict"
         return {key: value.flip(0) if lazy else value for key, value in values.items()}
 
-    return _write(wrong)
+    return _write(replacement)
 
 
 @in_core("a_locked_tensordict_is_refused_or_written_in_place")
@@ -147,17 +147,17 @@ def locked_tensordicts_unlocked() -> list[Patch]:
     """A locked TensorDict is unlocked and written to."""
     original = layout.write
 
-    def wrong(td: Any, values: Any) -> Any:
+    def replacement(td: Any, values: Any) -> Any:
         return original(td.unlock_() if td.is_locked else td, values)
 
-    return [Patch(layout, "check_writable", lambda td, keys: None), Patch(layout, "write", wrong)]
+    return [Patch(layout, "check_writable", lambda td, keys: None), Patch(layout, "write", replacement)]
 
 
 @in_core("a_locked_tensordict_is_refused_or_written_in_place", round=3)
 def locked_results_are_swapped() -> list[Patch]:
     """A locked TensorDict's entries are replaced instead of written in place."""
 
-    def wrong(td: TensorDictBase, values: dict[Any, Tensor]) -> TensorDictBase:
+    def replacement(td: TensorDictBase, values: dict[Any, Tensor]) -> TensorDictBase:
         if td.is_locked:
             with td.unlock_():
                 for key, value in values.items():
@@ -167,7 +167,7 @@ def locked_results_are_swapped() -> list[Patch]:
             td.set(key, value)
         return td
 
-    return [Patch(layout, "write", wrong)]
+    return [Patch(layout, "write", replacement)]
 
 
 @in_core("selected_outputs_are_the_only_ones")
@@ -193,10 +193,10 @@ def selected_out_keys_shift() -> list[Patch]:
     def patch(name: str) -> Patch:
         original = getattr(LSTMModule, name)
 
-        def wrong(self: LSTMModule, read: layout.Inputs) -> Any:
+        def replacement(self: LSTMModule, read: layout.Inputs) -> Any:
             return dict(zip(self.out_keys, original(self, read).values(), strict=False))
 
-        return Patch(LSTMModule, name, wrong)
+        return Patch(LSTMModule, name, replacement)
 
     return [patch("_one_step"), patch("_over_time")]
 
@@ -205,7 +205,7 @@ def selected_out_keys_shift() -> list[Patch]:
 def any_single_selected_key_gets_the_output() -> list[Patch]:
     """In recurrent mode a single selected key gets the output, even if it is that of a hidden state."""
 
-    def wrong(self: LSTMModule, read: layout.Inputs) -> dict[Any, Tensor]:
+    def replacement(self: LSTMModule, read: layout.Inputs) -> dict[Any, Tensor]:
         x, is_init, stored = layout.fold_time(read)
         batch = read.is_init.shape[:-1]
         if len(self.out_keys) == 1:
@@ -215,7 +215,7 @@ def any_single_selected_key_gets_the_output() -> list[Patch]:
         values = (layout.unfold_time(value, batch) for value in (y, *self._as_stored(state)))
         return dict(zip(self.out_keys_source, values, strict=True))
 
-    return [Patch(LSTMModule, "_over_time", wrong)]
+    return [Patch(LSTMModule, "_over_time", replacement)]
 
 
 @in_core("keyword_calls_equal_the_tensordict")
@@ -223,11 +223,11 @@ def keyword_calls_swap_h_and_c() -> list[Patch]:
     """Called with keyword arguments, the module returns h and c swapped."""
     original = LSTMModule.forward
 
-    def wrong(self: LSTMModule, *args: Any, **kwargs: Any) -> Any:
-        found = original(self, *args, **kwargs)
-        return (found[0], found[2], found[1]) if isinstance(found, tuple) else found
+    def replacement(self: LSTMModule, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        return (result[0], result[2], result[1]) if isinstance(result, tuple) else result
 
-    return [Patch(LSTMModule, "forward", wrong)]
+    return [Patch(LSTMModule, "forward", replacement)]
 
 
 @in_core("the_reset_mask_may_lack_its_last_dimension")
@@ -235,23 +235,23 @@ def a_short_reset_mask_is_ignored() -> list[Patch]:
     """A reset mask without the trailing dimension of one is ignored."""
     original = layout.read
 
-    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
-        found = original(td, keys, *rest)
+    def replacement(td: Any, keys: Any, *rest: Any) -> Any:
+        result = original(td, keys, *rest)
         short = td.get(keys[3]).ndim == td.ndim
-        return found._replace(is_init=torch.zeros_like(found.is_init)) if short else found
+        return result._replace(is_init=torch.zeros_like(result.is_init)) if short else result
 
-    return [Patch(layout, "read", wrong)]
+    return [Patch(layout, "read", replacement)]
 
 
 @in_core("an_empty_batch_passes_through")
 def an_empty_batch_doubles_its_features() -> list[Patch]:
     """An empty batch comes out with twice its number of features."""
 
-    def wrong(td: Any, values: Any) -> Any:
+    def replacement(td: Any, values: Any) -> Any:
         empty = td.batch_size.numel() == 0
         return {key: torch.cat([value, value], -1) if empty else value for key, value in values.items()}
 
-    return _write(wrong)
+    return _write(replacement)
 
 
 @backend("every_hidden_state_on_request")
@@ -270,13 +270,13 @@ def entries_replaced_by_their_copies() -> list[Patch]:
     """Entries that were read are replaced by equal copies."""
     original = layout.write
 
-    def wrong(td: Any, values: Any) -> Any:
+    def replacement(td: Any, values: Any) -> Any:
         for key in ("observation", "is_init"):
             if key in td.keys():  # noqa: SIM118
                 td.set(key, td.get(key).clone())
         return original(td, values)
 
-    return [Patch(layout, "write", wrong)]
+    return [Patch(layout, "write", replacement)]
 
 
 @in_core("no_key_but_its_own_is_touched")
@@ -284,12 +284,12 @@ def rewards_set_to_zero() -> list[Patch]:
     """A reward at the root of the TensorDict is set to zero when the results are written."""
     original = layout.write
 
-    def wrong(td: Any, values: Any) -> Any:
+    def replacement(td: Any, values: Any) -> Any:
         if "reward" in td.keys():  # noqa: SIM118
             td.set("reward", torch.zeros_like(td.get("reward")))
         return original(td, values)
 
-    return [Patch(layout, "write", wrong)]
+    return [Patch(layout, "write", replacement)]
 
 
 @in_core("only_what_is_all_there_is_skipped", round=6, survived=6)

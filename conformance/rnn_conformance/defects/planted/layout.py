@@ -99,12 +99,12 @@ def one_state_is_told_by_the_stride_of_time() -> list[Patch]:
 def batch_first_reshapes() -> list[Patch]:
     """With batch_first the input is reshaped instead of transposed."""
 
-    def wrong(self: LSTM, value: Tensor, batched: bool) -> Tensor:
+    def replacement(self: LSTM, value: Tensor, batched: bool) -> Tensor:
         if not batched:
             return value.unsqueeze(1)
         return value.reshape(value.shape[1], value.shape[0], *value.shape[2:]) if self.batch_first else value
 
-    return [Patch(LSTM, "_time_major", wrong)]
+    return [Patch(LSTM, "_time_major", replacement)]
 
 
 @in_core("unbatched_is_a_batch_of_one")
@@ -112,10 +112,10 @@ def unbatched_ignores_hx() -> list[Patch]:
     """Input without a batch dimension starts from zeros, whatever hx is."""
     original = LSTM._initial
 
-    def wrong(self: LSTM, hx: Any, batch: tuple[int, ...], casts: bool) -> State | None:
+    def replacement(self: LSTM, hx: Any, batch: tuple[int, ...], casts: bool) -> State | None:
         return original(self, hx, batch, casts) if batch else None
 
-    return [Patch(LSTM, "_initial", wrong)]
+    return [Patch(LSTM, "_initial", replacement)]
 
 
 @in_core("is_init_may_have_a_trailing_one")
@@ -123,11 +123,11 @@ def a_trailing_one_hides_resets() -> list[Patch]:
     """``is_init`` with a trailing dimension of one is accepted and ignored."""
     original = core.check_is_init
 
-    def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
-        found = original(is_init, shape, device)
-        return found if is_init.shape == shape else torch.zeros_like(found)
+    def replacement(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+        result = original(is_init, shape, device)
+        return result if is_init.shape == shape else torch.zeros_like(result)
 
-    return [Patch(core, "check_is_init", wrong)]
+    return [Patch(core, "check_is_init", replacement)]
 
 
 def _at(v: Tensor, pitches: list[int]) -> Tensor:

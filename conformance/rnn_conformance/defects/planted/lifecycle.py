@@ -18,10 +18,10 @@ def a_pickle_forgets_the_backend() -> list[Patch]:
     """A pickled LSTM is loaded with the backend vmap, whichever it had."""
     original = LSTM.__setstate__
 
-    def wrong(self: LSTM, state: dict[str, Any]) -> None:
+    def replacement(self: LSTM, state: dict[str, Any]) -> None:
         original(self, state | {"_backend": get_backend("vmap")})
 
-    return [Patch(LSTM, "__setstate__", wrong)]
+    return [Patch(LSTM, "__setstate__", replacement)]
 
 
 @in_core("a_pickle_keeps_everything")
@@ -29,10 +29,10 @@ def a_pickle_forgets_the_training_flag() -> list[Patch]:
     """A pickled LSTM is loaded in training mode."""
     original = LSTM.__setstate__
 
-    def wrong(self: LSTM, state: dict[str, Any]) -> None:
+    def replacement(self: LSTM, state: dict[str, Any]) -> None:
         original(self, state | {"training": True})
 
-    return [Patch(LSTM, "__setstate__", wrong)]
+    return [Patch(LSTM, "__setstate__", replacement)]
 
 
 @in_core("a_pickle_keeps_everything")
@@ -40,74 +40,74 @@ def a_pickle_forgets_the_dropout() -> list[Patch]:
     """A pickled LSTM is loaded without dropout."""
     original = LSTM.__setstate__
 
-    def wrong(self: LSTM, state: dict[str, Any]) -> None:
+    def replacement(self: LSTM, state: dict[str, Any]) -> None:
         original(self, state | {"dropout": 0.0})
 
-    return [Patch(LSTM, "__setstate__", wrong)]
+    return [Patch(LSTM, "__setstate__", replacement)]
 
 
 @in_core("a_deepcopy_keeps_backend_and_shares_nothing")
 def a_deepcopy_changes_the_backend() -> list[Patch]:
     """A deepcopy holds a copy of the backend instead of the same value."""
-    wrong = lambda self, memo: LSTMBackend(self.name, self.layer)  # noqa: E731
-    return [Patch(LSTMBackend, "__deepcopy__", wrong)]
+    replacement = lambda self, memo: LSTMBackend(self.name, self.layer)  # noqa: E731
+    return [Patch(LSTMBackend, "__deepcopy__", replacement)]
 
 
 @in_core("copies_keep_what_is_frozen", round=3, survived=3)
 def copies_unfreeze_weights() -> list[Patch]:
     """Frozen parameters of an LSTM that is deep-copied or pickled are trainable in the copy."""
 
-    def wrong(self: LSTM, state: dict[str, Any]) -> None:
+    def replacement(self: LSTM, state: dict[str, Any]) -> None:
         backend = state["_backend"]
         nn.RNNBase.__setstate__(self, state)
         self._bind(get_backend(backend) if isinstance(backend, str) else backend)
         self.requires_grad_()
 
-    return [Patch(LSTM, "__setstate__", wrong)]
+    return [Patch(LSTM, "__setstate__", replacement)]
 
 
 def _ready(change: Any) -> list[Patch]:
-    original, kept = LSTM._ready, dict[int, tuple[LSTM, Any]]()
+    original, cache = LSTM._ready, dict[int, tuple[LSTM, Any]]()
 
-    def wrong(self: LSTM) -> Any:
-        return change(kept, self, original(self))
+    def replacement(self: LSTM) -> Any:
+        return change(cache, self, original(self))
 
-    return [Patch(LSTM, "_ready", wrong)]
+    return [Patch(LSTM, "_ready", replacement)]
 
 
 @in_core("moved_to_another_dtype_and_back")
 def packed_weights_stay_when_moved() -> list[Patch]:
     """Weights packed at the first call are cast to each later dtype; rounding by a move is not seen."""
 
-    def wrong(kept: Any, self: LSTM, found: Any) -> Any:
-        weights, dtype, context = found
-        first = kept.setdefault(id(self), (self, [each(torch.clone, w) for w in weights]))[1]
+    def replacement(cache: Any, self: LSTM, result: Any) -> Any:
+        weights, dtype, context = result
+        first = cache.setdefault(id(self), (self, [each(torch.clone, w) for w in weights]))[1]
         return [each(lambda v: v.to(dtype), w) for w in first], dtype, context
 
-    return _ready(wrong)
+    return _ready(replacement)
 
 
 @in_core("moved_to_another_dtype_and_back")
 def computes_on_in_the_first_dtype() -> list[Patch]:
     """After .float() the module still computes, and returns results, in float64."""
 
-    def wrong(kept: Any, self: LSTM, found: Any) -> Any:
-        weights, dtype, context = found
-        first = kept.setdefault(id(self), (self, dtype))[1]
+    def replacement(cache: Any, self: LSTM, result: Any) -> Any:
+        weights, dtype, context = result
+        first = cache.setdefault(id(self), (self, dtype))[1]
         return [each(lambda v: v.to(first), w) for w in weights], first, context
 
-    return _ready(wrong)
+    return _ready(replacement)
 
 
 @in_core("functional_call_uses_the_weights_it_is_given")
 def functional_call_sees_the_modules_weights() -> list[Patch]:
     """The weights are kept at the first call, so that functional_call's own are ignored."""
-    original, kept = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
+    original, cache = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
 
-    def wrong(self: LSTM) -> list[LayerWeights]:
-        return kept.setdefault(id(self), (self, original(self)))[1]
+    def replacement(self: LSTM) -> list[LayerWeights]:
+        return cache.setdefault(id(self), (self, original(self)))[1]
 
-    return [Patch(LSTM, "layer_weights", wrong)]
+    return [Patch(LSTM, "layer_weights", replacement)]
 
 
 def _held(now: Any, old: Any) -> Any:
@@ -118,15 +118,15 @@ def _held(now: Any, old: Any) -> Any:
 @in_core("a_training_step_counts")
 def weights_renewed_every_second_step() -> list[Patch]:
     """Packed weights are renewed only after two optimizer steps."""
-    original, kept = LSTM.layer_weights, dict[Any, tuple[LSTM, list[LayerWeights]]]()
+    original, cache = LSTM.layer_weights, dict[Any, tuple[LSTM, list[LayerWeights]]]()
 
-    def wrong(self: LSTM) -> list[LayerWeights]:
+    def replacement(self: LSTM) -> list[LayerWeights]:
         weights = original(self)
         key = (id(self), weights[0].w_ih._version // 4)
-        old = kept.setdefault(key, (self, [each(lambda v: v.detach().clone(), w) for w in weights]))[1]
+        old = cache.setdefault(key, (self, [each(lambda v: v.detach().clone(), w) for w in weights]))[1]
         return [each(lambda v: v, LayerWeights(*map(_held, w, o))) for w, o in zip(weights, old, strict=True)]
 
-    return [Patch(LSTM, "layer_weights", wrong)]
+    return [Patch(LSTM, "layer_weights", replacement)]
 
 
 @in_core("parameters_are_torchs_and_nothing_else")
@@ -134,11 +134,11 @@ def a_packed_buffer_is_registered() -> list[Patch]:
     """A flat copy of the weights is registered as a buffer."""
     original = LSTM._bind
 
-    def wrong(self: LSTM, chosen: LSTMBackend) -> None:
+    def replacement(self: LSTM, chosen: LSTMBackend) -> None:
         original(self, chosen)
         self.register_buffer("flat", torch.zeros(1), persistent=False)
 
-    return [Patch(LSTM, "_bind", wrong)]
+    return [Patch(LSTM, "_bind", replacement)]
 
 
 @in_core("parameters_are_torchs_and_nothing_else")
@@ -146,11 +146,11 @@ def a_parameter_registered_twice() -> list[Patch]:
     """The first weights are registered under a second name too."""
     original = LSTM._bind
 
-    def wrong(self: LSTM, chosen: LSTMBackend) -> None:
+    def replacement(self: LSTM, chosen: LSTMBackend) -> None:
         original(self, chosen)
         self.register_parameter("kernel", self._parameters["weight_ih_l0"])
 
-    return [Patch(LSTM, "_bind", wrong)]
+    return [Patch(LSTM, "_bind", replacement)]
 
 
 @in_core("copies_in_another_mode_share_the_weights")
@@ -158,12 +158,12 @@ def a_copy_in_another_mode_has_its_own_lstm() -> list[Patch]:
     """set_recurrent_mode returns a copy with an LSTM of its own over the same parameters."""
     original = LSTMModule._copy
 
-    def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
+    def replacement(self: LSTMModule, **changed: Any) -> LSTMModule:
         new = original(self, **changed)
         new.lstm = self.lstm.with_backend(self.lstm.backend)
         return new
 
-    return [Patch(LSTMModule, "_copy", wrong)]
+    return [Patch(LSTMModule, "_copy", replacement)]
 
 
 @in_core("copies_in_another_mode_share_the_weights", round=1)
@@ -171,12 +171,12 @@ def mode_of_a_copy_leaks_back() -> list[Patch]:
     """set_recurrent_mode changes the module itself as well as the copy that it returns."""
     original = LSTMModule._copy
 
-    def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
-        found = original(self, **changed)
+    def replacement(self: LSTMModule, **changed: Any) -> LSTMModule:
+        result = original(self, **changed)
         self.__dict__.update(changed)
-        return found
+        return result
 
-    return [Patch(LSTMModule, "_copy", wrong)]
+    return [Patch(LSTMModule, "_copy", replacement)]
 
 
 @in_core("copies_in_another_mode_share_the_weights", round=1)
@@ -184,17 +184,17 @@ def a_mode_copy_has_its_own_weights() -> list[Patch]:
     """set_recurrent_mode copies the parameters: training the copy leaves the original unchanged."""
     original = LSTMModule._copy
 
-    def wrong(self: LSTMModule, **changed: Any) -> LSTMModule:
-        found = original(self, **changed)
+    def replacement(self: LSTMModule, **changed: Any) -> LSTMModule:
+        result = original(self, **changed)
         twin = LSTM.__new__(LSTM)
         twin.__dict__.update(self.lstm.__dict__)
         twin._parameters = {
             k: nn.Parameter(v.detach().clone()) for k, v in self.lstm._parameters.items() if v is not None
         }
-        found.lstm = twin
-        return found
+        result.lstm = twin
+        return result
 
-    return [Patch(LSTMModule, "_copy", wrong)]
+    return [Patch(LSTMModule, "_copy", replacement)]
 
 
 @in_core("from_torch_keeps_the_training_flag", round=4, survived=4)
@@ -202,13 +202,13 @@ def from_torch_starts_in_training() -> list[Patch]:
     """from_torch ignores that the wrapped LSTM is in evaluation mode: the wrapper applies dropout."""
     original = LSTM.__dict__["from_torch"].__func__
 
-    def wrong(cls: type[LSTM], lstm: Any, lstm_backend: Any = None) -> LSTM:
-        found: LSTM = original(cls, lstm, lstm_backend)
+    def replacement(cls: type[LSTM], lstm: Any, lstm_backend: Any = None) -> LSTM:
+        result: LSTM = original(cls, lstm, lstm_backend)
         if not isinstance(lstm, LSTM):
-            found.training = True
-        return found
+            result.training = True
+        return result
 
-    return [Patch(LSTM, "from_torch", classmethod(wrong))]
+    return [Patch(LSTM, "from_torch", classmethod(replacement))]
 
 
 @in_core("from_torch_keeps_the_training_flag", "any_story_drops_in_training_alone", round=3)
@@ -216,12 +216,12 @@ def with_backend_starts_in_training() -> list[Patch]:
     """with_backend of an LSTM in evaluation mode returns one in training mode."""
     original = LSTM.with_backend
 
-    def wrong(self: LSTM, lstm_backend: str | LSTMBackend) -> LSTM:
+    def replacement(self: LSTM, lstm_backend: str | LSTMBackend) -> LSTM:
         new = original(self, lstm_backend)
         new.training = True  # as nn.Module.__init__ leaves it
         return new
 
-    return [Patch(LSTM, "with_backend", wrong)]
+    return [Patch(LSTM, "with_backend", replacement)]
 
 
 @in_core("a_copy_keeps_the_very_backend", round=(4, 7), survived=4)
@@ -235,13 +235,13 @@ def from_torch_copies_the_weights() -> list[Patch]:
     """from_torch copies the parameters of the wrapped LSTM."""
     original = LSTM.from_torch.__func__  # type: ignore[attr-defined]
 
-    def wrong(cls: type[LSTM], lstm: nn.RNNBase, lstm_backend: Any = None) -> LSTM:
+    def replacement(cls: type[LSTM], lstm: nn.RNNBase, lstm_backend: Any = None) -> LSTM:
         new: LSTM = original(cls, lstm, lstm_backend)
         own = {name: nn.Parameter(value.detach().clone()) for name, value in lstm.named_parameters()}
         new.__dict__["_parameters"] = own
         return new
 
-    return [Patch(LSTM, "from_torch", classmethod(wrong))]
+    return [Patch(LSTM, "from_torch", classmethod(replacement))]
 
 
 @in_core("hooks_stay_with_their_copy", round=6, survived=6)

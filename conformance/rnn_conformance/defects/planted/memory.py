@@ -24,12 +24,12 @@ def scratch_read_unwritten(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 @made("a_call_keeps_nothing", by_numbers=False)
 def every_output_kept() -> LayerFunction:
     """Outputs are kept in a list, with their graphs: memory grows with every call."""
-    kept: list[Tensor] = []
+    cache: list[Tensor] = []
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        found = right(w, x, entry, starts)
-        kept.append(found.h)
-        return found
+        result = right(w, x, entry, starts)
+        cache.append(result.h)
+        return result
 
     return run
 
@@ -37,10 +37,10 @@ def every_output_kept() -> LayerFunction:
 @made("a_call_keeps_nothing", by_numbers=False)
 def the_last_input_kept() -> LayerFunction:
     """The last input is kept until the next call."""
-    kept: dict[str, Tensor] = {}
+    cache: dict[str, Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        kept["x"] = x
+        cache["x"] = x
         return right(w, x, entry, starts)
 
     return run
@@ -51,26 +51,26 @@ def h_n_is_a_view_of_the_output() -> list[Patch]:
     """With one layer and one direction h_n lies in the output's memory."""
     original = LSTM._over_time
 
-    def wrong(self: LSTM, x: Tensor, *rest: Any) -> Any:
+    def replacement(self: LSTM, x: Tensor, *rest: Any) -> Any:
         output, state = original(self, x, *rest)
         return output, State(output[-1:], state.c) if self.spec.num_states == 1 else state
 
-    return [Patch(LSTM, "_over_time", wrong)]
+    return [Patch(LSTM, "_over_time", replacement)]
 
 
 @in_core("results_share_no_memory_with_each_other", round=1)
 def features_lie_in_shared_scratch() -> list[Patch]:
     """In recurrent mode without gradients, results of one shape share memory with those of the next call."""
-    original, kept = layout.unfold_time, dict[Any, Tensor]()
+    original, cache = layout.unfold_time, dict[Any, Tensor]()
 
-    def wrong(value: Tensor, batch: Any) -> Tensor:
-        found = original(value, batch)
-        if found.requires_grad or torch.is_grad_enabled():
-            return found
-        into = kept.setdefault((tuple(found.shape), found.dtype), torch.empty_like(found))
-        return into.copy_(found)
+    def replacement(value: Tensor, batch: Any) -> Tensor:
+        result = original(value, batch)
+        if result.requires_grad or torch.is_grad_enabled():
+            return result
+        into = cache.setdefault((tuple(result.shape), result.dtype), torch.empty_like(result))
+        return into.copy_(result)
 
-    return [Patch(layout, "unfold_time", wrong)]
+    return [Patch(layout, "unfold_time", replacement)]
 
 
 @in_core("results_share_no_memory_with_each_other", round=3)
@@ -78,11 +78,11 @@ def step_output_is_the_state() -> list[Patch]:
     """In sequential mode the output of a one-directional LSTM shares memory with its next h."""
     original = LSTM.step_stored
 
-    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+    def replacement(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
         output, after = original(self, x, stored, is_init)
         return (output if self.bidirectional else after.h[:, -1]), after
 
-    return [Patch(LSTM, "step_stored", wrong)]
+    return [Patch(LSTM, "step_stored", replacement)]
 
 
 @in_core("results_in_a_tensordict_outlive_the_next_call", round=7, survived=7)

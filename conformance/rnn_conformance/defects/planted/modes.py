@@ -15,11 +15,11 @@ from ..planting import Patch, in_core
 def mode_none_is_transparent() -> list[Patch]:
     """Within set_recurrent_mode(None) the outer context's mode stays active instead of each module's own."""
 
-    def wrong(self: set_recurrent_mode) -> None:
+    def replacement(self: set_recurrent_mode) -> None:
         inherited = modes.recurrent_mode() if self.mode is None else self.mode
         self._set((*modes._stack(), inherited))
 
-    return [Patch(set_recurrent_mode, "__enter__", wrong)]
+    return [Patch(set_recurrent_mode, "__enter__", replacement)]
 
 
 @in_core("a_context_may_be_entered_within_itself", round=(4, 7), survived=4)
@@ -40,8 +40,8 @@ def mode_before_kept_on_the_instance() -> list[Patch]:
 def mode_copy_made_in_a_context_is_lost() -> list[Patch]:
     """LSTMModule.set_recurrent_mode compares with the active mode and makes no copy where that is the same."""
 
-    def wrong(self: LSTMModule, mode: Any = True) -> LSTMModule:
+    def replacement(self: LSTMModule, mode: Any = True) -> LSTMModule:
         wanted = bool(as_mode(mode))
         return self if wanted == self.recurrent_mode else self._copy(_recurrent_mode=wanted)
 
-    return [Patch(LSTMModule, "set_recurrent_mode", wrong)]
+    return [Patch(LSTMModule, "set_recurrent_mode", replacement)]

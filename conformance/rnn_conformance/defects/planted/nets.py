@@ -17,13 +17,13 @@ def net_returns_the_first_state_everywhere() -> list[Patch]:
     """Over time LSTMNet returns the first step's incoming hidden state at every step."""
     original = LSTMNet._state
 
-    def wrong(self: LSTMNet, x: Tensor, h: Tensor | None, c: Tensor | None) -> State:
-        found = original(self, x, h, c)
+    def replacement(self: LSTMNet, x: Tensor, h: Tensor | None, c: Tensor | None) -> State:
+        result = original(self, x, h, c)
         if x.ndim < 3 or h is None:
-            return found
-        return State(found.h[:, :1].expand_as(found.h), found.c[:, :1].expand_as(found.c))
+            return result
+        return State(result.h[:, :1].expand_as(result.h), result.c[:, :1].expand_as(result.c))
 
-    return [Patch(LSTMNet, "_state", wrong)]
+    return [Patch(LSTMNet, "_state", replacement)]
 
 
 @in_core("a_net_over_one_step_is_its_parts")
@@ -31,13 +31,13 @@ def net_of_one_step_starts_from_zeros() -> list[Patch]:
     """Over one step LSTMNet returns the incoming hidden states and starts from zeros."""
     original = LSTMNet.forward
 
-    def wrong(self: LSTMNet, input: Tensor, hidden0_in: Any = None, hidden1_in: Any = None) -> Any:
+    def replacement(self: LSTMNet, input: Tensor, hidden0_in: Any = None, hidden1_in: Any = None) -> Any:
         if input.ndim == 3 or hidden0_in is None:
             return original(self, input, hidden0_in, hidden1_in)
         y, _, _, h, c = original(self, input)
         return y, hidden0_in, hidden1_in, h, c
 
-    return [Patch(LSTMNet, "forward", wrong)]
+    return [Patch(LSTMNet, "forward", replacement)]
 
 
 @in_core("gradients_flow_through_a_net")
@@ -45,14 +45,14 @@ def net_detaches_the_mlp() -> list[Patch]:
     """The MLP in front of the LSTM gets no gradient."""
     original = LSTMNet.forward
 
-    def wrong(self: LSTMNet, input: Tensor, *states: Any) -> Any:
+    def replacement(self: LSTMNet, input: Tensor, *states: Any) -> Any:
         stop = self.mlp.register_forward_hook(lambda module, given, made: made.detach())
         try:
             return original(self, input, *states)
         finally:
             stop.remove()
 
-    return [Patch(LSTMNet, "forward", wrong)]
+    return [Patch(LSTMNet, "forward", replacement)]
 
 
 @in_core("a_net_leaves_its_options_alone", round=4, survived=4)
@@ -60,7 +60,7 @@ def net_writes_into_its_options() -> list[Patch]:
     """LSTMNet writes device and backend into the caller's lstm_kwargs: the next net made from them inherits them."""
     original = LSTMNet.__init__
 
-    def wrong(
+    def replacement(
         self: LSTMNet,
         out_features: int,
         lstm_kwargs: Any,
@@ -75,7 +75,7 @@ def net_writes_into_its_options() -> list[Patch]:
         lstm_kwargs.setdefault("lstm_backend", lstm_backend)
         original(self, out_features, lstm_kwargs, mlp_kwargs, device, lstm_backend=lstm_backend)
 
-    return [Patch(LSTMNet, "__init__", wrong)]
+    return [Patch(LSTMNet, "__init__", replacement)]
 
 
 @in_core("the_mlp_has_a_bias_where_it_is_asked_for", round=3, survived=3)
@@ -83,11 +83,11 @@ def lazy_last_layer_keeps_its_bias() -> list[Patch]:
     """An MLP of one lazy layer has a bias despite bias_last_layer=False."""
     original = nets.mlp
 
-    def wrong(in_features: int | None = None, bias_last_layer: bool = True, **options: Any) -> nn.Sequential:
+    def replacement(in_features: int | None = None, bias_last_layer: bool = True, **options: Any) -> nn.Sequential:
         lazy = in_features is None and not options.get("depth") and not options.get("num_cells")
         return original(in_features, bias_last_layer=bias_last_layer or lazy, **options)
 
-    return [Patch(nets, "mlp", wrong)]
+    return [Patch(nets, "mlp", replacement)]
 
 
 @in_core("each_norm_of_a_net_is_its_own", round=6, survived=6)

@@ -114,11 +114,11 @@ def projection_not_carried(w: LayerWeights, x: Tensor, entry: State, starts: Ten
     P, H = w.w_hr.shape
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        found = step(w._replace(w_hr=None), x, state)
-        return State(found.h[..., :P], found.c)
+        result = step(w._replace(w_hr=None), x, state)
+        return State(result.h[..., :P], result.c)
 
-    found = layer(one)(w, x, entry, starts)
-    return State(torch.nn.functional.pad(found.h, (0, H - P)) @ w.w_hr.T, found.c)
+    result = layer(one)(w, x, entry, starts)
+    return State(torch.nn.functional.pad(result.h, (0, H - P)) @ w.w_hr.T, result.c)
 
 
 @in_layer("projection")
@@ -126,8 +126,8 @@ def projected_before_the_output_gate(w: LayerWeights, x: Tensor, entry: State, s
     """tanh(c) is projected with the output gate left out."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        found = step(w, x, state)
-        return found if w.w_hr is None else State(found.c.tanh() @ w.w_hr.T, found.c)
+        result = step(w, x, state)
+        return result if w.w_hr is None else State(result.c.tanh() @ w.w_hr.T, result.c)
 
     return layer(one)(w, x, entry, starts)
 
@@ -137,8 +137,8 @@ def projection_with_a_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Ten
     """The projected h goes through another tanh."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        found = step(w, x, state)
-        return found if w.w_hr is None else State(found.h.tanh(), found.c)
+        result = step(w, x, state)
+        return result if w.w_hr is None else State(result.h.tanh(), result.c)
 
     return layer(one)(w, x, entry, starts)
 
@@ -237,9 +237,9 @@ def zero_inputs_skipped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor
     """Rows with an input of exact zeros are skipped: their state is carried unchanged."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        found = step(w, x, state)
+        result = step(w, x, state)
         zero = (x == 0).all(-1, keepdim=True)
-        return State(torch.where(zero, state.h, found.h), torch.where(zero, state.c, found.c))
+        return State(torch.where(zero, state.h, result.h), torch.where(zero, state.c, result.c))
 
     return layer(one)(w, x, entry, starts)
 

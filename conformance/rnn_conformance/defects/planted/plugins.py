@@ -26,13 +26,13 @@ from ..planting import Patch, in_core
 
 
 def _load_guarding(*kinds: type[BaseException]) -> list[Patch]:
-    def wrong(self: Registry, name: str) -> None:
+    def replacement(self: Registry, name: str) -> None:
         try:
             self._built[name] = registry._build(name, self._found[name][0])
         except kinds as error:
             self._broken[name] = str(error)
 
-    return [Patch(Registry, "_load", wrong)]
+    return [Patch(Registry, "_load", replacement)]
 
 
 @in_core("a_broken_plugin_hides_itself_only")
@@ -101,10 +101,10 @@ def aliases_swapped() -> list[Patch]:
 def an_aliass_error_hides_the_alias() -> list[Patch]:
     """Where an alias's backend is not installed, the error does not contain the alias."""
 
-    def wrong(self: Registry, asked: str, name: str, source: str | None) -> UnknownBackendError:
+    def replacement(self: Registry, asked: str, name: str, source: str | None) -> UnknownBackendError:
         return UnknownBackendError(name, self.names(), source)
 
-    return [Patch(Registry, "_unknown", wrong)]
+    return [Patch(Registry, "_unknown", replacement)]
 
 
 @in_core("an_alias_means_one_backend")
@@ -118,10 +118,10 @@ def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
     """RNN_BACKENDS_DISABLE hides a name in listings, and the backend can still be used by name."""
     hidden, shown = Registry.names, registry._disabled
 
-    def wrong(self: Registry) -> tuple[str, ...]:
+    def replacement(self: Registry) -> tuple[str, ...]:
         return tuple(name for name in hidden(self) if name not in shown(self._found))
 
-    return [Patch(Registry, "names", wrong), Patch(registry, "_disabled", lambda known: set())]
+    return [Patch(Registry, "names", replacement), Patch(registry, "_disabled", lambda known: set())]
 
 
 @in_core("the_environment_names_the_default", round=4, survived=4)
@@ -129,16 +129,16 @@ def all_states_forget_the_environment() -> list[Patch]:
     """With hidden_output="all" and no backend named, RNN_BACKENDS_LSTM is ignored in favour of "auto"."""
     original = LSTMModule._check_hidden_output
 
-    def wrong(self: LSTMModule, request: Any) -> None:
+    def replacement(self: LSTMModule, request: Any) -> None:
         original(self, request or "auto")
 
-    return [Patch(LSTMModule, "_check_hidden_output", wrong)]
+    return [Patch(LSTMModule, "_check_hidden_output", replacement)]
 
 
 def _falls_back(when: Any) -> list[Patch]:
     original = core.resolve
 
-    def wrong(request: Any, *rest: Any) -> LSTMBackend:
+    def replacement(request: Any, *rest: Any) -> LSTMBackend:
         try:
             return original(request, *rest)
         except UnsupportedError:
@@ -146,7 +146,7 @@ def _falls_back(when: Any) -> list[Patch]:
                 raise
             return original("auto", *rest)
 
-    return [Patch(core, "resolve", wrong)]
+    return [Patch(core, "resolve", replacement)]
 
 
 @in_core("a_named_backend_that_refuses_is_an_error")

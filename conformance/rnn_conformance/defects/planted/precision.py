@@ -23,8 +23,8 @@ def eight_bits_in_float16(w: LayerWeights, x: Tensor, entry: State, starts: Tens
     """float16 is computed in bfloat16."""
     if x.dtype != torch.float16:
         return right(w, x, entry, starts)
-    found = right(each(torch.Tensor.bfloat16, w), x.bfloat16(), both(torch.Tensor.bfloat16, entry), starts)
-    return both(torch.Tensor.half, found)
+    result = right(each(torch.Tensor.bfloat16, w), x.bfloat16(), both(torch.Tensor.bfloat16, entry), starts)
+    return both(torch.Tensor.half, result)
 
 
 @in_core("everything_has_the_weights_dtype")
@@ -32,19 +32,19 @@ def streamed_output_in_float32() -> list[Patch]:
     """Called on tensors in 16 bits, LSTM returns its output in float32."""
     original = LSTM._over_time
 
-    def wrong(self: LSTM, x: Tensor, *rest: Any) -> Any:
+    def replacement(self: LSTM, x: Tensor, *rest: Any) -> Any:
         output, state = original(self, x, *rest)
         return output.float() if x.dtype in (torch.bfloat16, torch.float16) else output, state
 
-    return [Patch(LSTM, "_over_time", wrong)]
+    return [Patch(LSTM, "_over_time", replacement)]
 
 
 @in_layer("the_default_dtype_does_not_matter")
 def buffer_of_the_default_dtype(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Results are gathered in a buffer of torch's default dtype."""
-    found = right(w, x, entry, starts)
+    result = right(w, x, entry, starts)
     usual = torch.get_default_dtype()
-    return both(lambda v: v.to(usual), found) if x.dtype in (torch.float64, torch.float32) else found
+    return both(lambda v: v.to(usual), result) if x.dtype in (torch.float64, torch.float32) else result
 
 
 @in_layer("the_default_device_does_not_matter")
@@ -109,11 +109,11 @@ def autocast_detaches_the_weights() -> list[Patch]:
     """Under autocast the recurrent weights are cast once, without gradients."""
     original = core._cast
 
-    def wrong(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
-        found = original(w, dtype)
-        return found._replace(w_hh=found.w_hh.detach())
+    def replacement(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+        result = original(w, dtype)
+        return result._replace(w_hh=result.w_hh.detach())
 
-    return [Patch(core, "_cast", wrong)]
+    return [Patch(core, "_cast", replacement)]
 
 
 @in_core("autocast_keeps_the_states_dtype")
@@ -127,10 +127,10 @@ def hidden_keys_read_when_all_false() -> list[Patch]:
     """In recurrent mode without any is_init in the batch, t = 0 starts from zeros."""
     original = LSTM.replay
 
-    def wrong(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
+    def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
         return original(self, x, is_init, stored if bool(is_init.any()) else None, every_step)
 
-    return [Patch(LSTM, "replay", wrong)]
+    return [Patch(LSTM, "replay", replacement)]
 
 
 @in_core("autocast_keeps_the_states_dtype", round=4)
@@ -138,10 +138,10 @@ def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
     """Under autocast recurrent mode returns hidden states in autocast's dtype instead of the weights'."""
     original = LSTMModule._as_stored
 
-    def wrong(self: LSTMModule, state: State) -> State:
+    def replacement(self: LSTMModule, state: State) -> State:
         return state if state.h.ndim == 4 else original(self, state)
 
-    return [Patch(LSTMModule, "_as_stored", wrong)]
+    return [Patch(LSTMModule, "_as_stored", replacement)]
 
 
 @in_layer("autocast_keeps_the_states_dtype", round=2)
@@ -158,49 +158,49 @@ def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, 
 @in_core("autocast_ends_with_its_context")
 def autocast_weights_kept() -> list[Patch]:
     """Weights cast under autocast are kept and used after it."""
-    original, kept = LSTM._ready, dict[int, Any]()
+    original, cache = LSTM._ready, dict[int, Any]()
 
-    def wrong(self: LSTM) -> Any:
+    def replacement(self: LSTM) -> Any:
         if self.autocast_dtype() is not None:
-            kept[id(self)] = (self, [each(lambda v: v.bfloat16().float(), w) for w in self.layer_weights()])
+            cache[id(self)] = (self, [each(lambda v: v.bfloat16().float(), w) for w in self.layer_weights()])
             return original(self)
         weights, dtype, context = original(self)
-        return kept[id(self)][1] if id(self) in kept else weights, dtype, context
+        return cache[id(self)][1] if id(self) in cache else weights, dtype, context
 
-    return [Patch(LSTM, "_ready", wrong)]
+    return [Patch(LSTM, "_ready", replacement)]
 
 
 @in_core("edited_weights_are_seen_under_autocast", round=3, survived=3)
 def autocast_casts_kept_while_acting() -> list[Patch]:
     """Under autocast without gradients the cast weights are kept: a later optimizer step is not seen."""
-    original, kept = core._cast, WeakIdKeyDictionary()
+    original, cache = core._cast, WeakIdKeyDictionary()
 
-    def wrong(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+    def replacement(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return original(w, dtype)
-        found = kept.get(w.w_ih)
-        if found is None or found.w_ih.dtype != dtype:
-            found = kept[w.w_ih] = original(w, dtype)
-        return found
+        result = cache.get(w.w_ih)
+        if result is None or result.w_ih.dtype != dtype:
+            result = cache[w.w_ih] = original(w, dtype)
+        return result
 
-    return [Patch(core, "_cast", wrong)]
+    return [Patch(core, "_cast", replacement)]
 
 
 @in_core("edited_weights_are_seen_under_autocast", round=7, survived=7)
 def cast_kept_by_version() -> list[Patch]:
     """Without gradients cast weights are cached by version counter, which an edit through .data does not change."""
     original = core._cast
-    kept: Any = WeakIdKeyDictionary()
+    cache: Any = WeakIdKeyDictionary()
 
     def cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
-        found = [v for v in w if v is not None]
+        result = [v for v in w if v is not None]
         traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-        if torch.is_grad_enabled() or traced or any(v.is_inference() for v in found):
+        if torch.is_grad_enabled() or traced or any(v.is_inference() for v in result):
             return original(w, dtype)
-        key = (dtype, *((id(v), v._version) for v in found))
-        if w.w_ih not in kept or kept[w.w_ih][0] != key:
-            kept[w.w_ih] = (key, original(w, dtype))
-        again: LayerWeights = kept[w.w_ih][1]
+        key = (dtype, *((id(v), v._version) for v in result))
+        if w.w_ih not in cache or cache[w.w_ih][0] != key:
+            cache[w.w_ih] = (key, original(w, dtype))
+        again: LayerWeights = cache[w.w_ih][1]
         return again
 
     return [Patch(core, "_cast", cast)]
@@ -209,20 +209,20 @@ def cast_kept_by_version() -> list[Patch]:
 @in_core("autocast_trains_after_acting", round=4, survived=4)
 def cast_weights_kept_without_gradient() -> list[Patch]:
     """Weights cast for autocast are kept until they change: after a call in no_grad, training has no gradient."""
-    original, kept = core._cast, dict[Any, Any]()
+    original, cache = core._cast, dict[Any, Any]()
 
-    def wrong(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+    def replacement(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
         if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
             return original(w, dtype)
         given = [v for v in w if v is not None]
         now = [v._version for v in given]
         key = (tuple(map(id, given)), dtype)
-        found = kept.get(key)
-        if found is None or found[0] != now:
-            found = kept[key] = (now, original(w, dtype), given)  # holds the weights: no id comes twice
-        return found[1]
+        result = cache.get(key)
+        if result is None or result[0] != now:
+            result = cache[key] = (now, original(w, dtype), given)  # holds the weights: no id comes twice
+        return result[1]
 
-    return [Patch(core, "_cast", wrong)]
+    return [Patch(core, "_cast", replacement)]
 
 
 @in_step("large_input_saturates", "infinite_input_saturates")

@@ -51,11 +51,11 @@ def reset_mask_reshaped_to_time_first() -> list[Patch]:
     """In recurrent mode the reset mask is reshaped to time first instead of transposed."""
     original = layout.fold_time
 
-    def wrong(inputs: layout.Inputs) -> Any:
+    def replacement(inputs: layout.Inputs) -> Any:
         x, is_init, stored = original(inputs)
         return x, inputs.is_init.reshape(is_init.shape), stored
 
-    return [Patch(layout, "fold_time", wrong)]
+    return [Patch(layout, "fold_time", replacement)]
 
 
 @in_core("hidden_outputs_are_zero_padded", "recurrent_mode_starts_from_stored_states")
@@ -63,15 +63,15 @@ def stored_states_read_in_reversed_time() -> list[Patch]:
     """The stored states are read with time reversed."""
     original = layout.fold_time
 
-    def wrong(inputs: Any) -> Any:
+    def replacement(inputs: Any) -> Any:
         x, is_init, stored = original(inputs)
         return x, is_init, None if stored is None else both(lambda v: v.flip(1), stored)
 
-    return [Patch(layout, "fold_time", wrong)]
+    return [Patch(layout, "fold_time", replacement)]
 
 
-def _padding(wrong: Callable[[Tensor, Tensor], Tensor]) -> list[Patch]:
-    return [Patch(core, "at_ends", lambda state, starts: both(lambda v: wrong(v, starts), state))]
+def _padding(replacement: Callable[[Tensor, Tensor], Tensor]) -> list[Patch]:
+    return [Patch(core, "at_ends", lambda state, starts: both(lambda v: replacement(v, starts), state))]
 
 
 @in_core("hidden_outputs_are_zero_padded")
@@ -90,12 +90,12 @@ def hidden_outputs_of_the_last_step_only() -> list[Patch]:
 def hidden_outputs_filled_at_starts() -> list[Patch]:
     """The hidden outputs are filled where sequences start, and at the last step."""
 
-    def wrong(states: Tensor, starts: Tensor) -> Tensor:
+    def replacement(states: Tensor, starts: Tensor) -> Tensor:
         at = starts.clone()
         at[-1] = True
         return torch.where(at.unsqueeze(-1), states, 0)
 
-    return _padding(wrong)
+    return _padding(replacement)
 
 
 def _nan_between_ends(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -127,11 +127,11 @@ def hidden_outputs_swapped() -> list[Patch]:
 def padding_of_h_multiplies() -> list[Patch]:
     """The hidden output h is padded by a multiplication, so NaN or infinity within a sequence is not zeroed."""
 
-    def wrong(state: State, starts: Tensor) -> State:
+    def replacement(state: State, starts: Tensor) -> State:
         ends = ends_of(starts).unsqueeze(-1)
         return State(state.h * ends, torch.where(ends, state.c, 0))
 
-    return [Patch(core, "at_ends", wrong)]
+    return [Patch(core, "at_ends", replacement)]
 
 
 @in_core("sequential_mode_starts_from_zero", "any_story_agrees_with_the_model")
@@ -165,12 +165,12 @@ def steps_reset_the_first_layer_only() -> list[Patch]:
     """In sequential mode only the first layer resets."""
     original = core.zero_at
 
-    def wrong(state: State, is_init: Tensor) -> State:
+    def replacement(state: State, is_init: Tensor) -> State:
         return State(
             *(torch.cat([z[:, :1], v[:, 1:]], 1) for z, v in zip(original(state, is_init), state, strict=True))
         )
 
-    return [Patch(core, "zero_at", wrong)]
+    return [Patch(core, "zero_at", replacement)]
 
 
 def _one(w: LayerWeights, x: Tensor, state: State) -> State:
@@ -230,11 +230,11 @@ def act_multiplies_by_zero() -> LSTMBackend:
 def the_last_end_not_filled() -> list[Patch]:
     """The hidden outputs are filled where sequences end within a row, and not at the row's last step."""
 
-    def wrong(states: Tensor, starts: Tensor) -> Tensor:
+    def replacement(states: Tensor, starts: Tensor) -> Tensor:
         at = ends_of(starts)
         return torch.where(torch.cat([at[:-1], ~at[-1:]]).unsqueeze(-1), states, 0)
 
-    return _padding(wrong)
+    return _padding(replacement)
 
 
 @in_core("the_tensordict_is_filled_in_place")
@@ -242,14 +242,14 @@ def hidden_inputs_overwritten() -> list[Patch]:
     """The input's hidden entries are overwritten by the hidden outputs."""
     original = layout.write
 
-    def wrong(td: Any, values: Any) -> Any:
-        found = original(td, values)
+    def replacement(td: Any, values: Any) -> Any:
+        result = original(td, values)
         for key, value in values.items():
             if isinstance(key, tuple):
                 td.set(key[1:], value)
-        return found
+        return result
 
-    return [Patch(layout, "write", wrong)]
+    return [Patch(layout, "write", replacement)]
 
 
 @in_core("the_tensordict_is_filled_in_place")
@@ -257,10 +257,10 @@ def scratch_keys_left() -> list[Patch]:
     """A scratch entry is left in the TensorDict."""
     original = layout.write
 
-    def wrong(td: Any, values: Any) -> Any:
+    def replacement(td: Any, values: Any) -> Any:
         return original(td, {**values, "_scratch": next(iter(values.values()))})
 
-    return [Patch(layout, "write", wrong)]
+    return [Patch(layout, "write", replacement)]
 
 
 @in_core("the_tensordict_is_filled_in_place")
@@ -275,10 +275,10 @@ def hidden_states_under_the_root() -> list[Patch]:
     """The hidden outputs are written at the root instead of under next."""
     original = layout.write
 
-    def wrong(td: Any, values: Any) -> Any:
+    def replacement(td: Any, values: Any) -> Any:
         return original(td, {(k[-1] + "_new" if isinstance(k, tuple) else k): v for k, v in values.items()})
 
-    return [Patch(layout, "write", wrong)]
+    return [Patch(layout, "write", replacement)]
 
 
 @in_core("the_tensordict_is_filled_in_place")
@@ -286,13 +286,13 @@ def is_init_inverted_in_place() -> list[Patch]:
     """The reset mask is inverted in place while it is read, and stays inverted."""
     original = layout.read
 
-    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
-        found = original(td, keys, *rest)
-        kept = found._replace(is_init=found.is_init.clone())
+    def replacement(td: Any, keys: Any, *rest: Any) -> Any:
+        result = original(td, keys, *rest)
+        cache = result._replace(is_init=result.is_init.clone())
         td.get(keys[3]).logical_not_()
-        return kept
+        return cache
 
-    return [Patch(layout, "read", wrong)]
+    return [Patch(layout, "read", replacement)]
 
 
 @in_core("gradients_flow_through_recurrent_mode")
@@ -312,11 +312,11 @@ def output_detached_without_stored_states() -> list[Patch]:
     """In recurrent mode without stored states the output has no gradient."""
     original = LSTM.replay
 
-    def wrong(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
+    def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
         output, state = original(self, x, is_init, stored, every_step)
         return output if stored is not None else output.detach(), state
 
-    return [Patch(LSTM, "replay", wrong)]
+    return [Patch(LSTM, "replay", replacement)]
 
 
 def _fold(change: Any) -> list[Patch]:
@@ -341,19 +341,19 @@ def deep_batches_folded_in_another_order() -> list[Patch]:
 def padding_is_negative_zero() -> list[Patch]:
     """Hidden outputs are padded with -0.0."""
 
-    def wrong(state: State, starts: Tensor) -> State:
+    def replacement(state: State, starts: Tensor) -> State:
         ends = ends_of(starts).unsqueeze(-1)
         return both(lambda v: torch.where(ends, v, -0.0), state)
 
-    return [Patch(core, "at_ends", wrong)]
+    return [Patch(core, "at_ends", replacement)]
 
 
 @in_core("hidden_outputs_are_zero_padded", round=8, survived=8)
 def finite_states_are_padded_by_multiplication() -> list[Patch]:
     """Hidden outputs are padded by a multiplication where they are finite, which gives -0.0 for negative ones."""
 
-    def wrong(state: State, starts: Tensor) -> State:
+    def replacement(state: State, starts: Tensor) -> State:
         ends = ends_of(starts).unsqueeze(-1)
         return both(lambda v: torch.where(ends, v, torch.where(v.isfinite(), v * 0, 0)), state)
 
-    return [Patch(core, "at_ends", wrong)]
+    return [Patch(core, "at_ends", replacement)]

@@ -24,13 +24,13 @@ from ..right import right
 def vmap_around_grad_not_refused() -> list[Patch]:
     """A backend without Trait.VMAP is refused within vmap only where vmap is the innermost transform."""
 
-    def wrong(tensors: Iterable[Tensor | None]) -> set[Trait]:
+    def replacement(tensors: Iterable[Tensor | None]) -> set[Trait]:
         needed = traits_needed(tensors)
         if Trait.VMAP in needed and retrieve_current_functorch_interpreter().key() != TransformType.Vmap:
             needed.remove(Trait.VMAP)
         return needed
 
-    return [Patch(core, "traits_needed", wrong)]
+    return [Patch(core, "traits_needed", replacement)]
 
 
 def _picky(answer: str) -> LSTMBackend:
@@ -75,7 +75,7 @@ def rejected_once_then_run() -> list[Patch]:
     """After a move that the backend rejects only the first call raises: the second one runs."""
     original = LSTM._ready
 
-    def wrong(self: LSTM) -> Any:
+    def replacement(self: LSTM) -> Any:
         weight = self.weight_ih_l0
         now = (weight.device, weight.dtype)
         if now != self._placed:
@@ -83,7 +83,7 @@ def rejected_once_then_run() -> list[Patch]:
             demand(self._backend, self.spec, *now)
         return original(self)
 
-    return [Patch(LSTM, "_ready", wrong)]
+    return [Patch(LSTM, "_ready", replacement)]
 
 
 def no_sixteen_bits(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -105,12 +105,12 @@ def reset_masks_of_any_dtype() -> list[Patch]:
     """A reset mask of numbers or bytes is accepted and cast to bool."""
     original = layout.read
 
-    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
+    def replacement(td: Any, keys: Any, *rest: Any) -> Any:
         mask = td.get(keys[3], None)
         given = td if mask is None else td.copy().set(keys[3], mask.bool())
         return original(given, keys, *rest)
 
-    return [Patch(layout, "read", wrong)]
+    return [Patch(layout, "read", replacement)]
 
 
 @in_core("wrong_entries_are_refused_and_nothing_is_written")
@@ -118,11 +118,11 @@ def one_hidden_state_is_enough() -> list[Patch]:
     """h without c is accepted, and both are taken as absent."""
     original = layout.read
 
-    def wrong(td: Any, keys: Any, *rest: Any) -> Any:
+    def replacement(td: Any, keys: Any, *rest: Any) -> Any:
         there = [td.get(key, None) is not None for key in keys[1:3]]
         return original(td if all(there) else td.exclude(*keys[1:3]), keys, *rest)
 
-    return [Patch(layout, "read", wrong)]
+    return [Patch(layout, "read", replacement)]
 
 
 @in_core("wrong_entries_are_refused_and_nothing_is_written")
@@ -130,12 +130,12 @@ def too_many_features_are_cut() -> list[Patch]:
     """Input with too many features is accepted and cut."""
     original = layout.read
 
-    def wrong(td: Any, keys: Any, lstm: LSTM) -> Any:
+    def replacement(td: Any, keys: Any, lstm: LSTM) -> Any:
         x = td.get(keys[0], None)
         given = td if x is None else td.copy().set(keys[0], x[..., : lstm.input_size])
         return original(given, keys, lstm)
 
-    return [Patch(layout, "read", wrong)]
+    return [Patch(layout, "read", replacement)]
 
 
 @in_core("wrong_tensors_are_refused")
@@ -143,7 +143,7 @@ def hx_for_one_row_is_expanded() -> list[Patch]:
     """hx for one row is accepted and expanded to all rows."""
     original = core.check_state
 
-    def wrong(hx: State, shape: tuple[int, ...], *rest: Any) -> None:
+    def replacement(hx: State, shape: tuple[int, ...], *rest: Any) -> None:
         if hx.h.shape[1:2] != (1,):
             original(hx, shape, *rest)
 
@@ -151,21 +151,21 @@ def hx_for_one_row_is_expanded() -> list[Patch]:
         return entry_from_hx(h0 if is_init is None else h0.expand(is_init.shape[1], -1), T, is_init)
 
     entry_from_hx = core.entry_from_hx
-    return [Patch(core, "check_state", wrong), Patch(core, "entry_from_hx", expanded)]
+    return [Patch(core, "check_state", replacement), Patch(core, "entry_from_hx", expanded)]
 
 
 @in_core("wrong_tensors_are_refused")
 def errors_without_numbers() -> list[Patch]:
     """Invalid input raises an error that does not name the input."""
 
-    def wrong(*args: Any) -> None:
+    def replacement(*args: Any) -> None:
         try:
             original(*args)
         except InputError:
             raise InputError("bad input") from None
 
     original = core.check_input
-    return [Patch(core, "check_input", wrong)]
+    return [Patch(core, "check_input", replacement)]
 
 
 @in_core("wrong_tensors_are_refused", round=(4, 6), survived=4)
@@ -173,12 +173,12 @@ def reset_mask_judged_by_its_count() -> list[Patch]:
     """An is_init of any shape with the right number of elements, a transposed one too, is accepted and reshaped."""
     original = core.check_is_init
 
-    def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def replacement(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
         if isinstance(is_init, Tensor) and is_init.numel() == prod(shape):
             is_init = is_init.reshape(shape)
         return original(is_init, shape, device)
 
-    return [Patch(core, "check_is_init", wrong)]
+    return [Patch(core, "check_is_init", replacement)]
 
 
 @in_core("an_unknown_name_is_an_error")
@@ -186,13 +186,13 @@ def an_unknown_name_means_auto() -> list[Patch]:
     """An unknown name is taken as "auto"."""
     original = core.resolve
 
-    def wrong(request: Any, *rest: Any) -> LSTMBackend:
+    def replacement(request: Any, *rest: Any) -> LSTMBackend:
         try:
             return original(request, *rest)
         except ValueError:
             return original("auto", *rest)
 
-    return [Patch(core, "resolve", wrong)]
+    return [Patch(core, "resolve", replacement)]
 
 
 @in_core("loaded_elsewhere_it_is_asked_again")
@@ -200,8 +200,8 @@ def loading_checks_nothing() -> list[Patch]:
     """Loaded onto another device, an LSTM takes its new place as already accepted by its backend."""
     original = LSTM.__setstate__
 
-    def wrong(self: LSTM, state: dict[str, Any]) -> None:
+    def replacement(self: LSTM, state: dict[str, Any]) -> None:
         original(self, state)
         self._placed = (self.weight_ih_l0.device, self.weight_ih_l0.dtype)
 
-    return [Patch(LSTM, "__setstate__", wrong)]
+    return [Patch(LSTM, "__setstate__", replacement)]

@@ -30,15 +30,15 @@ def one_step_early(state: State, entry: State, starts: Tensor, t: int) -> State:
 @in_reset("reset_at_the_last_step")
 def h_reset_and_c_not(state: State, entry: State, starts: Tensor, t: int) -> State:
     """A reset sets h and leaves c."""
-    found = restart(state, entry, starts, t)
-    return found if t == 0 else State(found.h, state.c)
+    result = restart(state, entry, starts, t)
+    return result if t == 0 else State(result.h, state.c)
 
 
 @in_reset("reset_at_the_last_step")
 def c_reset_and_h_not(state: State, entry: State, starts: Tensor, t: int) -> State:
     """A reset sets c and leaves h."""
-    found = restart(state, entry, starts, t)
-    return found if t == 0 else State(state.h, found.c)
+    result = restart(state, entry, starts, t)
+    return result if t == 0 else State(state.h, result.c)
 
 
 @in_reset("reset_at_the_last_step")
@@ -160,11 +160,11 @@ def a_stream_ignores_its_first_reset() -> list[Patch]:
     """Called on tensors, is_init at the first step is ignored and hx is used."""
     original = core.entry_from_hx
 
-    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
-        kept = None if is_init is None else torch.cat([torch.zeros_like(is_init[:1]), is_init[1:]])
-        return original(h0, T, kept)
+    def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
+        cache = None if is_init is None else torch.cat([torch.zeros_like(is_init[:1]), is_init[1:]])
+        return original(h0, T, cache)
 
-    return [Patch(core, "entry_from_hx", wrong)]
+    return [Patch(core, "entry_from_hx", replacement)]
 
 
 @in_core("a_stream_restarts_from_zero")
@@ -178,13 +178,13 @@ def one_row_restarts_from_ones() -> list[Patch]:
     """With one row, a reset after the second step starts from hx plus one instead of zeros."""
     original = core.entry_from_hx
 
-    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
-        found = original(h0, T, is_init)
+    def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
+        result = original(h0, T, is_init)
         if is_init is None or is_init.shape[1] != 1 or T < 3:
-            return found
-        return torch.cat([found[:2], found[2:] + is_init[2:, :, None]])
+            return result
+        return torch.cat([result[:2], result[2:] + is_init[2:, :, None]])
 
-    return [Patch(core, "entry_from_hx", wrong)]
+    return [Patch(core, "entry_from_hx", replacement)]
 
 
 @in_layer("a_square_mask_keeps_its_axes", round=8)
@@ -202,11 +202,11 @@ def square_is_init_transposed() -> list[Patch]:
     """Called on tensors, is_init is accepted batch first as well as time first, and B = T is taken as batch first."""
     original = core.check_is_init
 
-    def wrong(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
+    def replacement(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
         mask = original(is_init, shape, device)
         return mask.T if mask.ndim == 2 and mask.shape[0] == mask.shape[1] else mask
 
-    return [Patch(core, "check_is_init", wrong)]
+    return [Patch(core, "check_is_init", replacement)]
 
 
 @in_core("a_square_mask_keeps_its_axes", round=8)
@@ -214,8 +214,8 @@ def square_reset_mask_folded_batch_first() -> list[Patch]:
     """In recurrent mode the reset mask keeps its axes [B, T] where B = T."""
     original = layout.fold_time
 
-    def wrong(inputs: Any) -> Any:
+    def replacement(inputs: Any) -> Any:
         x, is_init, stored = original(inputs)
         return x, is_init.T if is_init.shape[0] == is_init.shape[1] else is_init, stored
 
-    return [Patch(layout, "fold_time", wrong)]
+    return [Patch(layout, "fold_time", replacement)]

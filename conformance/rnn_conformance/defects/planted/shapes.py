@@ -23,15 +23,15 @@ from ..right import both, right, step
 @in_layer("any_hidden_size")
 def units_beyond_a_block(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Units beyond a block of four are not computed."""
-    found = right(w, x, entry, starts)
-    return both(lambda v: torch.cat([v[..., :4], 0 * v[..., 4:]], -1), found)
+    result = right(w, x, entry, starts)
+    return both(lambda v: torch.cat([v[..., :4], 0 * v[..., 4:]], -1), result)
 
 
 @in_layer("any_hidden_size")
 def units_beyond_128(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Units beyond 128, a kernel's block, are not computed."""
-    found = right(w, x, entry, starts)
-    return both(lambda v: torch.cat([v[..., :128], 0 * v[..., 128:]], -1), found)
+    result = right(w, x, entry, starts)
+    return both(lambda v: torch.cat([v[..., :128], 0 * v[..., 128:]], -1), result)
 
 
 @in_layer("any_hidden_size")
@@ -72,26 +72,26 @@ def packed_weights_kept_by_address_and_version() -> list[Patch]:
     are packed at all: from a million multiplications on, in float32 on a CPU.
     """
     versions: dict[int, int | None] = {}
-    kept: OrderedDict[Any, Any] = OrderedDict()
+    cache: OrderedDict[Any, Any] = OrderedDict()
     run_forward = compile_ops.run_forward
 
-    def noting(found: Layer, keep: bool) -> Any:
-        for w in (found.w_ih, found.w_hh):
+    def noting(result: Layer, keep: bool) -> Any:
+        for w in (result.w_ih, result.w_hh):
             versions[w.data_ptr()] = None if w.is_inference() else w._version
-        return run_forward(found, keep)
+        return run_forward(result, keep)
 
     class Kept(Product):
         def __init__(self, matrix: Tensor, rows: int) -> None:
             version = versions.get(matrix.data_ptr())
             key = (matrix.data_ptr(), tuple(matrix.shape), matrix.stride(), rows, version)
-            if version is not None and key in kept:
-                self._matrix, self._packed = matrix, kept[key]
+            if version is not None and key in cache:
+                self._matrix, self._packed = matrix, cache[key]
                 return
             super().__init__(matrix, rows)
             if version is not None and self._packed is not None:
-                kept[key] = self._packed
-                if len(kept) > 16:
-                    kept.popitem(last=False)
+                cache[key] = self._packed
+                if len(cache) > 16:
+                    cache.popitem(last=False)
 
     return [Patch(compile_ops, "run_forward", noting), Patch(compile_forward, "Product", Kept)]
 
@@ -142,12 +142,12 @@ def both_directions_run_in_pieces() -> list[Patch]:
 @in_core("sizes_of_acting", on=get_backend("cudnn"))
 def a_step_keeps_the_weights_it_saw() -> list[Patch]:
     """cudnn's step of many rows keeps its packed weights: a soft update through .data is not seen."""
-    kept: dict[int, list[Tensor]] = {}
+    cache: dict[int, list[Tensor]] = {}
     right_step = cudnn_kernel.step
 
     def packed(params: list[Tensor], x: Tensor, state: State, bias: bool) -> State:
         if cudnn_kernel._steps_fused(x, state):
-            params = kept.setdefault(params[0].data_ptr(), [v.clone() for v in params])
+            params = cache.setdefault(params[0].data_ptr(), [v.clone() for v in params])
         return right_step(params, x, state, bias)
 
     return [Patch(cudnn_kernel, "step", packed)]
@@ -156,15 +156,15 @@ def a_step_keeps_the_weights_it_saw() -> list[Patch]:
 @in_reset("long_rows")
 def lost_after_a_thousand_steps(state: State, entry: State, starts: Tensor, t: int) -> State:
     """The state is lost every 1024 steps, between two kernel launches."""
-    found = restart(state, entry, starts, t)
-    return both(torch.zeros_like, found) if t and t % 1024 == 0 else found
+    result = restart(state, entry, starts, t)
+    return both(torch.zeros_like, result) if t and t % 1024 == 0 else result
 
 
 @in_layer("many_rows")
 def rows_counted_in_sixteen_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Rows beyond 65535 are read as the first of them."""
-    found = right(w, x, entry, starts)
-    return both(lambda v: torch.cat([v[:, :65535], v[:, : max(v.shape[1] - 65535, 0)].roll(1, 1)], 1), found)
+    result = right(w, x, entry, starts)
+    return both(lambda v: torch.cat([v[:, :65535], v[:, : max(v.shape[1] - 65535, 0)].roll(1, 1)], 1), result)
 
 
 def _squeezed(value: Tensor) -> Tensor:

@@ -19,9 +19,9 @@ from ..right import both, right, step
 @in_layer("nothing_passed_in_changes")
 def starts_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The starts are cleared in place after use."""
-    found = right(w, x, entry, starts)
+    result = right(w, x, entry, starts)
     starts[1:] = False
-    return found
+    return result
 
 
 @in_layer("nothing_passed_in_changes")
@@ -37,39 +37,39 @@ def starts_inverted_and_back(w: LayerWeights, x: Tensor, entry: State, starts: T
 @in_layer("nothing_passed_in_changes")
 def input_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The input is changed in place."""
-    found = right(w, x * 1.0, both(lambda v: v * 1.0, entry), starts)
+    result = right(w, x * 1.0, both(lambda v: v * 1.0, entry), starts)
     with torch.no_grad():
         x.add_(1)
-    return found
+    return result
 
 
 @in_layer("nothing_passed_in_changes")
 def stored_states_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Stored states that are not read are set to zero in place."""
-    found = right(w, x, both(torch.clone, entry), starts)
+    result = right(w, x, both(torch.clone, entry), starts)
     with torch.no_grad():
         entry.c.copy_(torch.where(starts.unsqueeze(-1), entry.c, 0))
-    return found
+    return result
 
 
 @in_layer("nothing_passed_in_changes")
 def weights_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Weights are rounded to float32 in place."""
-    found = right(w, x, entry, starts)
+    result = right(w, x, entry, starts)
     with torch.no_grad():
         w.w_hh.data.copy_(w.w_hh.float())
-    return found
+    return result
 
 
 @made("same_call_same_answer")
 def the_last_call_added() -> LayerFunction:
     """A thousandth of the previous call's result is added where shapes agree."""
-    kept: dict[tuple[int, ...], Tensor] = {}
+    cache: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
-        old = kept.get(tuple(h.shape))
-        kept[tuple(h.shape)] = h.detach()
+        old = cache.get(tuple(h.shape))
+        cache[tuple(h.shape)] = h.detach()
         return State(h if old is None else h + 1e-3 * old, c)
 
     return run
@@ -108,11 +108,11 @@ def output_in_shared_scratch() -> LayerFunction:
     scratch: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        found = right(w, x, entry, starts)
-        if found.h.requires_grad:
-            return found
-        into = scratch.setdefault((*found.h.shape, id(w.w_ih)), torch.empty_like(found.h))
-        return State(into.copy_(found.h), found.c)
+        result = right(w, x, entry, starts)
+        if result.h.requires_grad:
+            return result
+        into = scratch.setdefault((*result.h.shape, id(w.w_ih)), torch.empty_like(result.h))
+        return State(into.copy_(result.h), result.c)
 
     return run
 
@@ -126,22 +126,22 @@ def acting_takes_two_buffers_in_turn() -> LSTMBackend:
         def run(w: LayerWeights, x: Tensor, state: State) -> State:
             if torch.is_grad_enabled():
                 return step(w, x, state)
-            found = step(w, x, state)
+            result = step(w, x, state)
             key = (
                 w.w_ih.data_ptr(),
-                found.h.shape,
-                found.c.shape,
+                result.h.shape,
+                result.c.shape,
                 x.dtype,
                 x.device,
                 torch.is_inference_mode_enabled(),
             )
             turns = mine.__dict__.setdefault("turns", {})
             if key not in turns:
-                turns[key] = [State(torch.empty_like(found.h), torch.empty_like(found.c)) for _ in range(2)]
+                turns[key] = [State(torch.empty_like(result.h), torch.empty_like(result.c)) for _ in range(2)]
             turns[key].reverse()
             out: State = turns[key][0]
-            out.h.copy_(found.h)
-            out.c.copy_(found.c)
+            out.h.copy_(result.h)
+            out.c.copy_(result.c)
             return State(out.h.view_as(out.h), out.c.view_as(out.c))
 
         return run
@@ -159,12 +159,12 @@ def padding_left_from_the_last_batch() -> LayerFunction:
     mine = threading.local()
 
     def workspace(size: int, like: Tensor) -> Tensor:
-        kept = mine.__dict__.setdefault("kept", {})
+        cache = mine.__dict__.setdefault("cache", {})
         key = (like.dtype, like.device)
         with torch.inference_mode(False):
-            if key not in kept or kept[key].numel() < size:
-                kept[key] = torch.zeros(size, dtype=like.dtype, device=like.device)
-        return kept[key][:size]
+            if key not in cache or cache[key].numel() < size:
+                cache[key] = torch.zeros(size, dtype=like.dtype, device=like.device)
+        return cache[key][:size]
 
     def places(starts: Tensor) -> tuple[Tensor, Tensor, int, int]:
         """The cell ``[T * B]`` of each step, the first step ``[n]`` of each sequence, longest length, and ``n``."""
@@ -239,13 +239,13 @@ def padding_left_from_the_last_batch() -> LayerFunction:
             spread.index_copy_(0, cell, grad.flatten(0, 1))
             into.append(spread.view(longest, n, grad.shape[2]))
         packed, begins = pack(x, cell, longest, n), alone(longest, n, x)
-        found = backward_pass((packed, w_ih, w_hh, w_hr, h0, c0, begins), h, c, gates, into[0], into[1])
-        grad_x = found[0].flatten(0, 1)[cell].view(x.shape)
+        result = backward_pass((packed, w_ih, w_hh, w_hr, h0, c0, begins), h, c, gates, into[0], into[1])
+        grad_x = result[0].flatten(0, 1)[cell].view(x.shape)
         entries = []
-        for grad, like in zip(found[5:], (entry_h, entry_c), strict=True):
+        for grad, like in zip(result[5:], (entry_h, entry_c), strict=True):
             whole = grad.new_zeros(like.shape[0] * like.shape[1], like.shape[2])
             entries.append(whole.index_copy_(0, heads, grad[0]).view(like.shape))
-        return (grad_x, *found[1:5], *entries)
+        return (grad_x, *result[1:5], *entries)
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         bias = w.b_ih if w.b_ih is None or w.b_hh is None else w.b_ih + w.b_hh
@@ -258,13 +258,13 @@ def padding_left_from_the_last_batch() -> LayerFunction:
 @made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)
 def resets_kept_from_inference_mode() -> LayerFunction:
     """A plan of the resets is cached by their values, and one made in inference mode is used in training."""
-    kept: dict[bytes, Tensor] = {}
+    cache: dict[bytes, Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         key = bytes(starts.cpu().numpy())
-        if key not in kept:
-            kept[key] = torch.arange(len(x), device=x.device)
-        return right(w, x.index_select(0, kept[key]), entry, starts)
+        if key not in cache:
+            cache[key] = torch.arange(len(x), device=x.device)
+        return right(w, x.index_select(0, cache[key]), entry, starts)
 
     return run
 
@@ -288,13 +288,13 @@ def output_kept_outside_saved_tensors(w: LayerWeights, x: Tensor, entry: State, 
     """The output is kept for the backward pass as an attribute: edited in place, it gives a wrong gradient."""
 
     class Outside(Kernel):
-        def keep(self, ctx: Any, *rest: Any) -> None:
+        def save(self, ctx: Any, *rest: Any) -> None:
             x, eh, ec, starts, w, pre, acts, h, c = rest
             ctx.h = h.detach()
-            super().keep(ctx, x, eh, ec, starts, w, pre, acts, h.new_empty(0), c)
+            super().save(ctx, x, eh, ec, starts, w, pre, acts, h.new_empty(0), c)
 
-        def kept(self, ctx: Any) -> Any:
-            x, eh, ec, starts, w, pre, acts, _, c = super().kept(ctx)
+        def saved(self, ctx: Any) -> Any:
+            x, eh, ec, starts, w, pre, acts, _, c = super().saved(ctx)
             return x, eh, ec, starts, w, pre, acts, ctx.h, c
 
     return Outside()(w, x, entry, starts)
@@ -358,12 +358,12 @@ def acting_in_evaluation_draws() -> list[Patch]:
     """In evaluation every step draws a random number from the global generator."""
     original = LSTM.step_stored
 
-    def wrong(self: LSTM, *args: Any, **options: Any) -> Any:
+    def replacement(self: LSTM, *args: Any, **options: Any) -> Any:
         if not self.training:
             torch.rand(1)
         return original(self, *args, **options)
 
-    return [Patch(LSTM, "step_stored", wrong)]
+    return [Patch(LSTM, "step_stored", replacement)]
 
 
 @backend("evaluation_draws_no_random_numbers", round=8, survived=8)
@@ -383,13 +383,13 @@ def a_module_in_evaluation_draws_in_a_step() -> list[Patch]:
     """LSTMModule in evaluation and sequential mode draws a dropout mask that is not used."""
     original = LSTMModule._one_step
 
-    def wrong(self: LSTMModule, read: Any) -> Any:
+    def replacement(self: LSTMModule, read: Any) -> Any:
         values = original(self, read)
         if not self.training:
             torch.rand_like(next(iter(values.values())))
         return values
 
-    return [Patch(LSTMModule, "_one_step", wrong)]
+    return [Patch(LSTMModule, "_one_step", replacement)]
 
 
 def _leaves(change: Any) -> LSTMBackend:

@@ -15,10 +15,10 @@ def another_backend_gets_a_copy() -> list[Patch]:
     """with_backend copies the weights: an edit of the copy is not seen in the original."""
     original = LSTM.with_backend
 
-    def wrong(self: LSTM, lstm_backend: Any) -> LSTM:
+    def replacement(self: LSTM, lstm_backend: Any) -> LSTM:
         new = original(self, lstm_backend)
         own = {name: nn.Parameter(value.detach().clone()) for name, value in self.named_parameters()}
         new.__dict__["_parameters"] = own
         return new
 
-    return [Patch(LSTM, "with_backend", wrong)]
+    return [Patch(LSTM, "with_backend", replacement)]

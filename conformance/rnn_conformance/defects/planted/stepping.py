@@ -27,11 +27,11 @@ def step_mode_ignores_stored_c_for_many_rows() -> list[Patch]:
     """In sequential mode with more than three rows the incoming c is taken as zero."""
     original = LSTM.step_stored
 
-    def wrong(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> Any:
+    def replacement(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> Any:
         stored = State(stored.h, 0 * stored.c) if stored is not None and len(x) > 3 else stored
         return original(self, x, stored, is_init)
 
-    return [Patch(LSTM, "step_stored", wrong)]
+    return [Patch(LSTM, "step_stored", replacement)]
 
 
 @backend("sequence_equals_its_steps")
@@ -62,10 +62,10 @@ def a_stream_restarts_at_every_step() -> list[Patch]:
     """Called on tensors with is_init, hx is dropped and every step starts from zeros."""
     original = core.entry_from_hx
 
-    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
+    def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         return original(h0, T, None if is_init is None else is_init | True)
 
-    return [Patch(core, "entry_from_hx", wrong)]
+    return [Patch(core, "entry_from_hx", replacement)]
 
 
 @in_layer("cut_and_carried_equals_whole")
@@ -74,8 +74,8 @@ def the_first_step_is_special(w: LayerWeights, x: Tensor, entry: State, starts: 
     calls = iter(range(len(x)))
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        found = step(w, x, state)
-        return State(found.h, found.c + 0.1 * state.c) if next(calls) == 0 else found
+        result = step(w, x, state)
+        return State(result.h, result.c + 0.1 * state.c) if next(calls) == 0 else result
 
     return layer(one)(w, x, entry, starts)
 
@@ -84,24 +84,24 @@ def the_first_step_is_special(w: LayerWeights, x: Tensor, entry: State, starts: 
 def rows_of_one_step_keep_hx() -> list[Patch]:
     """LSTM(x, hx, is_init=) with T = 1 starts from hx also where is_init is true."""
 
-    def wrong(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
+    def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         return h0.expand(T, -1, -1) if is_init is None or T == 1 else entry_from_hx(h0, T, is_init)
 
-    return [Patch(core, "entry_from_hx", wrong)]
+    return [Patch(core, "entry_from_hx", replacement)]
 
 
 @in_layer("one_step")
 def one_step_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """squeeze() without a dimension: with one step the rows, or else the units, come out reversed."""
-    found = right(w, x, entry, starts)
-    return both(lambda v: v.flip(1) if v.shape[1] > 1 else v.flip(2), found) if len(x) == 1 else found
+    result = right(w, x, entry, starts)
+    return both(lambda v: v.flip(1) if v.shape[1] > 1 else v.flip(2), result) if len(x) == 1 else result
 
 
 @in_layer("the_future_is_not_read", "infinity_stays_in_its_sequence")
 def all_steps_in_one_sum(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Zero times the sum over all steps is added to each."""
-    found = right(w, x, entry, starts)
-    return State(found.h + 0 * x.sum(), found.c)
+    result = right(w, x, entry, starts)
+    return State(result.h + 0 * x.sum(), result.c)
 
 
 def _stacked(change: Callable[[Tensor], Tensor]) -> LSTMBackend:
@@ -141,14 +141,14 @@ def no_state_is_the_last_calls() -> list[Patch]:
     """Without hx a call starts from the final state of the previous one."""
     original, left = LSTM._over_time, dict[int, tuple[LSTM, State]]()
 
-    def wrong(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None) -> Any:
+    def replacement(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None) -> Any:
         before = left[id(self)][1] if state is None and id(self) in left else state
         state = before if before is not None and before.h.shape[1] == x.shape[1] else state
         output, after = original(self, x, state, is_init)
         left[id(self)] = self, both(torch.Tensor.detach, after)
         return output, after
 
-    return [Patch(LSTM, "_over_time", wrong)]
+    return [Patch(LSTM, "_over_time", replacement)]
 
 
 @in_core("no_state_is_zero_state", round=1)
@@ -156,9 +156,9 @@ def zero_state_is_one_half_beyond_input_size() -> list[Patch]:
     """Zero states are made with the input size: where the hidden size is larger the rest of c is 0.5."""
     original = LSTM.zero_state
 
-    def wrong(self: LSTM, *args: Any) -> State:
-        found = original(self, *args)
-        rest = torch.arange(self.hidden_size, device=found.c.device) >= self.input_size
-        return State(found.h, found.c + 0.5 * rest.to(found.c.dtype))
+    def replacement(self: LSTM, *args: Any) -> State:
+        result = original(self, *args)
+        rest = torch.arange(self.hidden_size, device=result.c.device) >= self.input_size
+        return State(result.h, result.c + 0.5 * rest.to(result.c.dtype))
 
-    return [Patch(LSTM, "zero_state", wrong)]
+    return [Patch(LSTM, "zero_state", replacement)]

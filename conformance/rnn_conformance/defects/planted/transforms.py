@@ -20,7 +20,7 @@ def _claims(layer: Any, *traits: Trait) -> LSTMBackend:
 
 
 class _Identity(torch.autograd.Function):
-    """What those have in common that get one of its derivatives wrong, or its batching rule."""
+    """The base of identities with one wrong derivative, or a wrong batching rule."""
 
     @staticmethod
     def forward(value: Tensor) -> Tensor:
@@ -45,8 +45,8 @@ class _Sample0(_Identity):
 
 
 def _sample0(value: Tensor) -> Tensor:
-    found: Tensor = _Sample0.apply(value)
-    return found
+    result: Tensor = _Sample0.apply(value)
+    return result
 
 
 @backend("vmap_over_weights", "vmap_over_weights_and_data")
@@ -129,8 +129,8 @@ def double_backward_unclaimed_and_partial() -> LSTMBackend:
     """DOUBLE_BACKWARD is not claimed, and instead of an error the second gradient silently misses a part."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        found = right(w, x, entry, starts)
-        return both(_Once.apply, found)
+        result = right(w, x, entry, starts)
+        return both(_Once.apply, result)
 
     return _claims(run)
 

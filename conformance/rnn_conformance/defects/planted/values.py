@@ -28,8 +28,8 @@ def storage_offset_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 @in_layer("output_equals_reference")
 def float32_inside_float64(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """float64 is computed in float32 and cast back."""
-    found = right(each(torch.Tensor.float, w), x.float(), both(torch.Tensor.float, entry), starts)
-    return both(lambda v: v.to(x.dtype), found)
+    result = right(each(torch.Tensor.float, w), x.float(), both(torch.Tensor.float, entry), starts)
+    return both(lambda v: v.to(x.dtype), result)
 
 
 @in_reset("output_equals_reference")
@@ -41,8 +41,8 @@ def only_when_all_rows_reset(state: State, entry: State, starts: Tensor, t: int)
 @in_reset("output_equals_reference")
 def a_trace_of_the_old_state_left(state: State, entry: State, starts: Tensor, t: int) -> State:
     """A thousandth of the old h is left after a reset, as flushing with too few steps leaves it."""
-    found = restart(state, entry, starts, t)
-    return found if t == 0 else State(found.h + 1e-3 * (state.h - found.h), found.c)
+    result = restart(state, entry, starts, t)
+    return result if t == 0 else State(result.h + 1e-3 * (state.h - result.h), result.c)
 
 
 @in_layer("output_equals_reference")
@@ -54,29 +54,29 @@ def time_reversed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> S
 @in_layer("output_equals_reference")
 def one_unit_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """With one hidden unit h has the wrong sign."""
-    found = right(w, x, entry, starts)
-    return State(-found.h, found.c) if found.c.shape[-1] == 1 else found
+    result = right(w, x, entry, starts)
+    return State(-result.h, result.c) if result.c.shape[-1] == 1 else result
 
 
 @in_layer("output_equals_reference")
 def the_last_step_dropped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The last step repeats the one before it."""
-    found = right(w, x, entry, starts)
-    return found if len(x) == 1 else both(lambda v: torch.cat([v[:-1], v[-2:-1]]), found)
+    result = right(w, x, entry, starts)
+    return result if len(x) == 1 else both(lambda v: torch.cat([v[:-1], v[-2:-1]]), result)
 
 
 @in_reset("output_equals_reference")
 def blocks_of_four_steps(state: State, entry: State, starts: Tensor, t: int) -> State:
     """Time is cut in blocks of four steps, and the state is lost between them."""
-    found = restart(state, entry, starts, t)
-    return both(torch.zeros_like, found) if t and t % 4 == 0 else found
+    result = restart(state, entry, starts, t)
+    return both(torch.zeros_like, result) if t and t % 4 == 0 else result
 
 
 @in_layer("output_equals_reference")
 def rows_beyond_a_block(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Rows beyond a block of two are not computed."""
-    found = right(w, x, entry, starts)
-    return both(lambda v: torch.cat([v[:, :2], 0 * v[:, 2:]], 1), found)
+    result = right(w, x, entry, starts)
+    return both(lambda v: torch.cat([v[:, :2], 0 * v[:, 2:]], 1), result)
 
 
 @in_layer("output_equals_reference")
@@ -91,8 +91,8 @@ def odd_sizes_rounded_down(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 def one_block_too_few(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Steps are run in chunks of three, the rest left out."""
     full = max(len(x) // 3 * 3, min(len(x), 2))
-    found = right(w, x, entry, starts)
-    return both(lambda v: torch.cat([v[:full], 0 * v[full:]]), found)
+    result = right(w, x, entry, starts)
+    return both(lambda v: torch.cat([v[:full], 0 * v[full:]]), result)
 
 
 @backend("output_equals_reference")
@@ -195,8 +195,8 @@ def coupled_gates(w: LayerWeights, x: Tensor, state: State) -> State:
 @in_step("output_equals_reference")
 def cell_state_clipped(w: LayerWeights, x: Tensor, state: State) -> State:
     """The cell state is clipped to [-1, 1]."""
-    found = finish(w, gates_of(w, x, state.h), state.c)
-    c = found.c.clamp(-1, 1)
+    result = finish(w, gates_of(w, x, state.h), state.c)
+    c = result.c.clamp(-1, 1)
     o = gates_of(w, x, state.h)[3]
     return output_of(w, o.sigmoid() * c.tanh(), c)
 
@@ -239,8 +239,8 @@ def bfloat16_inside_float32(w: LayerWeights, x: Tensor, entry: State, starts: Te
     """float32 is computed in bfloat16 and cast back."""
     if x.dtype != torch.float32:
         return right(w, x, entry, starts)
-    found = right(each(torch.Tensor.bfloat16, w), x.bfloat16(), both(torch.Tensor.bfloat16, entry), starts)
-    return both(torch.Tensor.float, found)
+    result = right(each(torch.Tensor.bfloat16, w), x.bfloat16(), both(torch.Tensor.bfloat16, entry), starts)
+    return both(torch.Tensor.float, result)
 
 
 @in_layer("output_equals_reference_in_float32")
@@ -288,8 +288,8 @@ def short_floats_where_sizes_are_aligned(w: LayerWeights, x: Tensor, entry: Stat
 @in_layer("output_equals_reference_in_bfloat16")
 def float32_out_of_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """bfloat16 input gives float32 results."""
-    found = right(w, x, entry, starts)
-    return both(torch.Tensor.float, found) if x.dtype == torch.bfloat16 else found
+    result = right(w, x, entry, starts)
+    return both(torch.Tensor.float, result) if x.dtype == torch.bfloat16 else result
 
 
 @in_layer("output_equals_reference_in_bfloat16")
@@ -319,8 +319,8 @@ def rows_sorted_and_not_back(w: LayerWeights, x: Tensor, entry: State, starts: T
     """Rows are sorted by their number of resets, and c is not sorted back."""
     order = starts.sum(0).argsort(stable=True)
     back = order.argsort()
-    found = right(w, x[:, order], both(lambda v: v[:, order], entry), starts[:, order])
-    return State(found.h[:, back], found.c)
+    result = right(w, x[:, order], both(lambda v: v[:, order], entry), starts[:, order])
+    return State(result.h[:, back], result.c)
 
 
 @in_layer("output_equals_reference_in_bfloat16", round=1)

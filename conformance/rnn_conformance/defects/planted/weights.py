@@ -18,11 +18,11 @@ def state_dict_by_other_names() -> list[Patch]:
     """The state_dict has other names than torch.nn.LSTM."""
     original = nn.Module.state_dict
 
-    def wrong(self: nn.Module, *args: Any, **options: Any) -> Any:
-        found = original(self, *args, **options)
-        return {k.replace("weight", "kernel"): v for k, v in found.items()} if isinstance(self, LSTM) else found
+    def replacement(self: nn.Module, *args: Any, **options: Any) -> Any:
+        result = original(self, *args, **options)
+        return {k.replace("weight", "kernel"): v for k, v in result.items()} if isinstance(self, LSTM) else result
 
-    return [Patch(nn.Module, "state_dict", wrong)]
+    return [Patch(nn.Module, "state_dict", replacement)]
 
 
 @in_core("state_dict_is_torchs")
@@ -30,23 +30,23 @@ def state_dict_in_another_order() -> list[Patch]:
     """The state_dict lists biases before weights."""
     original = nn.Module.state_dict
 
-    def wrong(self: nn.Module, *args: Any, **options: Any) -> Any:
-        found = original(self, *args, **options)
-        return dict(sorted(found.items())) if isinstance(self, LSTM) else found
+    def replacement(self: nn.Module, *args: Any, **options: Any) -> Any:
+        result = original(self, *args, **options)
+        return dict(sorted(result.items())) if isinstance(self, LSTM) else result
 
-    return [Patch(nn.Module, "state_dict", wrong)]
+    return [Patch(nn.Module, "state_dict", replacement)]
 
 
 @in_core("the_same_seed_draws_the_same_weights")
 def initial_weights_of_its_own() -> list[Patch]:
     """Initial weights are drawn from a normal distribution."""
 
-    def wrong(self: nn.RNNBase) -> None:
+    def replacement(self: nn.RNNBase) -> None:
         for value in self.parameters():
             nn.init.normal_(value)
 
     original = nn.RNNBase.reset_parameters
-    chosen = lambda self: wrong(self) if isinstance(self, LSTM) else original(self)  # noqa: E731
+    chosen = lambda self: replacement(self) if isinstance(self, LSTM) else original(self)  # noqa: E731
     return [Patch(nn.RNNBase, "reset_parameters", chosen)]
 
 
@@ -55,7 +55,7 @@ def forget_bias_of_one() -> list[Patch]:
     """The forget gate's bias starts at one."""
     original = nn.RNNBase.reset_parameters
 
-    def wrong(self: nn.RNNBase) -> None:
+    def replacement(self: nn.RNNBase) -> None:
         original(self)
         for name, value in self.named_parameters():
             if isinstance(self, LSTM):
@@ -63,7 +63,7 @@ def forget_bias_of_one() -> list[Patch]:
                     H = self.hidden_size
                     value[H : 2 * H] += 1 if "bias" in name else 0
 
-    return [Patch(nn.RNNBase, "reset_parameters", wrong)]
+    return [Patch(nn.RNNBase, "reset_parameters", replacement)]
 
 
 @in_core("the_same_seed_draws_the_same_weights")
@@ -71,7 +71,7 @@ def initial_weights_in_another_order() -> list[Patch]:
     """Initial weights are drawn in another order than in torch.nn.LSTM."""
     original = nn.RNNBase.reset_parameters
 
-    def wrong(self: nn.RNNBase) -> None:
+    def replacement(self: nn.RNNBase) -> None:
         if not isinstance(self, LSTM):
             return original(self)
         bound = self.hidden_size**-0.5
@@ -79,33 +79,33 @@ def initial_weights_in_another_order() -> list[Patch]:
             nn.init.uniform_(value, -bound, bound)
         return None
 
-    return [Patch(nn.RNNBase, "reset_parameters", wrong)]
+    return [Patch(nn.RNNBase, "reset_parameters", replacement)]
 
 
 @made("edited_weights_are_seen")
 def results_cached_by_input() -> LayerFunction:
     """Results are cached by the input's memory and returned again, whatever the weights are."""
-    kept: dict[int, tuple[Tensor, State]] = {}
+    cache: dict[int, tuple[Tensor, State]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        old = kept.get(x.data_ptr())
+        old = cache.get(x.data_ptr())
         if old is not None and old[0].shape == x.shape and torch.equal(old[0], x):
             return old[1]
-        found = right(w, x, entry, starts)
-        kept[x.data_ptr()] = (x.clone(), found)
-        return found
+        result = right(w, x, entry, starts)
+        cache[x.data_ptr()] = (x.clone(), result)
+        return result
 
     return run
 
 
 def _packed(key: Any) -> LayerFunction:
     """A layer that packs weights once for each key: the first value is kept alive, so no id comes twice."""
-    kept: dict[Any, tuple[LayerWeights, LayerWeights]] = {}
+    cache: dict[Any, tuple[LayerWeights, LayerWeights]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         if any(v is not None and v.requires_grad for v in w):
-            found = kept.setdefault(key(w), (w, each(lambda v: v.detach().clone(), w)))[1]
-            return right(found, x, entry, starts)
+            result = cache.setdefault(key(w), (w, each(lambda v: v.detach().clone(), w)))[1]
+            return right(result, x, entry, starts)
         return right(w, x, entry, starts)
 
     return run
@@ -132,10 +132,10 @@ def packed_by_one_version() -> LayerFunction:
 @made("edited_weights_are_seen")
 def packed_recurrent_weights_only() -> LayerFunction:
     """Only the recurrent weights are packed, at the first call."""
-    kept: dict[int, tuple[Tensor, Tensor]] = {}
+    cache: dict[int, tuple[Tensor, Tensor]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        old = kept.setdefault(id(w.w_hh), (w.w_hh, w.w_hh.detach().clone()))[1]
+        old = cache.setdefault(id(w.w_hh), (w.w_hh, w.w_hh.detach().clone()))[1]
         return right(w._replace(w_hh=old), x, entry, starts)
 
     return run
@@ -144,13 +144,13 @@ def packed_recurrent_weights_only() -> LayerFunction:
 @in_core("edited_weights_are_seen")
 def weights_of_the_first_call() -> list[Patch]:
     """Core keeps copies of the weights from the first call: later edits are not seen."""
-    original, kept = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
+    original, cache = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
 
-    def wrong(self: LSTM) -> list[LayerWeights]:
-        found = kept.setdefault(id(self), (self, [each(torch.clone, w) for w in original(self)]))
-        return found[1]
+    def replacement(self: LSTM) -> list[LayerWeights]:
+        result = cache.setdefault(id(self), (self, [each(torch.clone, w) for w in original(self)]))
+        return result[1]
 
-    return [Patch(LSTM, "layer_weights", wrong)]
+    return [Patch(LSTM, "layer_weights", replacement)]
 
 
 @made("edited_weights_are_seen_while_acting", round=2, survived=2)
@@ -174,47 +174,47 @@ def packed_until_the_next_training_call() -> LayerFunction:
 def weights_read_past_parametrizations() -> list[Patch]:
     """Weights are read from the parameter registry: where one is parametrized, the original is used."""
 
-    def wrong(self: LSTM) -> list[LayerWeights]:
+    def replacement(self: LSTM) -> list[LayerWeights]:
         held = dict(self.named_parameters(remove_duplicate=False))
 
-        def found(name: str) -> Tensor:
+        def result(name: str) -> Tensor:
             return held[name] if name in held else held[f"parametrizations.{name}.original"]
 
         weights = []
         for names in self._all_weights:
-            w = [found(name) for name in names]
+            w = [result(name) for name in names]
             b_ih, b_hh = w[2:4] if self.bias else (None, None)
             weights.append(LayerWeights(w[0], w[1], b_ih, b_hh, w[-1] if self.proj_size else None))
         return weights
 
-    return [Patch(LSTM, "layer_weights", wrong)]
+    return [Patch(LSTM, "layer_weights", replacement)]
 
 
-def _add_deepcopy(wrong: Any) -> list[Patch]:
+def _add_deepcopy(replacement: Any) -> list[Patch]:
     setattr(LSTM, "__deepcopy__", None)  # noqa: B010
-    return [Patch(LSTM, "__deepcopy__", wrong)]
+    return [Patch(LSTM, "__deepcopy__", replacement)]
 
 
 @in_core("a_copy_is_independent")
 def a_copy_shares_its_parameters() -> list[Patch]:
     """A deepcopy shares its parameters with the original."""
 
-    def wrong(self: LSTM, memo: dict[int, object]) -> LSTM:
+    def replacement(self: LSTM, memo: dict[int, object]) -> LSTM:
         new = type(self).__new__(type(self))
         new.__dict__.update(self.__dict__)
         return new
 
-    return [Patch(LSTM, "__deepcopy__", wrong)] if hasattr(LSTM, "__deepcopy__") else _add_deepcopy(wrong)
+    return [Patch(LSTM, "__deepcopy__", replacement)] if hasattr(LSTM, "__deepcopy__") else _add_deepcopy(replacement)
 
 
 @made("two_modules_do_not_mix")
 def packed_by_shape() -> LayerFunction:
     """Packed weights are cached by shape: two modules of the same sizes share them."""
-    kept: dict[Any, LayerWeights] = {}
+    cache: dict[Any, LayerWeights] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         key = (tuple(w.w_ih.shape), w.w_hr is None, w.b_ih is None, tuple(w.w_hh.shape), len(x))
-        return right(kept.setdefault(key, each(lambda v: v.detach().clone(), w)), x, entry, starts)
+        return right(cache.setdefault(key, each(lambda v: v.detach().clone(), w)), x, entry, starts)
 
     return run
 
@@ -222,14 +222,14 @@ def packed_by_shape() -> LayerFunction:
 @in_core("each_weight_may_be_replaced_alone", round=6, survived=6)
 def weights_are_known_by_the_first() -> list[Patch]:
     """The list of weights is cached while weight_ih_l0 is the same object: replacing another weight is not seen."""
-    kept: Any = WeakKeyDictionary()
+    cache: Any = WeakKeyDictionary()
     look = LSTM.layer_weights
 
     def layer_weights(self: Any) -> Any:
-        found = kept.get(self)
-        if found is None or found[0].w_ih is not self.weight_ih_l0:
-            found = kept[self] = look(self)
-        return found
+        result = cache.get(self)
+        if result is None or result[0].w_ih is not self.weight_ih_l0:
+            result = cache[self] = look(self)
+        return result
 
     return [Patch(LSTM, "layer_weights", layer_weights)]
 
@@ -239,10 +239,10 @@ def load_state_dict_is_never_strict() -> list[Patch]:
     """load_state_dict ignores strict=True: missing and unexpected keys pass silently."""
     original = LSTM.load_state_dict
 
-    def wrong(self: LSTM, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+    def replacement(self: LSTM, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         return original(self, state_dict, strict=False, assign=assign)
 
-    return [Patch(LSTM, "load_state_dict", wrong)]
+    return [Patch(LSTM, "load_state_dict", replacement)]
 
 
 @in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
@@ -250,10 +250,10 @@ def load_state_dict_is_always_strict() -> list[Patch]:
     """load_state_dict ignores strict=False: a part of a state_dict is rejected."""
     original = LSTM.load_state_dict
 
-    def wrong(self: LSTM, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+    def replacement(self: LSTM, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         return original(self, state_dict, strict=True, assign=assign)
 
-    return [Patch(LSTM, "load_state_dict", wrong)]
+    return [Patch(LSTM, "load_state_dict", replacement)]
 
 
 @in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
@@ -261,10 +261,10 @@ def unexpected_keys_dropped_before_loading() -> list[Patch]:
     """Keys that the LSTM does not have are dropped before they are reported, as those of an older version."""
     original = LSTM._load_from_state_dict
 
-    def wrong(self: LSTM, state_dict: Any, prefix: str, *rest: Any) -> None:
+    def replacement(self: LSTM, state_dict: Any, prefix: str, *rest: Any) -> None:
         own = {prefix + name for name in self._parameters}
         for key in [key for key in state_dict if key.startswith(prefix) and key not in own]:
             del state_dict[key]
         original(self, state_dict, prefix, *rest)
 
-    return [Patch(LSTM, "_load_from_state_dict", wrong)]
+    return [Patch(LSTM, "_load_from_state_dict", replacement)]
