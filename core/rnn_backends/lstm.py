@@ -449,7 +449,7 @@ class LSTM(nn.RNNBase):
             state.pop(bound, None)
         if is_registered_value(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
-        return state
+        return state  # type: ignore[no-any-return]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         backend = state["_backend"]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torchrl.envs import TensorDictPrimer
 
 
-class LSTMModule(TensorDictModuleBase):
+class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     """An embedder for an LSTM, like TorchRL's ``LSTMModule``, over any backend.
 
     In **sequential mode** (the default) it runs one step: where the reset mask is true the incoming state is zero.
@@ -230,7 +230,7 @@ class LSTMModule(TensorDictModuleBase):
         entries = (tensordict, *args) if tensordict is not None else args
         return self._forward_entries(*entries, **kwargs)
 
-    @dispatch(auto_batch_size=False)
+    @dispatch(auto_batch_size=False)  # type: ignore[untyped-decorator]
     def _forward_entries(self, tensordict: TensorDictBase) -> TensorDictBase:
         x = tensordict.get(self.in_keys[0], None)
         if x is not None:

@@ -203,27 +203,27 @@ def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[T
     """
     if is_plain(read, kernel.devices):
         if wants_gradient(read):
-            return _Plain.apply(kernel, name, *read)
+            return _Plain.apply(kernel, name, *read)  # type: ignore[no-any-return]
         return kernel.run(read, keep)
     check_kinds(name, read)
     if _torch.in_transform():
         levels = _torch.transform_levels()
         keep = keep or levels is None or not levels.isdisjoint({"Grad", "Jvp"})
         if levels is None or "Functionalize" not in levels:  # it has no rule for an autograd.Function
-            return _Transformed.apply(name, keep, *read)
-    return _dispatched(name, torch.ops.rnn_backends.layer, (*read, keep or wants_gradient(read)))
+            return _Transformed.apply(name, keep, *read)  # type: ignore[no-any-return]
+    return _dispatched(name, torch.ops.rnn_backends.layer, (*read, keep or wants_gradient(read)))  # type: ignore[no-any-return]
 
 
 def _call_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tensor, ...]:
     """The gradients, likewise; ``read`` as ``layer_backward`` has it. Where there is none, an empty tensor."""
     if is_plain(read[:12], kernel.devices):
         if wants_gradient(read[:12]):
-            return _PlainBackward.apply(kernel, name, *read)
+            return _PlainBackward.apply(kernel, name, *read)  # type: ignore[no-any-return]
         return _filled(read, kernel.run_backward(name, read))
     check_kinds(name, read[:12])
     if _torch.in_transform() and "Functionalize" not in (_torch.transform_levels() or ()):
-        return _TransformedBackward.apply(name, *read)
-    return _dispatched(name, torch.ops.rnn_backends.layer_backward, read)
+        return _TransformedBackward.apply(name, *read)  # type: ignore[no-any-return]
+    return _dispatched(name, torch.ops.rnn_backends.layer_backward, read)  # type: ignore[no-any-return]
 
 
 def _dispatched(name: str, operator: Any, read: Sequence[Any]) -> Any:

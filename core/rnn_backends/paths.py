@@ -12,7 +12,7 @@ def cache_folder() -> Path | None:
     """This machine's cache folder, which may not exist yet; ``None`` where there is no home folder."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "rnn_backends"
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "rnn_backends"
     except RuntimeError:
         return None
 
@@ -33,7 +33,7 @@ def write_whole(path: Path, text: str) -> None:
         return
     fresh = target.with_name(f".{target.name[:64]}-{secrets.token_hex(8)}.part")
     try:
-        with open(fresh, "x", encoding="utf-8", newline="\n") as file:
+        with fresh.open("x", encoding="utf-8", newline="\n") as file:
             file.write(text)
         if target.exists():
             fresh.chmod(target.stat().st_mode & 0o7777)
