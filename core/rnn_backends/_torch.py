@@ -132,6 +132,11 @@ def is_traced() -> bool:
     """Whether ``torch.jit.trace`` or ``make_fx`` record what is done now. Without the private names: yes."""
     if _tracing_state() is not None:
         return True
+    return is_proxied()
+
+
+def is_proxied() -> bool:
+    """Whether ``make_fx`` records what is done now. Without the private names: yes, where a dispatch mode is on."""
     if not _dispatch_modes():
         return False
     try:

@@ -158,6 +158,19 @@ def materialized(value: Tensor) -> Tensor:
     return value.clone() if _torch.is_zero_tensor(value) else value
 
 
+def fixed_sizes(value: Tensor) -> str | None:
+    """Why torch's fused kernel must not be recorded now, or ``None``.
+
+    ``make_fx`` writes sizes down as constants unless it traces symbolically, and the kernel reads memory by them
+    without looking: called with other sizes, the graph would corrupt memory. ``torch.export`` guards its sizes.
+    """
+    if torch.compiler.is_compiling() or not _torch.is_proxied():
+        return None
+    if any(isinstance(size, torch.SymInt) for size in value.shape):
+        return None
+    return "make_fx writes sizes down as constants, by which its kernel would read memory of other sizes later"
+
+
 def unreadable(values: Sequence[Tensor | None]) -> str | None:
     """Why the numbers in these must not be looked at now, or ``None``.
 

@@ -10,7 +10,16 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, UnsupportedError, hookimpl
-from rnn_backends.authoring import SurveyedLayer, are_exact, cell, check_call, materialized, unreadable, zero_at
+from rnn_backends.authoring import (
+    SurveyedLayer,
+    are_exact,
+    cell,
+    check_call,
+    fixed_sizes,
+    materialized,
+    unreadable,
+    zero_at,
+)
 from torch import Tensor
 
 from .. import _torch
@@ -107,6 +116,9 @@ def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) 
     """All layers in one call, without resets and dropout: a :data:`~rnn_backends.contract.StackFunction`."""
     for w in weights:
         check_call("cudnn", w, x, state)
+    why = fixed_sizes(x)
+    if why is not None:
+        raise UnsupportedError("cudnn", "to be traced by make_fx with fixed sizes", why, ["vmap"])
     x, state = _materialized(x, state)
     flat = [v for w in weights for v in _params(w)]
     return kernel.run(flat, x, state, spec.bias, spec.num_layers, spec.bidirectional)

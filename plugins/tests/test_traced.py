@@ -1,0 +1,131 @@
+"""Traced, exported, functionalized: the graph follows its inputs, or there is a refusal in words."""
+
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+import torch.utils.checkpoint
+from rnn_backends import LSTM, LSTMSpec, UnsupportedError, get_backend
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.testing import assert_close
+
+
+@pytest.fixture(params=["cpp", "compile", "cudnn", "vmap", "torchscript"])
+def name(request):
+    reason = get_backend(request.param).rejects(LSTMSpec(1, 1), torch.device("cpu"), torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+class Resets(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = LSTM(3, 4, batch_first=True, lstm_backend=name)
+
+    def forward(self, x, is_init):
+        return self.lstm(x, is_init=is_init)[0]
+
+
+class Dense(Resets):
+    def forward(self, x, is_init):
+        return self.lstm(x)[0]
+
+
+class Acting(Resets):
+    def forward(self, x, is_init):
+        return self.lstm.step(x[:, 0], None, is_init[:, 0])[0]
+
+
+def scripted(module, *example):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.TracerWarning: each check of a shape
+        return torch.jit.trace(module, example, check_trace=False)
+
+
+def exported(module, *example):
+    return torch.export.export(module, example, strict=False).module()
+
+
+def functionalized(module, *example):
+    return torch.func.functionalize(module)
+
+
+TRACERS = [scripted, lambda module, *example: make_fx(module)(*example), exported, functionalized]
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("kind", [Resets, Dense, Acting])
+@pytest.mark.parametrize("trace", TRACERS, ids=["jit.trace", "make_fx", "export", "functionalize"])
+def test_what_is_traced_follows_its_inputs(name, trace, kind, gradients):
+    module = kind(name).requires_grad_(gradients)
+    x, is_init = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+    others, resets = torch.randn(2, 5, 3), torch.tensor([[1, 0, 1, 0, 0], [0, 0, 0, 1, 1]]).bool()
+    try:
+        traced = trace(module, x, is_init)
+        found = traced(others, resets)
+    except UnsupportedError as error:
+        refused = kind is Resets or trace is TRACERS[1]
+        if name == "cudnn" and kind is not Acting and refused and error.reason:
+            return
+        raise
+    assert_close(found, module(others, resets))
+    try:
+        longer = traced(torch.cat([others, x], 1), torch.cat([resets, is_init], 1))
+    except (RuntimeError, AssertionError):  # a graph of fixed length says so
+        return
+    assert_close(longer, module(torch.cat([others, x], 1), torch.cat([resets, is_init], 1)))
+
+
+@pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
+def test_one_graph_for_all_sizes(name):
+    module, auto = Resets(name), torch.export.Dim.AUTO
+    sizes = ({0: auto, 1: auto},) * 2
+    example = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+    program = torch.export.export(module, example, dynamic_shapes=sizes, strict=False)
+    x, is_init = torch.randn(3, 9, 3), torch.rand(3, 9) < 0.4
+    assert_close(program.module()(x, is_init), module(x, is_init))
+    assert_close(scripted(module, *example)(x, is_init), module(x, is_init))
+
+
+@pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
+def test_an_exported_file_loads_where_rnn_backends_is_imported_and_no_backend(name, tmp_path):
+    module, x, is_init = Resets(name), torch.randn(2, 5, 3), torch.rand(2, 5) < 0.4
+    torch.export.save(torch.export.export(module, (x, is_init), strict=False), tmp_path / "m.pt2")
+    torch.save((x, is_init, module(x, is_init).detach()), tmp_path / "expected.pt")
+    code = (
+        "import sys, torch, rnn_backends\n"
+        "program = torch.export.load(sys.argv[1] + '/m.pt2')\n"
+        "assert not any(name.startswith('rnn_backends_plugins') for name in sys.modules)\n"
+        "x, is_init, expected = torch.load(sys.argv[1] + '/expected.pt')\n"
+        "torch.testing.assert_close(program.module()(x, is_init), expected)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
+def test_a_graph_traced_without_gradients_says_so_when_one_is_asked_for(name):
+    x, is_init = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+    with torch.no_grad():
+        traced = scripted(Resets(name), x, is_init)
+    out = traced(x.requires_grad_(), is_init)
+    with pytest.raises(RuntimeError, match="nothing was kept for it"):
+        out.sum().backward()
+
+
+def test_checkpointing_gives_the_same_gradients(name):
+    module, x = Resets(name), torch.randn(2, 5, 3, requires_grad=True)
+    is_init = torch.rand(2, 5) < 0.4
+    run = torch.utils.checkpoint.checkpoint
+    found = torch.autograd.grad(run(module, x, is_init, use_reentrant=False).square().sum(), [x, *module.parameters()])
+    assert_close(found, torch.autograd.grad(module(x, is_init).square().sum(), [x, *module.parameters()]))
+
+
+def test_torch_fx_is_told_to_make_it_a_leaf(name):
+    with pytest.raises(RuntimeError, match="is_leaf_module"):
+        torch.fx.symbolic_trace(Resets(name))
