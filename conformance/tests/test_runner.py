@@ -44,6 +44,20 @@ def test_a_failure_says_where_how_much_and_replays_small():
     assert replay("vmap", LAW, result.token).verdict == "passed"
 
 
+def test_a_backend_is_not_failed_by_a_law_that_is_newer_than_its_contract_version(monkeypatch):
+    newer = dataclasses.replace(LAWS[LAW], since=2)
+    monkeypatch.setitem(LAWS, LAW, newer)
+    report = check(wrong, seed=0)
+    (result,) = report.results
+    assert report.ok
+    assert (result.verdict, result.cases) == ("declined", 0)
+    assert result.message == "a law since contract version 2; the backend is made for 1"
+    assert replay(LSTMBackend("mine", wrong), LAW, "T2.B1.I1.H1.f32.s0").verdict == "declined"
+    monkeypatch.setattr("rnn_backends.contract.CONTRACT_VERSION", 2)
+    assert newer.not_yet(LSTMBackend("mine", wrong, contract_version=2)) is None
+    assert all(law.since == 1 for law in LAWS.values() if law is not newer), "contract version 1 has all of these"
+
+
 def test_the_same_seed_gives_the_same_report():
     one, two = check(wrong, seed=5, shrink=False), check(wrong, seed=5, shrink=False)
     assert [dataclasses.replace(r, seconds=0) for r in one.results] == [

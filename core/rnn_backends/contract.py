@@ -163,6 +163,7 @@ class LSTMBackend:
             the backend cannot run after all, or ``None``. Called once for each spec, device and dtype, and only for
             the backend that was chosen; ``"auto"`` goes on to the next one if there is a reason. The functions above
             must not rely on it: an LSTM that was unpickled in another process calls them directly.
+        contract_version: the version that it is made for; the registry takes it from the plugin's module.
 
     Raises:
         ContractError: the name is no string or empty, a function is not callable, or a trait is no :class:`Trait`.
@@ -177,6 +178,7 @@ class LSTMBackend:
     layer_last: Optional[LayerFunction] = None
     act: Optional[ActFunction] = None
     prepare: Callable[[LSTMSpec, torch.device, torch.dtype], Optional[str]] = needs_no_preparation
+    contract_version: int = CONTRACT_VERSION
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -186,6 +188,11 @@ class LSTMBackend:
         for field_name in ("step", "stack", "layer_last", "act"):
             if getattr(self, field_name) is not None:
                 self._check_callable(field_name)
+        if type(self.contract_version) is not int or not 1 <= self.contract_version <= CONTRACT_VERSION:
+            raise ContractError(
+                f"LSTMBackend {self.name!r}: contract_version must be 1 to {CONTRACT_VERSION}, "
+                f"got {self.contract_version!r}"
+            )
         traits: object = self.traits
         if not isinstance(traits, (set, frozenset)) or not all(isinstance(trait, Trait) for trait in traits):
             raise ContractError(f"LSTMBackend {self.name!r}: traits must be a set of Trait, got {traits!r}")

@@ -10,7 +10,7 @@ import importlib
 import os
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
@@ -177,7 +177,7 @@ def _build(name: str, point: EntryPoint) -> LSTMBackend:
         )
     if built[0].name != name:
         raise ContractError(f"its LSTMBackend is named {built[0].name!r} and its entry point {name!r}")
-    return built[0]
+    return replace(built[0], contract_version=made_for) if built[0].contract_version != made_for else built[0]
 
 
 def _words(error: BaseException) -> str:

@@ -72,6 +72,12 @@ def test_traits_are_traits(traits):
         LSTMBackend("mine", unroll, traits=traits)
 
 
+@pytest.mark.parametrize("version", [0, 2, "1", None, True, 1.0])
+def test_a_contract_version_is_one_there_is(version):
+    with pytest.raises(ContractError, match="contract_version must be 1 to 1"):
+        LSTMBackend("mine", unroll, contract_version=version)
+
+
 SPECS = {
     "input_size": (0, -1, 2.5, "3", None, True),
     "hidden_size": (0, -4, 4.0),

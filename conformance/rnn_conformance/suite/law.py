@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rnn_backends import Trait
+from rnn_backends import LSTMBackend, Trait
 
 if TYPE_CHECKING:
     from .trial import Trial
@@ -29,6 +29,7 @@ class Law:
         costly: whether it compiles something: it then runs on few fixed cases, outside the example loop.
         rollouts: whether it runs over recorded rollouts.
         drawn: whether it runs over drawn cases.
+        since: the contract version that brought it; a backend made for an older one is not held to it.
         profiles: the profiles it belongs to; what belongs to full belongs to deep.
         lane: seconds after which it is stopped: it then runs in a process of its own. ``None``: it runs here.
     """
@@ -45,6 +46,13 @@ class Law:
     profiles: tuple[str, ...] = ("smoke", "quick", "full")
     lane: float | None = None
     drawn: bool = True
+    since: int = 1
+
+    def not_yet(self, backend: LSTMBackend) -> str | None:
+        """Why the backend is not held to this law: it is made for an older contract version; else ``None``."""
+        if self.since <= backend.contract_version:
+            return None
+        return f"a law since contract version {self.since}; the backend is made for {backend.contract_version}"
 
     def belongs(self, profile: str) -> bool:
         """Whether it runs in this profile."""
@@ -59,6 +67,7 @@ def law(
     profiles: tuple[str, ...] = ("smoke", "quick", "full"),
     lane: float | None = None,
     drawn: bool = True,
+    since: int = 1,
     **where: Any,
 ) -> Callable[[LawFunction], Law]:
     """Make a function a law. Further keywords constrain its cases: ``T=(1,)``, ``dtype=("f32",)``."""
@@ -68,7 +77,7 @@ def law(
         subject = function.__module__.rpartition(".")[2]
         return Law(
             function.__name__, sentence, subject, function, where, trait, tries_unclaimed, costly or lane is not None,
-            rollouts, profiles, lane, drawn,
+            rollouts, profiles, lane, drawn, since,
         )  # fmt: skip
 
     return decorate

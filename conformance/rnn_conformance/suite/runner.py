@@ -67,7 +67,7 @@ class _Cases:
 def run_law(law: Law, run: RunOptions) -> LawResult:
     """The law's verdict over all of its cases."""
     begin = time.perf_counter()
-    reason = absent(run.device)
+    reason = absent(run.device) or law.not_yet(run.backend)
     if reason:
         return LawResult(run.backend.name, law.name, "declined", message=reason)
     if law.trait and law.trait not in run.backend.traits and not law.tries_unclaimed:
@@ -85,6 +85,9 @@ def run_law(law: Law, run: RunOptions) -> LawResult:
 
 def run_case(law: Law, backend: LSTMBackend, case: Case, device: str, token: str, rollout: Rollout | None) -> LawResult:
     """The law's verdict over one case, which is named ``token``."""
+    reason = law.not_yet(backend)
+    if reason:
+        return LawResult(backend.name, law.name, "declined", message=reason, token=token)
     found = _Cases()
     if rollout is None:
         found.drawn.outcomes[case] = _outcome(law, backend, case, device)
