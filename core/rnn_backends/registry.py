@@ -17,7 +17,7 @@ import pluggy
 
 from . import hooks
 from .contract import CONTRACT_VERSION, LSTMBackend
-from .errors import BrokenBackendError, ContractError, UnknownBackendError
+from .errors import BrokenBackendError, ContractError, InputError, UnknownBackendError
 from .prepare import preparations
 
 GROUP = "rnn_backends"
@@ -44,9 +44,14 @@ class Listing:
 
 
 class Registry:
-    """The installed and the in-process backends. The module's functions are one instance of this."""
+    """The installed and the in-process backends of one kind of cell. The module's functions are those of ``"lstm"``.
 
-    def __init__(self) -> None:
+    Args:
+        cell: the kind of recurrent cell; a plugin's hook for it is named ``<cell>_backend``.
+    """
+
+    def __init__(self, cell: str = "lstm") -> None:
+        self._hook = f"{cell}_backend"
         self._lock = threading.RLock()
         self._local: dict[str, LSTMBackend] = {}
         self._read()
@@ -87,16 +92,7 @@ class Registry:
         return self._broken.get(name) or _clash(name, self._found[name])
 
     def get(self, name: str, source: str | None = None) -> LSTMBackend:
-        """The backend of this name or alias; loads only that one plugin.
-
-        Args:
-            name: a backend's name or an alias. Names are exact: case and underscores count.
-            source: where the name came from, for the error message.
-
-        Raises:
-            UnknownBackendError: nothing of that name is installed, or it is disabled.
-            BrokenBackendError: it is installed and cannot be loaded; the message has the reason.
-        """
+        """See :func:`get_backend`."""
         asked, name = name, ALIASES.get(name, name)
         with self._lock:
             if name in self._local:
@@ -128,7 +124,7 @@ class Registry:
             self._broken[name] = clash
             return
         try:
-            self._built[name] = _build(name, points[0])
+            self._built[name] = _build(name, points[0], self._hook)
         except (Exception, SystemExit) as error:  # somebody else's code: whatever it raises is its reason
             self._broken[name] = f"{_words(error)} (plugin of {_distribution(points[0])})"
             self._causes[name] = error
@@ -159,7 +155,7 @@ class Registry:
         return backend in (self._local.get(backend.name), self._built.get(backend.name))
 
 
-def _build(name: str, point: EntryPoint) -> LSTMBackend:
+def _build(name: str, point: EntryPoint, hook: str = "lstm_backend") -> LSTMBackend:
     plugin = point.load()
     made_for = getattr(plugin, "contract_version", None)
     if made_for != CONTRACT_VERSION:
@@ -169,12 +165,10 @@ def _build(name: str, point: EntryPoint) -> LSTMBackend:
     manager.add_hookspecs(hooks)
     manager.register(plugin, name)
     manager.check_pending()  # a misspelt hook is named instead of missed
-    built = manager.hook.lstm_backend()
+    built = getattr(manager.hook, hook)()
     if len(built) != 1 or not isinstance(built[0], LSTMBackend):
         came = f"returned {type(built[0]).__name__}" if built else "is missing or returned None"
-        raise ContractError(
-            f"its @hookimpl function lstm_backend() must return one rnn_backends.LSTMBackend, and {came}"
-        )
+        raise ContractError(f"its @hookimpl function {hook}() must return one rnn_backends.LSTMBackend, and {came}")
     if built[0].name != name:
         raise ContractError(f"its LSTMBackend is named {built[0].name!r} and its entry point {name!r}")
     return replace(built[0], contract_version=made_for) if built[0].contract_version != made_for else built[0]
@@ -226,8 +220,29 @@ _warned: set[tuple[str, ...]] = set()
 
 
 _registry = Registry()
+_registries = {"lstm": _registry}
+"""By the kind of cell: a name is one backend for each. Another cell brings its hook, its type and its entry here."""
+
+
+def get_backend(name: str, source: str | None = None, *, cell: str = "lstm") -> LSTMBackend:
+    """The backend of this name or alias; loads only that one plugin.
+
+    Args:
+        name: a backend's name or an alias. Names are exact: case and underscores count.
+        source: the origin of the name, for the error message.
+        cell: the kind of recurrent cell; there is ``"lstm"``.
+
+    Raises:
+        InputError: there are no backends for such a cell.
+        UnknownBackendError: nothing of that name is installed, or it is disabled.
+        BrokenBackendError: it is installed and cannot be loaded; the message has the reason.
+    """
+    if cell not in _registries:
+        raise InputError(f"there are backends for the cells {', '.join(_registries)}, and none for {cell!r}")
+    return _registries[cell].get(name, source)
+
+
 names = _registry.names
-get_backend = _registry.get
 list_backends = _registry.listings
 register = _registry.register
 unregister = _registry.unregister

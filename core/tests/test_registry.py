@@ -300,3 +300,9 @@ def test_refresh_drops_the_import_caches(monkeypatch):
     assert not dropped  # not at import, where it would cost every program
     registry.refresh()
     assert dropped
+
+
+def test_a_name_is_looked_up_for_a_kind_of_cell():
+    assert rnn_backends.get_backend("vmap", cell="lstm") is rnn_backends.get_backend("vmap")
+    with pytest.raises(rnn_backends.InputError, match="backends for the cells lstm, and none for 'gru'"):
+        rnn_backends.get_backend("vmap", cell="gru")
