@@ -6,7 +6,9 @@ answer that can only cost time or a refusal, never a wrong number.
 
 from __future__ import annotations
 
+import inspect
 import sys
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -67,6 +69,94 @@ def registered_parameters(module: nn.Module) -> Mapping[str, Tensor | None]:
     """
     found: Mapping[str, Tensor | None] = getattr(module, "_parameters", {})
     return found
+
+
+def own_state(module: nn.Module) -> dict[str, Any]:
+    """What a twin or a copy of the module takes of its ``__dict__``: all but what would run the module itself.
+
+    Left out: the compiled call of ``module.compile()``, methods patched on this one object (``forward``), bound
+    methods of it, and torch's lists of its weights and of weak references to them, which prevent a swap of parameters.
+    """
+    names = {"_compiled_call_impl", "_flat_weights", "_flat_weight_refs", "_wrapped"}
+    return {
+        name: value
+        for name, value in module.__dict__.items()
+        if name not in names
+        and getattr(value, "__self__", None) is not module
+        and not inspect.isfunction(getattr(type(module), name, None))
+    }
+
+
+class SharedRNN(nn.RNNBase):
+    """An ``nn.RNNBase`` whose registries several modules may share, torch.nn.LSTM's own among them.
+
+    It keeps no list of its weights, which would be stale when another module changes them, and no weak references to
+    them, with which torch cannot swap parameters (``torch.__future__.set_swap_module_params_on_conversion``).
+    Parametrizations that were registered through another module are found.
+    """
+
+    def share(self, module: nn.RNNBase) -> None:
+        """Take over the module's registries and options."""
+        self.__dict__.update(own_state(module))
+        self._flat_weight_refs = [None] * len(self._flat_weights_names)
+        if not isinstance(module, SharedRNN):
+            self.__dict__["_wrapped"] = weakref.ref(module)
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value: list[Any]) -> None:
+        pass  # RNNBase assigns it
+
+    def _init_flat_weights(self) -> None:
+        self._flat_weight_refs = [None] * len(self._flat_weights_names)
+        self.flatten_parameters()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SharedRNN:
+        reference = self.__dict__.get("_wrapped")
+        wrapped = reference() if reference is not None else None
+        if wrapped is not None:
+            wrapped._flat_weight_refs = []
+        super()._apply(fn, recurse)
+        if wrapped is not None:
+            wrapped._init_flat_weights()
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return own_state(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._flat_weight_refs = [None] * len(self._flat_weights_names)
+
+    def __getattr__(self, name: str) -> Any:
+        found = self.__dict__.get("_modules", {}).get("parametrizations")
+        if found is not None and (name == "parametrizations" or name in found):
+            missing = [tensor for tensor in found if not isinstance(getattr(type(self), tensor, None), property)]
+            if missing:
+                self._parametrize(missing)
+                return getattr(self, name)
+        return super().__getattr__(name)
+
+    def _parametrize(self, names: list[str]) -> None:
+        """Do to this object what torch did to the one through which these were parametrized."""
+        if not type(self).__name__.startswith("Parametrized"):
+            self.__class__ = type(f"Parametrized{type(self).__name__}", (type(self),), {})
+        for name in names:
+            setattr(type(self), name, _parametrized(name))
+
+
+def _parametrized(name: str) -> property:
+    def get(self: Any) -> Any:
+        found = self._modules.get("parametrizations", {})  # without it: removed through another module
+        return found[name]() if name in found else nn.Module.__getattr__(self, name)
+
+    def assign(self: Any, value: Any) -> None:
+        self.parametrizations[name].right_inverse(value)
+
+    return property(get, assign)
 
 
 def torchrl_recurrent_mode() -> bool | None:

@@ -43,7 +43,7 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], lstm: LSTM) -> Inputs:
         InputError: a shape, dtype or device does not fit, or one hidden key of two is missing.
     """
     x, h, c, is_init = (td.get(key, None) for key in keys)
-    spec, weight = lstm.spec, lstm.weight_ih_l0
+    spec, weight = lstm.spec, lstm.weight_named("weight_ih_l0")
     batch = tuple(td.batch_size)
     if x is None:
         raise MissingKeyError(f"the input key {keys[0]!r} is not in the TensorDict, which has {_keys(td)}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ._torch import registered_parameters, transforms_may_be_open
+from ._torch import SharedRNN, registered_parameters, transforms_may_be_open
 from .checks import check_input, check_is_init, check_state
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, SurveyedLayer, SurveyFunction, Trait
@@ -21,6 +21,8 @@ from .stack import RunLayers, layers_with
 from .transforms import traits_needed
 
 States = tuple[Tensor, Tensor]
+Form = Literal["row", "step", "sequences", "all_states", "output"]
+"""How :meth:`LSTM.forward` is called: by a user, or by a module around it."""
 KINDS = "cpu cuda xpu mps xla hpu mtia maia ipu privateuseone meta lazy vulkan ve fpga ideep hip opengl opencl"
 NO_AUTOCAST = frozenset(kind for kind in KINDS.split() if not torch.amp.is_autocast_available(kind))
 """Device types without autocast. They are determined once, because torch 2.11's Dynamo cannot trace the question."""
@@ -31,7 +33,7 @@ _TRANSFORMS = {
 """Transforms that not every kernel follows: the feature's name and the reason of a refusal, by trait."""
 
 
-class LSTM(nn.RNNBase):
+class LSTM(SharedRNN):
     """A drop-in for :class:`torch.nn.LSTM` that runs on a backend of your choice and knows resets.
 
     Parameters, their names, shapes, seeded initial values and ``state_dict`` are torch.nn.LSTM's.
@@ -71,7 +73,7 @@ class LSTM(nn.RNNBase):
     if TYPE_CHECKING:  # nn.Module's __call__ returns Any
 
         def __call__(
-            self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None
+            self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None, form: Form = "row"
         ) -> tuple[Tensor, States]:
             """Run over time: see :meth:`forward`."""
 
@@ -119,7 +121,7 @@ class LSTM(nn.RNNBase):
         if parametrize.is_parametrized(lstm):
             raise InputError("lstm is parametrized: wrap it first and parametrize the rnn_backends.LSTM")
         new = cls.__new__(cls)
-        new.__dict__.update(lstm.__dict__)
+        new.share(lstm)
         weight = new.weight_ih_l0
         new._bind(resolve(lstm_backend, _spec_of(new), weight.device, weight.dtype))
         return new
@@ -134,7 +136,7 @@ class LSTM(nn.RNNBase):
         weight = self.weight_ih_l0
         backend = resolve(lstm_backend, _spec_of(self), weight.device, weight.dtype)
         new = type(self).__new__(type(self))
-        new.__dict__.update(self.__dict__)  # the registries themselves are shared, also for later changes
+        new.share(self)  # the registries themselves are shared, also for later changes
         new._bind(backend)
         return new
 
@@ -142,6 +144,7 @@ class LSTM(nn.RNNBase):
         weight = self.weight_ih_l0
         self._backend, self._spec = backend, _spec_of(self)
         self._weight_names = _weight_names(self._spec)
+        self._weight_shapes = _weight_shapes(self._spec)
         self._run_layers = layers_with(backend.layer, backend.layer)
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
@@ -169,9 +172,11 @@ class LSTM(nn.RNNBase):
         return self._spec
 
     def forward(
-        self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None
+        self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None, form: Form = "row"
     ) -> tuple[Tensor, States]:
         """Run over time.
+
+        Hooks on an LSTM see these arguments (``form`` among the keyword arguments) and returns in every form.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or ``[T, I]``.
@@ -180,6 +185,10 @@ class LSTM(nn.RNNBase):
             is_init: ``[T, B]``, ``[B, T]`` with ``batch_first``, or ``[T]``, bool, with or without a trailing 1:
                 true where a new sequence starts. It starts from zeros, also at ``t = 0``, so a row may be cut
                 anywhere and its state carried over.
+            form: what the arguments are. ``"row"``: as above. The others are how modules around an LSTM call it, with
+                nothing checked but the weights. ``"step"``: those of :meth:`step_stored`. ``"sequences"`` and
+                ``"all_states"``: those of :meth:`replay`, with ``hx`` as ``stored``, without and with ``every_step``.
+                ``"output"``: those of :meth:`replay_output`; it returns the output and ``None``.
 
         Returns:
             ``output [T, B, D*P]`` (batch and time as in the input) and ``(h_n, c_n)``, shaped like ``hx``: the
@@ -189,6 +198,8 @@ class LSTM(nn.RNNBase):
             InputError: a shape, dtype or device does not fit.
             UnsupportedError: the backend declines the current device or dtype, or being vmapped.
         """
+        if form != "row":
+            return self._run(input, hx, is_init, form)
         casts = self.autocast_dtype()
         check_input(input, self.spec, self.weight_ih_l0, casts is not None, (2, 3))
         batched = input.ndim == 3
@@ -207,6 +218,16 @@ class LSTM(nn.RNNBase):
         if not batched:
             return output.squeeze(1), (state.h.squeeze(1), state.c.squeeze(1))
         return output, (state.h, state.c)
+
+    def _run(self, x: Tensor, hx: States | None, is_init: Tensor | None, form: Form) -> Any:
+        stored = hx if hx is None or isinstance(hx, State) else State(*hx)  # a pre-hook may have made it a tuple
+        if form == "step":
+            return self.step_stored(x, stored, is_init)
+        if is_init is None or form not in ("sequences", "all_states", "output"):
+            raise InputError(f"form={form!r} is not a form, or needs is_init")
+        if form == "output":
+            return self.replay_output(x, is_init, stored), None
+        return self.replay(x, is_init, stored, form == "all_states")
 
     def _time_major(self, value: Tensor, batched: bool) -> Tensor:
         if not batched:
@@ -338,7 +359,7 @@ class LSTM(nn.RNNBase):
             ``output [B, D*P]`` and the next state, shaped like ``state``.
         """
         stored = None if state is None else State(state.h.transpose(0, 1), state.c.transpose(0, 1))
-        output, (h, c) = self.step_stored(x, stored, is_init)
+        output, (h, c) = self(x, stored, is_init=is_init, form="step")
         return output, State(h.transpose(0, 1), c.transpose(0, 1))
 
     def step_stored(self, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
@@ -372,7 +393,7 @@ class LSTM(nn.RNNBase):
 
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype to compute in under autocast, or ``None``. Like torch's own: float64 is left alone."""
-        weight = self._weight("weight_ih_l0")
+        weight = self.weight_named("weight_ih_l0")
         kind = weight.device.type
         if weight.dtype == torch.float64 or kind in NO_AUTOCAST or not torch.is_autocast_enabled(kind):
             return None
@@ -380,12 +401,13 @@ class LSTM(nn.RNNBase):
 
     def _ready(self) -> tuple[list[LayerWeights], torch.dtype, AbstractContextManager[Any]]:
         """The weights in the dtype to compute in, and a context in which autocast does not touch them."""
-        weight = self._weight("weight_ih_l0")
+        weight = self.weight_named("weight_ih_l0")
         if (weight.device, weight.dtype) != self._placed:
             demand(self._backend, self.spec, weight.device, weight.dtype)
             self._placed = (weight.device, weight.dtype)
         casts = self.autocast_dtype()
         weights = self.layer_weights()
+        self._check_weights(weights, casts is not None)
         if casts is None:
             return weights, weight.dtype, nullcontext()
         if (weight.device, casts) != self._placed_in_autocast:
@@ -393,6 +415,46 @@ class LSTM(nn.RNNBase):
             self._placed_in_autocast = (weight.device, casts)
         cast = [_cast(layer, casts) for layer in weights]
         return cast, casts, torch.autocast(weight.device.type, enabled=False)
+
+    def _check_weights(self, weights: list[LayerWeights], casts: bool) -> None:
+        """All weights of one device and dtype (under autocast: any dtype), in the shapes that the options say.
+
+        ``functional_call``, parametrizations and assignment give whatever weights they like, and a kernel that reads
+        memory by its address cannot tell. It takes 1 us a layer.
+        """
+        first = weights[0].w_ih
+        if not isinstance(first, Tensor):
+            raise self._wrong_weight(weights, casts)
+        device, dtype = first.device, first.dtype
+        for layer, shapes in zip(weights, self._weight_shapes, strict=True):
+            for value, shape in zip(layer, shapes, strict=True):
+                if value is None and shape is None:
+                    continue
+                if (
+                    not isinstance(value, Tensor)
+                    or value.shape != shape
+                    or value.device != device
+                    or not (value.dtype == dtype or casts)
+                ):
+                    raise self._wrong_weight(weights, casts)
+
+    def _wrong_weight(self, weights: list[LayerWeights], casts: bool) -> InputError:
+        """The error about the first weight that does not fit."""
+        first = weights[0].w_ih
+        for names, layer, shapes in zip(self._weight_names, weights, self._weight_shapes, strict=True):
+            fields = [(value, shape) for value, shape in zip(layer, shapes, strict=True) if shape is not None]
+            for name, (value, shape) in zip(names, fields, strict=True):
+                if not isinstance(value, Tensor):
+                    return InputError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}")
+                if tuple(value.shape) != shape:
+                    return InputError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+                if value.device != first.device:
+                    came = f"{name} is on {value.device}, weight_ih_l0 on {first.device}"
+                    return InputError(f"{came}: all must be on one device (functional_call must be given all)")
+                if value.dtype != first.dtype and not casts:
+                    came = f"{name} has dtype {value.dtype}, weight_ih_l0 {first.dtype}"
+                    return InputError(f"{came}: convert one of them")
+        return InputError("the weights do not fit together")
 
     def _check_transforms(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
         """Decline a transform that a tensor of this call is part of, if the backend does not claim its trait."""
@@ -414,7 +476,7 @@ class LSTM(nn.RNNBase):
             weights.append(LayerWeights(found[0], found[1], b_ih, b_hh, w_hr))
         return weights
 
-    def _weight(self, name: str) -> Tensor:
+    def weight_named(self, name: str) -> Tensor:
         """A parameter, or what a parametrization makes of one; ``nn.Module``'s own look-up takes half a microsecond."""
         found = registered_parameters(self).get(name)
         return getattr(self, name) if found is None else found
@@ -445,8 +507,9 @@ class LSTM(nn.RNNBase):
 
     def __getstate__(self) -> dict[str, Any]:
         state = super().__getstate__()
-        for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack", "_weight_names", "_placed_in_autocast"):
+        for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack", "_weight_names", "_weight_shapes"):
             state.pop(bound, None)
+        state.pop("_placed_in_autocast", None)
         if is_registered_value(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
         return state  # type: ignore[no-any-return]
@@ -490,6 +553,16 @@ def _weight_names(spec: LSTMSpec) -> tuple[tuple[str, ...], ...]:
     kinds += ["weight_hr"] if spec.proj_size else []
     suffixes = ["", "_reverse"][: spec.directions]
     return tuple(tuple(f"{kind}_l{k}{suffix}" for kind in kinds) for k in range(spec.num_layers) for suffix in suffixes)
+
+
+def _weight_shapes(spec: LSTMSpec) -> tuple[tuple[tuple[int, ...] | None, ...], ...]:
+    """The shapes of each layer's and direction's :class:`LayerWeights`; ``None`` for those that it has not."""
+    H, P, found = spec.hidden_size, spec.output_size, []
+    for k in range(spec.num_layers):
+        bias, features = (4 * H,) if spec.bias else None, spec.input_size if k == 0 else P * spec.directions
+        shapes = ((4 * H, features), (4 * H, P), bias, bias, (P, H) if spec.proj_size else None)
+        found += [shapes] * spec.directions
+    return tuple(found)
 
 
 def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:

@@ -12,12 +12,12 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from . import layout
-from ._torch import all_out_keys
+from ._torch import all_out_keys, own_state
 from .choose import resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
 from .keys import HIDDEN_IN, HIDDEN_OUT, check_keys, read_keys, write_keys
-from .lstm import LSTM, as_dtype, check_is_lstm
+from .lstm import LSTM, Form, as_dtype, check_is_lstm
 from .mode import Mode, as_mode, recurrent_mode
 
 if TYPE_CHECKING:
@@ -204,10 +204,13 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
 
     def _copy(self, **changed: Any) -> LSTMModule:
         new = type(self).__new__(type(self))
-        registries = {k: v.copy() for k, v in self.__dict__.items() if k in _REGISTRIES}
-        new.__dict__.update(self.__dict__, **registries, **changed)
-        new.__dict__.pop("_compiled_call_impl", None)  # of compile(): it would run the original, in its mode
+        state = own_state(self)
+        registries = {k: v.copy() for k, v in state.items() if k in _REGISTRIES}
+        new.__dict__.update(state, **registries, **changed)
         return new
+
+    def __getstate__(self) -> dict[str, Any]:
+        return own_state(self)
 
     def forward(self, tensordict: TensorDictBase | Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Run one step, or over time in recurrent mode.
@@ -257,7 +260,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
 
     def _one_step(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_step(read)
-        y, state = self.lstm.step_stored(x, stored, is_init)
+        y, state = self.lstm(x, stored, is_init=is_init, form="step")
         values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *self._as_stored(state)))
         return dict(zip(self._all_out_keys(), values, strict=True))
 
@@ -265,19 +268,20 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         x, is_init, stored = layout.fold_time(read)
         batch = read.is_init.shape[:-1]
         if list(self.out_keys) == list(self._all_out_keys()[:1]):  # select_out_keys: nobody asks for the states
-            y = self.lstm.replay_output(x, is_init, stored)
+            y, _ = self.lstm(x, stored, is_init=is_init, form="output")
             return {self.out_keys[0]: layout.unfold_time(y, batch)}
-        y, state = self.lstm.replay(x, is_init, stored, self.hidden_output == "all")
+        form: Form = "all_states" if self.hidden_output == "all" else "sequences"
+        y, state = self.lstm(x, stored, is_init=is_init, form=form)
         values = (layout.unfold_time(value, batch) for value in (y, *self._as_stored(state)))
         return dict(zip(self._all_out_keys(), values, strict=True))
 
     def _all_out_keys(self) -> Sequence[NestedKey]:
         return all_out_keys(self, self._written_keys)
 
-    def _as_stored(self, state: State) -> State:
+    def _as_stored(self, state: tuple[Tensor, Tensor]) -> State:
         """Under autocast too, a stored state keeps the weights' dtype from step to step."""
-        dtype = self.lstm.weight_ih_l0.dtype
-        return State(as_dtype(state.h, dtype), as_dtype(state.c, dtype))
+        (h, c), dtype = state, self.lstm.weight_named("weight_ih_l0").dtype
+        return State(as_dtype(h, dtype), as_dtype(c, dtype))
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """TorchRL's ``TensorDictPrimer`` for the hidden states, to append to an environment.

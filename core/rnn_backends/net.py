@@ -103,13 +103,14 @@ class LSTMNet(nn.Module):
         never = torch.zeros(batch, dtype=torch.bool, device=x.device)
         rows = layout.Inputs(x, never, stored)
         if input.ndim == 3:
-            y, out = self.lstm.replay(*layout.fold_time(rows))
+            x, never, state = layout.fold_time(rows)
+            y, out = self.lstm(x, state, is_init=never, form="sequences")
             unfold, lead = layout.unfold_time, batch[:-1]
         else:
             x, _, state = layout.fold_step(rows)
-            y, out = self.lstm.step_stored(x, state)
+            y, out = self.lstm(x, state, form="step")
             unfold, lead = layout.unfold_step, batch
-        return self.linear(unfold(y, lead)), *stored, unfold(out.h, lead), unfold(out.c, lead)
+        return self.linear(unfold(y, lead)), *stored, unfold(out[0], lead), unfold(out[1], lead)
 
     def _state(self, x: Tensor, h: Tensor | None, c: Tensor | None) -> State:
         if (h is None) != (c is None):

@@ -34,6 +34,11 @@ NAMES = {
     "_any_requires_grad",
     "_device",
     "out_keys_source",
+    "_modules",
+    "_compiled_call_impl",
+    "_flat_weights_names",
+    "_flat_weight_refs",
+    "_wrapped",
 }
 """The names that ``_torch.py`` reads; each is removed below."""
 

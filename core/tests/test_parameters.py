@@ -1,0 +1,92 @@
+"""All weights are checked on every path: a kernel that reads memory by its address cannot tell what it was given."""
+
+import pytest
+import torch
+from rnn_backends import LSTM, InputError, LSTMModule
+from tensordict import TensorDict
+from torch import nn
+from torch.func import functional_call, stack_module_state
+from torch.testing import assert_close
+
+X = torch.linspace(-1, 1, 30).reshape(5, 2, 3)
+NEVER = torch.zeros(5, 2, dtype=torch.bool)
+NAMES = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_hr_l0", "weight_ih_l1", "bias_hh_l1"]
+CALLS = {
+    "a row": {"input": X},
+    "a row with resets": {"input": X, "is_init": NEVER},
+    "a step": {"input": X[0], "form": "step"},
+    "a step with resets": {"input": X[0], "is_init": NEVER[0], "form": "step"},
+    "sequences": {"input": X, "is_init": NEVER, "form": "sequences"},
+    "the output": {"input": X, "is_init": NEVER, "form": "output"},
+}
+
+
+@pytest.fixture
+def lstm(eager_backend):
+    return LSTM(3, 4, 2, proj_size=2, lstm_backend=eager_backend)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize("graph", [True, False], ids=["grad", "no_grad"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda v: v.to("meta"), "meta"),
+        (lambda v: v.double(), "float64"),
+        (lambda v: v[1:], "must have shape"),
+        (lambda v: v.unsqueeze(0), "must have shape"),
+        (lambda v: v.new_empty(0), "must have shape"),
+    ],
+    ids=["on meta", "in float64", "a row short", "a dimension more", "empty"],
+)
+def test_a_weight_that_does_not_fit_is_refused_by_name(lstm, name, call, graph, change, words):
+    given = {**dict(lstm.named_parameters()), name: change(getattr(lstm, name).detach())}
+    with torch.set_grad_enabled(graph), pytest.raises((InputError, ValueError), match=words) as caught:
+        functional_call(lstm, given, (), call)
+    if name != "weight_ih_l0":
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_a_weight_that_is_none_is_not_taken_for_no_bias(lstm, call):
+    lstm.bias_ih_l0 = None
+    with pytest.raises(InputError, match=r"bias_ih_l0 must be a tensor .* got NoneType"):
+        lstm(**call)
+
+
+def test_a_parametrization_that_changes_the_dtype_is_refused(eager_backend):
+    class Doubled(nn.Module):
+        def forward(self, value):
+            return value.double()
+
+    lstm = LSTM(3, 4, lstm_backend=eager_backend)
+    nn.utils.parametrize.register_parametrization(lstm, "bias_hh_l0", Doubled(), unsafe=True)
+    with pytest.raises(InputError, match="bias_hh_l0 has dtype"):
+        lstm(X)
+
+
+def test_a_module_refuses_in_both_modes_and_writes_nothing(eager_backend):
+    for recurrent in (True, False):
+        module = LSTMModule(3, 4, in_key="x", out_key="y", lstm_backend=eager_backend, default_recurrent_mode=recurrent)
+        td = TensorDict({"x": X, "is_init": NEVER.unsqueeze(-1)}, [5, 2])
+        given = {**dict(module.named_parameters()), "lstm.bias_ih_l0": torch.empty(16, device="meta")}
+        with torch.no_grad(), pytest.raises(InputError, match="bias_ih_l0 is on meta"):
+            functional_call(module, given, (td if recurrent else td.reshape(10),))
+        assert set(td.keys()) == {"x", "is_init"}
+
+
+def test_an_ensemble_over_a_base_on_meta_equals_its_members(eager_backend):
+    """torch's own recipe: a base without memory, called with the members' stacked parameters under vmap."""
+    if eager_backend in ("cudnn", "torchscript"):
+        pytest.skip("they decline torch.vmap")
+    members = [LSTM(3, 4, lstm_backend=eager_backend) for _ in range(3)]
+    parameters, buffers = stack_module_state(members)
+    base = LSTM(3, 4, lstm_backend=eager_backend).to("meta")
+    for call in ({"input": X}, {"input": X, "is_init": NEVER}, {"input": X[0], "form": "step"}):
+
+        def run(p, b, call=call):
+            return functional_call(base, (p, b), (), call)[0]
+
+        found = torch.vmap(run)(parameters, buffers)
+        assert_close(found, torch.stack([member(**call)[0] for member in members]))
