@@ -1,7 +1,7 @@
 """The tables and pictures of docs/performance.md.
 
-``python -m rnn_benchmarks.page measure`` (a quarter of an hour) writes docs/figures.json; ``... fill`` makes
-the page's tables and docs/plots/*.png from it. ``make figures`` does both.
+``python -m rnn_benchmarks.page measure`` (a quarter of an hour) writes docs/generated/figures.json; ``... fill`` makes
+the page's tables and docs/generated/plots/*.png from it. ``make figures`` does both.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _goals(figures: Figures) -> str:
 
 
 def draw(figures: Figures, folder: Path) -> None:
-    """docs/plots/*.png, those that there is something for."""
+    """docs/generated/plots/*.png, those that there is something for."""
     draw_all(folder)
     here = figures.where
     about = f"{here['processor']}, {here['threads']} threads"
@@ -271,7 +271,7 @@ def main() -> None:
     import torch
 
     options = _options()
-    file = options.docs / "figures.json"
+    file = options.docs / "generated" / "figures.json"
     if "measure" in options.what:
         torch.set_num_threads(options.threads)
         figures = _begun(file, options.resume, options.only)
@@ -279,7 +279,7 @@ def main() -> None:
     if "fill" in options.what:
         figures = Figures.load(file)
         fill(figures, options.docs / "performance.md")
-        draw(figures, options.docs / "plots")
+        draw(figures, options.docs / "generated" / "plots")
 
 
 if __name__ == "__main__":

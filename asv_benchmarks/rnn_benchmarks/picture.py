@@ -105,4 +105,4 @@ def draw_all(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    draw_all(Path("docs/plots"))
+    draw_all(Path("docs/generated/plots"))
