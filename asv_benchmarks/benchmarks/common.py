@@ -1,8 +1,8 @@
 """The lists that all benchmarks share, and the cases, built once a process.
 
-The lists are written out: asv hands the measuring process an *index* into them, so a list made from what happens to be
-installed would let one backend be measured and stored under another's name. A backend of somebody else's is named by
-RNN_BENCH_EXTRA (names with commas between), which must stay the same for the whole run.
+asv hands the measuring process an *index* into the lists, so they are the package's constants and never made from what
+is installed: a backend could be measured and stored under another's name. RNN_BENCH_EXTRA names further backends, with
+commas between, and RNN_BENCH_DEVICE the device ("cpu"); both must stay the same for the whole run.
 """
 
 import os
@@ -10,24 +10,22 @@ import sys
 from functools import cache
 from pathlib import Path
 
-# By path: the commit under measurement may have another version of it, or none.
+# This checkout's method, whatever commit is measured: the commit's own wheel may have another version of it, or none.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from rnn_benchmarks import cases
+from rnn_benchmarks import cases, figures, schedule  # noqa: F401 (the benchmarks import them from here)
 
+if Path(cases.__file__).resolve().parents[1] != Path(__file__).resolve().parents[1]:
+    raise ImportError(f"rnn_benchmarks was imported from {cases.__file__}, not from the folder beside {__file__}")
+
+DEVICE = os.environ.get("RNN_BENCH_DEVICE", "cpu")
 EXTRA = [name.strip() for name in os.environ.get("RNN_BENCH_EXTRA", "").split(",") if name.strip()]
-OURS = ["cpp", "cudnn", "vmap", "compile", "torchscript", "auto", *EXTRA]
-DENSE = "nn.LSTM"
-TORCHRL = ["torchrl-pad", "torchrl-scan"]
-SHAPES = [
-    "S1-B64-T128-I64-H256",
-    "S2-B32-T128-I64-H128",
-    "S3-B256-T128-I32-H512",
-    "S4-B1024-T32-I64-H128",
-    "S5-B8-T64-I16-H64",
-]
-S2 = SHAPES[1]
-RESETS = ["0", "0.01", "0.03", "0.10", "0.20", "once"]
-STEPS = ["B1-H64", "B1-H256", "B32-H64", "B32-H256"]
+OURS = [*schedule.OURS, *EXTRA]
+DENSE = cases.DENSE
+TORCHRL = list(schedule.THEIRS)
+SHAPES = [f"{name}-{shape}" for name, shape in cases.SHAPES.items()]
+S2 = next(name for name in SHAPES if name.startswith("S2"))
+RESETS = list(cases.RESETS)
+STEPS = list(cases.STEPS)
 
 
 def shape_of(text):
@@ -36,24 +34,28 @@ def shape_of(text):
 
 
 @cache
-def case(who, shape, resets, mode, reads):
-    """A callable that does it once, and takes the next resets each time; built, compiled and warmed up only once."""
+def case(backend, shape, resets, mode, reads):
+    """A callable that takes other resets at each call; built, compiled and warmed up once a process."""
     _threads()
-    call = cases.build(cases.Asked(who, shape_of(shape), resets, mode, reads))
+    call = cases.build(cases.Contestant(backend, shape_of(shape), resets, mode, reads, DEVICE))
     numbers = iter(range(1 << 60))
     return lambda: call(next(numbers))
 
 
-def tracked(figure, who, shape, *rest):
-    """A tracked figure of ``figures``; what cannot be measured is refused in ``setup``, by :func:`refuse`."""
+def tracked(figure, backend, shape, *rest):
+    """A figure of ``figures`` on ``DEVICE``; ``setup`` skips, by :func:`refuse`, what cannot be measured."""
     _threads()
-    return figure(who, shape_of(shape), *rest)
+    return figure(backend, shape_of(shape), *rest, device=DEVICE)
 
 
 @cache
-def refuse(who, reads="output"):
-    """Raise NotImplementedError, with the backend's own reason, where it cannot be measured."""
-    cases.build(cases.Asked(who, cases.Shape(2, 3, 4, 5), "once", "forward", reads))
+def refuse(backend, reads="output"):
+    """Raise NotImplementedError, with the reason, for a backend or device that cannot be measured."""
+    import torch
+
+    if torch.device(DEVICE).type == "cuda" and not torch.cuda.is_available():
+        raise NotImplementedError("no CUDA device is available here")
+    cases.build(cases.Contestant(backend, cases.Shape(2, 3, 4, 5), "once", "forward", reads, DEVICE))
 
 
 def _threads():

@@ -1,4 +1,4 @@
-"""Tracked figures: R and Q, memory, error, and what compiling costs. docs/performance.md defines them."""
+"""Tracked figures: R and Q, memory, error, and what compiling costs, all of rnn_benchmarks.figures."""
 
 from .common import OURS, RESETS, S2, SHAPES, TORCHRL, figures, refuse, tracked
 
@@ -14,18 +14,18 @@ class Figure:
 
 
 class R(Figure):
-    """Time over torch's dense nn.LSTM without resets, forward and backward, in turn in one process."""
+    """R of ``rnn_benchmarks.figures.R_group``, at 3 % resets."""
 
     params = (OURS, SHAPES, list(figures.KINDS))
     param_names = ("backend", "shape", "reads")
 
     def setup(self, backend, shape, reads):
-        """Refuse what cannot be measured."""
+        """Skip what cannot be measured."""
         refuse(backend, figures.KINDS[reads])
 
     def track_R_at_3_percent(self, backend, shape, reads):
         """1 means that resets are free."""
-        return tracked(figures.over_dense, backend, shape, "0.03", figures.KINDS[reads])
+        return tracked(figures.measure_R, backend, shape, "0.03", figures.KINDS[reads])
 
 
 class ROverResets(Figure):
@@ -35,28 +35,28 @@ class ROverResets(Figure):
     param_names = ("backend", "resets")
 
     def setup(self, backend, resets):
-        """Refuse what cannot be measured."""
+        """Skip what cannot be measured."""
         refuse(backend)
 
     def track_R_at_S2(self, backend, resets):
         """1 means that resets are free."""
-        return tracked(figures.over_dense, backend, S2, resets, "output")
+        return tracked(figures.measure_R, backend, S2, resets)
 
 
 class Q(Figure):
-    """The time of TorchRL's best CPU backend over ours, the same TensorDict. S3 is among the times: it is too slow."""
+    """Q of ``rnn_benchmarks.figures.Q_group``, against TorchRL's best CPU backend. S3 is too slow and only timed."""
 
     params = (OURS, SMALL, ["0", "0.03"])
     param_names = ("backend", "shape", "resets")
 
     def setup(self, backend, shape, resets):
-        """Refuse what cannot be measured."""
-        for who in (backend, *TORCHRL):
-            refuse(who, "module")
+        """Skip what cannot be measured."""
+        for name in (backend, *TORCHRL):
+            refuse(name, "module")
 
     def track_Q(self, backend, shape, resets):
         """Above 1 ours is faster."""
-        return tracked(figures.under_torchrl, backend, shape, resets, TORCHRL)
+        return tracked(figures.measure_Q, backend, shape, resets, TORCHRL)
 
 
 class Bounded(Figure):
@@ -66,15 +66,15 @@ class Bounded(Figure):
     param_names = ("backend", "shape")
 
     def setup(self, backend, shape):
-        """Refuse what cannot be measured."""
+        """Skip what cannot be measured."""
         refuse(backend)
 
     def track_peak_memory_over_dense(self, backend, shape):
-        """Of tensors, forward and backward, above the inputs."""
+        """Peak memory of tensors, forward and backward, above the inputs."""
         return tracked(figures.memory_over_dense, backend, shape, "0.03")
 
     def track_error(self, backend, shape):
-        """The output's largest, against float64."""
+        """The largest absolute error of the output, against float64."""
         return tracked(figures.error, backend, shape, "0.03")
 
     track_error.unit = "absolute error"
@@ -88,19 +88,19 @@ class Compiling(Figure):
     unit = "seconds"
 
     def setup(self, backend):
-        """Refuse what cannot be measured."""
+        """Skip what cannot be measured."""
         refuse(backend)
 
     def track_first_call_T16(self, backend):
-        """Forward and backward, compilation in it."""
+        """Forward and backward, with compilation."""
         return figures.first_call(backend, 16)["seconds"]
 
     def track_first_call_T512(self, backend):
-        """Forward and backward, compilation in it."""
+        """Forward and backward, with compilation."""
         return figures.first_call(backend, 512)["seconds"]
 
     def track_recompilations(self, backend):
-        """Over T = 16 to 512, after the first call."""
-        return figures.first_call(backend, 16, (32, 64, 128, 256, 512))["again"]
+        """Recompilations over T = 16 to 512, after the first call."""
+        return figures.first_call(backend, 16, (32, 64, 128, 256, 512))["recompilations"]
 
     track_recompilations.unit = "graphs"

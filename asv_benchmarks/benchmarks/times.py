@@ -1,10 +1,10 @@
 """Times: over resets, over shapes, one step, construction, import."""
 
-from .common import DENSE, OURS, RESETS, S2, SHAPES, STEPS, TORCHRL, case, cases, refuse
+from .common import DENSE, DEVICE, OURS, RESETS, S2, SHAPES, STEPS, TORCHRL, case, cases, refuse
 
 
 class Timed:
-    """Few calls, each timed: the first ones were made when the case was built."""
+    """Few calls, each timed; building the case has warmed it up."""
 
     version = "1"
     timeout = 300
@@ -16,7 +16,7 @@ class Timed:
 
 
 class OverResets(Timed):
-    """The tensor interface at S2, over reset rates. nn.LSTM is dense and knows none."""
+    """The tensor interface at S2, over reset rates. nn.LSTM is dense and has none."""
 
     params = ([*OURS, DENSE], RESETS)
     param_names = ("backend", "resets")
@@ -115,7 +115,7 @@ class Construction(Timed):
 
     def time_lstm_module(self, backend):
         """Parameters are drawn and the backend is resolved."""
-        cases.module_named(backend, cases.SHAPES["S5"])
+        cases.module_named(backend, cases.SHAPES["S5"], DEVICE)
 
 
 class Import:
@@ -127,13 +127,13 @@ class Import:
     number = 1
 
     def timeraw_rnn_backends(self):
-        """torch is in it."""
+        """With torch."""
         return "import rnn_backends"
 
     def timeraw_rnn_backends_after_torch(self):
-        """Ours alone, beside what it stands on."""
+        """Ours alone, after its dependencies."""
         return "import rnn_backends", "import torch, tensordict.nn, pluggy"
 
     def timeraw_torch(self):
-        """What of it is torch's."""
+        """torch alone."""
         return "import torch"

@@ -1,7 +1,7 @@
-"""What is measured: one callable for each backend and peer, all over the same weights and inputs.
+"""What is measured: one callable for each backend and peer, all with the same weights and inputs.
 
-The asv benchmarks load this file by its path, so that an older commit is measured by today's method: it imports
-nothing of the suite's, and of the core only what its first version had.
+asv runs this checkout's cases, timing, groups and figures over older commits of core, so these four modules import only
+names that core has always had, at the place where they use them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 DENSE = "nn.LSTM"
-"""The peer without resets: what one dense call of torch's costs, whatever resets are asked for."""
+"""torch's own LSTM in one dense call. It has no resets: it runs without them whatever share a case names."""
 PACKED = "nn.LSTM-packed"
-"""The same over a packed sequence of rows of equal length: another kernel of cuDNN's, faster at some sizes."""
+"""torch's own LSTM over a packed sequence of rows of equal length, for which cuDNN has another kernel."""
 TORCHRL = {"torchrl-pad": "pad", "torchrl-scan": "scan", "torchrl-triton": "triton"}
 PEERS = (*TORCHRL, DENSE, PACKED)
 MODES = ("forward", "train", "step")
 READS = ("output", "ends", "stored", "module")
 MASKS = 32
-"""Every call sees other resets, in turn: more of them than any backend keeps plans for."""
+"""Calls take this many reset masks in turn: more than any backend caches plans for."""
 
 
 class Shape(NamedTuple):
@@ -63,27 +63,27 @@ OPTIONS: dict[str, Callable[[Shape], dict[str, Any]]] = {
     "projection to H / 2": lambda shape: {"proj_size": shape.H // 2},
     "bfloat16": lambda shape: {"dtype": torch.bfloat16},
 }
-"""What the tensor interface may be asked for beside the plain LSTM, in torch.nn.LSTM's words."""
+"""Variants of the LSTM for the tensor interface, by their name in tables: torch.nn.LSTM's arguments at a shape."""
 STEPS = {f"B{B}-H{H}": Shape(B, 1, 64, H) for B in (1, 32) for H in (64, 256)}
 RESETS = ("0", "0.01", "0.03", "0.10", "0.20", "once")
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One thing to measure.
+class Contestant:
+    """One call to measure, and what it runs on.
 
     Attributes:
-        who: a backend's name or one of ``PEERS``.
+        backend: a backend's name or one of ``PEERS``.
         shape: of the input.
-        resets: the share of steps at which a sequence starts, or ``"once"``: one in the middle of every row.
+        resets: the share of steps at which a sequence starts, or ``"once"``: one start in the middle of every row.
         mode: ``forward`` (no gradients), ``train`` (forward and backward) or ``step`` (one step, for acting).
-        reads: the tensor interface with the ``output`` only, with the states at every sequence's end (``ends``), the
-            same from non-zero ``stored`` states; or an LSTM ``module`` over a TensorDict.
-        device: where.
+        reads: ``output``: the tensor interface, outputs only; ``ends``: also the state at every sequence's end;
+            ``stored``: the same from stored states that are not zero; ``module``: an LSTMModule over a TensorDict.
+        device: as torch.device takes it.
         option: one of ``OPTIONS``, for the tensor interface.
     """
 
-    who: str
+    backend: str
     shape: Shape
     resets: str = "0.03"
     mode: str = "train"
@@ -93,24 +93,24 @@ class Asked:
 
 
 Call = Callable[[int], Any]
-"""Told the number of the call. Its ``prepare(calls)``, if it has one, does before what is no part of the figure."""
+"""Takes the number of the call. An optional ``prepare(calls)`` does, untimed, what those calls need beforehand."""
 
 
-def build(asked: Asked) -> Call:
-    """A function of the call's number that does it once; warmed up at a tiny size, so that nothing compiles later.
+def build(contestant: Contestant) -> Call:
+    """The callable of a contestant. A tiny one of the same kind has run before: imports and compilation are done.
 
     Raises:
-        NotImplementedError: with the reason why it cannot be measured here.
+        NotImplementedError: it cannot be measured here, with the reason.
     """
     try:
-        tiny = replace(asked, shape=asked.shape._replace(B=2, T=min(asked.shape.T, 3)), resets="once")
-        for which in (tiny, asked):
+        tiny = replace(contestant, shape=contestant.shape._replace(B=2, T=min(contestant.shape.T, 3)), resets="once")
+        for which in (tiny, contestant):
             call = _synchronised(_make(which), which.device)
             if which is tiny:
                 call(0)
         return call
-    except (ImportError, ValueError) as error:  # not installed, broken, or it declines these sizes
-        raise NotImplementedError(f"{asked.who}: {error}") from error
+    except (ImportError, ValueError) as error:  # not installed, broken, or it refuses these sizes
+        raise NotImplementedError(f"{contestant.backend}: {error}") from error
 
 
 def _synchronised(call: Call, device: str) -> Call:
@@ -127,24 +127,24 @@ def _synchronised(call: Call, device: str) -> Call:
     return run
 
 
-def _make(asked: Asked) -> Call:
-    if asked.mode == "step":
-        return _step(asked)
-    over_time = _module if asked.reads == "module" and asked.who not in (DENSE, PACKED) else _tensor
-    run, wanted = over_time(asked)
-    if asked.mode == "forward":
+def _make(contestant: Contestant) -> Call:
+    if contestant.mode == "step":
+        return _step(contestant)
+    over_time = _module if contestant.reads == "module" and contestant.backend not in (DENSE, PACKED) else _tensor
+    run, inputs = over_time(contestant)
+    if contestant.mode == "forward":
         return torch.no_grad()(run)
-    down = torch.ones(1, device=asked.device, dtype=wanted[0].dtype) / asked.shape.H
+    grad = torch.ones(1, device=contestant.device, dtype=inputs[0].dtype) / contestant.shape.H
 
     def train(k: int) -> Any:
         y = run(k)
-        return torch.autograd.grad(y, wanted, down.expand_as(y))
+        return torch.autograd.grad(y, inputs, grad.expand_as(y))
 
     return train
 
 
 def masks(shape: Shape, resets: str, device: str = "cpu", count: int = MASKS) -> list[Tensor]:
-    """``count`` times ``is_init [T, B]``, each with other resets, the same ones in every run."""
+    """``count`` different masks ``is_init [T, B]``, the same ones in every run."""
     B, T = shape.B, shape.T
     make = torch.Generator().manual_seed(0)
     if resets == "once":
@@ -156,85 +156,86 @@ def masks(shape: Shape, resets: str, device: str = "cpu", count: int = MASKS) ->
 
 
 def weights(shape: Shape, option: str = "") -> dict[str, Tensor]:
-    """What every contestant computes with, by torch.nn.LSTM's names."""
+    """The weights of every contestant, by torch.nn.LSTM's names."""
     torch.manual_seed(1)
     return nn.LSTM(shape.I, shape.H, **OPTIONS[option](shape)).state_dict()
 
 
-def _input(asked: Asked) -> Tensor:
+def _input(contestant: Contestant) -> Tensor:
     make = torch.Generator().manual_seed(2)
-    shape = asked.shape
-    return torch.randn(shape.T, shape.B, shape.I, generator=make).to(asked.device)
+    shape = contestant.shape
+    return torch.randn(shape.T, shape.B, shape.I, generator=make).to(contestant.device)
 
 
-def _tensor(asked: Asked) -> tuple[Call, list[Tensor]]:
+def _tensor(contestant: Contestant) -> tuple[Call, list[Tensor]]:
     from rnn_backends import LSTM
 
-    shape, more = asked.shape, OPTIONS[asked.option](asked.shape)
-    x = _input(asked).to(more.get("dtype", torch.float32)).requires_grad_(asked.mode == "train")
-    torchs_own = asked.who in (DENSE, PACKED)
-    if not torchs_own:
-        more["lstm_backend"] = asked.who
-    lstm: Any = (nn.LSTM if torchs_own else LSTM)(shape.I, shape.H, device=asked.device, **more)
-    lstm.load_state_dict(weights(shape, asked.option))
-    wanted = [x, *lstm.parameters()]
-    if asked.who == DENSE:
-        return (lambda k: lstm(x)[0]), wanted
-    if asked.who == PACKED:
+    shape, arguments = contestant.shape, OPTIONS[contestant.option](contestant.shape)
+    x = _input(contestant).to(arguments.get("dtype", torch.float32)).requires_grad_(contestant.mode == "train")
+    is_torchs = contestant.backend in (DENSE, PACKED)
+    if not is_torchs:
+        arguments["lstm_backend"] = contestant.backend
+    lstm: Any = (nn.LSTM if is_torchs else LSTM)(shape.I, shape.H, device=contestant.device, **arguments)
+    lstm.load_state_dict(weights(shape, contestant.option))
+    inputs = [x, *lstm.parameters()]
+    if contestant.backend == DENSE:
+        return (lambda k: lstm(x)[0]), inputs
+    if contestant.backend == PACKED:
         lengths = torch.full((shape.B,), shape.T)
-        return (lambda k: lstm(pack_padded_sequence(x, lengths))[0].data), wanted
-    starts = masks(shape, asked.resets, asked.device)
-    if asked.reads == "output":
-        return (lambda k: lstm(x, is_init=starts[k % MASKS])[0]), wanted
+        return (lambda k: lstm(pack_padded_sequence(x, lengths))[0].data), inputs
+    starts = masks(shape, contestant.resets, contestant.device)
+    if contestant.reads == "output":
+        return (lambda k: lstm(x, is_init=starts[k % MASKS])[0]), inputs
     if not hasattr(lstm, "replay"):
         raise NotImplementedError("this version has no LSTM.replay")
     stored = None
-    if asked.reads == "stored":
+    if contestant.reads == "stored":
         from rnn_backends import State
 
-        stored = State(*torch.full((2, 1, shape.T, shape.B, shape.H), 0.25, device=asked.device))
-    return (lambda k: lstm.replay(x, starts[k % MASKS], stored)[0]), wanted
+        stored = State(*torch.full((2, 1, shape.T, shape.B, shape.H), 0.25, device=contestant.device))
+    return (lambda k: lstm.replay(x, starts[k % MASKS], stored)[0]), inputs
 
 
-def module_named(who: str, shape: Shape, device: str = "cpu", recurrent: bool = False) -> nn.Module:
-    """Ours or TorchRL's ``LSTMModule``, with the common weights."""
+def module_named(backend: str, shape: Shape, device: str = "cpu", recurrent: bool = False) -> nn.Module:
+    """Our ``LSTMModule`` or TorchRL's, with the same weights."""
     keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "device": device}
     keys["default_recurrent_mode"] = recurrent
-    if who in TORCHRL:
-        from torchrl.modules import LSTMModule as TheirModule
+    if backend in TORCHRL:
+        from torchrl.modules import LSTMModule as TorchRLModule
 
-        made = TheirModule(shape.I, shape.H, recurrent_backend=TORCHRL[who], **keys)
+        module = TorchRLModule(shape.I, shape.H, recurrent_backend=TORCHRL[backend], **keys)
     else:
         from rnn_backends import LSTMModule
 
-        made = LSTMModule(shape.I, shape.H, lstm_backend=who, **keys)
-    made.lstm.load_state_dict(weights(shape))
-    return made
+        module = LSTMModule(shape.I, shape.H, lstm_backend=backend, **keys)
+    module.lstm.load_state_dict(weights(shape))
+    return module
 
 
-def _module(asked: Asked) -> tuple[Call, list[Tensor]]:
+def _module(contestant: Contestant) -> tuple[Call, list[Tensor]]:
     from tensordict import TensorDict
 
-    module: Any = module_named(asked.who, asked.shape, asked.device, recurrent=True)
-    x = _input(asked).transpose(0, 1).contiguous().requires_grad_(asked.mode == "train")
-    starts = [mask.t().unsqueeze(-1).contiguous() for mask in masks(asked.shape, asked.resets, asked.device)]
+    module: Any = module_named(contestant.backend, contestant.shape, contestant.device, recurrent=True)
+    x = _input(contestant).transpose(0, 1).contiguous().requires_grad_(contestant.mode == "train")
+    starts = masks(contestant.shape, contestant.resets, contestant.device)
+    starts = [mask.t().unsqueeze(-1).contiguous() for mask in starts]
     tds = [TensorDict({"observation": x, "is_init": is_init}, x.shape[:2]) for is_init in starts]
     return (lambda k: module(tds[k % MASKS].copy())["features"]), [x, *module.parameters()]
 
 
-def _step(asked: Asked) -> Call:
+def _step(contestant: Contestant) -> Call:
     from tensordict import TensorDict
 
-    shape, device = asked.shape, asked.device
-    x = _input(asked)[0]
+    shape, device = contestant.shape, contestant.device
+    x = _input(contestant)[0]
     state = torch.full((2, shape.B, 1, shape.H), 0.25, device=device)
-    if asked.who == PACKED:
+    if contestant.backend == PACKED:
         raise NotImplementedError(f"{PACKED} is measured over whole rows")
-    if asked.who == DENSE:
+    if contestant.backend == DENSE:
         lstm = nn.LSTM(shape.I, shape.H, device=device)
         row, hx = x.unsqueeze(0), tuple(state.transpose(1, 2).contiguous())
         return torch.no_grad()(lambda k: lstm(row, hx))
-    module = module_named(asked.who, shape, device)
+    module = module_named(contestant.backend, shape, device)
     is_init = torch.zeros(shape.B, 1, dtype=torch.bool, device=device)
     hidden = {"recurrent_state_h": state[0], "recurrent_state_c": state[1]}
     td = TensorDict({"observation": x, "is_init": is_init, **hidden}, [shape.B])
@@ -242,14 +243,14 @@ def _step(asked: Asked) -> Call:
 
 
 class _ModuleStep:
-    """A step over a TensorDict of its own, which has no ``"next"`` yet, as in a rollout."""
+    """A step over a fresh copy of a TensorDict, without ``"next"``, as in a rollout."""
 
     def __init__(self, module: nn.Module, td: Any) -> None:
         self.module, self.td = module, td
         self.ready: list[Any] = []
 
     def prepare(self, calls: int) -> None:
-        """Copy the TensorDict so often, while no clock runs; a call that finds no copy makes one."""
+        """Make the copies for the next ``calls`` calls, untimed; a call without one makes its own."""
         self.ready = [self.td.copy() for _ in range(calls)]
 
     @torch.no_grad()

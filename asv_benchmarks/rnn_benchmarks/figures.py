@@ -1,7 +1,4 @@
-"""Figures that are no times of calls: ratios, memory, errors, and what compiling costs.
-
-Like cases.py, loaded by its path from the asv benchmarks.
-"""
+"""Every figure that is not plainly a time: R and Q, memory, errors, and what compiling costs."""
 
 from __future__ import annotations
 
@@ -17,24 +14,84 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .cases import DENSE, Asked, Shape, build, masks, weights
+from .cases import DENSE, Contestant, Shape, build, masks, weights
+from .groups import Group, Row, run
 from .timing import interleaved, peak_bytes, ratio
 
 KINDS = {"output only": "output", "exact ends": "ends", "stored states": "stored"}
+"""How the tensor interface is called, by its name in tables: a contestant's ``reads``."""
+SECONDS = 3.0
+"""How long a single figure is measured."""
 
 
-def over_dense(who: str, shape: Shape, resets: str, reads: str, seconds: float = 3.0) -> float:
-    """R: time over that of torch's dense ``nn.LSTM`` without resets, forward and backward."""
-    calls = {one: build(Asked(one, shape, resets, "train", reads)) for one in (who, DENSE)}
-    found = interleaved(calls, seconds)
-    return ratio(found[who], found[DENSE]).median
+def R_group(
+    title: str,
+    backends: Iterable[str],
+    shape: Shape,
+    resets: str,
+    reads: str = "output",
+    seconds: float = SECONDS,
+    option: str = "",
+    device: str = "cpu",
+) -> Group:
+    """R = time(backend, with resets) / time(torch's dense ``nn.LSTM``, same shape, no resets), forward and backward.
+
+    1 means that resets are free. Both run in turn in one process; R is the median over rounds of the round's ratio, the
+    ``over`` of each backend's row.
+    """
+    names = [DENSE, *(name for name in backends if name != DENSE)]
+    contestants = {name: Contestant(name, shape, resets, "train", reads, device, option) for name in names}
+    return Group(title, contestants, DENSE, seconds)
 
 
-def under_torchrl(who: str, shape: Shape, resets: str, peers: Iterable[str], seconds: float = 3.0) -> float:
-    """Q: the time of TorchRL's best backend over ours, the same TensorDict, forward and backward."""
-    calls = {one: build(Asked(one, shape, resets, "train", "module")) for one in (who, *peers)}
-    found = interleaved(calls, seconds)
-    return min(ratio(found[peer], found[who]).median for peer in peers)
+def Q_group(
+    title: str,
+    ours: str,
+    peers: Iterable[str],
+    shape: Shape,
+    resets: str,
+    seconds: float = SECONDS,
+    device: str = "cpu",
+) -> Group:
+    """Q = time(TorchRL's ``LSTMModule``) / time(our ``LSTMModule``), the same TensorDict, forward and backward.
+
+    Above 1 ours is faster. They run in turn in one process; the ``over`` of each peer's row is Q against that peer, the
+    median over rounds of the round's ratio. See :func:`Q_of`.
+    """
+    names = (ours, *peers)
+    contestants = {name: Contestant(name, shape, resets, "train", "module", device) for name in names}
+    return Group(title, contestants, ours, seconds)
+
+
+def Q_of(rows: Iterable[Row]) -> float | None:
+    """Q of a group's rows: that against the fastest peer. ``None`` if no peer was measured."""
+    return min((row.over.median for row in rows if row.over and row.label != row.base), default=None)
+
+
+def measure_R(backend: str, shape: Shape, resets: str, reads: str = "output", device: str = "cpu") -> float:
+    """R of one backend, see :func:`R_group`.
+
+    Raises:
+        NotImplementedError: it cannot be measured, with the reason.
+    """
+    rows = run(R_group("R", (backend,), shape, resets, reads, SECONDS, device=device))
+    row = next(row for row in rows if row.label == backend)
+    if row.over is None:
+        raise NotImplementedError(next(one.note for one in rows if one.seconds is None))
+    return row.over.median
+
+
+def measure_Q(backend: str, shape: Shape, resets: str, peers: Iterable[str], device: str = "cpu") -> float:
+    """Q of one backend against the fastest peer, see :func:`Q_group`.
+
+    Raises:
+        NotImplementedError: it or every peer cannot be measured, with the reason.
+    """
+    rows = run(Q_group("Q", backend, peers, shape, resets, SECONDS, device))
+    value = Q_of(rows)
+    if value is None:
+        raise NotImplementedError(next(row.note for row in rows if row.seconds is None))
+    return value
 
 
 def products_over_dense(shape: Shape, seconds: float = 3.0) -> float:
@@ -58,12 +115,12 @@ def products_over_dense(shape: Shape, seconds: float = 3.0) -> float:
         flat = gates.flatten(0, 1)
         flat @ w_ih, flat.T @ x.flatten(0, 1), flat.T @ h.flatten(0, 1)
 
-    found = interleaved({"products": products, DENSE: build(Asked(DENSE, shape, "0", "train"))}, seconds)
+    found = interleaved({"products": products, DENSE: build(Contestant(DENSE, shape, "0", "train"))}, seconds)
     return ratio(found["products"], found[DENSE]).median
 
 
-def share_of_peak(who: str, shape: Shape, resets: str, seconds: float = 3.0) -> float:
-    """How much of the speed of oneDNN's matrix product a forward and backward pass reaches.
+def share_of_peak(backend: str, shape: Shape, resets: str, seconds: float = 3.0) -> float:
+    """The share of oneDNN's speed in a matrix product that a forward and backward pass reaches.
 
     Only the LSTM's own products count as work, ``24 T B H (I + H)`` operations, and no synthetic step. The product is
     of two square matrices of 1024 rows, ``2 * 1024**3`` operations, in turn with it. (torch.mm goes to another library,
@@ -71,9 +128,9 @@ def share_of_peak(who: str, shape: Shape, resets: str, seconds: float = 3.0) -> 
     """
     a, b = torch.randn(1024, 1024).to_mkldnn(), torch.randn(1024, 1024)
     work = 24 * shape.T * shape.B * shape.H * (shape.I + shape.H)
-    calls = {who: build(Asked(who, shape, resets, "train")), "product": lambda k: _onednn(a, b)}
+    calls = {backend: build(Contestant(backend, shape, resets, "train")), "product": lambda k: _onednn(a, b)}
     found = interleaved(calls, seconds)
-    return work / (2 * 1024**3) * ratio(found["product"], found[who]).median
+    return work / (2 * 1024**3) * ratio(found["product"], found[backend]).median
 
 
 @torch.no_grad()
@@ -82,17 +139,19 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
     return made
 
 
-def kernel_prices(H: int, seconds: float = 6.0) -> dict[str, float]:
-    """What dense ``nn.LSTM`` takes for a cell (one row at one step), and beside its cells for a step and for a call.
+def kernel_costs(H: int, seconds: float = 6.0) -> dict[str, float]:
+    """What a cell (one row at one step), a step and a call of dense ``nn.LSTM`` cost, forward and backward.
 
-    A call over ``T`` steps of ``B`` rows takes time like ``cell (T B + step T + call)``: fitted by least squares of the
-    relative error to forward and backward passes over 4 to 128 rows and 4 to 60 steps.
+    The model is ``time = cell * (T B + step * T + call)`` for ``T`` steps of ``B`` rows, fitted by least squares of the
+    relative error over 4 to 128 rows and 4 to 60 steps.
 
     Returns:
-        microseconds of a ``cell``, and cells of a ``step`` and a ``call``.
+        ``cell`` in microseconds, ``step`` and ``call`` in cells.
     """
-    sizes = [(B, T) for B in (4, 16, 64, 128) for T in (4, 16, 60) if T * B * H < 500_000]  # else malloc sets the pace
-    calls = {f"{B} {T}": build(Asked(DENSE, Shape(B, T, 64, H), "0", "train")) for B, T in sizes}
+    sizes = [
+        (B, T) for B in (4, 16, 64, 128) for T in (4, 16, 60) if T * B * H < 500_000
+    ]  # above this size malloc, not the kernel, sets the pace
+    calls = {f"{B} {T}": build(Contestant(DENSE, Shape(B, T, 64, H), "0", "train")) for B, T in sizes}
     found = interleaved(calls, seconds)
     times = np.array([statistics.median(found[name]) for name in calls])
     terms = np.array([[T * B, T, 1] for B, T in sizes]) / times[:, None]
@@ -100,14 +159,14 @@ def kernel_prices(H: int, seconds: float = 6.0) -> dict[str, float]:
     return {"cell": float(cell * 1e6), "step": float(step / cell), "call": float(call / cell)}
 
 
-def critics(who: str, shape: Shape, resets: str, count: int = 10, seconds: float = 6.0) -> float:
+def critics(backend: str, shape: Shape, resets: str, count: int = 10, seconds: float = 6.0) -> float:
     """How many times faster ``count`` LSTMs run over one batch under ``torch.vmap`` than one after another.
 
     Forward and backward to all weights.
     """
     from rnn_backends import LSTM
 
-    lstms = [LSTM(shape.I, shape.H, lstm_backend=who) for _ in range(count)]
+    lstms = [LSTM(shape.I, shape.H, lstm_backend=backend) for _ in range(count)]
     x, starts = torch.randn(shape.T, shape.B, shape.I), masks(shape, resets)
     stacked, buffers = torch.func.stack_module_state(list[nn.Module](lstms))
 
@@ -127,22 +186,25 @@ def critics(who: str, shape: Shape, resets: str, count: int = 10, seconds: float
     return ratio(found["in turn"], found["together"]).median
 
 
-def memory_over_dense(who: str, shape: Shape, resets: str) -> float:
+def memory_over_dense(backend: str, shape: Shape, resets: str, device: str = "cpu") -> float:
     """Peak memory of tensors in forward and backward, over that of torch's dense ``nn.LSTM``."""
-    most = {one: peak_bytes(build(Asked(one, shape, resets, "train"))) for one in (who, DENSE)}
-    return most[who] / most[DENSE]
+    peak = {
+        one: peak_bytes(build(Contestant(one, shape, resets, "train", device=device)), device)
+        for one in (backend, DENSE)
+    }
+    return peak[backend] / peak[DENSE]
 
 
-def error(who: str, shape: Shape, resets: str) -> float:
-    """The largest error of the output, against an LSTM in float64 written out here."""
-    ours = build(Asked(who, shape, resets, "forward"))(0)
-    starts = masks(shape, "0" if who == DENSE else resets)[0]
+def error(backend: str, shape: Shape, resets: str, device: str = "cpu") -> float:
+    """The largest absolute error of the output against a textbook LSTM in float64."""
+    ours = build(Contestant(backend, shape, resets, "forward", device=device))(0).cpu()
+    starts = masks(shape, "0" if backend == DENSE else resets)[0]
     x = torch.randn(shape.T, shape.B, shape.I, generator=torch.Generator().manual_seed(2))
-    return float((ours - _written_out(weights(shape), x, starts)).abs().max())
+    return float((ours - _reference(weights(shape), x, starts)).abs().max())
 
 
-def _written_out(named: dict[str, Tensor], x: Tensor, starts: Tensor) -> Tensor:
-    """``x [T, B, I]``, ``starts [T, B]`` -> ``h [T, B, H]``: the textbook's, a step at a time, in float64."""
+def _reference(named: dict[str, Tensor], x: Tensor, starts: Tensor) -> Tensor:
+    """``x [T, B, I]``, ``starts [T, B]`` -> ``h [T, B, H]``: a step at a time, in float64."""
     w_ih, w_hh, b_ih, b_hh = (named[f"{name}_l0"].double() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     h = c = torch.zeros(x.shape[1], w_hh.shape[1], dtype=torch.float64)
     found = []
@@ -173,21 +235,23 @@ seconds = time.perf_counter() - begun
 before = counters["stats"]["unique_graphs"]
 for T in map(int, sys.argv[4:]):
     once(T)
-print(json.dumps({"seconds": seconds, "again": counters["stats"]["unique_graphs"] - before}))
+print(json.dumps({"seconds": seconds, "recompilations": counters["stats"]["unique_graphs"] - before}))
 """
 
 
-def first_call(who: str, T: int, then: Iterable[int] = (), timeout: float = 280.0) -> dict[str, float]:
-    """In a fresh process, without a compiler's cache: ``seconds`` of the first forward and backward at ``T`` steps,
-    and how often other numbers of steps made Dynamo compile ``again``.
+def first_call(backend: str, T: int, then: Iterable[int] = (), timeout: float = 280.0) -> dict[str, float]:
+    """The first forward and backward in a fresh process, without a compiler's cache, at ``T`` steps.
+
+    Returns:
+        ``seconds`` of the first call, and the ``recompilations`` of Dynamo over the numbers of steps in ``then``.
 
     Raises:
-        NotImplementedError: it cannot run, with the last line of the reason.
+        NotImplementedError: it cannot run, with the last line of its error.
     """
     numbers = [str(value) for value in (torch.get_num_threads(), T, *then)]
     with tempfile.TemporaryDirectory() as cache:
         env = {**environ, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONWARNINGS": "ignore"}
-        command = [sys.executable, "-c", FRESH, who, *numbers]
+        command = [sys.executable, "-c", FRESH, backend, *numbers]
         try:
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""The goals that the project set itself for a CPU with two cores, beside what was measured: docs/performance.md."""
+"""The project's goals for a CPU with two cores, beside the figures that were reached: docs/performance.md."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from math import prod
 from typing import NamedTuple
 
 from .cases import DENSE
+from .figures import Q_of
 from .groups import Figures, Row
-from .plots import percent
 from .schedule import ACTING, ENDS, LONG, SIXTEEN, STORED, VARIED, WITH, Q, R, name_of
+from .tables import percent
 
 BEST = "cpp"
-"""Whose R and memory count: what ``auto`` takes on a CPU."""
+"""The backend that the goals for R and memory are about: ``auto`` takes it on a CPU."""
 
 
 class Goal(NamedTuple):
@@ -44,12 +45,12 @@ def goals(figures: Figures) -> Iterator[Goal]:
     for option in VARIED:
         varied = _over(figures, WITH + option, BEST, "0.03")
         yield Goal(f"R, {option}, over one layer's", True, 1.10, _divided(varied, one_layer))
-    at_best = _best_peer(figures, "0.03")
+    at_best = _Q(figures, "0.03")
     yield Goal("Q, 3 %", False, 5.0, at_best)
     if at_best:
         mean = prod(at_best.values()) ** (1 / len(at_best))
         yield Goal("Q, 3 %, geometric mean", False, 10.0, {"all": mean})
-    yield Goal("Q, 0 %", False, 1.0, _best_peer(figures, "0"))
+    yield Goal("Q, 0 %", False, 1.0, _Q(figures, "0"))
     yield Goal("memory over `nn.LSTM`", True, 1.25, _numbers(figures, f"memory/{BEST}/"))
     acting = _over(figures, ACTING, "auto", None)
     yield Goal("acting, over TorchRL", True, 0.3, acting)
@@ -59,7 +60,7 @@ def goals(figures: Figures) -> Iterator[Goal]:
     yield Goal("`compile`, first call in seconds", True, 15.0, {f"T = {T}": v for T, v in took.items()})
     if {"16", "512"} <= took.keys():
         yield Goal("`compile`, first call, T = 512 over T = 16", True, 1.2, {"all": took["512"] / took["16"]})
-    fast, slow = (_over(figures, R, who, "0.03") for who in ("compile", "vmap"))
+    fast, slow = (_over(figures, R, name, "0.03") for name in ("compile", "vmap"))
     yield Goal("`compile`, times as fast as `vmap`", False, 2.0, _divided(slow, fast))
     yield Goal("`torchscript` over `vmap`", True, 1.0, _divided(_over(figures, R, "torchscript", "0.03"), slow))
     yield Goal("ten critics, times as fast", False, 3.0, _numbers(figures, "critics/vmap/"))
@@ -67,8 +68,8 @@ def goals(figures: Figures) -> Iterator[Goal]:
     yield Goal("bfloat16, times as fast as float32", False, 1.5, {name: 1 / over for name, over in narrow.items()})
 
 
-def _over(figures: Figures, title: str, who: str, resets: str | None) -> dict[str, float]:
-    rows = (row for row in figures.of(title) if row.label == who and resets in (None, row.resets))
+def _over(figures: Figures, title: str, backend: str, resets: str | None) -> dict[str, float]:
+    rows = (row for row in figures.of(title) if row.label == backend and resets in (None, row.resets))
     return {_name(row): row.over.median for row in rows if row.over}
 
 
@@ -82,22 +83,23 @@ def _divided(over: dict[str, float], under: dict[str, float]) -> dict[str, float
     return {name: value / under[name] for name, value in over.items() if name in under}
 
 
-def _best_peer(figures: Figures, resets: str) -> dict[str, float]:
-    """Q by shape: over TorchRL's faster one."""
-    found: dict[str, float] = {}
+def _Q(figures: Figures, resets: str) -> dict[str, float]:
+    """Q by shape."""
+    groups: dict[str, list[Row]] = {}
     for row in figures.of(Q):
-        if row.resets == resets and row.over and row.label != row.base:
-            found[_name(row)] = min(row.over.median, found.get(_name(row), float("inf")))
-    return found
+        if row.resets == resets:
+            groups.setdefault(_name(row), []).append(row)
+    found = {name: Q_of(rows) for name, rows in groups.items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _numbers(figures: Figures, begin: str) -> dict[str, float]:
-    found = ((key.removeprefix(begin), v) for key, v in figures.numbers.items() if key.startswith(begin))
-    return {name: value for name, value in found if isinstance(value, float)}
+    pairs = ((key.removeprefix(begin), v) for key, v in figures.numbers.items() if key.startswith(begin))
+    return {name: value for name, value in pairs if isinstance(value, float)}
 
 
 def lines(figures: Figures) -> list[list[str]]:
-    """Rows of a table: the goal, its limit, and what was reached by shape; what misses it in bold."""
+    """Rows of a table: a goal, its limit, and the figures by shape; those that miss it in bold."""
     made = []
     for goal in goals(figures):
         cells = [

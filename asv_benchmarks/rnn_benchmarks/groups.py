@@ -1,40 +1,45 @@
-"""Groups of contestants and what came out of them, as JSON that another run, a table or a page can read."""
+"""Groups of contestants, measured in turn, and their results as JSON for another run, a table or a page."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .cases import DENSE, Asked, Call, Shape, build
+from .cases import DENSE, SHAPES, STEPS, TORCHRL, Call, Contestant, Shape, build
 from .timing import Spread, interleaved, ratio
 
 
 @dataclass(frozen=True)
 class Group:
-    """What is measured in turn, round by round, to be compared.
+    """Contestants that are measured in turn, round by round, to be compared.
 
     Attributes:
-        title: what the group shows; rows of one title make one table.
-        asked: the contestants, by a label that is unique in the group.
-        base: the label of the one that ratios are over.
+        title: rows of one title make one table.
+        contestants: by a label that is unique in the group.
+        base: the label of the contestant that ratios are over.
         seconds: how long to measure.
     """
 
     title: str
-    asked: dict[str, Asked]
+    contestants: dict[str, Contestant]
     base: str
     seconds: float = 5.0
+
+    @property
+    def first(self) -> Contestant:
+        """The first contestant; shape and resets are the same for all of them."""
+        return next(iter(self.contestants.values()))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant's result: ``seconds`` a call and ``over`` the base, or the reason why there is none."""
+    """One contestant's result: ``seconds`` a call and ``over`` the base (a ratio); or a ``note`` that says why not."""
 
     title: str
     label: str
@@ -50,7 +55,7 @@ class Row:
 
 @dataclass
 class Figures:
-    """Everything that was measured in one run, and where."""
+    """All results of one run: rows and other numbers, and the machine and versions they were measured with."""
 
     where: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -61,14 +66,14 @@ class Figures:
         return [row for row in self.rows if row.title == title]
 
     def save(self, path: Path) -> None:
-        """Write JSON, whole or not at all."""
+        """Write JSON."""
         from rnn_backends.paths import write_whole
 
         write_whole(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Figures:
-        """What :meth:`save` wrote."""
+        """Read a file of :meth:`save`."""
         said = json.loads(path.read_text(encoding="utf-8"))
         return cls(said["where"], [_row(row) for row in said["rows"]], said["numbers"])
 
@@ -93,26 +98,29 @@ def where(device: str = "cpu") -> dict[str, Any]:
     }
 
 
-Make = Callable[[Asked], Call]
+Make = Callable[[Contestant], Call]
 Tick = Callable[[str], None]
 
 
 def run(group: Group, tick: Tick = lambda name: None, make: Make = build, **options: Any) -> list[Row]:
-    """Measure one group; options go to :func:`interleaved`."""
+    """Measure one group; options go to :func:`interleaved`.
+
+    The row of a contestant that cannot be measured has the reason as its note.
+    """
     calls, refused = {}, {}
-    for label, asked in group.asked.items():
+    for label, contestant in group.contestants.items():
         tick(f"{label} (set-up)")
         try:
-            calls[label] = make(asked)
+            calls[label] = make(contestant)
         except NotImplementedError as reason:
             refused[label] = str(reason)
     found = interleaved(calls, group.seconds, tick=tick, **options)
-    return [_measured(group, label, found, refused) for label in group.asked]
+    return [_measured(group, label, found, refused) for label in group.contestants]
 
 
 def _measured(group: Group, label: str, found: dict[str, list[float]], refused: dict[str, str]) -> Row:
-    asked = group.asked[label]
-    about = (group.title, label, str(asked.shape), asked.resets, asked.mode, asked.reads)
+    contestant = group.contestants[label]
+    about = (group.title, label, str(contestant.shape), contestant.resets, contestant.mode, contestant.reads)
     if label in refused:
         return Row(*about, note=refused[label].splitlines()[0])
     seconds = Spread.of(found[label])
@@ -122,17 +130,21 @@ def _measured(group: Group, label: str, found: dict[str, list[float]], refused: 
     return Row(*about, seconds, over, group.base, ", ".join(notes))
 
 
-def tensor_group(
-    title: str, who: Iterable[str], shape: Shape, resets: str, mode: str, seconds: float, reads: str = "output"
-) -> Group:
-    """Backends over the tensor interface, against torch's dense ``nn.LSTM`` without resets: the figure R."""
-    names = [name for name in who if name != DENSE]
-    asked = {name: Asked(name, shape, resets, mode, reads) for name in (DENSE, *names)}
-    return Group(title, asked, DENSE, seconds)
+def comparisons(
+    names: list[str], shapes: list[Shape], rates: list[str], mode: str, module: bool, device: str, seconds: float
+) -> list[Group]:
+    """The groups of ``rnn-backends bench``: the first name against the others, or alone against dense ``nn.LSTM``.
 
-
-def module_group(
-    title: str, who: Iterable[str], shape: Shape, resets: str, mode: str, seconds: float, base: str
-) -> Group:
-    """``LSTMModule``s over a TensorDict, against one of them: the figure Q is over ours."""
-    return Group(title, {name: Asked(name, shape, resets, mode, "module") for name in who}, base, seconds)
+    ``shapes`` may be empty: S2, or for a step those of ``STEPS``. A step is always a module's and has no resets.
+    """
+    module = module or mode == "step" or any(name in TORCHRL for name in names)
+    base = names[1] if len(names) > 1 else DENSE
+    labels = list(dict.fromkeys([*names, base]))
+    if mode == "step":
+        rates, shapes = ["0"], shapes or list(STEPS.values())
+    reads = "module" if module else "output"
+    return [
+        Group("bench", {one: Contestant(one, shape, rate, mode, reads, device) for one in labels}, base, seconds)
+        for shape in shapes or [SHAPES["S2"]]
+        for rate in rates
+    ]

@@ -13,11 +13,13 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from rnn_backends.paths import write_whole
+
 from .cases import DENSE, SHAPES
+from .figures import KINDS
 from .goals import lines as goal_lines
 from .groups import Figures, Group, Row, where
-from .picture import draw_all
-from .plots import draw_lines, percent
+from .plots import draw_all, draw_lines
 from .schedule import (
     ACTING,
     ENDS,
@@ -37,21 +39,20 @@ from .schedule import (
     name_of,
     run_all,
 )
-from .tables import pivot, ratio_text, seconds
+from .tables import percent, pivot, ratio_text, seconds
 
 BETWEEN = re.compile(r"(<!-- figures: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 BY_BACKEND = ("memory", "error", "critics", "peak")
-PRICES = {"cell": "a cell, us", "step": "a step, in cells", "call": "a call, in cells"}
-KINDS = {R: "output only", ENDS: "exact ends", STORED: "stored states"}
+COSTS = {"cell": "a cell, us", "step": "a step, in cells", "call": "a call, in cells"}
+KIND_OF = {reads: kind for kind, reads in KINDS.items()}
 
 
 def measure(figures: Figures, file: Path, limit: float, titles: list[str]) -> None:
-    """Measure what is not there yet and save after every group."""
+    """Measure what ``figures`` does not have yet, and save after every group."""
     groups = [group for group in full() if not titles or group.title in titles]
 
     def begin(group: Group) -> None:
-        about = next(iter(group.asked.values()))
-        print(f"{group.title}: {about.shape}, resets {about.resets}", flush=True)
+        print(f"{group.title}: {group.first.shape}, resets {group.first.resets}", flush=True)
 
     run_all(groups, figures, limit, begin, lambda: figures.save(file), slow=4.0)
     if not titles or "numbers" in titles:
@@ -60,7 +61,7 @@ def measure(figures: Figures, file: Path, limit: float, titles: list[str]) -> No
 
 
 def _numbers(figures: Figures) -> None:
-    """What is no time of a call: memory, error, compilation."""
+    """The figures that are not times of a call: memory, errors, products, costs, compilation."""
     from . import figures as tracks
 
     for name, shape in SHAPES.items():
@@ -80,10 +81,10 @@ def _numbers(figures: Figures) -> None:
                 print(key, flush=True)
                 figures.numbers[key] = tracks.share_of_peak(who, shape, resets)
     for H in (64, 128, 256, 512):
-        if (key := f"prices/{PRICES['cell']}/H = {H}") not in figures.numbers:
+        if (key := f"costs/{COSTS['cell']}/H = {H}") not in figures.numbers:
             print(key, flush=True)
-            for what, price in tracks.kernel_prices(H).items():
-                figures.numbers[f"prices/{PRICES[what]}/H = {H}"] = price
+            for what, cost in tracks.kernel_costs(H).items():
+                figures.numbers[f"costs/{COSTS[what]}/H = {H}"] = cost
     if (key := "critics/vmap/S2") not in figures.numbers:
         print(key, flush=True)
         figures.numbers[key] = tracks.critics("vmap", SHAPES["S2"], "0.03")
@@ -112,7 +113,7 @@ def tables(figures: Figures) -> dict[str, str]:
     here = figures.where
     r = [row for row in figures.of(R) if row.label != DENSE]
     fast = [row for row in r if row.label in FAST]
-    kinds = [row for t in KINDS for row in figures.of(t) if row.label in FAST and row.resets == "0.03"]
+    kinds = [row for t in (R, ENDS, STORED) for row in figures.of(t) if row.label in FAST and row.resets == "0.03"]
     varied = [row for option in VARIED for row in figures.of(WITH + option) if row.label in FAST]
     long = [row for row in figures.of(LONG) if row.label in FAST]
     return {
@@ -121,7 +122,7 @@ def tables(figures: Figures) -> dict[str, str]:
         "bfloat16": _pivot("shape", figures.of(SIXTEEN), _shape, _label, _both),
         "products": _numbers_table(figures, "products", "{:.2f}"),
         "peak": _numbers_table(figures, "peak", "{:.0%}"),
-        "prices": _numbers_table(figures, "prices", "{:.1f}"),
+        "costs": _numbers_table(figures, "costs", "{:.1f}"),
         "critics": _numbers_table(figures, "critics", "{:.1f}"),
         "where": f"Measured on {here['date']}: {here['processor']}, {here['cores']} cores, {here['threads']} threads; "
         f"Python {here['python']}, torch {here['torch']}, TorchRL {here['torchrl']}.",
@@ -152,7 +153,7 @@ def _of_option(row: Row) -> str:
 
 
 def _kind(row: Row) -> str:
-    return KINDS[row.title]
+    return KIND_OF[row.reads]
 
 
 def _label(row: Row) -> str:
@@ -203,7 +204,7 @@ def _compile_lines(figures: Figures) -> str:
     if not found:
         return "Not measured yet."
     lines = [
-        [T, f"{v['seconds']:.1f} s", str(v["again"])] if isinstance(v, dict) else [T, str(v), "-"]
+        [T, f"{v['seconds']:.1f} s", str(v["recompilations"])] if isinstance(v, dict) else [T, str(v), "-"]
         for T, v in found.items()
     ]
     return markdown("first call at", ["forward + backward", "recompilations at other T"], lines)
@@ -216,7 +217,7 @@ def _goals(figures: Figures) -> str:
 
 
 def draw(figures: Figures, folder: Path) -> None:
-    """docs/generated/plots/*.png, those that there is something for."""
+    """docs/generated/plots/*.png, as far as there are figures for them."""
     draw_all(folder)
     here = figures.where
     about = f"{here['processor']}, {here['threads']} threads"
@@ -240,11 +241,11 @@ def fill(figures: Figures, page: Path) -> None:
     """
     made = tables(figures)
     text = BETWEEN.sub(lambda m: f"{m[1]}{made[m[2]]}\n{m[3]}", page.read_text(encoding="utf-8"))
-    page.write_text(text, encoding="utf-8")
+    write_whole(page, text)
 
 
 def _begun(file: Path, resume: bool, only: list[str]) -> Figures:
-    """Nothing yet; or with ``only`` what other parts have, and with ``resume`` everything there is."""
+    """The figures to start from: none; with ``only`` those of the other parts; with ``resume`` all of the file."""
     if not file.exists() or not (resume or only):
         return Figures(where())
     figures = Figures.load(file)

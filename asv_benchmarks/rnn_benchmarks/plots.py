@@ -1,12 +1,19 @@
-"""Pictures of results. matplotlib is imported when one is drawn: the extra ``bench`` brings it."""
+"""Pictures: results as lines and bars, a plan of ``cudnn``, and which backend is fastest where.
+
+matplotlib comes with the extra ``bench`` and is imported when a picture is drawn; so is the plugin whose plan is drawn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from rnn_backends.crossovers import MODES, SHIPPED, Cell, parse
+
 from .groups import Row
+from .tables import percent
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d00", "#555555", "#6a3d9a")
 MARKERS = "osD^vP*Xh"
@@ -81,6 +88,98 @@ def group_of(row: Row) -> str:
     return f"{row.shape}\n{percent(row.resets)}"
 
 
-def percent(resets: str) -> str:
-    """``0.03`` -> ``3 %``; ``once`` -> ``once a row``."""
-    return "once a row" if resets == "once" else f"{100 * float(resets):.3g} %"
+ROW_LENGTHS = ((14, 2), (3, 3, 4, 6), (16,), (5, 11))
+"""The sequences of each row of the batch that is drawn, by their lengths."""
+
+
+def draw_plans(file: Path) -> None:
+    """Three pictures in one: the batch, its rows kept and its sequences laid anew, end states shown."""
+    from matplotlib.figure import Figure
+    from rnn_backends_plugins.cudnn.plan import Sequences, aligned_plan, tiled_plan
+
+    T, B = sum(ROW_LENGTHS[0]), len(ROW_LENGTHS)
+    starts = np.zeros((T, B), bool)
+    for b, lengths in enumerate(ROW_LENGTHS):
+        starts[np.cumsum((0, *lengths[:-1])), b] = True
+    seqs = Sequences.of(starts)
+    owner = np.empty((T, B), int)
+    for n, (row, first, length) in enumerate(zip(seqs.row, seqs.first, seqs.length, strict=True)):
+        owner[first : first + length, row] = n
+
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    top, middle, bottom = figure.subplots(3, 1, height_ratios=[4, 4, 3])
+    _draw(top, owner, None, "The batch: a letter a sequence, a row a row")
+    kept, tiled = aligned_plan(seqs, every_end=False), tiled_plan(seqs, rows=3, every_end=True)
+    for ax, plan, title in (
+        (middle, kept, "Rows kept: F (FLUSH) empties the state, H (HOLD) keeps it to the end of a row"),
+        (bottom, tiled, "Laid anew in three rows, end states asked for: H and P (PROBE) show c before F empties it"),
+    ):
+        (block,) = plan.blocks
+        kind = plan.kind.numpy().reshape(block.steps, block.rows)
+        held = np.full(block.steps * block.rows, -1)
+        held[plan.cell.numpy()] = owner.reshape(-1)
+        _draw(ax, held.reshape(block.steps, block.rows), kind, title)
+    bottom.set_xlabel("step")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=130)
+
+
+def _draw(ax: Any, owner: np.ndarray, kind: np.ndarray | None, title: str) -> None:
+    """``owner [steps, rows]``: the number of the sequence in a cell; ``kind``: what stands where it is negative."""
+    steps, rows = owner.shape
+    for t in range(steps):
+        for b in range(rows):
+            n = owner[t, b]
+            real = n >= 0
+            text = chr(ord("a") + n) if real or kind is None else " FHP"[kind[t, b]]
+            colour = COLOURS[n % len(COLOURS)] if real else "#ffffff"
+            box = {"facecolor": colour, "edgecolor": "#ffffff" if real else "#999999", "alpha": 0.75 if real else 1.0}
+            ax.add_patch(_rectangle(t, b, box))
+            ax.text(
+                t + 0.5, b + 0.5, text, ha="center", va="center", fontsize=8, color="#000000" if real else "#555555"
+            )
+    ax.set(xlim=(0, 28), ylim=(rows, 0), yticks=np.arange(rows) + 0.5, yticklabels=range(rows), ylabel="row")
+    ax.set_title(title, fontsize=9, loc="left")
+    ax.set_xticks(np.arange(0, 28, 2) + 0.5, range(0, 28, 2), fontsize=8)
+    for side in ("top", "right", "left", "bottom"):
+        ax.spines[side].set_visible(False)
+
+
+def _rectangle(t: int, b: int, style: dict[str, Any]) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((t, b), 1, 1, **style)
+
+
+def draw_map(cells: Sequence[Cell], file: Path) -> None:
+    """A field a measured case: the fastest backend's name, and how many times longer the next one takes."""
+    from matplotlib.figure import Figure
+
+    names = sorted({name for cell in cells for name in cell.seconds})
+    columns = list(dict.fromkeys((cell.mode, cell.resets) for mode in MODES for cell in cells if cell.mode == mode))
+    lines = sorted({(cell.hidden, cell.batch) for cell in cells})
+    figure = Figure(figsize=(1.6 * len(columns) + 2, 0.5 * len(lines) + 1.4), layout="constrained")
+    ax = figure.add_subplot()
+    for cell in cells:
+        x, y = columns.index((cell.mode, cell.resets)), lines.index((cell.hidden, cell.batch))
+        first, *others = sorted(cell.seconds, key=cell.seconds.__getitem__)
+        ahead = f"\n{others[0]} {cell.seconds[others[0]] / cell.seconds[first]:.2f}x" if others else ""
+        style = {"facecolor": COLOURS[names.index(first) % len(COLOURS)], "edgecolor": "#ffffff", "alpha": 0.6}
+        ax.add_patch(_rectangle(x, y, style))
+        ax.text(x + 0.5, y + 0.5, first + ahead, ha="center", va="center", fontsize=8)
+    ax.set(xlim=(0, len(columns)), ylim=(len(lines), 0), title="The fastest backend, and what the next one takes")
+    ax.set_xticks(np.arange(len(columns)) + 0.5, [f"{mode}\n{percent(resets)}" for mode, resets in columns], fontsize=8)
+    ax.set_yticks(np.arange(len(lines)) + 0.5, [f"H {hidden}, B {batch}" for hidden, batch in lines], fontsize=8)
+    figure.savefig(file, dpi=130)
+
+
+def draw_all(folder: Path) -> None:
+    """``plan.png``, and ``map.png`` where the package's table of crossovers has a table for the CPU."""
+    draw_plans(folder / "plan.png")
+    shipped = [table for table in parse(SHIPPED.read_text(encoding="utf-8"), shipped=True) if table.device == "cpu"]
+    for table in shipped:
+        draw_map(table.cells, folder / "map.png")
+
+
+if __name__ == "__main__":
+    draw_all(Path("docs/generated/plots"))

@@ -13,9 +13,8 @@ from rich.console import Console
 
 from .cases import SHAPES
 from .groups import Figures, Group, Row, where
-from .plots import percent
 from .schedule import QUICK, Q, R, name_of, quick, run_all
-from .tables import pivot, pivot_table, ratio_text, seconds
+from .tables import percent, pivot, pivot_table, ratio_text, seconds
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
 
 
 def _shape(group: Group) -> str:
-    return str(next(iter(group.asked.values())).shape)
+    return str(group.first.shape)
 
 
 def show(figures: Figures, console: Console) -> None:

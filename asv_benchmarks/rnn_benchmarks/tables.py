@@ -31,7 +31,7 @@ def ratio_text(value: Spread | None) -> str:
 def rows_table(rows: Iterable[Row], title: str | None = None) -> Table:
     """One row a contestant, a rule between two groups."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
-    for column in ("shape", "resets", "who"):
+    for column in ("shape", "resets", "backend"):
         table.add_column(column, no_wrap=True)
     for column in ("median", "quartiles", "calls", "ratio", "quartiles"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -79,3 +79,8 @@ def pivot_table(corner: str, heads: list[str], lines: list[list[str]], title: st
     for line in lines:
         table.add_row(*map(Text, line))
     return table
+
+
+def percent(resets: str) -> str:
+    """``0.03`` -> ``3 %``; ``once`` -> ``once a row``."""
+    return "once a row" if resets == "once" else f"{100 * float(resets):.3g} %"

@@ -1,7 +1,4 @@
-"""How it is measured: contestants in turn, in one process, until the time is up; medians and quartiles.
-
-Like cases.py, loaded by its path from the asv benchmarks.
-"""
+"""How time and memory are measured: contestants in turn, in one process; medians and quartiles."""
 
 from __future__ import annotations
 
@@ -18,16 +15,17 @@ from typing import Any
 from .cases import Call
 
 ROUNDS = (3, 61)
-"""At least and at most as many rounds, whatever the time."""
+"""The least and the most rounds, however long they take."""
 BLOCK = 0.005
-"""Seconds: shorter calls are repeated until a sample is about as long, so that the clock does not count."""
-SLOW, HOPELESS = 8.0, 20.0
-"""Seconds: a second call that takes longer is the last, and so is a first one: that may have compiled something."""
+"""Seconds. Shorter calls are repeated within a sample until it is about this long: reading the clock takes time too."""
+SLOW, SLOW_FIRST = 8.0, 20.0
+"""Seconds. A contestant is called once if its first call takes longer than ``SLOW_FIRST`` (it may have compiled
+something), and has one time, that of the second call, if this one takes longer than ``SLOW``."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of some numbers, and the quartiles around it."""
+    """The median of some numbers and their quartiles."""
 
     median: float
     low: float
@@ -36,13 +34,13 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
-        """Of at least one number."""
+        """Median and quartiles of ``values``, at least one."""
         low, middle, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
         return cls(middle, low, high, len(values))
 
     @property
     def noise(self) -> float:
-        """The range between the quartiles over the median."""
+        """The distance of the quartiles over the median."""
         return (self.high - self.low) / self.median if self.median else 0.0
 
 
@@ -54,40 +52,42 @@ def interleaved(
     tick: Callable[[str], None] = lambda name: None,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds a call, by name: one number a round, or a single one for what is slow.
+    """Seconds a call, by name: one number a round, or a single number for a slow call.
+
+    In each round every call is measured once, and each round begins with another one.
 
     Args:
-        calls: what to measure.
-        seconds: for all of them together; exceeded by the least number of rounds only.
+        calls: the calls to measure, by name.
+        seconds: how long to measure, all of them together. The least number of rounds is measured even so.
         rounds: the least and the most.
-        slow: what takes longer when called a second time is not repeated.
-        tick: told whose turn it is.
-        clock: seconds.
+        slow: seconds; a call that takes longer the second time is not repeated.
+        tick: called with the name of the call that is measured next.
+        clock: returns seconds.
     """
-    begun, found, blocks = clock(), {}, {}
+    begun, single, blocks = clock(), {}, {}
     for name, call in calls.items():
         tick(name)
         took = _timed(call, 0, 1, clock)
-        took = took if took > HOPELESS else _timed(call, 1, 1, clock)
-        found[name] = [took]
+        took = took if took > SLOW_FIRST else _timed(call, 1, 1, clock)
+        single[name] = [took]
         if took < slow:
             blocks[name] = max(1, ceil(BLOCK / max(took, 1e-7)))
     lists: dict[str, list[float]] = {name: [] for name in blocks}
     names = list(blocks)
-    with _old_objects_set_aside():
+    with _old_objects_frozen():
         for k in range(rounds[1] if names else 0):
             if k >= rounds[0] and clock() - begun > seconds:
                 break
             gc.collect()
-            for name in names[k % len(names) :] + names[: k % len(names)]:  # nobody is always first
+            for name in names[k % len(names) :] + names[: k % len(names)]:  # no contestant is always first
                 tick(name)
                 lists[name].append(_timed(calls[name], k, blocks[name], clock))
-    return {**found, **lists}
+    return {**single, **lists}
 
 
 @contextmanager
-def _old_objects_set_aside() -> Iterator[None]:
-    """Collecting garbage looks at what was made since, and is quick however much was imported."""
+def _old_objects_frozen() -> Iterator[None]:
+    """Let the garbage collector skip all objects of before: it is then quick however much was imported."""
     gc.collect()
     gc.freeze()
     try:
@@ -106,16 +106,17 @@ def _timed(call: Call, k: int, block: int, clock: Callable[[], float]) -> float:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> Spread:
-    """Of times: round by round where both were measured in rounds, so that what slows both does not count."""
+    """``ours`` over ``theirs``, seconds: round by round where both were measured in rounds, so that load which slows
+    both cancels."""
     if len(ours) == len(theirs):
         return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
     return Spread.of([a / median(theirs) for a in ours] if len(ours) > 1 else [ours[0] / b for b in theirs])
 
 
 def peak_bytes(call: Call, device: str = "cpu") -> int:
-    """The most memory that tensors took during the call, above what was there before; oneDNN's scratch is not in it.
+    """Peak memory of tensors during a call, in bytes, above that before it. Scratch memory of oneDNN does not count.
 
-    Counted from torch's own record of every allocation, so the same call always gives the same number.
+    Added up from torch's record of every allocation, so the same call gives the same number every time.
     """
     import torch
 
@@ -126,20 +127,20 @@ def peak_bytes(call: Call, device: str = "cpu") -> int:
         before = torch.cuda.memory_allocated()
         call(0)
         return torch.cuda.max_memory_allocated() - before
-    watched = [torch.profiler.ProfilerActivity.CPU]
-    with _quiet(), torch.profiler.profile(activities=watched, profile_memory=True) as profile:
-        kept = call(0)
-        del kept
-    now = most = 0
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        value = call(0)
+        del value
+    current = peak = 0
     for _, change in sorted(_allocations(profile), key=lambda event: event[0]):
-        now += change
-        most = max(most, now)
-    return most
+        current += change
+        peak = max(peak, current)
+    return peak
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch's profiler writes two lines past Python's streams each time."""
+    """Silence the two lines that torch's profiler writes to the process's own output streams."""
     saved, nowhere = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
     try:
         for stream in (1, 2):
@@ -153,7 +154,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _allocations(profile: Any) -> list[tuple[float, int]]:
-    """``(when, bytes)`` of every allocation, and of every release as a negative number."""
+    """``(time, bytes)`` of every allocation; of every release with negative bytes."""
     import json
     import tempfile
     from pathlib import Path

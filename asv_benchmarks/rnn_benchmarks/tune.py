@@ -1,4 +1,4 @@
-"""What ``rnn-backends tune`` measures, and how right ``auto`` is on what it was not tuned on."""
+"""The measurements of ``rnn-backends tune``, and how often ``auto`` is right on cases that it was not tuned on."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rnn_backends.choose import AUTO_ORDER
 from rnn_backends.crossovers import Cell, Table
 from rnn_backends.ranking import Ranking
 
-from .cases import Asked, Call, Shape, build
+from .cases import Call, Contestant, Shape, build
 from .figures import first_call
 from .groups import where
 from .timing import Spread, interleaved
 
 NEAR = 0.05
-"""How much longer than the best still counts as right."""
+"""``auto`` is right where its backend takes at most this much longer than the best."""
 ROUNDS, SLOW = (4, 31), 5.0
 BUSY = 0.25
-"""Quartiles further apart than this share of the median: something else was running."""
+"""A time is noisy if its quartiles lie further apart than this share of the median: other programs were running."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Shapes by hidden size, and shares of resets: trained on, run forward, and one step for acting.
+    """Shapes by hidden size, and shares of resets; measured in training, forward, and one step for acting.
 
     ``rows`` and ``wide_rows`` are pairs (B, T), the latter for hidden sizes of 384 and more, whose steps take long.
     """
@@ -41,7 +41,7 @@ class Grid:
     seconds: float
 
     def cases(self) -> list[tuple[Shape, str, str]]:
-        """``(shape, mode, resets)``: every row with every share; forward with the last row only; steps without."""
+        """``(shape, mode, resets)``: train at all rows and shares, forward at the last row, steps without resets."""
         found = []
         for H in self.hidden:
             rows = self.rows if H < 384 else self.wide_rows
@@ -62,30 +62,30 @@ HELD_OUT = Grid(
     20,
     150.0,
 )
-"""No hidden size, batch, number of steps, number of features or share of resets is one of the grids above."""
+"""Shares no hidden size, batch, number of steps, number of features or share of resets with the grids above."""
 
 Tick = Callable[[str], None]
-Measure = Callable[[Asked], Call]
+Measure = Callable[[Contestant], Call]
 
 
-def asked(grid: Grid, who: Iterable[str], device: str) -> list[list[Asked]]:
+def contestants(grid: Grid, backends: Iterable[str], device: str) -> list[list[Contestant]]:
     """The grid's cases; in each, the backends that take turns."""
-    names = list(who)
-    return [[Asked(n, shape, rate, mode, "module", device) for n in names] for shape, mode, rate in grid.cases()]
+    names = list(backends)
+    return [[Contestant(n, shape, rate, mode, "module", device) for n in names] for shape, mode, rate in grid.cases()]
 
 
 @dataclass(frozen=True)
 class Timed:
-    """Measured cells, and the share of times in them whose quartiles lie more than ``BUSY`` apart."""
+    """Measured cells, and the share of their times that are noisy by ``BUSY``."""
 
     cells: list[Cell]
-    blurred: float
+    noisy: float
 
 
 def measure(
-    cases: list[list[Asked]],
+    cases: list[list[Contestant]],
     seconds: float,
-    tick: Tick = lambda told: None,
+    tick: Tick = lambda text: None,
     done: Callable[[], None] = lambda: None,
     make: Measure = build,
     **options: Any,
@@ -98,13 +98,13 @@ def measure(
     options = {"rounds": ROUNDS, "slow": SLOW, **options}
     for case in cases:
         shape, mode, rate = case[0].shape, case[0].mode, case[0].resets
-        told = f"{shape}, {mode}, resets {rate}: "
+        text = f"{shape}, {mode}, resets {rate}: "
         calls = {}
         for one in case:
-            tick(f"{told}{one.who} (set-up)")
-            with suppress(NotImplementedError):  # it declines this size: it has no time in this cell
-                calls[one.who] = make(one)
-        found = interleaved(calls, seconds / len(cases), tick=partial(_tell, tick, told), **options)
+            tick(f"{text}{one.backend} (set-up)")
+            with suppress(NotImplementedError):  # it refuses this size and has no time in this cell
+                calls[one.backend] = make(one)
+        found = interleaved(calls, seconds / len(cases), tick=partial(_tell, tick, text), **options)
         spreads += [Spread.of(times) for times in found.values()]
         times = {who: float(f"{min(times):.4g}") for who, times in found.items()}
         cells.append(Cell(shape.H, mode, rate, shape.B, shape.T, shape.I, times))
@@ -112,21 +112,21 @@ def measure(
     return Timed(cells, sum(spread.noise > BUSY for spread in spreads) / max(1, len(spreads)))
 
 
-def _tell(tick: Tick, told: str, who: str) -> None:
-    tick(told + who)
+def _tell(tick: Tick, text: str, who: str) -> None:
+    tick(text + who)
 
 
 def first_calls(
-    who: Iterable[str],
-    tick: Tick = lambda told: None,
+    backends: Iterable[str],
+    tick: Tick = lambda text: None,
     done: Callable[[], None] = lambda: None,
     first: Callable[..., dict[str, Any]] = first_call,
 ) -> dict[str, float]:
-    """Seconds of the first forward and backward in a fresh process (on the CPU), of those that can."""
+    """Seconds of the first forward and backward in a fresh process, on the CPU, of each backend that runs in one."""
     found: dict[str, float] = {}
-    for name in who:
+    for name in backends:
         tick(f"first call in a fresh process: {name}")
-        with suppress(NotImplementedError):  # it cannot be had in another process; its cells say whether it runs
+        with suppress(NotImplementedError):  # another process does not have it; its cells say whether it runs
             found[name] = float(f"{first(name, 16)['seconds']:.3g}")
         done()
     return found
@@ -143,7 +143,7 @@ KEPT = ("date", "processor", "cores", "threads", "torch", "rnn-backends")
 
 @dataclass(frozen=True)
 class Judged:
-    """One cell: whom ``auto`` takes, who was the fastest of those it may take, and how many times as long it took."""
+    """One cell: the backend ``auto`` takes, the fastest one it may take, and the ratio of their times."""
 
     cell: Cell
     auto: str
@@ -152,7 +152,7 @@ class Judged:
 
 
 def judge(cells: Iterable[Cell], table: Table | None, may: Callable[[str], bool]) -> list[Judged]:
-    """What ``auto`` would take in each cell, against the fastest there that ``may`` be taken."""
+    """The backend that ``auto`` takes in each cell, against the fastest one that it ``may`` take."""
     found = []
     for cell in cells:
         ranking = Ranking(sorted(cell.seconds), AUTO_ORDER, table, LSTMSpec(cell.features, cell.hidden))
@@ -165,5 +165,5 @@ def judge(cells: Iterable[Cell], table: Table | None, may: Callable[[str], bool]
 
 
 def share(judged: list[Judged]) -> float:
-    """Of cells within ``NEAR`` of the best."""
+    """The share of cells in which ``auto`` is within ``NEAR`` of the best."""
     return sum(one.times <= 1 + NEAR for one in judged) / len(judged) if judged else 0.0

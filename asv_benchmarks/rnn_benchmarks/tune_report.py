@@ -1,50 +1,37 @@
-"""What ``rnn-backends tune`` prints and writes: the table, how right ``auto`` was, and a progress bar."""
+"""The output of ``rnn-backends tune``: the table, in a file and on the terminal, and how often ``auto`` is right."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rnn_backends import LSTMSpec
 from rnn_backends.choose import AUTO_ORDER
 from rnn_backends.crossovers import Cell, Table, parse, text_of
 from rnn_backends.paths import write_whole
 from rnn_backends.ranking import PATIENCE, WEIGHTS, Ranking
-from rnn_conformance.report.terminal import console
 
 from .tables import pivot_table, seconds
 from .tune import NEAR, Judged, judge, share
 
 WORST = 5
-"""How many of the cells where auto is furthest from the best are shown."""
+"""How many cells are shown, those where auto is furthest from the best first."""
 
 
-@contextmanager
-def bar(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """``tick(what is done now)`` and ``done()`` for a step; on a terminal only, and gone afterwards."""
-    to = console(stderr=True)
-    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=to, transient=True, disable=not to.is_terminal) as shown:
-        task = shown.add_task("", total=total)
-        yield lambda told: shown.update(task, description=told), lambda: shown.advance(task)
-
-
-def stored(table: Table, file: Path) -> None:
-    """Write the table, whole or not at all; what the file has of other devices stays."""
+def store(table: Table, file: Path) -> None:
+    """Write the table. The file's tables of other devices stay."""
     try:
         others = [one for one in parse(file.read_text(encoding="utf-8")) if one.device != table.device]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        others = []  # there is none, or it could not be read anyway
+        others = []  # a missing file has no tables, and a broken one is replaced
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, text_of(sorted([*others, table], key=lambda one: one.device)))
 
 
 def show_table(table: Table, to: Console) -> None:
-    """A line for each hidden size and mode: the geometric mean of the times; and whom auto takes."""
+    """A line for each hidden size and mode: geometric means of the times, and the backend that auto takes."""
     who = list(dict.fromkeys(name for cell in table.cells for name in cell.seconds))
     lines = []
     for hidden in sorted({cell.hidden for cell in table.cells}):
@@ -55,7 +42,7 @@ def show_table(table: Table, to: Console) -> None:
                 lines.append([f"H {hidden}, {mode}", *(_mean(here, name) for name in who), auto or "-"])
     to.print(pivot_table("LSTMModule", [*who, "auto takes"], lines, table.origin()))
     weights = ", ".join(f"{mode} {weight:.0%}" for mode, weight in WEIGHTS.items())
-    say = [f"mean times over rows and resets; auto goes by the sizes' mean over the modes: {weights}"]
+    say = [f"geometric means over rows and resets; auto ranks by their mean over the modes, weighted {weights}"]
     slow = [f"{name} {took:.0f} s" for name, took in table.first_call.items() if took > PATIENCE]
     if slow:
         what = "allowed" if table.allow_compile else "so auto takes it last (--allow-compile)"
@@ -71,7 +58,7 @@ def _mean(cells: Sequence[Cell], name: str) -> str:
 
 
 def show_judged(cells: Sequence[Cell], table: Table | None, to: Console) -> None:
-    """How often auto was within ``NEAR`` of the best, of those it may take and of all, by mode; and its worst."""
+    """How often auto is within ``NEAR`` of the best backend it may take, and of all, by mode; and its worst cells."""
     quick = [name for name, took in (table.first_call if table else {}).items() if took <= PATIENCE]
     allowed = table is None or table.allow_compile or not table.first_call
     may = judge(cells, table, lambda name: allowed or name in quick)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rnn_backends import names
 from rnn_benchmarks import figures, goals, plots, quick, schedule
 from rnn_benchmarks import page as bench_page
-from rnn_benchmarks.cases import DENSE, MASKS, OPTIONS, PACKED, READS, SHAPES, Asked, Shape, build, masks
+from rnn_benchmarks.cases import DENSE, MASKS, OPTIONS, PACKED, READS, SHAPES, Contestant, Shape, build, masks
 from rnn_benchmarks.figures import error, memory_over_dense
 from rnn_benchmarks.groups import Figures, Group, Row, run
 from rnn_benchmarks.tables import seconds
@@ -81,7 +81,7 @@ def test_no_clock_runs_while_a_call_gets_ready() -> None:
 @pytest.mark.parametrize("who", ["vmap", "torchrl-pad"])
 @pytest.mark.parametrize("ready", [0, 2])
 def test_every_step_has_a_tensordict_of_its_own(who: str, ready: int) -> None:
-    step = build(Asked(who, Shape(2, 1, 3, 4), mode="step"))
+    step = build(Contestant(who, Shape(2, 1, 3, 4), mode="step"))
     step.prepare(ready)  # type: ignore[attr-defined]
     seen = [step(k) for k in range(3)]
     assert len({id(td) for td in seen}) == 3
@@ -110,7 +110,7 @@ def test_spread_has_quartiles() -> None:
 @pytest.mark.parametrize("reads", READS)
 @pytest.mark.parametrize("who", [name for name in names() if name != "compile"])
 def test_every_backend_computes_the_same_case(who: str, reads: str) -> None:
-    mine, others = (build(Asked(name, TINY, "0.20", "train", reads))(1) for name in (who, "vmap"))
+    mine, others = (build(Contestant(name, TINY, "0.20", "train", reads))(1) for name in (who, "vmap"))
     assert len(mine) == 5
     for a, b in zip(mine, others, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -120,22 +120,22 @@ def test_every_backend_computes_the_same_case(who: str, reads: str) -> None:
 @pytest.mark.parametrize("who", ["torchrl-pad", "torchrl-scan"])
 def test_torchrl_computes_the_same_case(who: str) -> None:
     pytest.importorskip("torchrl")
-    mine, theirs = (build(Asked(name, TINY, "0.20", "train", "module"))(1) for name in ("vmap", who))
+    mine, theirs = (build(Contestant(name, TINY, "0.20", "train", "module"))(1) for name in ("vmap", who))
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_packed_rows_compute_the_same_as_dense_ones() -> None:
-    dense, packed = (build(Asked(who, TINY, "0", "train"))(1) for who in (DENSE, PACKED))
+    dense, packed = (build(Contestant(who, TINY, "0", "train"))(1) for who in (DENSE, PACKED))
     for one, other in zip(dense, packed, strict=True):
         torch.testing.assert_close(other, one)
 
 
 def test_what_cannot_be_measured_says_why() -> None:
     with pytest.raises(NotImplementedError, match="over whole rows"):
-        build(Asked(PACKED, TINY, mode="step"))
+        build(Contestant(PACKED, TINY, mode="step"))
     with pytest.raises(NotImplementedError, match="no-such"):
-        build(Asked("no-such", TINY))
+        build(Contestant("no-such", TINY))
 
 
 def test_masks_differ_from_call_to_call_and_once_is_once() -> None:
@@ -186,6 +186,9 @@ def test_command_acts(tmp_path: Path) -> None:
         (("vmap", "--shape", "1,2"), "four numbers"),
         (("vmap", "--resets", "often"), "shares between 0 and 1"),
         (("vmap", "--json", "no/such/folder.json"), "no folder"),
+        (("vmap", "--png", "picture.txt"), ".png, .svg, .pdf"),
+        (("vmap", "--mode", "step", "--resets", "0.1"), "has no resets"),
+        (("vmap", "--mode", "step", "--shape", "2,3,4,5"), "T = 1"),
     ],
 )
 def test_command_refuses(arguments: tuple[str, ...], says: str) -> None:
@@ -216,7 +219,7 @@ def fake(groups: list[Group], seconds: float = 1e9) -> Figures:
     clock = Clock()
     figures = Figures({"date": "-", "processor": "-", "cores": 2, "threads": 2, "python": "-", "torch": "-"})
     figures.where["torchrl"] = "-"
-    made: dict[str, Any] = {"make": lambda asked: clock.call(0.1), "rounds": (1, 1)}
+    made: dict[str, Any] = {"make": lambda contestant: clock.call(0.1), "rounds": (1, 1)}
     schedule.run_all(groups, figures, seconds, clock=clock, **made)
     return figures
 
@@ -225,16 +228,16 @@ def test_what_the_time_does_not_reach_is_noted_and_can_be_resumed() -> None:
     groups = list(schedule.quick())
     figures = fake(groups, seconds=0.0)
     measured = [row for row in figures.rows if row.note != schedule.TIME_UP]
-    assert len(measured) == len(groups[0].asked)  # what has begun is finished
-    assert len(figures.rows) == sum(len(group.asked) for group in groups)
-    calls: list[Asked] = []
+    assert len(measured) == len(groups[0].contestants)  # what has begun is finished
+    assert len(figures.rows) == sum(len(group.contestants) for group in groups)
+    calls: list[Contestant] = []
 
-    def make(asked: Asked) -> Callable[[int], None]:
-        calls.append(asked)
+    def make(contestant: Contestant) -> Callable[[int], None]:
+        calls.append(contestant)
         return lambda k: None
 
     schedule.run_all(groups[:2], figures, 1e9, make=make, rounds=(1, 1))
-    assert calls == list(groups[1].asked.values())
+    assert calls == list(groups[1].contestants.values())
     assert not any(row.note == schedule.TIME_UP for row in figures.rows)
 
 
@@ -245,8 +248,8 @@ def test_page_is_filled_and_drawn(tmp_path: Path) -> None:
     figures.numbers |= {
         "peak/cudnn/S2": 0.4,
         "peak/cudnn/S1": 0.5,
-        "prices/a step, in cells/H = 128": 7.0,
-        "prices/a step, in cells/H = 64": 9.0,
+        "costs/a step, in cells/H = 128": 7.0,
+        "costs/a step, in cells/H = 64": 9.0,
     }
     figures.save(tmp_path / "figures.json")
     figures = Figures.load(tmp_path / "figures.json")
@@ -304,7 +307,7 @@ def test_one_part_measured_anew_leaves_the_others(tmp_path: Path) -> None:
 def test_the_map_names_the_fastest(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from rnn_backends.crossovers import Cell
-    from rnn_benchmarks.picture import draw_map
+    from rnn_benchmarks.plots import draw_map
 
     times = {"cudnn": 1e-3, "vmap": 4e-3}
     cells = [Cell(64, mode, resets, 8, 64, 16, times) for mode, resets in (("train", "0.03"), ("step", "0"))]
@@ -315,7 +318,9 @@ def test_the_map_names_the_fastest(tmp_path: Path) -> None:
 @pytest.mark.parametrize("option", [name for name in OPTIONS if name])
 def test_every_option_is_measured_beside_torch_with_the_same_weights(option: str) -> None:
     """Without resets both give the same output, dropout aside: the same LSTM is measured."""
-    outputs = [build(Asked(who, Shape(2, 5, 3, 4), "0", "forward", option=option))(0) for who in ("vmap", "nn.LSTM")]
+    outputs = [
+        build(Contestant(who, Shape(2, 5, 3, 4), "0", "forward", option=option))(0) for who in ("vmap", "nn.LSTM")
+    ]
     assert outputs[0].shape == outputs[1].shape
     assert outputs[0].dtype == outputs[1].dtype
     if "dropout" not in option:
@@ -337,13 +342,13 @@ def test_the_share_of_the_peak_follows_from_the_times(monkeypatch: pytest.Monkey
     assert figures.share_of_peak("vmap", shape, "0.03") == pytest.approx(1 / 4)
 
 
-def test_prices_follow_from_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_costs_follow_from_the_times(monkeypatch: pytest.MonkeyPatch) -> None:
     def times(calls: dict[str, object], seconds: float) -> dict[str, list[float]]:
         sizes = {name: tuple(map(int, name.split())) for name in calls}
         return {name: [2e-6 * (T * B + 5 * T + 300)] for name, (B, T) in sizes.items()}
 
     monkeypatch.setattr(figures, "interleaved", times)
-    assert figures.kernel_prices(16) == pytest.approx({"cell": 2.0, "step": 5.0, "call": 300.0})
+    assert figures.kernel_costs(16) == pytest.approx({"cell": 2.0, "step": 5.0, "call": 300.0})
 
 
 def test_quick_table_has_ratios_and_reasons() -> None:
@@ -358,7 +363,7 @@ def test_quick_table_has_ratios_and_reasons() -> None:
 
 
 def test_a_contestant_that_is_refused_keeps_its_reason() -> None:
-    group = Group("x", {"no-such": Asked("no-such", TINY), DENSE: Asked(DENSE, TINY)}, DENSE, 0.0)
+    group = Group("x", {"no-such": Contestant("no-such", TINY), DENSE: Contestant(DENSE, TINY)}, DENSE, 0.0)
     gone, dense = run(group, rounds=(1, 1))
     assert gone.seconds is None
     assert "no-such" in gone.note

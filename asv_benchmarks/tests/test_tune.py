@@ -1,4 +1,4 @@
-"""``rnn-backends tune``: what is asked, kept, shown and judged; times are made up here."""
+"""``rnn-backends tune``: measuring, keeping, showing and judging; the times are made up."""
 
 import gc
 import json
@@ -14,9 +14,9 @@ from rnn_backends.crossovers import Cell, Table, machine_file, parse, table_for
 from rnn_backends.ranking import PATIENCE
 from rnn_backends.unroll import unroll
 from rnn_benchmarks import tune
-from rnn_benchmarks.cases import Asked, Call
+from rnn_benchmarks.cases import Call, Contestant
 from rnn_benchmarks.tune import HELD_OUT, QUICK, TUNED, Grid, judge, measure, share, table_of
-from rnn_benchmarks.tune_report import stored
+from rnn_benchmarks.tune_report import store
 from rnn_conformance.cli.main import cli
 
 SPEED = {"cudnn": 3.0, "vmap": 2.0, "torchscript": 4.0, "compile": 1.0, "cpp": 5.0, "mine": 1.5}
@@ -31,12 +31,12 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def make(self, asked: Asked) -> Call:
-        if asked.who == "picky" and asked.shape.H > 100:
+    def make(self, contestant: Contestant) -> Call:
+        if contestant.backend == "picky" and contestant.shape.H > 100:
             raise NotImplementedError("too wide")
 
         def spend(k: int) -> None:
-            self.now += SPEED.get(asked.who, 9.0) * (1.5 if k % 2 else 1.0)
+            self.now += SPEED.get(contestant.backend, 9.0) * (1.5 if k % 2 else 1.0)
 
         return spend
 
@@ -83,7 +83,7 @@ def test_tune_measures_keeps_shows_and_from_then_on_auto_goes_by_it(mine: Path) 
     assert LSTM(3, 128).lstm_backend == "cpp"
     said = run()
     assert said.exit_code == 0, said.output
-    assert f"wrote {mine}: auto goes by it from now on" in said.output
+    assert f"wrote {mine}: auto uses it from now on" in said.output
     assert "compile 15 s; so auto takes it last" in said.output
     assert LSTM(3, 128).lstm_backend == "vmap"
     found = table_for(torch.device("cpu"))
@@ -114,7 +114,7 @@ def test_what_is_slow_to_start_is_left_out_of_quick_and_taken_if_allowed(mine: P
 
 def test_write_leaves_this_machines_table_alone_and_keeps_other_devices(mine: Path, tmp_path: Path) -> None:
     out = tmp_path / "table.json"
-    stored(Table("cuda", {**table_of([], {}, "cpu").where}, ()), out)
+    store(Table("cuda", {**table_of([], {}, "cpu").where}, ()), out)
     said = run("--quick", "--write", str(out))
     assert "auto does not read it there" in said.output
     assert not mine.exists()
@@ -177,22 +177,22 @@ def test_the_held_out_grid_shares_nothing_with_the_others() -> None:
 def test_the_least_time_counts_and_a_busy_machine_is_said() -> None:
     clock = Clock()
     grid = Grid((8, 128), ((2, 3),), ((2, 3),), ("0",), 4, 0.0)
-    cases = tune.asked(grid, ["vmap", "picky"], "cpu")
+    cases = tune.contestants(grid, ["vmap", "picky"], "cpu")
     timed = measure(cases, 0.0, make=clock.make, clock=clock, slow=100.0)
     assert [set(one.seconds) for one in timed.cells] == [{"vmap", "picky"}] * 3 + [{"vmap"}] * 3
     assert timed.cells[0].seconds["vmap"] == SPEED["vmap"]  # every other call takes longer
-    assert timed.blurred == 1
+    assert timed.noisy == 1
     assert "This machine was busy: 100%" in run("--quick").output
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--show", "--validate"), "take one of them"),
-        (("--quick", "--validate"), "take one of them"),
+        (("--show", "--validate"), "give one of"),
+        (("--quick", "--validate"), "give one of"),
         (("--device", "quantum"), "--device"),
-        (("--device", "meta"), "no place for a table of meta"),
-        (("--show", "--device", "meta"), "nothing is measured on meta"),
+        (("--device", "meta"), "no default file"),
+        (("--show", "--device", "meta"), "no times are measured on meta"),
         (("--write", "no/such/folder.json"), "no folder"),
     ],
 )

@@ -19,7 +19,8 @@ PROJECT = tuple(import_graph.PACKAGES)
 RULES = {
     "rnn_backends": "",
     "rnn_backends_plugins": "rnn_backends",
-    "rnn_benchmarks": "rnn_backends|rnn_backends_plugins.cudnn|rnn_conformance.report.terminal",
+    "rnn_benchmarks": "rnn_backends",
+    "rnn_benchmarks.plots": "rnn_backends|rnn_backends_plugins.cudnn|rnn_benchmarks",
     "rnn_conformance.suite": "rnn_backends",
     "rnn_conformance.laws": "rnn_backends|rnn_conformance.suite",
     "rnn_conformance.rollouts": "rnn_backends|rnn_conformance.suite",
@@ -40,7 +41,7 @@ OUTSIDE = {
     "rich": "rnn_conformance.(cli|report)|rnn_benchmarks",
     "pytest": "rnn_conformance.pytest_",
     "hypothesis": "rnn_conformance.suite",
-    "matplotlib": "rnn_benchmarks",
+    "matplotlib": "rnn_benchmarks.plots",
     "torchrl": "rnn_backends.module|rnn_benchmarks|rnn_conformance.(rollouts|defects)",
     "gymnasium": "rnn_conformance.rollouts",
 }

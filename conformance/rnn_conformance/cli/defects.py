@@ -117,20 +117,14 @@ def _commit() -> str:
 
 def _each(what: str, names: Iterable[str], run: Callable[[str], Any]) -> dict[str, Any]:
     """Run over all names, with a bar where there is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from .progress import steps
 
-    console = Console(stderr=True)
-    label, law = TextColumn(what, markup=False), TextColumn("{task.description}", markup=False)
-    columns = (label, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), law)
-    results = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        names = tuple(names)
-        task = progress.add_task("", total=len(names))
+    names, results = tuple(names), {}
+    with steps(len(names), what) as (tick, done):
         for name in names:
-            progress.update(task, description=name)
+            tick(name)
             results[name] = run(name)
-            progress.advance(task)
+            done()
     return results
 
 

@@ -1,13 +1,35 @@
-"""Progress of a run: a bar with the law's name on a terminal, one line a backend elsewhere."""
+"""Progress: one bar for all commands, shown on a terminal only; for a check elsewhere one line a backend."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..report.terminal import printable
+
+def _bar(console: Console) -> Progress:
+    """A bar that is gone when it stops; its task has a ``label`` before the bar and a description after it."""
+    return Progress(
+        TextColumn("{task.fields[label]}", style="bold", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+@contextmanager
+def steps(total: int, label: str = "") -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
+    """A bar of ``total`` steps on stderr: ``tick(text)`` shows what runs now, ``done()`` ends a step."""
+    with _bar(Console(stderr=True)) as bar:
+        task = bar.add_task("", label=label, total=total)
+        yield lambda text: bar.update(task, description=text), lambda: bar.advance(task)
 
 
 class RunProgress:
@@ -20,17 +42,8 @@ class RunProgress:
 
     def __init__(self, backends: int, console: Console) -> None:
         self._console, self._backends, self._begun = console, backends, 0
-        self._bar = Progress(
-            TextColumn("{task.fields[backend]}", style="bold", markup=False),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", backend="", total=None)
+        self._bar = _bar(console)
+        self._task = self._bar.add_task("", label="", total=None)
 
     def __enter__(self) -> RunProgress:
         self._bar.start()
@@ -43,7 +56,7 @@ class RunProgress:
         """The next backend begins."""
         self._begun += 1
         label = printable(f"{name} ({self._begun} of {self._backends})", line=True)
-        self._bar.reset(self._task, total=None, description="", backend=label)
+        self._bar.reset(self._task, total=None, description="", label=label)
         if not self._console.is_terminal:
             self._console.print(f"checking {label} ...", highlight=False, markup=False, emoji=False)
 

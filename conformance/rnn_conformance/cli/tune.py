@@ -17,37 +17,39 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  rnn-backends tune                       under 3 minutes; from then on auto chooses by this machine's times
-  rnn-backends tune --quick               under 1 minute: fewer sizes, and none that is slow to start
-  rnn-backends tune --show                measures nothing: the times that auto goes by now, and whose they are
-  rnn-backends tune --validate            how often auto is right, on shapes and resets that it was not tuned on
-  OMP_NUM_THREADS=1 rnn-backends tune     for programs that run with one thread: a table of its own
-  rnn-backends tune --device cuda         for the GPU: a table of its own
-  rnn-backends tune --allow-compile       auto may also take what compiles for seconds at its first call
+  rnn-backends tune                       under 3 minutes; auto then chooses by this machine's times
+  rnn-backends tune --quick               under 1 minute: fewer sizes, no backend with a slow first call
+  rnn-backends tune --show                print the times that auto uses now, and their file
+  rnn-backends tune --validate            how often auto is right at shapes and resets it was not tuned on
+  OMP_NUM_THREADS=1 rnn-backends tune     for programs with one thread, which have their own table
+  rnn-backends tune --device cuda         for the GPU, which has its own table
+  rnn-backends tune --allow-compile       let auto take backends that compile for seconds at their first call
 
-Close what else runs: the backends take turns, so other load slows all of them, but it blurs what is close.
-To forget what was measured, delete the file that --show names. To have one backend whatever the times, name it.
+Close other programs first: the backends take turns, so load slows all of them, but close results become noise.
+To go back to the shipped table, delete the file that --show prints. To always use one backend, name it instead of auto.
 """
 
 
 @click.command("tune", cls=Examples, epilog=EXAMPLES)
 @click.option("--quick", is_flag=True, help="Two hidden sizes instead of three, fewer rows and resets.")
-@click.option("--show", is_flag=True, help="Print the table that auto goes by, and measure nothing.")
+@click.option("--show", is_flag=True, help="Print the table that auto uses now; measure nothing.")
 @click.option("--validate", is_flag=True, help="Measure other shapes and resets, and compare auto with the best.")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--allow-compile", is_flag=True, help="auto may take a backend whose first call takes over 5 s.")
+@click.option(
+    "--allow-compile", is_flag=True, help="Let auto take a backend whose first call takes over 5 s (it compiles)."
+)
 @click.option(
     "--write",
     "out",
     type=click.Path(dir_okay=False, path_type=Path),
     callback=writable,
-    help="Write the table here and leave this machine's as it is. What FILE has of other devices stays.",
+    help="Write the table to FILE instead of this machine's own file. Tables of other devices in FILE stay.",
 )
 def tune_command(quick: bool, show: bool, validate: bool, device: str, allow_compile: bool, out: Path | None) -> None:
-    """Measure every installed backend on this machine; "auto" then takes the one that was fastest.
+    """Measure every installed backend on this machine, so that "auto" takes the fastest one.
 
-    Without this, auto goes by the table that comes with the package, measured on another machine. An LSTM's backend
-    is chosen once, when it is made, by its hidden size. `rnn-backends explain` says on which figure.
+    Until then auto uses the shipped table, measured on another machine. The backend of an LSTM is chosen once, at its
+    construction, by its hidden size; `rnn-backends explain` prints the figure that decides.
     """
     from rnn_backends.crossovers import table_for
     from rnn_benchmarks.tune_report import show_table
@@ -55,13 +57,13 @@ def tune_command(quick: bool, show: bool, validate: bool, device: str, allow_com
     from ..report.terminal import console
 
     if show + validate + quick > 1:
-        refuse("--show" if show else "--validate", "is one thing, and so are --validate and --quick: take one of them")
+        refuse("--show" if show else "--validate", "cannot be combined: give one of --show, --validate and --quick")
     place, to = device_named(device), console()
     if show:
         table = table_for(place)
         if table is None:
             raise click.ClickException(
-                f"nothing is measured on {place.type} yet. Run: rnn-backends tune --device {place}"
+                f"no times are measured on {place.type} yet. Run: rnn-backends tune --device {place}"
             )
         show_table(table, to)
         to.print(_kept(table, place), highlight=False, soft_wrap=True)
@@ -74,38 +76,40 @@ def tune_command(quick: bool, show: bool, validate: bool, device: str, allow_com
 def _kept(table: Table, device: torch.device) -> str:
     from rnn_backends.crossovers import SHIPPED, machine_file
 
-    return f"It is in {SHIPPED if table.shipped else machine_file(device)}"
+    return f"file: {SHIPPED if table.shipped else machine_file(device)}"
 
 
 def _tune(quick: bool, device: torch.device, allow_compile: bool, out: Path | None, to: Console) -> None:
     from rnn_backends.crossovers import machine_file
     from rnn_backends.ranking import PATIENCE
     from rnn_benchmarks.tune import QUICK, TUNED, first_calls, table_of
-    from rnn_benchmarks.tune_report import bar, show_table, stored
+    from rnn_benchmarks.tune_report import show_table, store
+
+    from .progress import steps
 
     file = out or machine_file(device)
     if file is None:
-        refuse("--device", f"there is no place for a table of {device}: give one with --write")
-    who = _accepting(device)
-    with bar(len(who)) as (tick, done):
-        first = first_calls(who, tick, done)
+        refuse("--device", f"a table of {device} has no default file: name one with --write")
+    backends = _accepting(device)
+    with steps(len(backends)) as (tick, done):
+        first = first_calls(backends, tick, done)
     if quick and not allow_compile:
-        who = [name for name in who if first.get(name, 0) <= PATIENCE]
-    cells = _measured(QUICK if quick else TUNED, who, device, to)
+        backends = [name for name in backends if first.get(name, 0) <= PATIENCE]
+    cells = _measured(QUICK if quick else TUNED, backends, device, to)
     table = table_of(cells, first, str(device), allow_compile)
-    stored(table, file)
+    store(table, file)
     show_table(table, to)
-    whose = "auto does not read it there" if out else "auto goes by it from now on"
-    to.print(f"wrote {file}: {whose}", highlight=False, soft_wrap=True)
+    use = "auto does not read it there" if out else "auto uses it from now on"
+    to.print(f"wrote {file}: {use}", highlight=False, soft_wrap=True)
 
 
 def _validate(device: torch.device, table: Table | None, out: Path | None, to: Console) -> None:
     from rnn_benchmarks.tune import HELD_OUT, table_of
-    from rnn_benchmarks.tune_report import show_judged, stored
+    from rnn_benchmarks.tune_report import show_judged, store
 
     cells = _measured(HELD_OUT, _accepting(device), device, to)
     if out is not None:
-        stored(table_of(cells, {}, str(device)), out)
+        store(table_of(cells, {}, str(device)), out)
     show_judged(cells, table, to)
 
 
@@ -121,17 +125,18 @@ def _accepting(device: torch.device) -> list[str]:
     return sorted(able, key=lambda name: (AUTO_ORDER.index(name) if name in AUTO_ORDER else len(AUTO_ORDER), name))
 
 
-def _measured(grid: Grid, who: list[str], device: torch.device, to: Console) -> list[Cell]:
-    from rnn_benchmarks.tune import BUSY, asked, measure
-    from rnn_benchmarks.tune_report import bar
+def _measured(grid: Grid, backends: list[str], device: torch.device, to: Console) -> list[Cell]:
+    from rnn_benchmarks.tune import BUSY, contestants, measure
 
-    cases = asked(grid, who, str(device))
-    with bar(len(cases)) as (tick, done):
+    from .progress import steps
+
+    cases = contestants(grid, backends, str(device))
+    with steps(len(cases)) as (tick, done):
         timed = measure(cases, grid.seconds, tick, done)
-    if timed.blurred > 1 / 3:
+    if timed.noisy > 1 / 3:
         to.print(
-            f"This machine was busy: {timed.blurred:.0%} of the times vary by more than {BUSY:.0%}. "
-            f"Close what else runs and measure again.",
+            f"This machine was busy: {timed.noisy:.0%} of the times vary by more than {BUSY:.0%}. "
+            f"Close other programs and measure again.",
             style="yellow",
             soft_wrap=True,
         )
