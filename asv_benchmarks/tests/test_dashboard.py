@@ -25,7 +25,15 @@ pytestmark = [
 ]
 
 
+MISSING: list[str] = []
+"""The paths that the browser requested and the site does not have."""
+
+
 class Silent(SimpleHTTPRequestHandler):
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        MISSING.append(f"{code} {self.path}")
+        super().send_error(code, message, explain)
+
     def log_message(self, format: str, *args: object) -> None:
         pass
 
@@ -63,6 +71,7 @@ def asv(folder: Path, *arguments: str) -> None:
 
 def browse(address: str, folder: Path) -> tuple[str, str]:
     """The page's DOM after its scripts have run, and what the console said. No name but 127.0.0.1 resolves."""
+    MISSING.clear()
     command = [
         str(CHROMIUM),
         "--headless",
@@ -71,6 +80,7 @@ def browse(address: str, folder: Path) -> tuple[str, str]:
         f"--user-data-dir={folder / 'profile'}",
         "--host-resolver-rules=MAP * ~NOTFOUND,EXCLUDE 127.0.0.1",
         "--enable-logging=stderr",
+        "--window-size=1400,4000",  # the front page loads the plots that are in view
         "--virtual-time-budget=20000",
         "--dump-dom",
         address,
@@ -83,6 +93,14 @@ def test_nothing_is_asked_of_the_network(site: str, tmp_path: Path) -> None:
     page, said = browse(f"{site}/#/", tmp_path)
     assert 'src="https://' not in page
     assert BENCHMARK in page
+    assert not said
+    assert not MISSING
+
+
+def test_the_front_page_draws_a_plot_for_every_benchmark_that_was_measured(site: str, tmp_path: Path) -> None:
+    page, said = browse(f"{site}/#/", tmp_path)
+    assert page.count('class="benchmark-plot"') == page.count('class="flot-base"') == 1
+    assert not MISSING, f"the front page requests {MISSING}"
     assert not said
 
 
