@@ -1,4 +1,4 @@
-"""An asv plugin: the site of ``asv publish`` works without a network, and its front page shows a plot of each benchmark.
+"""An asv plugin: the site of ``asv publish`` works without a network, and its front page shows its plots.
 
 asv's page loads ten files from content networks; ``vendor/`` has them, from asv's own sources (vendor/README.md). Its
 front page requests a plot of every benchmark in the folder, measured or not, and draws lines only: of one commit,
