@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..report.terminal import printable
+
 
 def _bar(console: Console) -> Progress:
     """A bar that is gone when it stops; its task has a ``label`` before the bar and a description after it."""
