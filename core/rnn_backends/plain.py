@@ -89,10 +89,11 @@ def check_memory(values: Iterable[tuple[str, Tensor | None]]) -> None:
         if x is None or type(x) not in _EXACT:
             continue
         try:
-            short = 0 < spanned(x) > available(x)
+            held = x.untyped_storage().nbytes() - x.storage_offset() * x.itemsize
         except (RuntimeError, NotImplementedError):  # without a storage of its own: sparse, or wrapped by a transform
             continue
-        if short and not _torch.is_functional_tensor(x):
+        needed = x.nbytes if x.is_contiguous() else spanned(x) * x.itemsize
+        if needed > held and needed and not _torch.is_functional_tensor(x):
             raise InputError(
                 f"{name} spans {spanned(x)} elements, and its storage holds {max(0, available(x))}: its memory was "
                 "freed or resized (untyped_storage().resize_) while it was in use"

@@ -40,3 +40,9 @@ def test_without_a_compiler_it_says_so():
     says = pytest.raises(UnsupportedError, match=r"needs a C\+\+ compiler.*Backends that can: .*vmap")
     with mock.patch.object(shutil, "which", return_value=None), says:
         LSTM(3, 5, lstm_backend="compile")
+
+
+def test_it_declines_where_torch_compile_is_switched_off(monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
+    with pytest.raises(UnsupportedError, match="TORCH_COMPILE_DISABLE=1 switches"):
+        LSTM(3, 4, lstm_backend="compile")

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 import torch
-from rnn_backends import LSTM, get_backend
+from rnn_backends import LSTM
+from rnn_backends_plugins import torchscript
 
 SIZES = [(7, 3, 0.3), (1, 1, 0.0), (12, 2, 1.0), (5, 4, None)]  # T, B, rate of resets
 
@@ -73,12 +74,15 @@ def test_a_scripted_module_shares_the_parameters():
     torch.testing.assert_close(model(x)[0], lstm(x)[0])
 
 
-def test_the_layer_is_one_scripted_function_for_every_size():
-    layer = get_backend("torchscript").layer
-    assert isinstance(layer, torch.jit.ScriptFunction)
+def test_the_layer_is_one_scripted_function_for_every_size(monkeypatch):
+    assert isinstance(torchscript.scripted, torch.jit.ScriptFunction)
+    called = []
+    monkeypatch.setattr(torchscript, "scripted", lambda *args, run=torchscript.scripted: called.append(1) or run(*args))
     lstm = LSTM(3, 5, dtype=torch.float64, lstm_backend="torchscript")
     for input, hx, is_init in cases(lstm):
+        called.clear()
         got, want = (module(input, hx, is_init=is_init) for module in (lstm, lstm.with_backend("vmap")))
+        assert called == [1]
         torch.testing.assert_close(got, want)
 
 

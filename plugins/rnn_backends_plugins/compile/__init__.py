@@ -28,6 +28,8 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
     """Why ``torch.compile`` cannot serve here. Looks, and imports no compiler."""
     if dtype not in DTYPES:
         return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
+    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
+        return "TORCH_COMPILE_DISABLE=1 switches torch.compile off"
     if sys.version_info >= (3, 15):
         return "torch.compile does not know Python 3.15 or later"
     if sysconfig.get_config_var("Py_GIL_DISABLED") == 1 and sys.version_info < (3, 13, 3):
