@@ -92,6 +92,18 @@ class _Scaled(nn.Module):
         return weight * -0.5
 
 
+@law(bias=(False,))
+def weights_without_bias_may_be_views_of_one_vector(trial: Trial) -> None:
+    """Without bias, too, weights may be views of one longer vector: what lies behind a weight is never read for one."""
+    lstm = trial.lstm()
+    weights = list(lstm.parameters())
+    behind = weights[0].new_full((8 * trial.case.H,), 2.0)
+    vector = torch.cat([*(weight.detach().reshape(-1) for weight in weights), behind])
+    torch.nn.utils.vector_to_parameters(vector, weights)
+    trial.agree("output", trial.run(lstm).output, trial.expected.output)
+    trial.agree_gradients(trial.gradients(trial.loss, lstm), trial.expected_gradients(trial.loss))
+
+
 @law(profiles=("quick", "full"))
 def parametrized_weights_are_read(trial: Trial) -> None:
     """A weight that torch.nn.utils.parametrize computes is read as it is computed, and trains its original."""

@@ -9,7 +9,7 @@ import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, State
 from torch import Tensor, nn
 
-from ..planting import Patch, in_core, made
+from ..planting import Patch, in_core, in_layer, made
 from ..right import each, right
 
 
@@ -268,3 +268,14 @@ def unexpected_keys_dropped_before_loading() -> list[Patch]:
         original(self, state_dict, prefix, *rest)
 
     return [Patch(LSTM, "_load_from_state_dict", replacement)]
+
+
+@in_layer("weights_without_bias_may_be_views_of_one_vector")
+def what_lies_behind_is_taken_for_biases(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without bias, the numbers in memory behind the recurrent weights are taken for biases, if there are enough."""
+    memory, H = w.w_hh.untyped_storage(), len(w.w_hh) // 4
+    begin = w.w_hh.storage_offset() + w.w_hh.numel()
+    if w.b_ih is not None or memory.nbytes() // w.w_hh.element_size() < begin + 8 * H:
+        return right(w, x, entry, starts)
+    bias = x.new_empty(0).set_(memory, begin, (2, 4 * H), (4 * H, 1)).clone()
+    return right(w._replace(b_ih=bias[0], b_hh=bias[1]), x, entry, starts)
