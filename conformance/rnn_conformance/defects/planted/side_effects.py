@@ -378,7 +378,7 @@ def acting_without_gradients_draws() -> LSTMBackend:
     return LSTMBackend("defect", right, act=act)
 
 
-@in_core("evaluation_draws_no_random_numbers", round=8, survived=8)
+@in_core("evaluation_draws_no_random_numbers", round=8)
 def a_module_in_evaluation_draws_in_a_step() -> list[Patch]:
     """LSTMModule in evaluation and sequential mode draws a dropout mask that is not used."""
     original = LSTMModule._one_step
@@ -422,7 +422,7 @@ def denormal_numbers_flushed_from_then_on() -> LSTMBackend:
     return _leaves(lambda: torch.set_flush_denormal(True))
 
 
-@backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
+@backend("global_state_is_left_alone", round=8, by_numbers=False)
 def tf32_left_on_in_products() -> LSTMBackend:
     """TF32 is allowed in products and stays allowed."""
     return _leaves(_set(torch.backends.cuda.matmul, "allow_tf32", True))
