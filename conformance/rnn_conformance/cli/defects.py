@@ -102,7 +102,7 @@ def _kills(names: list[str], options: dict[str, Any]) -> dict[str, list[Kill]]:
 
 def _seeds(number: int) -> str:
     """In words, for the page."""
-    return "1 to " + str(number) if number > 1 else "1 alone"
+    return f"seeds 1 to {number}" if number > 1 else "seed 1 alone"
 
 
 def _commit() -> str:

@@ -15,10 +15,11 @@ HEAD = """\
 
 Written by `rnn-backends defects --write` on {date}, at commit `{commit}`; do not edit. Every planted defect names the
 laws that must kill it before they run. A kill counts only where such a law *fails by assertion*, with every seed; a
-crash or a refusal is no kill.
+crash or a refusal is no kill. A defect of one of the rounds below names what killed it in the round's first run, or the
+law that was written or widened since.
 
 - Planted: **{planted}** defects, by {subjects} subjects. Run: **{ran}**{partly};
-  profile `{profile}`, seeds {seeds}{how}.
+  profile `{profile}`, {seeds}{how}.
 - Killed by every law that they name, with every seed: **{killed} of {ran}** ({rate:.1%}).
 - Not killed, with a written reason: {excused}. Not killed, without a reason: {surviving}.
 
@@ -43,7 +44,7 @@ class Run(NamedTuple):
         date: the day.
         commit: of the code that ran.
         profile: of the laws.
-        seeds: in words.
+        seeds: "seeds 1 to 5", in words.
         drawn_only: whether the fixed rich cases were left out.
     """
 
