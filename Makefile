@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint sanitize docs matrix mutants dist format browser clean
+.PHONY: help setup check test lint sanitize fuzz docs matrix mutants dist format browser clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -53,6 +53,11 @@ dist: $(READY) ## wheel and source distribution, into dist/; the wheel is instal
 CASES ?= 400
 sanitize: $(READY) ## the C++ kernel under AddressSanitizer and UBSan over CASES random cases, a minute or two
 	@$(BIN)/python plugins/tests/sanitize.py --cases $(CASES)
+
+# CALLS: how many. The other fuzzers (reports, tokens, names, crossovers) are tests with a budget of their own.
+CALLS ?= 400
+fuzz: $(READY) ## CALLS bad calls of the public interface, each in a process of its own, a minute or two
+	@$(BIN)/python core/tests/fuzz_calls.py --calls $(CALLS)
 
 format: $(READY) ## let ruff fix and format the sources
 	@$(BIN)/ruff check --fix .

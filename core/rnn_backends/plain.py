@@ -141,12 +141,33 @@ def check_kinds(backend: str, values: Iterable[Tensor | None], distributed: bool
 
 
 def check_call(backend: str, weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None = None) -> None:
-    """For backends of torch's own operators: :func:`check_kinds`, and memory that is there (torch does not look)."""
+    """For backends of torch's own operators: what torch does not look at, and then reads or writes beyond a tensor.
+
+    Raises:
+        UnsupportedError: a kind of tensor for which there is no rule.
+        InputError: memory that is not there, or weights whose sizes do not fit the state's.
+    """
     if torch.compiler.is_compiling():
         return
     check_kinds(backend, (x, *weights, *state, starts), distributed=backend != "cudnn")
     names = ("input", "the reset mask", *weights._fields, "the hidden state", "the cell state")
     check_memory(zip(names, (x, starts, *weights, *state), strict=True))
+    _check_weight_sizes(weights, state)
+
+
+def _check_weight_sizes(weights: LayerWeights, state: State) -> None:
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    P, H = state.h.shape[-1], state.c.shape[-1]
+    if (
+        w_ih.ndim == 2
+        and (w_ih.shape[0], w_hh.shape) == (4 * H, (4 * H, P))
+        and (b_ih is None or b_ih.shape == (4 * H,))
+        and (b_hh is None or b_hh.shape == (4 * H,))
+        and (P == H if w_hr is None else w_hr.shape == (P, H))
+    ):
+        return
+    sizes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in weights._asdict().items() if v is not None)
+    raise InputError(f"weights and state do not fit together: {sizes}, h [..., {P}], c [..., {H}]")
 
 
 def are_exact(values: Iterable[Tensor | None]) -> bool:
