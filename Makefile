@@ -22,12 +22,14 @@ check: $(READY) ## run the laws for every installed backend, the main job; PROFI
 	@$(BIN)/rnn-backends check --profile $(PROFILE)
 
 # All three run, whichever fails, so that one run says everything; pytest's closing line comes last.
-test: $(READY) ## check, lint, then all tests
+test: $(READY) ## check, lint, then all tests; branch coverage of core and plugins
 	@status=0; \
 	$(MAKE) --no-print-directory check || status=1; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	echo "== tests"; \
-	$(BIN)/python -m pytest --quiet --durations=5 || status=1; \
+	$(BIN)/python -m coverage run -m pytest --quiet --durations=5 core/tests plugins/tests || status=1; \
+	$(BIN)/python -m coverage report || status=1; \
+	$(BIN)/python -m pytest --quiet --durations=5 conformance/tests asv_benchmarks/tests || status=1; \
 	exit $$status
 
 lint: $(READY) ## ruff (lint and format) and mypy, changing nothing
