@@ -11,7 +11,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, is_tensor_collection
 from tensordict.utils import NestedKey
 from torch import Tensor
 
@@ -78,10 +78,22 @@ def check_writable(td: TensorDictBase, keys: Sequence[NestedKey]) -> None:
     """Raise before any work is done if the results could not be written."""
     if td.is_locked and any(td.get(key, None) is None for key in keys):
         raise InputError(f"the TensorDict is locked and lacks some of {list(keys)}: unlock it, or pass tensordict_out=")
+    for parent in {key[:-1] for key in keys if isinstance(key, tuple) and len(key) > 1}:
+        there = td.get(parent, None)
+        if there is not None and not is_tensor_collection(there):
+            raise InputError(
+                f"{parent} is a tensor in the TensorDict, and results are to be written into it: rename it"
+            )
 
 
 def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase:
     """Set the results; in place where the TensorDict is locked."""
+    if td.is_locked:
+        for key, value in values.items():
+            there = td.get(key)
+            if there.shape != value.shape or there.dtype != value.dtype:
+                came, fits = (f"{tuple(v.shape)} {v.dtype}" for v in (there, value))
+                raise InputError(f"the TensorDict is locked, and its {key!r} is {came} where the result is {fits}")
     for key, value in values.items():
         if td.is_locked:
             td.set_(key, value)
