@@ -199,7 +199,8 @@ class LSTM(SharedRNN):
             UnsupportedError: the backend declines the current device or dtype, or being vmapped.
         """
         if form != "row":
-            return self._run(input, hx, is_init, form)
+            result: tuple[Tensor, States] = self._run(input, hx, is_init, form)
+            return result
         casts = self.autocast_dtype()
         check_input(input, self.spec, self.weight_ih_l0, casts is not None, (2, 3))
         batched = input.ndim == 3
@@ -431,10 +432,10 @@ class LSTM(SharedRNN):
                 if value is None and shape is None:
                     continue
                 if (
-                    not isinstance(value, Tensor)
+                    value is None
                     or value.shape != shape
                     or value.device != device
-                    or not (value.dtype == dtype or casts)
+                    or (value.dtype is not dtype and not casts)
                 ):
                     raise self._wrong_weight(weights, casts)
 
@@ -512,7 +513,7 @@ class LSTM(SharedRNN):
         state.pop("_placed_in_autocast", None)
         if is_registered_value(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
-        return state  # type: ignore[no-any-return]
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         backend = state["_backend"]
