@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -272,8 +274,36 @@ _MADE: tuple[Callable[[], LSTMBackend], ...] = (
     packed_and_invalidated, declines_options, prepared_at_the_first_call, a_step_of_its_own, all_layers_at_once
 )  # fmt: skip
 
+
+def float32_alone(backend: LSTMBackend) -> LSTMBackend:
+    """The backend, which takes float32 alone, as fused kernels for a GPU do."""
+    return replace(backend, rejects=_only((torch.float32,), lambda spec: None))
+
+
+def bfloat16_with_whole_tiles(backend: LSTMBackend) -> LSTMBackend:
+    """The backend, which takes bfloat16 alone and sizes that are multiples of 16."""
+    return replace(
+        backend, rejects=_only((torch.bfloat16,), lambda spec: "H % 16 must be 0" if spec.hidden_size % 16 else None)
+    )
+
+
+def _only(dtypes: tuple[torch.dtype, ...], reject: Callable[[LSTMSpec], str | None]) -> Any:
+    names = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+    def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        return reject(spec) if dtype in dtypes else f"it computes in {names}"
+
+    return rejects
+
+
+RESTRICTED: dict[str, Callable[[LSTMBackend], LSTMBackend]] = {
+    found.__name__: found for found in (float32_alone, bfloat16_with_whole_tiles)
+}
+"""A right backend is right under each, and a wrong one wrong."""
+
 VARIANTS: dict[str, Callable[[], LSTMBackend]] = {
     **{result.__name__: _layer(result) for result in _LAYERS},
     **{result.__name__: result for result in _MADE},
+    **{name: partial(restrict, LSTMBackend("variant", right)) for name, restrict in RESTRICTED.items()},
 }
 """Each makes a fresh backend that is right."""

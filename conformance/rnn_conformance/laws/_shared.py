@@ -10,6 +10,7 @@ from rnn_backends import ContractError, LSTMBackend, register, unregister
 from rnn_backends.registry import is_registered_value
 from tensordict import TensorDictBase
 
+from ..suite.reach import CHEAP_DTYPE
 from ..suite.trial import Ran, Trial
 from ..suite.verdict import Declined
 
@@ -17,7 +18,7 @@ H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
 """LSTMModule's default keys of the hidden states."""
 
 COMPILED: dict[str, Any] = {
-    "lane": 300.0, "profiles": ("full",), "dtype": ("f32",), "B": (2,), "I": (3,), "H": (4,), "L": (1,), "P": (0,),
+    "lane": 300.0, "profiles": ("full",), "dtype": CHEAP_DTYPE, "B": (2,), "I": (3,), "H": (4,), "L": (1,), "P": (0,),
     "bidirectional": (False,), "layout": ("contiguous",),
 }  # fmt: skip
 """Options of a law that compiles: a process of its own and one small shape."""

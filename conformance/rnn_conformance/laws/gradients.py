@@ -22,7 +22,7 @@ def _right(trial: Trial, parts: str = "yhc") -> None:
 
 @law(rollouts=True)
 def gradients_equal_reference(trial: Trial) -> None:
-    """In float64 the gradients by input, stored states and every weight equal the reference's."""
+    """The gradients by input, stored states and every weight equal the reference's."""
     _right(trial)
 
 

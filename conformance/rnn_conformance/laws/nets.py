@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,8 +45,8 @@ def _input(trial: Trial) -> Tensor:
 def _right(trial: Trial, net: LSTMNet, x: Tensor, stored: bool) -> Expected:
     """The reference behind the net's own MLP, in float64: ``x [B, T, F]``."""
     inputs = trial.inputs
-    features = net.mlp.double()(x.double()).transpose(0, 1)
-    net.mlp.to(trial.case.torch_dtype)
+    exact = {name: value.double() for name, value in net.mlp.state_dict(keep_vars=True).items()}
+    features = torch.func.functional_call(net.mlp, exact, (x.double(),)).transpose(0, 1)
     T = x.shape[1]
     h, c = (v[:, :T].double() * stored for v in (inputs.h, inputs.c))
     weights = {n: p.double().cpu() for n, p in net.lstm.named_parameters()}
@@ -118,7 +119,7 @@ def gradients_flow_through_a_net(trial: Trial) -> None:
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
 def a_net_leaves_its_options_alone(trial: Trial) -> None:
     """The dictionaries of options that an LSTMNet is made from are the same afterwards: they may make another."""
-    trial.lstm()  # declines here what it does not serve
+    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # declines here what it does not serve
     lstm, mlp = {"input_size": 2, "hidden_size": 2}, {"in_features": 3, "out_features": 2}
     kept = dict(lstm), dict(mlp)
     LSTMNet(OUT, lstm, mlp, trial.device, lstm_backend=trial.backend)
@@ -129,6 +130,7 @@ def a_net_leaves_its_options_alone(trial: Trial) -> None:
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
 def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
     """``bias_last_layer=False`` leaves the MLP's last layer without bias, whether in_features is given or found out."""
+    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # declines here what it does not serve
     for features in (FEATURES, None):
         for depth in (0, 1):
             options = {"in_features": features, "out_features": 2, "depth": depth, "bias_last_layer": False}
@@ -142,7 +144,7 @@ def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,), profiles=("quick", "full"))
 def each_norm_of_a_net_is_its_own(trial: Trial) -> None:
     """The MLP of an LSTMNet has a normalisation of its own, with its own weights, after each hidden layer."""
-    trial.lstm()  # declines here what it does not serve
+    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # declines here what it does not serve
     mlp = {"in_features": 3, "out_features": 2, "depth": 3, "num_cells": 4, "norm_class": torch.nn.LayerNorm}
     lstm = {"input_size": 2, "hidden_size": 2}
     net = LSTMNet(OUT, lstm, mlp | {"norm_kwargs": {"normalized_shape": 4}}, trial.device, lstm_backend=trial.backend)

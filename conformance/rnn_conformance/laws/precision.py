@@ -23,9 +23,8 @@ from ..suite.verdict import Declined, LawBroken
 def output_equals_reference_in_float16(trial: Trial) -> None:
     """In float16 output and end states equal the float64 reference's within its rounding."""
     ran = trial.run(trial.lstm())
-    scale = trial.rounding_allowance(torch.float16)
-    trial.agree("output", ran.output, trial.expected.output, scale=scale)
-    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c, scale)
+    trial.agree("output", ran.output, trial.expected.output)
+    trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
 
 @law(dtype=("f32", "bf16", "f16", "f64"), profiles=("quick", "full"))
@@ -143,8 +142,7 @@ def autocast_computes_in_bfloat16(trial: Trial) -> None:
     lstm = trial.lstm()
     with _autocast(trial):
         ran = trial.run(lstm)
-    scale = trial.rounding_allowance(torch.bfloat16)
-    trial.agree("output", ran.output, trial.expected.output, scale=scale, dtype=torch.bfloat16)
+    trial.agree("output", ran.output, trial.expected.output, dtype=torch.bfloat16)
     ran.output.float().sum().backward()
     for name, parameter in lstm.named_parameters():
         if parameter.grad is None or parameter.grad.dtype != torch.float32:
@@ -166,8 +164,7 @@ def autocast_keeps_the_states_dtype(trial: Trial) -> None:
                         raise LawBroken(f"{key} {when} has dtype {value.dtype} under autocast, expected torch.float32")
             state = now["next"].select("recurrent_state_h", "recurrent_state_c")
             now = td[:, min(t + 1, trial.case.T - 1)].select("observation", "is_init").clone().update(state)
-    scale = trial.rounding_allowance(torch.bfloat16)
-    trial.agree("features", whole["features"].transpose(0, 1), trial.expected.output, scale=scale, dtype=torch.bfloat16)
+    trial.agree("features", whole["features"].transpose(0, 1), trial.expected.output, dtype=torch.bfloat16)
 
 
 @law(dtype=("f32",), profiles=("quick", "full"))
@@ -194,9 +191,8 @@ def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
             parameter.data.mul_(-2)  # as target networks are updated
         with _autocast(trial):
             again = trial.run(lstm).output
-    scale = trial.rounding_allowance(torch.bfloat16)
-    trial.agree("output", output, trial.reference(halved).output, scale=scale, dtype=torch.bfloat16)
-    trial.agree("output after an edit by .data", again, trial.expected.output, scale=scale, dtype=torch.bfloat16)
+    trial.agree("output", output, trial.reference(halved).output, dtype=torch.bfloat16)
+    trial.agree("output after an edit by .data", again, trial.expected.output, dtype=torch.bfloat16)
 
 
 @law(dtype=("f32",), T=(2, 3, 4), profiles=("quick", "full"))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad
 
 from ..suite.law import law
+from ..suite.reach import CHEAP_DTYPE
 from ..suite.trial import Trial
 from ..suite.verdict import Declined, LawBroken
 from ._shared import C_KEY, H_KEY, registered
@@ -105,7 +106,7 @@ def rejects_has_no_moods(trial: Trial) -> None:
                 raise LawBroken(f"rejects() said {once!r} and then {again!r} for {spec} in {dtype}")
 
 
-@law(T=(2,), dtype=("f32",))
+@law(T=(2,), dtype=CHEAP_DTYPE)
 def a_refusal_comes_before_anything_is_done(trial: Trial) -> None:
     """Moved to a dtype that it rejects, a module raises UnsupportedError with the reason and computes nothing."""
     calls: list[str] = []
@@ -114,23 +115,25 @@ def a_refusal_comes_before_anything_is_done(trial: Trial) -> None:
         calls.append("layer")
         return trial.backend.layer(*args)
 
-    def only_float32(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-        return trial.backend.rejects(spec, device, dtype) if dtype == torch.float32 else "only float32 is made here"
+    own, reason = trial.case.torch_dtype, "another dtype is made elsewhere"
+
+    def only_this(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        return trial.backend.rejects(spec, device, dtype) if dtype == own else reason
 
     counted = replace(trial.backend, layer=counting, layer_last=counting, step=None, act=None, stack=None)
-    picky = replace(counted, rejects=only_float32)
+    picky = replace(counted, rejects=only_this)
     module = trial.module().with_backend(picky)
     td = trial.tensordict()
     for key in ("observation", H_KEY, C_KEY):
-        td[key] = td[key].double()
+        td[key] = other_dtype(td[key])
     before = set(td.keys(True, True))
-    module.double()
+    module.to(other_dtype(torch.ones(1, dtype=own)).dtype)
     for run in (module, module.set_recurrent_mode(True)):
         given = td if run is not module else td[:, 0]
         try:
             run(given)
         except UnsupportedError as error:
-            _is_a_refusal(error, trial.backend.name, "only float32 is made here")
+            _is_a_refusal(error, trial.backend.name, reason)
         else:
             raise LawBroken("a dtype that the backend rejects was computed in")
     if calls or set(td.keys(True, True)) != before:
@@ -138,6 +141,11 @@ def a_refusal_comes_before_anything_is_done(trial: Trial) -> None:
 
 
 Wrong = Callable[[TensorDictBase], None]
+
+
+def other_dtype(value: torch.Tensor) -> torch.Tensor:
+    """The same numbers in float32, or in float64 where they are float32."""
+    return value.double() if value.dtype == torch.float32 else value.float()
 
 
 def _set(key: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
@@ -155,14 +163,14 @@ WRONG: dict[str, tuple[Wrong, type[RNNBackendsError], str]] = {
     "h without c": (lambda td: td.del_(C_KEY), InputError, C_KEY),
     "c without h": (lambda td: td.del_(H_KEY), InputError, H_KEY),
     "too many features": (_set("observation", lambda v: torch.cat([v, v], -1)), InputError, "observation"),
-    "another dtype": (_set("observation", lambda v: v.float()), InputError, "float32"),
+    "another dtype": (_set("observation", other_dtype), InputError, "float32"),
     "an integer input": (_set("observation", lambda v: v.long()), InputError, "int64"),
     "a reset mask of numbers": (_set("is_init", lambda v: v.float()), InputError, "bool"),
     "a reset mask of bytes": (_set("is_init", lambda v: v.to(torch.uint8)), InputError, "bool"),
     "a reset mask of two": (_set("is_init", lambda v: torch.cat([v, v], -1)), InputError, "is_init"),
     "a wider h": (_set(H_KEY, lambda v: torch.cat([v, v], -1)), InputError, H_KEY),
     "one layer too many": (_set(C_KEY, lambda v: torch.cat([v, v], -2)), InputError, C_KEY),
-    "h in another dtype": (_set(H_KEY, lambda v: v.float()), InputError, H_KEY),
+    "h in another dtype": (_set(H_KEY, other_dtype), InputError, H_KEY),
 }
 """What may be wrong in a TensorDict, the error it raises, and a word that the message must say."""
 
@@ -203,7 +211,7 @@ def wrong_tensors_are_refused(trial: Trial) -> None:
         "too many features": (lambda: lstm(torch.cat([x, x], -1)), str(2 * trial.case.I)),
         "four dimensions": (lambda: lstm(x.unsqueeze(0)), "shape"),
         "no step": (lambda: lstm(x[:0]), "time step"),
-        "another dtype": (lambda: lstm(x.float()), "float32"),
+        "another dtype": (lambda: lstm(other_dtype(x)), "float32"),
         "h for one row": (lambda: lstm(x, (h[:, :1], c[:, :1])), "h_0"),
         "h alone": (lambda: lstm(x, (h,)), "pair"),  # type: ignore[arg-type]
         "a reset mask of numbers": (lambda: lstm(x, is_init=is_init.float()), "bool"),

@@ -9,13 +9,14 @@ from tensordict import TensorDict
 from ..suite.compare import demand
 from ..suite.inputs import Inputs
 from ..suite.law import law
+from ..suite.reach import CHEAP_DTYPE
 from ..suite.reference import Expected, torch_per_trajectory
 from ..suite.trial import Ran, Trial, differentiate
 
 HIDDEN = ("recurrent_state_h", "recurrent_state_c")
 
 
-@law(rollouts=True, drawn=False, dtype=("f32",))
+@law(rollouts=True, drawn=False, dtype=CHEAP_DTYPE)
 def rollout_equals_torch_lstm(trial: Trial) -> None:
     """The recurrent mode gives what torch.nn.LSTM gives for each trajectory from the state stored at its start."""
     inputs = _inputs(trial)
@@ -23,7 +24,7 @@ def rollout_equals_torch_lstm(trial: Trial) -> None:
     trial.agree("output", ran.output, _expected(trial, inputs).output)
 
 
-@law(rollouts=True, drawn=False, dtype=("f32",))
+@law(rollouts=True, drawn=False, dtype=CHEAP_DTYPE)
 def rollout_equals_steps(trial: Trial) -> None:
     """Running over a rollout gives what acting step by step gave: the same outputs, and the same state at each end."""
     inputs = _inputs(trial)
@@ -34,7 +35,7 @@ def rollout_equals_steps(trial: Trial) -> None:
     trial.agree_states("the end state", ran, acted.h, acted.c, scale=2)
 
 
-@law(rollouts=True, drawn=False, dtype=("f32",))
+@law(rollouts=True, drawn=False, dtype=CHEAP_DTYPE)
 def rollout_hidden_outputs(trial: Trial) -> None:
     """The hidden outputs are the state at every trajectory's end, also in the middle of a row, and zero elsewhere."""
     inputs = _inputs(trial)
@@ -46,7 +47,7 @@ def rollout_hidden_outputs(trial: Trial) -> None:
         trial.agree(what, actual, right, 2, "layer t b unit")
 
 
-@law(rollouts=True, drawn=False, dtype=("f32",))
+@law(rollouts=True, drawn=False, dtype=CHEAP_DTYPE)
 def rollout_gradients(trial: Trial) -> None:
     """Gradients of observations, stored states and weights equal those through torch.nn.LSTM a trajectory at a time."""
     inputs = _inputs(trial)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..suite.inputs import Inputs
 from ..suite.law import law
+from ..suite.reach import CHEAP_DTYPE
 from ..suite.trial import Ran, Trial, differentiate
 from ..suite.verdict import Declined, LawBroken
 
@@ -141,7 +142,7 @@ def forward_mode(trial: Trial) -> None:
     trial.agree("the tangent", actual, expected, scale=4)
 
 
-@law(trait=Trait.SCRIPT, costly=True, T=(4,), B=(2,), dtype=("f32",), stored=("zeros",))
+@law(trait=Trait.SCRIPT, costly=True, T=(4,), B=(2,), dtype=CHEAP_DTYPE, stored=("zeros",))
 def scripted_saved_and_loaded(trial: Trial) -> None:
     """torch.jit.script takes the module; saved and loaded it gives the same, also for other T and B."""
     lstm, inputs = trial.lstm(), trial.inputs
@@ -165,7 +166,8 @@ def _head(output: Tensor, trial: Trial) -> Tensor:
 
 
 @law(
-    trait=Trait.FULLGRAPH, profiles=("quick", "full"), costly=True, T=(3,), B=(2,), dtype=("f32",), stored=("zeros",),
+    trait=Trait.FULLGRAPH, profiles=("quick", "full"), costly=True, T=(3,), B=(2,), dtype=CHEAP_DTYPE,
+    stored=("zeros",),
     bidirectional=(False,),
 )  # fmt: skip
 def compiled_in_one_graph(trial: Trial) -> None:
@@ -192,7 +194,7 @@ def compiled_in_one_graph(trial: Trial) -> None:
     costly=True,
     T=(3,),
     B=(2,),
-    dtype=("f32",),
+    dtype=CHEAP_DTYPE,
     stored=("zeros",),
     bidirectional=(False,),
     profiles=("quick", "full"),

@@ -16,6 +16,11 @@ def absent(device: str) -> str | None:
     return NO_DEVICE if torch.device(device).type == "cuda" and not torch.cuda.is_available() else None
 
 
+def is_accelerator(device: str) -> bool:
+    """Whether float32 may be less exact there than on a CPU."""
+    return torch.device(device).type != "cpu"
+
+
 @contextmanager
 def exact_float32(device: str) -> Iterator[None]:
     """On CUDA, no TF32: its ten bits would be judged as float32's twenty-three. Elsewhere nothing changes."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rnn_backends import LSTMBackend
 
-from .case import Case
+from .case import DTYPES, Case
 from .device import absent
 from .inputs import Rollout
 from .isolation import outcome_in_a_process
 from .judge import outcome_of
 from .law import Law
+from .reach import Allowed, Reach
 from .search import Findings, search
 from .strategies import rich
 from .verdict import BAD, LawResult, Outcome
@@ -62,6 +64,7 @@ class _Cases:
 
     drawn: Findings = field(default_factory=Findings)
     recorded: dict[str, Outcome] = field(default_factory=dict)
+    dtypes: set[str] = field(default_factory=set)
 
 
 def run_law(law: Law, run: RunOptions) -> LawResult:
@@ -73,11 +76,13 @@ def run_law(law: Law, run: RunOptions) -> LawResult:
     if law.trait and law.trait not in run.backend.traits and not law.tries_unclaimed:
         message = f"{law.trait.value} is not claimed"
         return LawResult(run.backend.name, law.name, "declined", message=message)
-    found = _Cases(_drawn(law, run) if law.drawn else Findings())
-    for rollout, H in _recorded(law, run):
-        case = recorded_case(rollout, law, H, run.seed)
+    reach = Reach(run.backend, run.device)
+    allowed = reach.within(law.where)
+    found = _Cases(_drawn(law, run, allowed, reach) if law.drawn else Findings())
+    for rollout, case in _recorded(law, run, allowed.where, reach):
         outcome = outcome_of(law, run.backend, case, run.device, rollout)
         found.recorded[f"{rollout.name}:{case.options_token}"] = outcome
+        found.dtypes |= {case.dtype} if outcome.verdict != "declined" else set()
         if outcome.verdict in BAD:
             break
     return _result(law, run.backend.name, found, time.perf_counter() - begin)
@@ -93,31 +98,38 @@ def run_case(law: Law, backend: LSTMBackend, case: Case, device: str, token: str
         found.drawn.outcomes[case] = _outcome(law, backend, case, device)
     else:
         found.recorded[token] = outcome_of(law, backend, case, device, rollout)
+        found.dtypes.add(case.dtype)
     return _result(law, backend.name, found, 0.0)
 
 
-def recorded_case(rollout: Rollout, law: Law, H: int, seed: int) -> Case:
+def recorded_case(rollout: Rollout, where: Mapping[str, Any], H: int, seed: int) -> Case:
     """The case of a law over a rollout: its sizes and resets, and one layer of ``H`` units."""
-    allowed = {name: law.where[name][0] for name in ("dtype", "stored") if name in law.where}
+    allowed = {name: where[name][0] for name in ("dtype", "stored") if name in where}
     return replace(Case(H=H, seed=seed % 1000, **rollout.sizes_and_resets), **allowed)
 
 
-def _recorded(law: Law, run: RunOptions) -> Sequence[tuple[Rollout, int]]:
+def _recorded(law: Law, run: RunOptions, where: Mapping[str, Any], reach: Reach) -> Iterator[tuple[Rollout, Case]]:
+    """The recorded cases, with the hidden sizes of the profile that the backend takes, or else one that it takes."""
     if not law.rollouts or (law.drawn and run.profile == "smoke"):
-        return []
+        return
     sizes = (4,) if law.drawn else ROLLOUT_HIDDEN_SIZES[run.profile]
-    return [(rollout, H) for rollout in run.rollouts for H in sizes]
+    for rollout in run.rollouts:
+        cases = [recorded_case(rollout, where, H, run.seed) for H in (*sizes, *where.get("H", ()))]
+        usual, others = cases[: len(sizes)], cases[len(sizes) :]
+        taken = [case for case in usual if reach.accepts(case)] or [case for case in others if reach.accepts(case)][:1]
+        yield from ((rollout, case) for case in taken or usual)
 
 
-def _drawn(law: Law, run: RunOptions) -> Findings:
+def _drawn(law: Law, run: RunOptions, allowed: Allowed, reach: Reach) -> Findings:
     def check(case: Case) -> Outcome:
         return _outcome(law, run.backend, case, run.device)
 
     if law.costly:
-        return Findings({case: check(case) for case in _few(law, run)})
+        return Findings({case: check(case) for case in _few(law, run, allowed.where)})
     # every law draws cases of its own, whichever other laws run
     seed = run.seed ^ zlib.crc32(law.name.encode())
-    return search(check, law.where, PROFILES[run.profile], seed, run.shrink)
+    accepts = reach.accepts if allowed.narrowed else lambda case: True
+    return search(check, allowed.where, PROFILES[run.profile], seed, run.shrink, accepts)
 
 
 def _outcome(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome:
@@ -126,21 +138,23 @@ def _outcome(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome
     return outcome_of(law, backend, case, device)
 
 
-def _few(law: Law, run: RunOptions) -> list[Case]:
+def _few(law: Law, run: RunOptions, where: Mapping[str, Any]) -> list[Case]:
     """The cases of a costly law: the first is the same in every run, the others' numbers are fresh."""
     number = (COSTLY_CASES if law.lane is None else ISOLATED_CASES)[run.profile]
-    first, *others = rich(law.where)[:number]
+    first, *others = rich(where)[:number]
     return [first, *(replace(case, seed=run.seed % 2**20 + k) for k, case in enumerate(others))]
 
 
 def _result(law: Law, backend: str, found: _Cases, seconds: float) -> LawResult:
     """One verdict from all cases: the worst, or declined where every case was declined."""
     every = [*found.drawn.outcomes.values(), *found.recorded.values()]
+    drawn = {case.dtype for case, outcome in found.drawn.outcomes.items() if outcome.verdict != "declined"}
+    dtypes = tuple(name for name in DTYPES if name in drawn | found.dtypes)
     answered = [outcome for outcome in every if outcome.verdict != "declined"]
     ratios = [outcome.error_ratio for outcome in answered if outcome.error_ratio is not None]
     result = LawResult(
         backend, law.name, "passed", len(answered), len(every) - len(answered), max(ratios, default=None),
-        seconds=seconds,
+        seconds=seconds, out_of_reach=found.drawn.out_of_reach, dtypes=dtypes,
     )  # fmt: skip
     worst = found.drawn.worst()
     if worst is not None:

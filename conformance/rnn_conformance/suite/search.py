@@ -30,6 +30,8 @@ class Findings:
     """All outcomes of one law, by case."""
 
     outcomes: dict[Case, Outcome] = field(default_factory=dict)
+    out_of_reach: int = 0
+    """How many drawn cases the backend rejects."""
 
     def worst(self) -> tuple[Case, Outcome] | None:
         """The smallest case of the worst verdict, if any went wrong."""
@@ -45,9 +47,17 @@ def size(case: Case) -> tuple[float, ...]:
 
 
 def search(
-    check: Callable[[Case], Outcome], where: Mapping[str, Any], examples: int, seed: int, shrink: bool = True
+    check: Callable[[Case], Outcome],
+    where: Mapping[str, Any],
+    examples: int,
+    seed: int,
+    shrink: bool = True,
+    accepts: Callable[[Case], bool] = lambda case: True,
 ) -> Findings:
-    """Check the rich cases, then drawn ones until one goes wrong; then, for a few seconds, smaller ones."""
+    """Check the rich cases, then drawn ones until one goes wrong; then, for a few seconds, smaller ones.
+
+    Cases that ``accepts`` rejects are counted and not checked.
+    """
     findings = Findings()
     deadline: float | None = None
 
@@ -57,6 +67,9 @@ def search(
         if case not in findings.outcomes:
             if late:
                 return  # out of time: nothing new is tried, what is known stays known
+            if not accepts(case):
+                findings.out_of_reach += 1
+                return
             findings.outcomes[case] = check(case)
         if _is_bad(findings.outcomes[case]):
             deadline = deadline or time.monotonic() + SHRINK_SECONDS

@@ -46,7 +46,7 @@ def cases(draw: st.DrawFn, where: Mapping[str, Any]) -> Case:
     else:
         resets = pattern(fields["resets"], fields["T"], fields["B"])
     seed = draw(st.integers(0, 2**20 - 1))
-    return Case(**_possible(fields) | {"resets": resets, "seed": seed})
+    return Case(**possible(fields) | {"resets": resets, "seed": seed})
 
 
 def rich(where: Mapping[str, Any]) -> list[Case]:
@@ -57,7 +57,7 @@ def rich(where: Mapping[str, Any]) -> list[Case]:
         for name, allowed in where.items():
             if name != "resets" and fields[name] not in allowed:
                 fields[name] = max(allowed) if name in "TBIHLP" else allowed[-1]
-        fitted = replace(case, **_possible(fields))
+        fitted = replace(case, **possible(fields))
         name = where.get("resets", ("bits",))[0]
         bits = case.resets & ((1 << fitted.T * fitted.B) - 1)
         fitted = replace(fitted, resets=bits if name == "bits" else pattern(name, fitted.T, fitted.B))
@@ -66,7 +66,7 @@ def rich(where: Mapping[str, Any]) -> list[Case]:
     return found
 
 
-def _possible(fields: dict[str, Any]) -> dict[str, Any]:
+def possible(fields: dict[str, Any]) -> dict[str, Any]:
     """torch.nn.LSTM projects to fewer features than it has, so a projection needs two."""
     if fields["P"] >= fields["H"]:
         fields = fields | {"P": fields["H"] - 1}

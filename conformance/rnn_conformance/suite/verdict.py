@@ -70,6 +70,8 @@ class LawResult:
         verdict: see :data:`Verdict`.
         cases: how many cases ran, without the declined ones.
         declined: how many cases the backend declined with a reason.
+        out_of_reach: how many drawn cases the backend rejects, beside those.
+        dtypes: the dtypes of the cases that ran: ``f64``, ``f32``, ``f16``, ``bf16``.
         worst_error_ratio: the largest error over its tolerance of all comparisons, or ``None`` for a law that compares
             no numbers. Above 1 the law is broken.
         message: why, if it did not pass: the smallest case's failure, or the reason for declining.
@@ -90,6 +92,8 @@ class LawResult:
     seconds: float = 0.0
     waived: str = ""
     looks_like: str = ""
+    out_of_reach: int = 0
+    dtypes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

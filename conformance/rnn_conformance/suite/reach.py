@@ -1,0 +1,108 @@
+"""The cases that a backend can run: its ``rejects`` is asked while cases are drawn, and the best dtype is taken.
+
+A kernel may take float32 alone, or only ``H % 16 == 0``, or one shape of layer. Its laws then run over what it takes,
+instead of being declined case after case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain, islice, product
+from typing import Any, NamedTuple
+
+import torch
+from rnn_backends import LSTMBackend
+
+from .case import Case
+from .strategies import CHOICES, possible
+
+FIELDS = ("dtype", "H", "I", "P", "L", "bias", "bidirectional", "dropout")
+"""The fields of a case that ``rejects`` knows."""
+
+SIZES = ("dtype", "H", "I", "P")
+
+WIDE: dict[str, tuple[Any, ...]] = {"H": (16, 32, 64, 128), "I": (8, 16, 32, 64), "P": (8, 16, 32)}
+"""Values that are tried where the backend takes none of the law's; the two smallest that it takes are used."""
+
+MOST = 20_000
+"""So many combinations are tried before the backend is taken to reject everything."""
+
+
+class Best(tuple[str, ...]):
+    """Dtypes of a law in the order of preference: it runs in the first one that the backend accepts."""
+
+
+ANY_DTYPE = Best(("f64", "f32", "f16", "bf16"))
+"""For a law that is about no dtype: the finer it rounds, the smaller an error that it sees."""
+CHEAP_DTYPE = Best(("f32", "f64", "f16", "bf16"))
+"""For a law about no dtype that runs in float32, as its users do or because it costs much."""
+
+
+class Allowed(NamedTuple):
+    """The constraints of a law for one backend; ``narrowed`` where the backend takes some of its cases at least."""
+
+    where: dict[str, Any]
+    narrowed: bool
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What one backend takes on one device.
+
+    Args:
+        backend: to ask.
+        device: where it would run.
+    """
+
+    backend: LSTMBackend
+    device: str
+
+    def accepts(self, case: Case) -> bool:
+        """Whether the backend takes the case's options and dtype."""
+        try:
+            return self.backend.rejects(case.spec, torch.device(self.device), case.torch_dtype) is None
+        except Exception:  # a law of its own sees to that
+            return False
+
+    def within(self, where: Mapping[str, Any]) -> Allowed:
+        """The constraints of a law, with the values alone that the backend takes; as they are where it takes none.
+
+        Args:
+            where: allowed values by field; a ``dtype`` of type :class:`Best` is a preference.
+        """
+        preferred = where.get("dtype", ANY_DTYPE)
+        usual = {name: tuple(where.get(name, CHOICES[name])) for name in FIELDS} | {"dtype": tuple(preferred)}
+        wide = {name: (*values, *self._wider(name, values)) for name, values in usual.items()}
+        base = self._first(usual) or self._first(wide)
+        if base is None:
+            dtypes = usual["dtype"][:1] if isinstance(preferred, Best) else usual["dtype"]
+            return Allowed({**where, "dtype": dtypes}, narrowed=False)
+        taken = {
+            name: self._taken(name, usual[name], base) or self._taken(name, wide[name], base)[:2] for name in FIELDS
+        }
+        if base["dtype"] not in usual["dtype"] or isinstance(preferred, Best):
+            taken["dtype"] = (base["dtype"],)
+        return Allowed({**where, **taken}, narrowed=True)
+
+    @staticmethod
+    def _wider(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if name == "dtype":  # a law of one dtype is about it, one of several is about none
+            return () if len(values) == 1 else tuple(dtype for dtype in ANY_DTYPE if dtype not in values)
+        return WIDE.get(name, ()) if values != (0,) else ()
+
+    def _first(self, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any] | None:
+        """The first combination that the backend takes, the dtype varying slowest; those of sizes alone come first."""
+        every = [tuple(dict.fromkeys(choices[name])) for name in FIELDS]
+        sizes = [values if name in SIZES else values[:1] for name, values in zip(FIELDS, every, strict=True)]
+        for values in chain(product(*sizes), islice(product(*every), MOST)):
+            fields = dict(zip(FIELDS, values, strict=True))
+            if self._fits(fields):
+                return fields
+        return None
+
+    def _taken(self, name: str, values: tuple[Any, ...], base: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(value for value in values if self._fits({**base, name: value}))
+
+    def _fits(self, fields: Mapping[str, Any]) -> bool:
+        return self.accepts(Case(T=1, B=1, **possible(dict(fields))))
