@@ -15,7 +15,7 @@ from rnn_backends import get_backend, register, unregister
 from rnn_conformance.check import case_of
 from rnn_conformance.laws.catalogue import LAWS
 from rnn_conformance.report.model import BackendRun, Header, Report, Results
-from rnn_conformance.report.script import program, write_scripts
+from rnn_conformance.script import program, write_scripts
 from rnn_conformance.suite.inputs import materialise
 from rnn_conformance.suite.verdict import LawResult
 

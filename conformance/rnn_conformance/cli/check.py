@@ -107,7 +107,7 @@ def check_command(
     results = run.run()
     _write(results, json_file, html_file)
     if folder is not None:
-        from ..report.script import write_scripts
+        from ..script import write_scripts
 
         with refusals((OSError, "--script")):
             for path in write_scripts(results, folder):

@@ -46,7 +46,7 @@ def replay_command(ctx: click.Context, token: str, law: str, backend: str, devic
     with refusals(*kinds, (ValueError, "TOKEN")), quiet_single_thread():
         value, law = get_backend(backend), exact(law, LAWS, "law")
         if script:
-            from ..report.script import program
+            from ..script import program
 
             click.echo(program(value.name, law, token, place), nl=False)
             return

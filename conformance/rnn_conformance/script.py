@@ -16,14 +16,14 @@ from pathlib import Path
 
 from rnn_backends.paths import write_whole
 
-from ..check import case_of
-from ..laws.catalogue import LAWS
-from ..suite import inputs, reference
-from ..suite.case import Case
-from ..suite.tolerances import TOLERANCES
-from ..suite.verdict import LawResult
-from .model import Results, replay_line, versions
-from .terminal import printable
+from .check import case_of
+from .laws.catalogue import LAWS
+from .report.model import Results, replay_line, versions
+from .report.terminal import printable
+from .suite import inputs, reference
+from .suite.case import Case
+from .suite.tolerances import TOLERANCES
+from .suite.verdict import LawResult
 
 PROGRAM = """\
 {comment}
