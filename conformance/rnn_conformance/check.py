@@ -20,12 +20,18 @@ from .report.model import Header, LawInfo, Report
 from .rollouts.recorded import ENVIRONMENTS, rollouts
 from .suite.case import Case
 from .suite.inputs import Rollout
+from .suite.judge import outcome_of
+from .suite.law import Law
 from .suite.names import exact
 from .suite.runner import PROFILES, Progress, RunOptions, run_case, run_law
 from .suite.verdict import BAD, LawResult
 
 DEFECTS = f"{__package__}.defects"
 """A package with ``looks_like(result: LawResult, device: str) -> str | None``."""
+
+
+CAUSES = 8
+"""So many laws at most are tried as the cause of the failures after them."""
 
 
 @cache
@@ -89,9 +95,34 @@ def check_backend(
     results = []
     for done, (name, law) in enumerate(chosen.items()):
         tell(name, done, len(chosen))
-        results.append(run_law(law, options))
+        result = run_law(law, options)
+        results.append(_strictly(result) if strict else result)
+    results = with_causes(results, options)
     tell("", len(chosen), len(chosen))
     return Report(header, results)
+
+
+def with_causes(results: Sequence[LawResult], run: RunOptions) -> list[LawResult]:
+    """The results, each failure with the plainest law that fails on its smallest case too, if there is one.
+
+    The laws come in the order of the catalogue, the plainest first; one that compiles is no cause of another.
+    """
+    plain: list[Law] = []
+    found = []
+    for result in results:
+        if result.verdict in BAD and result.token is not None:
+            case, rollout = case_of(result.law, result.token, run.rollouts)
+            for law in plain:
+                if not (law.drawn if rollout is None else law.rollouts):
+                    continue  # it has no such cases
+                if outcome_of(law, run.backend, case, run.device, rollout).verdict in BAD:
+                    result = replace(result, cause=law.name)
+                    break
+            else:
+                if not LAWS[result.law].costly and len(plain) < CAUSES:
+                    plain.append(LAWS[result.law])
+        found.append(result)
+    return found
 
 
 def replay(backend: str | LSTMBackend, law: str, token: str, device: str = "cpu") -> LawResult:
@@ -113,8 +144,13 @@ def replay(backend: str | LSTMBackend, law: str, token: str, device: str = "cpu"
     return run_case(LAWS[law], value, case, device, token, rollout)
 
 
-def case_of(law: str, token: str) -> tuple[Case, Rollout | None]:
+def case_of(law: str, token: str, rollouts: Sequence[Rollout] | None = None) -> tuple[Case, Rollout | None]:
     """The case of a token, and the recorded rollout that it names, if it does.
+
+    Args:
+        law: its exact name.
+        token: of a result.
+        rollouts: to look for the rollout in; ``None`` for those of :func:`recordings`.
 
     Raises:
         ValueError: the law is unknown, or the token is not understood, impossible or not one that the law can have.
@@ -123,15 +159,15 @@ def case_of(law: str, token: str) -> tuple[Case, Rollout | None]:
     name, recorded, rest = token.partition(":")
     if not recorded:
         return _drawn_case(law, token), None
-    rollout = _rollout(name)
+    rollout = _rollout(name, recordings() if rollouts is None else rollouts)
     return _recorded_case(law, rest, **rollout.sizes_and_resets), rollout
 
 
-def _rollout(name: str) -> Rollout:
-    for rollout in recordings():
+def _rollout(name: str, among: Sequence[Rollout]) -> Rollout:
+    for rollout in among:
         if rollout.name == name:
             return rollout
-    raise ValueError(f"there is no rollout {name!r}; there are {', '.join(r.name for r in recordings())}")
+    raise ValueError(f"there is no rollout {name!r}; there are {', '.join(rollout.name for rollout in among)}")
 
 
 def _drawn_case(law: str, token: str) -> Case:
@@ -163,6 +199,11 @@ def similar_defect(result: LawResult, device: str = "cpu") -> str | None:
         return None
     found: str | None = import_module(DEFECTS).similar_defect(result, device)
     return found
+
+
+def _strictly(result: LawResult) -> LawResult:
+    """With ``--strict`` a capability that works and is not claimed is a failure, in every report alike."""
+    return replace(result, verdict="failed") if result.verdict == "under_claimed" else result
 
 
 def claims(backend: LSTMBackend) -> tuple[str, ...]:

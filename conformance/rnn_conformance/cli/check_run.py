@@ -11,8 +11,9 @@ from rnn_backends import BrokenBackendError, LSTMBackend, get_backend, names
 
 from ..check import about, changed, check_backend, fresh_seed, quiet_single_thread, recordings, similar_defect
 from ..laws.catalogue import select
+from ..report.causes import causes
 from ..report.model import BackendRun, Report, Results
-from ..report.terminal import console, plain, print_results
+from ..report.terminal import IN_FULL, console, plain, print_results
 from ..rollouts.timing import HIDDEN_SIZE, time_ratio
 from ..suite.device import absent
 from ..suite.inputs import Rollout
@@ -97,7 +98,7 @@ class CheckRun:
             on_progress=progress.law, shrink=options.shrink, strict=options.strict,
         )  # fmt: skip
         report = apply(self._waivers, report, backend, lambda law: progress.say(f"waiver of {law}"))
-        for result in report.failures:
+        for result in [cause.first for cause in causes(report.failures, self._expected)[:IN_FULL]]:
             progress.say(f"planted defects like {result.law}")
             report = changed(report, result.law, looks_like=similar_defect(result, device) or "")
         return BackendRun(backend.name, report, None, self._time(backend, report, progress), device)

@@ -38,6 +38,7 @@ def page(results: Results) -> str:
         js=assets.joinpath("report.js").read_text(encoding="utf-8"),
         title=escape(f"{heading}: {', '.join(run.label for run in results.runs)}"),
         heading=escape(heading),
+        suite=escape(f"laws of rnn-backends {results.versions.get('rnn-backends', '?')}, {results.when[:10]}"),
         summary=_summary(results),
         toggles=_toggles(results),
         columns="".join(f'<th scope="col">{escape(run.label)}</th>' for run in results.runs),
@@ -60,8 +61,6 @@ def said(run: BackendRun, law: str) -> tuple[str, LawResult | None]:
     result = next((r for r in run.results if r.law == law), None)
     if result is None:
         return "missing", None
-    if result in run.failures and result.says == "under_claimed":
-        return "failed", result  # a note that --strict makes a failure
     return result.says, result
 
 

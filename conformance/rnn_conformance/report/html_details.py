@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from ..suite.verdict import BAD, GLYPHS, LawResult
+from .causes import causes
 from .model import BackendRun, Results, replay_line
 from .terminal import error
 
@@ -34,6 +35,7 @@ def _rows(result: LawResult, device: str) -> list[tuple[str, str, bool]]:
         ("verdict", result.label, False),
         ("waived", result.waived, False),
         ("found" if not result.ok or result.waived else "reason", result.message, result.verdict in BAD),
+        ("plainer law", f"{result.cause} fails on this case too" if result.cause else "", False),
         ("looks like", result.looks_like, False),
         ("worst error", _error(result), False),
         ("cases", cases, False),
@@ -56,7 +58,9 @@ def _script_line(result: LawResult, device: str) -> str | None:
 
 def articles(results: Results) -> str:
     """Every failure in full, and what is waived: for reading from top to bottom, and for print."""
-    failed = [(o, r) for o in results.runs for r in o.failures]
+    failed = [
+        (run, r) for run in results.runs for c in causes(run.failures, results.expected) for r in (c.first, *c.others)
+    ]
     waived = [(o, r) for o in results.runs if o.report for r in o.report.waived]
     parts = []
     for heading, found in (("Failures", failed), ("Waived", waived)):

@@ -55,7 +55,6 @@ def parse(written: str) -> tuple[Line, list[Line], Line]:
             raise ReportError("not a report: a line between header and footer is no result")
         if row["worst_error_ratio"] == "inf":  # JSON has no such number
             row["worst_error_ratio"] = math.inf
-        row["dtypes"] = tuple(row.get("dtypes", ()))
     return header, results, footer
 
 

@@ -102,7 +102,7 @@ class Report:
     @property
     def failures(self) -> list[LawResult]:
         """The bad results, worst first, without the waived ones."""
-        bad = [r for r in self.results if not r.ok or (self.header.strict and r.verdict == "under_claimed")]
+        bad = [result for result in self.results if not result.ok]
         return sorted(bad, key=lambda r: VERDICTS.index(r.verdict))
 
     @property
@@ -285,13 +285,15 @@ def _results(head: dict[str, Any], body: list[dict[str, Any]], foot: dict[str, A
     for row in body:
         place = (row["backend"], row["device"])
         if place not in left:
-            raise ReportError(f"the header does not expect a result of {place[0]} on {place[1]}")
+            backend, device = (name if len(name) <= 60 else f"{name[:57]}..." for name in place)
+            raise ReportError(f"the header does not expect a result of {backend} on {device}")
         if row["waived"] and row["verdict"] not in BAD:
             raise ReportError(f"{row['law']} is waived, and its verdict is no failure: {row['verdict']}")
         unknown = set(row) - known - {"kind", "device"}
         if unknown:
             raise ReportError(f"a result of {row['law']} has unknown fields: {', '.join(sorted(unknown))}")
-        left[place].append(LawResult(**{name: row[name] for name in row.keys() & known}))
+        values = {name: row[name] for name in row.keys() & known}
+        left[place].append(LawResult(**values | {"dtypes": tuple(row["dtypes"])}))
     runs = tuple(_run(head, run, left[run["backend"], run["device"]]) for run in head["runs"])
     return Results(
         profile=head["profile"],

@@ -62,6 +62,10 @@ RESULT = {
     "token": Maybe(str),
     "seconds": NUMBER,
     "waived": str,
+    "looks_like": str,
+    "out_of_reach": COUNT,
+    "dtypes": Each(str),
+    "cause": str,
 }
 FOOTER = {
     "results": COUNT,

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..suite.verdict import GLYPHS, LawResult
+from .causes import causes
 from .model import FAILED, HELD, INCOMPLETE, BackendRun, LawInfo, Results, replay_line
 
 if TYPE_CHECKING:
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 160
 IN_FULL = 4
+"""So many causes of failure are told in full."""
+NAMED = 4
+"""So many laws of one cause are named."""
 
 
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -76,29 +80,35 @@ def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
 
 def runs_table(runs: Sequence[BackendRun]) -> Table:
     """``rnn-backends check``: one row a backend."""
-    table = _table(
-        "backend", ">passed", ">declined", ">waived", ">failed", ">of", ">worst error", "in", ">time", "verdict"
-    )
-    table.columns[0].no_wrap = True
+    waived = [">waived"] * any(run.report and run.report.waived for run in runs)
+    table = _table("backend", "verdict", ">passed", ">declined", *waived, ">failed", ">error", ">time")
+    table.padding = (0, 1, 0, 0)
+    for column in table.columns[1:]:
+        column.no_wrap = True  # in eighty columns a heading must not break within a word
     for run in runs:
-        table.add_row(*_row(run))
+        table.add_row(*_row(run, bool(waived)))
     return table
 
 
-def _row(run: BackendRun) -> tuple[str | Text, ...]:
+def _row(run: BackendRun, with_waived: bool) -> tuple[str | Text, ...]:
     report, name = run.report, plain(run.label)
     if report is None:
-        return name, *"--------", Text("? not run", "yellow")
+        return name, Text("? not run", "yellow"), *"-" * (5 + with_waived)
     failed, declined, waived = len(report.failures), report.count("declined"), len(report.waived)
     passed = len(report.results) - failed - declined - waived
-    numbers = [str(n) for n in (passed, declined, waived, failed, len(report.header.expected))]
-    worst = max((r for r in report.results if r.worst_error_ratio is not None), key=_error_ratio_of, default=None)
-    where = plain(worst.law if worst else "-")
-    return (name, *numbers, percent(report.worst_error_ratio), where, _times(run.time_ratio), _verdict(run))
+    numbers = [str(n) for n in (passed, declined, *[waived] * with_waived, failed)]
+    return (name, _verdict(run), *numbers, percent(report.worst_error_ratio), _times(run.time_ratio))
 
 
-def _error_ratio_of(result: LawResult) -> float:
-    return result.worst_error_ratio or 0.0
+def worst_errors(runs: Sequence[BackendRun]) -> list[str]:
+    """For each backend the law with the worst error, in words."""
+    lines = []
+    for run in runs:
+        compared = [r for r in run.results if r.worst_error_ratio is not None]
+        if compared:
+            worst = max(compared, key=lambda result: result.worst_error_ratio or 0.0)
+            lines.append(f"{run.label}: {percent(worst.worst_error_ratio)} in {worst.law}")
+    return lines
 
 
 def _verdict(run: BackendRun) -> Text:
@@ -108,7 +118,7 @@ def _verdict(run: BackendRun) -> Text:
         return Text("? incomplete", "yellow")
     held = Text("✓ held", "green")
     if run.report and run.report.waived:
-        held.append(f" {GLYPHS['waived']} but for what is waived", "yellow")
+        held.append(f" {GLYPHS['waived']} some waived", "yellow")
     return held
 
 
@@ -117,7 +127,7 @@ def percent(value: float | None) -> str:
     if value is None:
         return "-"
     if not math.isfinite(value):
-        return "not finite"
+        return "inf"
     if 0 < value < 0.0005:
         return "< 0.1%"
     return f"{value:.1%}" if value < 10 else f"{value:.2g} x"
@@ -149,14 +159,18 @@ def print_results(results: Results, to: Console, timed_on: str) -> None:
         to.print(plain(text), style=style, soft_wrap=True)
 
     to.print(runs_table(results.runs))
-    say("worst error  as a share of its tolerance, and the law it is in", style="dim")
-    say(f"time         forward and backward, over torch.nn.LSTM's a trajectory at a time ({timed_on})", style="dim")
+    errors = worst_errors(results.runs)
+    say("error  the worst, as a share of its tolerance", style="dim")
+    for line in errors:
+        say(f"       {line}", style="dim")
+    say("time   forward and backward, over torch.nn.LSTM's, one trajectory at a time", style="dim")
+    say(f"       ({timed_on})", style="dim")
     if any(run.time_ratio is not None and not run.device.startswith("cpu") for run in results.runs):
         say(
-            "             (on a GPU both are mostly launches of kernels for very few rows: it is no measure of speed",
+            "       (on a GPU both are mostly launches of kernels for very few rows: it is no measure of speed",
             "dim",
         )
-        say("             there; rnn-backends bench NAME --device cuda is)", style="dim")
+        say("       there; rnn-backends bench NAME --device cuda is)", style="dim")
     for run in results.runs:
         if run.failures:
             say("\n" + failures_text(run, results))
@@ -184,14 +198,27 @@ def closing(results: Results) -> str:
 
 
 def failures_text(run: BackendRun, results: Results) -> str:
-    """What failed for one backend: the worst in full, the others by name."""
-    failures = run.failures
+    """The failures of one backend by cause: the plainest law of each in full, the others counted."""
     options = f" --profile {results.profile} --seed {results.seed}"
-    blocks = [failure_text(r, results.info(r.law), run.device, options) for r in failures[:IN_FULL]]
-    rest = [f"{GLYPHS[r.says]} {run.label}: {r.law} ({r.says.replace('_', ' ')})" for r in failures[IN_FULL:]]
+    found = causes(run.failures, results.expected)
+    blocks = []
+    for cause in found[:IN_FULL]:
+        block = failure_text(cause.first, results.info(cause.first.law), run.device, options)
+        blocks.append(block + _also(cause.others))
+    rest = [f"{c.first.label}  {run.label}: {c.first.law}" for c in found[IN_FULL:]]
     if rest:
-        blocks.append("\n".join(rest) + f"\n  {len(rest)} more in short; --html FILE has all of them in full")
+        blocks.append("\n".join(rest) + f"\n  {len(rest)} more causes in short; --html FILE has all of them in full")
     return "\n\n".join(blocks)
+
+
+def _also(others: Sequence[LawResult]) -> str:
+    """The other laws that failed by the same cause, a few of them by name."""
+    if not others:
+        return ""
+    more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+    names = ", ".join(result.law for result in others[:NAMED])
+    laws = "1 law fails" if len(others) == 1 else f"{len(others)} laws fail"
+    return f"\n  also    {laws} where this one fails too: {names}{more}"
 
 
 def failure_text(result: LawResult, info: LawInfo | None = None, device: str = "cpu", options: str = "") -> str:
@@ -202,7 +229,8 @@ def failure_text(result: LawResult, info: LawInfo | None = None, device: str = "
         lines.append(f"  law     {info.sentence}")
     lines += [f"  {'found  ' if not k else '       '} {line}" for k, line in enumerate(result.message.splitlines())]
     if result.worst_error_ratio is not None and result.worst_error_ratio > 1:
-        lines.append(f"  error   {error(result.worst_error_ratio)}, the worst of {result.cases} cases")
+        among = f", the worst of {result.cases} cases" if result.cases > 1 else ""
+        lines.append(f"  error   {error(result.worst_error_ratio)}{among}")
     if result.looks_like:
         lines.append(f"  looks like: {result.looks_like}")
     again = f"rnn-backends check {result.backend} -k {result.law}{options}"

@@ -16,6 +16,7 @@ from .strategies import cases, rich
 from .verdict import BAD, VERDICTS, Outcome
 
 SHRINK_SECONDS = 4.0
+"""A law searches so long for a smaller failing case, in a smoke run a tenth of it."""
 
 FEW = 3
 """Rich cases of a run of no more examples than that: smoke leaves the largest out."""
@@ -72,7 +73,7 @@ def search(
                 return
             findings.outcomes[case] = check(case)
         if _is_bad(findings.outcomes[case]):
-            deadline = deadline or time.monotonic() + SHRINK_SECONDS
+            deadline = deadline or time.monotonic() + SHRINK_SECONDS * (0.1 if examples <= FEW else 1.0)
             raise _Bad
 
     try:

@@ -79,6 +79,7 @@ class LawResult:
         seconds: how long it took.
         waived: the reason of the waiver that excuses this failure.
         looks_like: the planted defect that gives the same wrong numbers.
+        cause: a plainer law that fails on the same smallest case.
     """
 
     backend: str
@@ -92,6 +93,7 @@ class LawResult:
     seconds: float = 0.0
     waived: str = ""
     looks_like: str = ""
+    cause: str = ""
     out_of_reach: int = 0
     dtypes: tuple[str, ...] = ()
 
