@@ -1,6 +1,7 @@
 """The ``rnn-backends`` command: what it prints, what it imports and how it exits."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,26 @@ def test_help_teaches_with_examples() -> None:
         assert "Examples:\n  rnn-backends " in said
         assert f"  rnn-backends {command} " in said.partition("Examples:")[2]
     assert "0 every law held   1 a law failed" in call("check", "--help").output
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_laws_judge_without_docstrings_and_assert_statements(level: str) -> None:
+    """PYTHONOPTIMIZE strips them; a wrong backend fails all the same."""
+    code = (
+        "import torch\n"
+        "from rnn_backends import LSTMBackend, register, get_backend\n"
+        "from rnn_backends.unroll import unroll\n"
+        "from rnn_conformance.__main__ import main\n"
+        "register(LSTMBackend('never-resets', lambda w, x, e, s: unroll(w, x, e, (s.cumsum(0) == 1) & s)))\n"
+        "main()\n"
+    )
+    environment = {**os.environ, "PYTHONOPTIMIZE": level}
+    base = {"capture_output": True, "text": True, "timeout": 240, "stdin": subprocess.DEVNULL, "env": environment}
+    laws = subprocess.run([sys.executable, "-c", code, "laws"], **base)
+    assert laws.returncode == 0, laws.stderr
+    for name, expected in (("vmap", 0), ("never-resets", 1)):
+        done = subprocess.run([sys.executable, "-c", code, "check", name, "-k", "resets", "--profile", "smoke"], **base)
+        assert done.returncode == expected, done.stdout + done.stderr
 
 
 CRASHES = """

@@ -11,7 +11,7 @@ from math import prod
 from typing import NamedTuple
 
 import torch
-from tensordict import TensorDictBase, is_tensor_collection
+from tensordict import TensorDictBase, is_tensor_collection, is_tensorclass
 from tensordict.utils import NestedKey
 from torch import Tensor
 
@@ -94,12 +94,27 @@ def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase
             if there.shape != value.shape or there.dtype != value.dtype:
                 came, fits = (f"{tuple(v.shape)} {v.dtype}" for v in (there, value))
                 raise InputError(f"the TensorDict is locked, and its {key!r} is {came} where the result is {fits}")
+    elif is_tensorclass(td):
+        _check_fields(td, values)
     for key, value in values.items():
         if td.is_locked:
             td.set_(key, value)
         else:
             td.set(key, value)
     return td
+
+
+def _check_fields(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> None:
+    """Raise where a tensorclass cannot hold a result, found on a shallow copy: a field is missing, or ``None``."""
+    trial = td.clone(recurse=False)
+    for key, value in values.items():
+        try:
+            trial.set(key, value)
+        except Exception as error:  # tensordict raises what it meets: AttributeError, TypeError, KeyError
+            raise InputError(
+                f"the result {key!r} cannot be written into {type(td).__name__} ({error}): give it this field, and a "
+                "TensorDict in each field that results are nested in, or pass tensordict_out="
+            ) from error
 
 
 def fold_time(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:

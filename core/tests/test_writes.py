@@ -3,6 +3,7 @@
 import pytest
 import torch
 from rnn_backends import InputError, LSTMModule
+from tensordict import TensorDict, tensorclass
 
 
 @pytest.fixture(params=[True, False], ids=["recurrent", "sequential"])
@@ -44,3 +45,46 @@ def test_a_locked_destination_that_fits_is_written_in_place(module, rows):
     module(td.lock_())
     torch.testing.assert_close(td["y"], expected)
     assert td["y"].data_ptr() == place
+
+
+@tensorclass
+class Step:
+    x: torch.Tensor
+    is_init: torch.Tensor
+    y: torch.Tensor = None
+    next: TensorDict = None
+    recurrent_state_h: torch.Tensor = None
+    recurrent_state_c: torch.Tensor = None
+
+
+@tensorclass
+class Carried:
+    recurrent_state_h: torch.Tensor = None
+
+
+@tensorclass
+class Lacking:
+    x: torch.Tensor
+    is_init: torch.Tensor
+    next: TensorDict = None
+
+
+def as_tensorclass(kind, td, **fields):
+    return kind(x=td["x"], is_init=td["is_init"], **fields, batch_size=td.batch_size)
+
+
+@pytest.mark.parametrize("kind", [Step, Lacking])
+@pytest.mark.parametrize("parent", ["none", "empty", "tensorclass"])
+def test_a_tensorclass_that_cannot_hold_the_results_stays_as_it_was(module, rows, kind, parent):
+    td = rows((2, 5))
+    nested = {"none": None, "empty": TensorDict({}, [2, 5]), "tensorclass": Carried(batch_size=[2, 5])}[parent]
+    step = as_tensorclass(kind, td, next=nested)
+    if kind is Step and parent == "empty":
+        expected = module(td.select("x", "is_init"))
+        torch.testing.assert_close(module(step).y, expected["y"])
+        torch.testing.assert_close(step.next["recurrent_state_h"], expected["next", "recurrent_state_h"])
+        return
+    with pytest.raises(InputError, match="cannot be written into"):
+        module(step)
+    assert getattr(step, "y", None) is None
+    assert step.next is nested or not step.next.keys() or step.next.recurrent_state_h is None

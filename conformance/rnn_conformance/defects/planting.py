@@ -14,6 +14,7 @@ from unittest import mock
 
 from rnn_backends import LayerFunction, LSTMBackend, StepFunction, Trait, mode, set_recurrent_mode
 
+from ..suite.law import sentence_of
 from ..suite.torch_settings import restored_settings
 from .right import Reset, layer, restart, right, step
 
@@ -114,7 +115,7 @@ def _defect(
             yield make()
 
     subject = written.__module__.rpartition(".")[2]
-    sentence = (written.__doc__ or "").strip().splitlines()[0]
+    sentence = sentence_of(written)
     rounds, survived = _numbers(more.pop("round", ())), _numbers(more.pop("survived", ()))
     return Defect(
         written.__name__, subject, sentence, plant, laws, **more, rounds=rounds, survived=survived, patches=patches

@@ -28,7 +28,7 @@ def _lines() -> Iterator[str]:
     for module in SUBJECTS:
         subject = module.__name__.rpartition(".")[2]
         laws = [law for law in LAWS.values() if law.subject == subject]
-        title, _, rest = (module.__doc__ or "").strip().splitlines()[0].partition(": ")
+        title, _, rest = (module.__doc__ or subject).strip().splitlines()[0].partition(": ")
         yield from (f"### {title}", "", f"{rest[:1].upper()}{rest[1:]}", "")
         yield from ("| law | check | when |", "| --- | --- | --- |")
         yield from (f"| {_cell(law.sentence)} | `{law.name}` | {_when(law)} |" for law in laws)

@@ -19,23 +19,31 @@ SEED = 7
 
 
 def rollouts(seed: int = SEED) -> list[Rollout]:
-    """One rollout per environment: recorded now, or the shipped ones where TorchRL or Gymnasium is missing."""
+    """One rollout per environment: recorded now, or the shipped ones where TorchRL or Gymnasium cannot be imported."""
     try:
         return record(seed)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         missing = (error.name or "torchrl").split(".")[0]
         return shipped(f"data in the package, as {missing} is not installed")
+    except ImportError as error:
+        return shipped(f"data in the package, as {error}")
 
 
 def record(seed: int = SEED) -> list[Rollout]:
     """Run the environments with a random policy, through TorchRL. torch's random state is left as it was.
 
     Raises:
-        ImportError: TorchRL or Gymnasium is not installed.
+        ImportError: TorchRL or Gymnasium is not installed, or cannot be imported.
         RuntimeError: a rollout has no reset in the middle of a row, so it would show little.
     """
-    import gymnasium
-    import torchrl
+    try:
+        import gymnasium
+        import torchrl
+        import torchrl.envs
+    except ImportError:
+        raise
+    except Exception as error:  # under PYTHONOPTIMIZE=2 TorchRL 0.14 adds up docstrings that are not there
+        raise ImportError(f"TorchRL cannot be imported ({type(error).__name__}: {error})") from error
 
     source = f"recorded now with torchrl {torchrl.__version__}, gymnasium {gymnasium.__version__}"
     recorded = []

@@ -59,6 +59,11 @@ class Law:
         return ("full" if profile == "deep" else profile) in self.profiles
 
 
+def sentence_of(function: Callable[..., object]) -> str:
+    """Its docstring's first line; its name in words where Python drops docstrings (``-OO``, ``PYTHONOPTIMIZE=2``)."""
+    return (function.__doc__ or function.__name__.replace("_", " ")).strip().splitlines()[0]
+
+
 def law(
     trait: Trait | None = None,
     tries_unclaimed: bool = True,
@@ -73,7 +78,7 @@ def law(
     """Make a function a law. Further keywords constrain its cases: ``T=(1,)``, ``dtype=("f32",)``."""
 
     def decorate(function: LawFunction) -> Law:
-        sentence = (function.__doc__ or "").strip().splitlines()[0]
+        sentence = sentence_of(function)
         subject = function.__module__.rpartition(".")[2]
         return Law(
             function.__name__, sentence, subject, function, where, trait, tries_unclaimed, costly or lane is not None,
