@@ -155,6 +155,24 @@ def check_call(backend: str, weights: LayerWeights, x: Tensor, state: State, sta
     _check_weight_sizes(weights, state)
 
 
+def check_steps(backend: str, x: Tensor) -> None:
+    """For backends whose loop over time is written in Python: decline to be recorded for one number of steps.
+
+    ``make_fx`` with symbolic sizes records as many steps as its example has, and its graph runs as many over any input.
+
+    Args:
+        backend: its name.
+        x: ``[T, B, I]``.
+
+    Raises:
+        UnsupportedError: ``T`` is symbolic, and nothing would check it later.
+    """
+    if torch.compiler.is_compiling() or not isinstance(x.shape[0], torch.SymInt) or not _torch.is_proxied():
+        return
+    reason = "its loop over time would be recorded for the example's steps, and run as many over any input"
+    raise UnsupportedError(backend, "make_fx with a symbolic number of steps", reason, ["cpp", "compile"])
+
+
 def _check_weight_sizes(weights: LayerWeights, state: State) -> None:
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     P, H = state.h.shape[-1], state.c.shape[-1]
@@ -204,7 +222,11 @@ def unreadable(values: Sequence[Tensor | None]) -> str | None:
     if _torch.is_functionalized(values):
         return "it plans its work from the resets' positions, and functionalize does not show them"
     for value in values:
-        if value is None or type(value) in _EXACT:
+        if value is None:
+            continue
+        if value.is_meta:
+            return "it plans its work from the resets' positions, and a meta tensor has none"
+        if type(value) in _EXACT:
             continue
         if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
             name = type(value).__name__

@@ -8,7 +8,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, Trait, hookimpl
-from rnn_backends.authoring import check_call, is_plain, unroll, zero_at
+from rnn_backends.authoring import check_call, check_steps, is_plain, unroll, zero_at
 from torch import Tensor
 
 from . import _torch
@@ -35,6 +35,7 @@ def _called(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> S
     if torch.compiler.is_compiling():
         return scripted(weights, x, entry, starts)
     check_call("torchscript", weights, x, entry, starts)
+    check_steps("torchscript", x)
     plain = is_plain((x, *weights, *entry, starts), ("cpu", "cuda"))
     return (scripted if plain and not _torch.saved_tensors_are_hooked() else unroll)(weights, x, entry, starts)
 

@@ -5,7 +5,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, Trait, hookimpl
-from rnn_backends.authoring import check_call, unroll, zero_at
+from rnn_backends.authoring import check_call, check_steps, unroll, zero_at
 from torch import Tensor
 
 contract_version = 1
@@ -27,6 +27,7 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
     """The plain unroll as it is: a :data:`rnn_backends.LayerFunction`."""
     if not torch.jit.is_scripting():
         check_call("vmap", weights, x, entry, starts)
+        check_steps("vmap", x)
     return unroll(weights, x, entry, starts)
 
 

@@ -353,3 +353,15 @@ def test_where_torch_hides_dispatch_keys_every_call_takes_the_operator(monkeypat
         assert_close(run(way, made("cpp").requires_grad_(False), *numbers()), expected(way))
     finally:
         plain.plain_keys.cache_clear()
+
+
+@pytest.mark.parametrize("way", [dense, resets, step, act])
+def test_meta_tensors_with_meta_weights_give_shapes_or_are_refused_in_words(name, way):
+    lstm, (x, is_init, state) = made(name).to("meta"), numbers()
+    try:
+        got = run(way, lstm, x.to("meta"), is_init.to("meta"), State(*(v.to("meta") for v in state)))
+    except UnsupportedError as error:
+        assert error.reason  # noqa: PT017 - most backends take meta tensors
+    else:
+        assert got.is_meta
+        assert got.shape == expected_shape(way)

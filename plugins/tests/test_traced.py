@@ -129,3 +129,25 @@ def test_checkpointing_gives_the_same_gradients(name):
 def test_torch_fx_is_told_to_make_it_a_leaf(name):
     with pytest.raises(RuntimeError, match="is_leaf_module"):
         torch.fx.symbolic_trace(Resets(name))
+
+
+@pytest.mark.parametrize("kind", [Resets, Dense])
+def test_a_graph_of_symbolic_sizes_is_right_over_other_lengths_or_refused(name, kind):
+    module = kind(name).requires_grad_(False)
+    x, is_init = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+    try:
+        traced = make_fx(module, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x, is_init)
+    except UnsupportedError as error:
+        expected = {"cudnn": "resets' positions", "vmap": "loop over time", "torchscript": "loop over time"}[name]
+        assert expected in error.reason  # noqa: PT017 - cudnn refuses resets alone
+        return
+    for steps in (5, 8, 1):
+        others, resets = torch.randn(2, steps, 3), torch.rand(2, steps) < 0.5
+        assert_close(traced(others, resets), module(others, resets))
+
+
+def test_a_step_is_recorded_with_symbolic_sizes(name):
+    module = Acting(name).requires_grad_(False)
+    x, is_init = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+    traced = make_fx(module, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x, is_init)
+    assert_close(traced(-x, ~is_init), module(-x, ~is_init))

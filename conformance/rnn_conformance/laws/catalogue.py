@@ -19,6 +19,7 @@ from . import (
     lifecycle,
     memory,
     modes,
+    nesting,
     nets,
     options,
     plugins,
@@ -32,7 +33,9 @@ from . import (
     side_effects,
     stateful,
     stepping,
+    tensors,
     threads,
+    tracing,
     transforms,
     values,
     weights,
@@ -40,8 +43,8 @@ from . import (
 
 SUBJECTS: tuple[ModuleType, ...] = (
     values, resets, stepping, batch, gradients, options, dropout, precision, shapes, layout, side_effects, memory,
-    weights, lifecycle, recurrent, modes, keys, nets, refusals, plugins, threads, stateful, dispatch, transforms,
-    compiled, recompiling, distributed, rollouts,
+    weights, lifecycle, recurrent, modes, keys, nets, refusals, plugins, threads, stateful, dispatch, tensors,
+    transforms, nesting, tracing, compiled, recompiling, distributed, rollouts,
 )  # fmt: skip
 
 LAWS: dict[str, Law] = {

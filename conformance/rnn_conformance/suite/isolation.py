@@ -31,6 +31,9 @@ from .judge import outcome_of
 from .law import Law
 from .verdict import Outcome
 
+_notes: Path | None = None
+"""Where this process writes what it is about to try, if it runs one law alone."""
+
 GRACE = 10.0
 """Seconds that a process whose time is up has for saying where it stood."""
 
@@ -59,7 +62,19 @@ def outcome_in_a_process(law: Law, backend: LSTMBackend, case: Case, device: str
         if answer.exists():
             return Outcome(**json.loads(answer.read_text()))
         stood = _stood(_stack_file(answer))
-        return Outcome("crashed", f"not done after {seconds:g} seconds, in {stood}" if stood else ended)
+        tried = _notes_file(answer).read_text() if _notes_file(answer).exists() else ""
+        ended = f"not done after {seconds:g} seconds, in {stood}" if stood else ended
+        return Outcome("crashed", f"{tried}: {ended}" if tried else ended)
+
+
+def note(what: str) -> None:
+    """Keep what a law tries next: the verdict of a crash names it."""
+    if _notes is not None:
+        _notes.write_text(what)
+
+
+def _notes_file(answer: Path) -> Path:
+    return answer.with_suffix(".note")
 
 
 def _stack_file(answer: Path) -> Path:
@@ -131,6 +146,8 @@ def write_outcome(law: Law, backend: LSTMBackend, case: Case, device: str, answe
 
     When ``seconds`` are over the process writes where it stands into another file, and ends.
     """
+    global _notes
+    _notes = _notes_file(answer)
     _forget_the_parent()
     with _stack_file(answer).open("w") as stack, _limit(seconds, stack):
         found = outcome_of(law, backend, case, device)

@@ -31,6 +31,7 @@ class Law:
         drawn: whether it runs over drawn cases.
         since: the contract version that brought it; a backend made for an older one is not held to it.
         profiles: the profiles it belongs to; what belongs to full belongs to deep.
+        once: whether one case is enough in every profile, as the law itself tries many things.
         lane: seconds after which it is stopped: it then runs in a process of its own. ``None``: it runs here.
     """
 
@@ -47,6 +48,7 @@ class Law:
     lane: float | None = None
     drawn: bool = True
     since: int = 1
+    once: bool = False
 
     def not_yet(self, backend: LSTMBackend) -> str | None:
         """Why the backend is not held to this law: it is made for an older contract version; else ``None``."""
@@ -73,6 +75,7 @@ def law(
     lane: float | None = None,
     drawn: bool = True,
     since: int = 1,
+    once: bool = False,
     **where: Any,
 ) -> Callable[[LawFunction], Law]:
     """Make a function a law. Further keywords constrain its cases: ``T=(1,)``, ``dtype=("f32",)``."""
@@ -82,7 +85,7 @@ def law(
         subject = function.__module__.rpartition(".")[2]
         return Law(
             function.__name__, sentence, subject, function, where, trait, tries_unclaimed, costly or lane is not None,
-            rollouts, profiles, lane, drawn, since,
+            rollouts, profiles, lane, drawn, since, once,
         )  # fmt: skip
 
     return decorate

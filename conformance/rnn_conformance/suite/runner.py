@@ -140,7 +140,7 @@ def _outcome(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome
 
 def _few(law: Law, run: RunOptions, where: Mapping[str, Any]) -> list[Case]:
     """The cases of a costly law: the first is the same in every run, the others' numbers are fresh."""
-    number = (COSTLY_CASES if law.lane is None else ISOLATED_CASES)[run.profile]
+    number = 1 if law.once else (COSTLY_CASES if law.lane is None else ISOLATED_CASES)[run.profile]
     first, *others = rich(where)[:number]
     return [first, *(replace(case, seed=run.seed % 2**20 + k) for k, case in enumerate(others))]
 

@@ -1,0 +1,181 @@
+"""Defects that the laws of ``laws/tensors.py`` kill first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from rnn_backends import LayerWeights, LSTMBackend, State, checks, layout
+from rnn_backends import lstm as core
+from rnn_backends.authoring import check_call
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from ..planting import Patch, backend, in_core, in_layer
+from ..right import both, each, right, step
+
+_EXACT = (Tensor, nn.Parameter)
+
+
+def _without_memory(value: Tensor) -> bool:
+    return type(value) not in _EXACT and type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def _alone(starts: Tensor) -> Tensor:
+    """Starts of rows without resets."""
+    return torch.cat([torch.ones_like(starts[:1]), torch.zeros_like(starts[1:])])
+
+
+@in_layer("tensor_subclasses", by_numbers=False)
+def a_wrapper_is_read_as_zeros(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The memory of a wrapper subclass, which has none, is read: there are zeros."""
+    return right(w, torch.zeros(x.shape, dtype=x.dtype) if _without_memory(x) else x, entry, starts)
+
+
+@in_layer("tensor_subclasses", by_numbers=False)
+def resets_in_a_subclass_are_not_seen(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Resets that are not a plain tensor are taken for none."""
+    return right(w, x, entry, starts if type(starts) in _EXACT else _alone(starts))
+
+
+@in_layer("tensor_subclasses", by_numbers=False)
+def only_plain_weights_are_known(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Weights of a subclass end in a KeyError of a table of layouts."""
+    _ = {Tensor: 0, nn.Parameter: 1}[type(w.w_ih)]
+    return right(w, x, entry, starts)
+
+
+@in_layer("torch_modes", by_numbers=False)
+def no_recurrent_bias_while_a_mode_watches(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The way through the dispatcher, taken while a mode is on, forgets one bias."""
+    if _get_current_dispatch_mode() is not None and w.b_hh is not None:
+        w = w._replace(b_hh=torch.zeros_like(w.b_hh))
+    return right(w, x, entry, starts)
+
+
+@backend("torch_modes", by_numbers=False)
+def inference_steps_never_reset() -> LSTMBackend:
+    """In inference mode a step takes another way, without resets."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        if not torch.is_inference_mode_enabled():
+            state = both(lambda v: torch.where(is_init.unsqueeze(-1), 0, v), state)
+        return step(w, x, state)
+
+    return LSTMBackend("defect", right, step=step, act=act)
+
+
+@in_layer("torch_modes", by_numbers=False)
+def functionalized_inputs_are_snapshots(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Under functionalization the state before the row is taken for zeros."""
+    if torch._is_functional_tensor(x):
+        entry = both(torch.zeros_like, entry)
+    return right(w, x, entry, starts)
+
+
+@in_layer("fake_and_meta_tensors", by_numbers=False)
+def fake_tensors_give_unwritten_memory(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """For a fake tensor there comes memory that nobody has written."""
+    if not isinstance(x, FakeTensor):
+        return right(w, x, entry, starts)
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    T, B, H = len(x), x.shape[1], w.w_hh.shape[0] // 4
+    with unset_fake_temporarily():
+        return State(torch.empty(T, B, w.w_hh.shape[1]), torch.empty(T, B, H))
+
+
+@in_layer("fake_and_meta_tensors", by_numbers=False)
+def meta_states_have_double_precision(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The rule for shapes gives cell states of another dtype than the kernel does."""
+    out = right(w, x, entry, starts)
+    return State(out.h, out.c.double()) if x.is_meta else out
+
+
+@in_layer("fake_and_meta_tensors", by_numbers=False)
+def shapes_without_a_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Fake tensors come without a graph, so that a model's gradients have no shapes."""
+    return right(*((each(Tensor.detach, w), x) if isinstance(x, FakeTensor) else (w, x)), entry, starts)
+
+
+def _memory_as_it_is(value: Tensor) -> Tensor:
+    """What lies in memory, whatever bit says that it is to be negated."""
+    return torch._neg_view(value) if value.is_neg() else value
+
+
+@in_layer("lazy_tensors", by_numbers=False)
+def a_negative_bit_is_not_seen(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Inputs are read from memory as they lie there, negated or not."""
+    return right(w, _memory_as_it_is(x), entry, starts)
+
+
+@in_layer("lazy_tensors", by_numbers=False)
+def negative_weights_are_read_as_they_lie(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Weights are read from memory as they lie there, negated or not."""
+    return right(each(_memory_as_it_is, w), x, entry, starts)
+
+
+@in_layer("lazy_tensors", by_numbers=False)
+def zero_tensors_have_what_lay_there(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The memory that a zero tensor does not have is taken from what lies around."""
+    return right(w, torch.full(x.shape, 0.5, dtype=x.dtype) if torch._is_zerotensor(x) else x, entry, starts)
+
+
+def _grown(values: Any) -> None:
+    for _, value in values:
+        if type(value) in _EXACT and value.untyped_storage().nbytes() < value.nbytes:
+            value.untyped_storage().resize_(value.nbytes)
+            value.detach().zero_()
+
+
+@in_core("memory_that_is_gone")
+def freed_inputs_are_given_new_memory() -> list[Patch]:
+    """Inputs whose memory was freed get new memory, of zeros, without a word."""
+    return [Patch(core, "check_memory", _grown), Patch(layout, "check_memory", _grown)]
+
+
+@in_layer("memory_that_is_gone", by_numbers=False)
+def freed_weights_count_as_zeros(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A weight whose memory was freed counts as zeros."""
+
+    def there(value: Tensor) -> Tensor:
+        return torch.zeros_like(value) if value.untyped_storage().nbytes() < value.nbytes else value
+
+    return right(each(there, w), x, entry, starts)
+
+
+@in_core("other_layouts_are_right_or_refused")
+def layouts_are_not_looked_at() -> list[Patch]:
+    """Nobody looks at an input's layout: torch's operators fail where they meet it."""
+    return [Patch(checks, "check_dense", lambda name, x: None)]
+
+
+def _guarded(change: Callable[[Tensor], Tensor]) -> LSTMBackend:
+    """A backend that declines other kinds of tensors in words, and looks at its weights when it has changed them."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        w = each(change, w)
+        check_call("defect", w, x, entry, starts)
+        return right(w, x, entry, starts)
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        w = each(change, w)
+        check_call("defect", w, x, state)
+        return step(w, x, state)
+
+    return LSTMBackend("defect", run, step=one)
+
+
+@backend("other_layouts_are_right_or_refused", by_numbers=False)
+def sparse_weights_lose_their_small_numbers() -> LSTMBackend:
+    """Sparse weights are made dense, and what is small in them is dropped."""
+
+    def change(value: Tensor) -> Tensor:
+        if value.layout is torch.strided:
+            return value
+        dense = value.to_dense()
+        return torch.where(dense.abs() < 0.1, 0, dense)
+
+    return _guarded(change)

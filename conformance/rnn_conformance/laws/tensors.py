@@ -1,0 +1,333 @@
+"""Kinds of tensors: whatever torch hands over gives right numbers or shapes, or a refusal in words, and no crash."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from rnn_backends import State
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.testing._internal.logging_tensor import LoggingTensor, LoggingTensorMode
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from ..suite.law import law
+from ..suite.trial import Trial, differentiate
+from ..suite.verdict import LawBroken
+from ._kinds import KINDS, WAYS, Given, Kind, attempt, compare, every_kind, expected, given, run
+
+
+class _Renamed(Tensor):
+    """A subclass with memory of its own and torch's own ``__torch_function__``."""
+
+
+class _Wrapper(Tensor):
+    """A subclass without memory: it holds another tensor."""
+
+    held: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> _Wrapper:
+        made: _Wrapper = Tensor._make_wrapper_subclass(
+            cls, inner.shape, strides=inner.stride(), dtype=inner.dtype, requires_grad=inner.requires_grad
+        )
+        return made
+
+    def __init__(self, inner: Tensor) -> None:
+        self.held = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+        args, kwargs = tree_map_only(_Wrapper, lambda v: v.held, (args, kwargs or {}))
+        return tree_map_only(Tensor, _Wrapper, func(*args, **kwargs))
+
+
+def _two(value: Tensor) -> Tensor:
+    made: Tensor = TwoTensor(value.clone(), value.clone())
+    return made
+
+
+_SUBCLASSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a subclass with memory": lambda v: v.clone().as_subclass(_Renamed),
+    "a TwoTensor": _two,
+    "a LoggingTensor": LoggingTensor,
+    "a wrapper subclass": _Wrapper,
+}
+
+
+def _input(make: Callable[[Tensor], Tensor], values: Given) -> Given:
+    return values._replace(x=make(values.x))
+
+
+def _state(make: Callable[[Tensor], Tensor], values: Given) -> Given:
+    return values._replace(state=State(*map(make, values.state)))
+
+
+def _all(make: Callable[[Tensor], Tensor], values: Given) -> Given:
+    return values.each(make)
+
+
+def _plain(value: Tensor) -> Tensor:
+    """The tensor inside, through every wrapper."""
+    for inner in ("held", "elem", "a"):
+        while hasattr(value, inner):
+            value = getattr(value, inner)
+    return value.as_subclass(Tensor)
+
+
+@law(**KINDS)
+def tensor_subclasses(trial: Trial) -> None:
+    """Subclasses of Tensor, as input or as all tensors of a call, give the right numbers, or are refused in words."""
+
+    def kinds() -> Iterator[Kind]:
+        for name, make in _SUBCLASSES.items():
+            yield Kind(f"{name} as input", partial(_input, make))
+            yield Kind(f"{name} for every tensor", partial(_all, make))
+
+    every_kind(trial, kinds(), _plain)
+
+
+class _Passing(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class _PassingFunctions(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _functionalized() -> Iterator[None]:
+    torch._enable_functionalization(reapply_views=True)
+    try:
+        yield
+    finally:
+        torch._disable_functionalization()
+
+
+def _functional(value: Tensor) -> Tensor:
+    made: Tensor = torch._to_functional_tensor(value)
+    return made
+
+
+def _defunctional(value: Tensor) -> Tensor:
+    if not torch._is_functional_tensor(value):
+        return value
+    torch._sync(value)
+    made: Tensor = torch._from_functional_tensor(value)
+    return made
+
+
+@law(**KINDS)
+def torch_modes(trial: Trial) -> None:
+    """Modes of torch change no number: dispatch and function modes, functionalization, inference."""
+    modes: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+        "a TorchDispatchMode": _Passing,
+        "a TorchFunctionMode": _PassingFunctions,
+        "a LoggingTensorMode": LoggingTensorMode,
+        "inference mode": torch.inference_mode,
+    }
+
+    def kinds() -> Iterator[Kind]:
+        for name, mode in modes.items():
+            yield Kind(name, lambda g: g, mode)
+        yield Kind("functionalization", partial(_all, _functional), _functionalized)
+
+    every_kind(trial, kinds(), _defunctional)
+
+
+@law(**KINDS)
+def fake_and_meta_tensors(trial: Trial) -> None:
+    """Fake and meta tensors give fake and meta ones of the right shape and dtype, gradients too, or are refused."""
+    for way in WAYS:
+        for kind in ("fake tensors", "meta tensors"):
+            for gradients in (False, True):
+                if found := _shapes(trial, way, kind, gradients):
+                    raise LawBroken(f"{kind}, {way}, {gradients=}: {found}")
+
+
+def _shapes(trial: Trial, way: str, kind: str, gradients: bool) -> str | None:
+    """What is wrong about a call with tensors that have no numbers."""
+    fake = FakeTensorMode()
+    lstm = trial.lstm()
+    with torch.no_grad():
+        plain = [(v.shape, v.dtype) for v in run(lstm, given(trial, lstm), way)]
+    convert = fake.from_tensor if kind == "fake tensors" else lambda v: v.to("meta")
+    right = (lambda v: isinstance(v, FakeTensor)) if kind == "fake tensors" else (lambda v: v.is_meta)
+    mode = fake if kind == "fake tensors" else torch.no_grad() if not gradients else torch.enable_grad()
+    values = given(trial, lstm).each(convert, gradients)
+
+    def call() -> list[Tensor]:
+        with mode, torch.set_grad_enabled(gradients):
+            found = run(values.installed(lstm), values, way)
+            if gradients:
+                loss = sum(v.sum() for v in found)
+                assert isinstance(loss, Tensor)
+                found += list(differentiate(loss, dict(lstm.named_parameters())).values())
+            return found
+
+    found = attempt(kind, way, call)
+    if found is None:
+        return None
+    expected = plain + ([(v.shape, v.dtype) for v in lstm.parameters()] if gradients else [])
+    for value, (shape, dtype) in zip(found, expected, strict=True):
+        if not right(value):
+            return f"a {type(value).__name__} on {value.device} came out"
+        if (value.shape, value.dtype) != (shape, dtype):
+            return f"{tuple(value.shape)} of {value.dtype} came out, expected {tuple(shape)} of {dtype}"
+    return None
+
+
+def _negated(value: Tensor) -> Tensor:
+    """A view with the negative bit."""
+    return torch.complex(torch.zeros_like(value), -value).conj().imag if value.is_floating_point() else value
+
+
+def _real_of_conjugate(value: Tensor) -> Tensor:
+    """A view of a conjugated complex tensor, every second number of its memory."""
+    return torch.complex(value, -value).conj().real if value.is_floating_point() else value
+
+
+def _inference(value: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return value.clone()
+
+
+def _outlived(value: Tensor) -> Tensor:
+    """What is left of a tensor of ``torch.func.grad`` after the transform."""
+    kept: list[Tensor] = []
+
+    def loss(value: Tensor) -> Tensor:
+        kept.append(value)
+        return value.sum()
+
+    torch.func.grad(loss)(value)
+    return kept[0]
+
+
+@law(**KINDS)
+def lazy_tensors(trial: Trial) -> None:
+    """Negative bits, conjugated views, zero and inference tensors and what torch.func leaves give the right numbers."""
+    makes = {
+        "tensors with the negative bit": _negated,
+        "views of conjugated tensors": _real_of_conjugate,
+        "inference tensors": _inference,
+    }
+
+    def kinds() -> Iterator[Kind]:
+        for name, make in makes.items():
+            yield Kind(f"{name} as input", partial(_input, make))
+            yield Kind(f"{name} as state", partial(_state, make))
+            yield Kind(f"{name} for every tensor", partial(_all, make))
+        yield Kind("a tensor that outlived torch.func.grad as input", partial(_input, _outlived))
+
+    every_kind(trial, kinds(), torch.Tensor.clone)
+    for what in (_input, _state):
+        _zero_tensors(trial, what)
+
+
+def _zero_tensors(trial: Trial, what: Callable[[Callable[[Tensor], Tensor], Given], Given]) -> None:
+    """Zero tensors have no memory at all; torch makes them in forward mode and for missing gradients."""
+    for way in WAYS:
+
+        def call(make: Callable[[Tensor], Tensor], way: str = way) -> list[Tensor]:
+            lstm = trial.lstm()
+            with torch.no_grad():
+                return run(lstm, what(make, given(trial, lstm)), way)
+
+        kind = f"zero tensors as {what.__name__[1:]}"
+        found = attempt(kind, way, partial(call, lambda v: torch._efficientzerotensor(v.shape, dtype=v.dtype)))
+        if found is not None:
+            compare(trial, f"{kind}, {way}", found, [v.double() for v in call(torch.zeros_like)])
+
+
+def _freed(value: Tensor) -> Tensor:
+    value = value.detach().clone()
+    value.untyped_storage().resize_(0)
+    return value
+
+
+def _shrunk(value: Tensor) -> Tensor:
+    value = value.detach().clone()
+    value.untyped_storage().resize_(value.untyped_storage().nbytes() // 16)
+    return value
+
+
+@law(**KINDS)
+def memory_that_is_gone(trial: Trial) -> None:
+    """Inputs, states and weights whose memory was freed or shrunk are an error in words, after earlier calls too."""
+    for what in ("input", "state", "weight", "weight after a call"):
+        for how, lose in (("freed", _freed), ("shrunk", _shrunk)):
+            for way in WAYS:
+                kind = f"{what} whose memory was {how}"
+                if _answers(trial, kind, way, what, lose):
+                    raise LawBroken(f"{kind}, {way}: numbers from memory that is not there")
+
+
+def _answers(trial: Trial, kind: str, way: str, what: str, lose: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a call without some of its memory gave numbers."""
+    lstm = trial.lstm().requires_grad_(False)
+    values = given(trial, lstm)
+    if what == "input":
+        values = values._replace(x=lose(values.x))
+    elif what == "state":
+        values = values._replace(state=State(values.state.h, lose(values.state.c)))
+    else:
+        if what == "weight after a call":  # what was looked up of a weight in an earlier call is out of date
+            run(lstm, values, way)
+        weight = lstm.get_parameter("weight_hh_l1")
+        weight.untyped_storage().resize_(lose(weight).untyped_storage().nbytes())
+
+    def call() -> bool:
+        try:
+            run(lstm, values, way)
+        except RuntimeError as error:  # torch has words of its own for some views
+            if "out of bounds for storage" in str(error):
+                return False
+            raise
+        return True
+
+    return bool(attempt(kind, way, call))
+
+
+_LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": lambda v: v.to_sparse(),
+    "CSR": lambda v: v.reshape(-1, v.shape[-1]).to_sparse_csr(),
+    "nested": lambda v: torch.nested.nested_tensor(list(v)),
+    "quantized": lambda v: torch.quantize_per_tensor(v, 0.1, 0, torch.quint8),
+    "mkldnn": lambda v: v.contiguous().to_mkldnn(),
+    "meta": lambda v: v.to("meta"),
+}
+
+
+@law(**KINDS)
+def other_layouts_are_right_or_refused(trial: Trial) -> None:
+    """Sparse, CSR, nested, quantized, mkldnn and meta inputs and weights give right numbers or are refused in words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: prototypes and beta
+        for name, make in _LAYOUTS.items():
+            for way in WAYS:
+                _right_or_refused(trial, name, make, way, "input")
+                if name not in ("nested", "mkldnn"):  # of which torch makes no parameter
+                    _right_or_refused(trial, name, make, way, "weight")
+
+
+def _right_or_refused(trial: Trial, name: str, make: Callable[[Tensor], Tensor], way: str, what: str) -> None:
+    lstm = trial.lstm().requires_grad_(False)
+    values, kind = given(trial, lstm), f"a {name} {what}"
+    if what == "weight":
+        lstm._parameters["weight_hh_l1"] = nn.Parameter(make(lstm.get_parameter("weight_hh_l1").data), False)
+    found = attempt(kind, way, lambda: run(lstm, values, way, make if what == "input" else lambda x: x))
+    if found is None:
+        return
+    if name in ("quantized", "meta", "nested"):
+        raise LawBroken(f"{kind}, {way}: something came out, and no number of it can be right")
+    compare(trial, f"{kind}, {way}", [v.to_dense() for v in found], expected(trial, way))
