@@ -177,6 +177,8 @@ class Layer:
 
     def __call__(self, weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         """Run over ``x [T, B, I]`` from ``entry State([T, B, P], [T, B, H])`` where ``starts [T, B]``."""
+        if torch.onnx.is_in_onnx_export():  # a graph of torch's operators alone is what ONNX can hold
+            return unroll(weights, x, entry, starts)
         w_ih, w_hh, bias, b_hh, w_hr = weights
         if bias is not None and b_hh is not None:
             if not torch.compiler.is_compiling():
@@ -186,8 +188,6 @@ class Layer:
         if torch.compiler.is_compiling():
             h, c, _ = torch.ops.rnn_backends.layer(self.name, *read, wants_gradient(read))
             return State(h, c)
-        if torch.onnx.is_in_onnx_export():  # a graph of torch's operators alone is what ONNX can hold
-            return unroll(weights, x, entry, starts)
         h, c, _ = _call(self.name, self.kernel, read, keep=False)
         return State(h, c)
 
