@@ -13,6 +13,7 @@
 """
 
 from .contract import SurveyedLayer, SurveyFunction
+from .known import KnownWeights, check_call, known_weights, reset
 from .operators import (
     Arguments,
     Backward,
@@ -30,7 +31,6 @@ from .paths import cache_folder, write_whole
 from .plain import (
     are_exact,
     available,
-    check_call,
     check_kinds,
     check_memory,
     check_steps,
@@ -50,6 +50,7 @@ __all__ = [
     "Backward",
     "Forward",
     "Kernel",
+    "KnownWeights",
     "Layer",
     "Needs",
     "Run",
@@ -70,11 +71,13 @@ __all__ = [
     "fixed_sizes",
     "have_memory",
     "is_plain",
+    "known_weights",
     "make_layer",
     "materialized",
     "nothing_at_work",
     "plain_keys",
     "refuse_second_gradient",
+    "reset",
     "starts_of",
     "take_steps",
     "torch_step",

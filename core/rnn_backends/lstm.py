@@ -14,7 +14,8 @@ from .checks import check_input, check_is_init, check_state
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, SurveyedLayer, SurveyFunction, Trait
 from .errors import InputError, UnsupportedError
-from .plain import check_memory
+from .known import KnownWeights, known_weights, step_is_over, step_knows
+from .plain import check_memory, nothing_at_work
 from .registry import get_backend, is_registered_value
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
 from .stack import RunLayers, layers_with
@@ -31,6 +32,9 @@ _TRANSFORMS = {
     Trait.VMAP: ("torch.vmap", "its kernel has no batching rule"),
 }
 """Transforms that not every kernel follows: the feature's name and the reason of a refusal, by trait."""
+
+
+_NO_CONTEXT = nullcontext()
 
 
 class LSTM(SharedRNN):
@@ -149,6 +153,7 @@ class LSTM(SharedRNN):
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
         self._placed_in_autocast: tuple[torch.device, torch.dtype] | None = None
+        self._known_before: list[KnownWeights] | None = None
         self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function it may not trace
 
     @property
@@ -199,6 +204,8 @@ class LSTM(SharedRNN):
             UnsupportedError: the backend declines the current device or dtype, or being vmapped.
         """
         if form != "row":
+            if form == "step" and (hx is None or type(hx) is State):
+                return self.step_stored(input, hx, is_init)
             result: tuple[Tensor, States] = self._run(input, hx, is_init, form)
             return result
         casts = self.autocast_dtype()
@@ -368,24 +375,36 @@ class LSTM(SharedRNN):
         if stored is None:
             h, c = self.zero_state((x.shape[0],), x)
             stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
-        run, directions = self._backend.step or self._layer_as_step, self.spec.directions
-        act = None if is_init is None else self._backend.act
+        weights = self.layer_weights()
+        known = self._known(weights)
+        if known is None:
+            weights, dtype, uncast = self._ready()
+        else:
+            dtype, uncast = self._placed[1], _NO_CONTEXT
+        if transforms_may_be_open():
+            self._check_transforms(weights, x, *stored, is_init)
+        act, run = self._backend.act, self._backend.step or self._layer_as_step
         if is_init is not None and act is None:
             stored = zero_at(stored, is_init)
         states: list[State] = []
-        weights, dtype, uncast = self._ready()
-        if transforms_may_be_open():
-            self._check_transforms(weights, x, *stored, is_init)
-        with uncast:
-            x, hs, cs = (as_dtype(v, dtype) for v in (x, *stored))
-            for k, (w, h, c) in enumerate(zip(weights, hs.unbind(1), cs.unbind(1), strict=True)):
-                if k and k % directions == 0:
-                    x = torch.cat([s.h for s in states[-directions:]], -1)
-                    x = nn.functional.dropout(x, self.dropout, self.training)
-                state = State(h, c)
-                states.append(run(w, x, state) if act is None or is_init is None else act(w, x, state, is_init))
-        output = torch.cat([s.h for s in states[-directions:]], -1)
-        return output, _stacked(states, dim=1)
+        try:
+            with uncast:
+                x, h, c = as_dtype(x, dtype), as_dtype(stored.h, dtype), as_dtype(stored.c, dtype)
+                for k, (w, *state) in enumerate(zip(weights, h.unbind(1), c.unbind(1), strict=True)):
+                    if k and k % self.spec.directions == 0:
+                        x = self._between_layers(states)
+                    if known is not None:
+                        step_knows(w, known[k])
+                    before = State(*state)
+                    states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
+        finally:
+            if known is not None:
+                step_is_over()
+        return torch.cat([s.h for s in states[-self.spec.directions :]], -1), _stacked(states, dim=1)
+
+    def _between_layers(self, states: list[State]) -> Tensor:
+        x = torch.cat([s.h for s in states[-self.spec.directions :]], -1)
+        return nn.functional.dropout(x, self.dropout, self.training)
 
     def _layer_as_step(self, weights: LayerWeights, x: Tensor, state: State) -> State:
         starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
@@ -405,7 +424,7 @@ class LSTM(SharedRNN):
         weight = self.weight_named("weight_ih_l0")
         if (weight.device, weight.dtype) != self._placed:
             demand(self._backend, self.spec, weight.device, weight.dtype)
-            self._placed = (weight.device, weight.dtype)
+            self._placed, self._known_before = (weight.device, weight.dtype), None
         casts = self.autocast_dtype()
         weights = self.layer_weights()
         self._check_weights(weights, casts is not None)
@@ -417,11 +436,28 @@ class LSTM(SharedRNN):
         cast = [_cast(layer, casts) for layer in weights]
         return cast, casts, torch.autocast(weight.device.type, enabled=False)
 
+    def _known(self, weights: list[LayerWeights]) -> list[KnownWeights] | None:
+        """What is known of the weights, if they are as :meth:`_ready` would hand them out: checked, nothing to cast."""
+        if not nothing_at_work():
+            return None
+        found = [known for w in weights if (known := known_weights(w)) is not None]
+        if found != self._known_before:
+            if len(found) < len(weights) or not all(map(self._is_as_placed, found, self._weight_shapes)):
+                return None
+            self._known_before = found
+        dtype, kind = self._placed[1], self._placed[0].type
+        if dtype != torch.float64 and kind not in NO_AUTOCAST and torch.is_autocast_enabled(kind):
+            return None
+        return found
+
+    def _is_as_placed(self, known: KnownWeights, shapes: tuple[tuple[int, ...] | None, ...]) -> bool:
+        return (known.device, known.dtype) == self._placed and known.shapes == shapes
+
     def _check_weights(self, weights: list[LayerWeights], casts: bool) -> None:
         """All weights of one device and dtype (under autocast: any dtype), in the shapes that the options say.
 
         ``functional_call``, parametrizations and assignment give whatever weights they like, and a kernel that reads
-        memory by its address cannot tell. It takes 1 us a layer.
+        memory by its address cannot tell.
         """
         first = weights[0].w_ih
         if not isinstance(first, Tensor):
@@ -510,7 +546,8 @@ class LSTM(SharedRNN):
         state = super().__getstate__()
         for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack", "_weight_names", "_weight_shapes"):
             state.pop(bound, None)
-        state.pop("_placed_in_autocast", None)
+        for found_in_calls in ("_placed_in_autocast", "_known_before"):
+            state.pop(found_in_calls, None)
         if is_registered_value(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
         return state

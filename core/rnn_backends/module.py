@@ -261,7 +261,10 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     def _one_step(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_step(read)
         y, state = self.lstm(x, stored, is_init=is_init, form="step")
-        values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *self._as_stored(state)))
+        state = self._as_stored(state)
+        if read.is_init.ndim == 1:  # the usual case when acting is as it should be
+            return dict(zip(self._all_out_keys(), (y, *state), strict=True))
+        values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *state))
         return dict(zip(self._all_out_keys(), values, strict=True))
 
     def _over_time(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
@@ -281,6 +284,8 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     def _as_stored(self, state: tuple[Tensor, Tensor]) -> State:
         """Under autocast too, a stored state keeps the weights' dtype from step to step."""
         (h, c), dtype = state, self.lstm.weight_named("weight_ih_l0").dtype
+        if h.dtype is dtype and c.dtype is dtype and isinstance(state, State):
+            return state
         return State(as_dtype(h, dtype), as_dtype(c, dtype))
 
     def make_tensordict_primer(self) -> TensorDictPrimer:

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from . import _torch
-from .contract import LayerWeights, State
 from .errors import InputError, UnsupportedError
 
-_EXACT = (Tensor, torch.nn.Parameter)
+EXACT = (Tensor, torch.nn.Parameter)
 nothing_at_work = _torch.nothing_at_work
 OTHERS = ["vmap"]
 """Backends made of torch's own operators, to name where a kernel declines a kind of tensor."""
@@ -39,7 +38,7 @@ def have_memory(values: Iterable[Tensor | None], keys: frozenset[int]) -> bool:
     """:func:`is_plain` where nothing is at work, for devices whose :func:`plain_keys` are ``keys``."""
     keys_of = _torch.dispatch_keys
     for value in values:
-        if value is not None and (type(value) not in _EXACT or keys_of(value).raw_repr() not in keys):
+        if value is not None and (type(value) not in EXACT or keys_of(value).raw_repr() not in keys):
             return False
     return True
 
@@ -86,7 +85,7 @@ def check_memory(values: Iterable[tuple[str, Tensor | None]]) -> None:
     if torch.compiler.is_compiling():
         return
     for name, x in values:
-        if x is None or type(x) not in _EXACT:
+        if x is None or type(x) not in EXACT:
             continue
         try:
             held = x.untyped_storage().nbytes() - x.storage_offset() * x.itemsize
@@ -109,7 +108,7 @@ def kind_of(value: Tensor, distributed: bool = False) -> str | None:
     if value.layout is not torch.strided:
         name = str(value.layout).removeprefix("torch.")
         return f"a tensor of layout {name}: pass it dense, as to_dense() gives it"
-    if type(value) in _EXACT or distributed:
+    if type(value) in EXACT or distributed:
         return None
     if any(kind.__name__ == "DTensor" for kind in type(value).__mro__):
         return "a DTensor, for which its operator has no rule: pass what full_tensor() or to_local() gives"
@@ -140,21 +139,6 @@ def check_kinds(backend: str, values: Iterable[Tensor | None], distributed: bool
         raise UnsupportedError(backend, "tensors on several devices", f"it got some on each of {came}: move them")
 
 
-def check_call(backend: str, weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None = None) -> None:
-    """For backends of torch's own operators: what torch does not look at, and then reads or writes beyond a tensor.
-
-    Raises:
-        UnsupportedError: a kind of tensor for which there is no rule.
-        InputError: memory that is not there, or weights whose sizes do not fit the state's.
-    """
-    if torch.compiler.is_compiling():
-        return
-    check_kinds(backend, (x, *weights, *state, starts), distributed=backend != "cudnn")
-    names = ("input", "the reset mask", *weights._fields, "the hidden state", "the cell state")
-    check_memory(zip(names, (x, starts, *weights, *state), strict=True))
-    _check_weight_sizes(weights, state)
-
-
 def check_steps(backend: str, x: Tensor) -> None:
     """For backends whose loop over time is written in Python: decline to be recorded for one number of steps.
 
@@ -173,24 +157,9 @@ def check_steps(backend: str, x: Tensor) -> None:
     raise UnsupportedError(backend, "make_fx with a symbolic number of steps", reason, ["cpp", "compile"])
 
 
-def _check_weight_sizes(weights: LayerWeights, state: State) -> None:
-    w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    P, H = state.h.shape[-1], state.c.shape[-1]
-    if (
-        w_ih.ndim == 2
-        and (w_ih.shape[0], w_hh.shape) == (4 * H, (4 * H, P))
-        and (b_ih is None or b_ih.shape == (4 * H,))
-        and (b_hh is None or b_hh.shape == (4 * H,))
-        and (P == H if w_hr is None else w_hr.shape == (P, H))
-    ):
-        return
-    sizes = ", ".join(f"{name} {tuple(v.shape)}" for name, v in weights._asdict().items() if v is not None)
-    raise InputError(f"weights and state do not fit together: {sizes}, h [..., {P}], c [..., {H}]")
-
-
 def are_exact(values: Iterable[Tensor | None]) -> bool:
     """Whether none is of a subclass: torch's fused functions for one step give wrong numbers for some."""
-    return all(value is None or type(value) in _EXACT for value in values)
+    return all(value is None or type(value) in EXACT for value in values)
 
 
 def materialized(value: Tensor) -> Tensor:
@@ -226,7 +195,7 @@ def unreadable(values: Sequence[Tensor | None]) -> str | None:
             continue
         if value.is_meta:
             return "it plans its work from the resets' positions, and a meta tensor has none"
-        if type(value) in _EXACT:
+        if type(value) in EXACT:
             continue
         if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
             name = type(value).__name__

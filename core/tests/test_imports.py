@@ -21,7 +21,7 @@ LAYERS = (
     {"ranking"},
     {"choose"},
     {"resets", "unroll", "plain"},
-    {"stack", "operators"},
+    {"stack", "operators", "known"},
     {"lstm", "scripting", "authoring"},
     {"layout", "keys", "mode", "mlp"},
     {"module", "net"},

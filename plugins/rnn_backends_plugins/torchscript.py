@@ -8,7 +8,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, Trait, hookimpl
-from rnn_backends.authoring import check_call, check_steps, is_plain, unroll, zero_at
+from rnn_backends.authoring import check_call, check_steps, is_plain, reset, unroll
 from torch import Tensor
 
 from . import _torch
@@ -43,6 +43,10 @@ def _called(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> S
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step: a :data:`rnn_backends.StepFunction`."""
     check_call("torchscript", weights, x, state)
+    return _step(weights, x, state)
+
+
+def _step(weights: LayerWeights, x: Tensor, state: State) -> State:
     starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
     out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
     return State(out.h.squeeze(0), out.c.squeeze(0))
@@ -50,8 +54,8 @@ def step(weights: LayerWeights, x: Tensor, state: State) -> State:
 
 def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
     """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    check_call("torchscript", weights, x, state, is_init)
-    return step(weights, x, zero_at(state, is_init))
+    usual = check_call("torchscript", weights, x, state, is_init)
+    return _step(weights, x, reset(state, is_init, usual))
 
 
 @hookimpl

@@ -5,8 +5,9 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, Trait, hookimpl
-from rnn_backends.authoring import check_call, check_steps, unroll, zero_at
+from rnn_backends.authoring import cell, check_call, check_steps, reset, unroll
 from torch import Tensor
+from torch.nn.functional import linear
 
 contract_version = 1
 
@@ -34,15 +35,21 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step: a :data:`rnn_backends.StepFunction`."""
     check_call("vmap", weights, x, state)
-    starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
-    out = unroll(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
-    return State(out.h.squeeze(0), out.c.squeeze(0))
+    return _step(weights, x, state)
 
 
 def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
     """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    check_call("vmap", weights, x, state, is_init)
-    return step(weights, x, zero_at(state, is_init))
+    usual = check_call("vmap", weights, x, state, is_init)
+    return _step(weights, x, reset(state, is_init, usual))
+
+
+def _step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """The unroll's one step, with nothing of its loop."""
+    w_ih, w_hh, bias, b_hh, w_hr = weights
+    if bias is not None and b_hh is not None:
+        bias = bias + b_hh
+    return cell(linear(x, w_ih, bias) + linear(state.h, w_hh), state.c, w_hr)
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import check_call, torch_step, zero_at
+from rnn_backends.authoring import check_call, reset, torch_step
 from torch import Tensor
 
 from .ops import layer
@@ -64,8 +64,8 @@ def step(weights: LayerWeights, x: Tensor, state: State) -> State:
 
 def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
     """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    check_call("compile", weights, x, state, is_init)
-    return torch_step(weights, x, zero_at(state, is_init))
+    usual = check_call("compile", weights, x, state, is_init)
+    return torch_step(weights, x, reset(state, is_init, usual))
 
 
 @hookimpl

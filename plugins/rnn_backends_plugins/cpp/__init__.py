@@ -12,6 +12,7 @@ from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hook
 from rnn_backends.authoring import (
     check_kinds,
     have_memory,
+    known_weights,
     make_layer,
     nothing_at_work,
     plain_keys,
@@ -70,8 +71,10 @@ def act_on_memory(weights: LayerWeights, x: Tensor, state: State, is_init: Tenso
         return None
     if torch.is_grad_enabled() and wants_gradient((x, h, c, *weights)):
         return None
-    known = kernel.known_weights(weights)
-    return None if known is None else kernel.step(known, weights, x, state, is_init)
+    known = known_weights(weights)
+    if known is None or known.device != x.device:
+        return None
+    return kernel.step(known, x, state, is_init)
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import weakref
 from ctypes import byref, c_bool, c_char_p, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from rnn_backends import InputError, LayerWeights, RNNBackendsError, State, UnsupportedError
-from rnn_backends.authoring import Arguments, Needs, Run, available, check_memory, have_memory, plain_keys
+from rnn_backends import InputError, RNNBackendsError, State, UnsupportedError
+from rnn_backends.authoring import Arguments, KnownWeights, Needs, Run, available, check_memory
 from torch import Tensor
 
 from .build import BuildError, library
@@ -128,70 +127,11 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
     return grads
 
 
-class StepWeights(NamedTuple):
-    """What a step knows of a layer's weights from an earlier one.
-
-    Attributes:
-        marks: by which they are known again.
-        sizes: I, H, P.
-        dtype: of all of them.
-        pointers: to contiguous memory; 0 where there is no tensor.
-        rooms: how many elements there are from each pointer on.
-        first: a weak reference: with the first weight all of this is forgotten.
-    """
-
-    marks: list[Any]
-    sizes: tuple[int, int, int]
-    dtype: torch.dtype
-    pointers: tuple[int, ...]
-    rooms: tuple[int, ...]
-    first: Any
-
-
-_known: dict[int, StepWeights] = {}
-"""By the first weight's ``id``. To look at five tensors anew takes as long as a small step's kernel."""
-
-
-def known_weights(w: LayerWeights) -> StepWeights | None:
-    """What a step has to know of its weights; ``None`` if they are no plain tensors with contiguous memory.
-
-    Raises:
-        InputError: they do not fit together.
-    """
-    key = id(w[0])
-    known = _known.get(key)
-    if known is None or known.marks != _marks(w):
-        if not have_memory(w, plain_keys("cpu")) or not all(v is None or v.is_contiguous() for v in w):
-            return None
-        known = _look_at(w, weakref.ref(w[0], lambda _: _known.pop(key, None)))
-        _known[key] = known
-    return known
-
-
-def _marks(w: LayerWeights) -> list[Any]:
-    """Which tensors, and where: memory that is freed, resized or replaced (``p.data = ...``) is elsewhere then."""
-    return [None if v is None else (id(v), v.data_ptr(), v.shape, v.is_contiguous()) for v in w]
-
-
-def _look_at(w: LayerWeights, first: Any) -> StepWeights:
-    w_ih, w_hh, *_, w_hr = w
-    dtype = w_ih.dtype
-    H, I, P = w_ih.shape[0] // 4, w_ih.shape[-1], w_hh.shape[-1]  # noqa: E741
-    shapes = ((4 * H, I), (4 * H, P), (4 * H,), (4 * H,), (P, H))
-    fit = all(v is None or (v.shape == shape and v.dtype == dtype) for v, shape in zip(w, shapes, strict=True))
-    if not fit or (w_hr is None and P != H):
-        given = ", ".join(f"{name} {tuple(v.shape)} {v.dtype}" for name, v in w._asdict().items() if v is not None)
-        raise InputError(f"a step's weights do not fit together: {given}")
-    check_memory(w._asdict().items())
-    pointers = tuple(0 if v is None else v.data_ptr() for v in w)
-    return StepWeights(_marks(w), (I, H, P), dtype, pointers, tuple(0 if v is None else available(v) for v in w), first)
-
-
-def step(known: StepWeights, w: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State:
+def step(known: KnownWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State:
     """One step without a gradient: ``x [B, I]``, ``State([B, P], [B, H])`` -> the next state.
 
     Args:
-        known, w: the weights, and what is known of them.
+        known: what is known of the weights, on the CPU.
         x, state: plain tensors, of float32 or float64, on the CPU.
         is_init: ``[B]`` bool: where the state is taken as zero.
     """
@@ -202,7 +142,8 @@ def step(known: StepWeights, w: LayerWeights, x: Tensor, state: State, is_init: 
         given = ", ".join(f"{n} {tuple(v.shape)} {v.dtype}" for n, v in zip("xhc", (x, h, c), strict=True))
         raise InputError(f"a step's x and state do not fit I, H, P = {known.sizes} in {known.dtype}: {given}")
     size = x.itemsize
-    x, h, c = (v if v.is_contiguous() else _contiguous(v) for v in (x, h, c))
+    if not (x.is_contiguous() and h.is_contiguous() and c.is_contiguous()):
+        x, h, c = map(_contiguous, (x, h, c))
     h_out, c_out = h.new_empty(B, P), h.new_empty(B, H)
     reset = (0, 0, 0)
     if is_init is not None:

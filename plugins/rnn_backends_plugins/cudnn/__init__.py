@@ -17,8 +17,8 @@ from rnn_backends.authoring import (
     check_call,
     fixed_sizes,
     materialized,
+    reset,
     unreadable,
-    zero_at,
 )
 from torch import Tensor
 
@@ -126,19 +126,23 @@ def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) 
 
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step: a :data:`~rnn_backends.contract.StepFunction`."""
-    w = weights
-    check_call("cudnn", w, x, state)
-    if w.w_hr is None and (torch.compiler.is_compiling() or are_exact((x, *state, *w))):
-        x, state = _materialized(x, state)
-        return kernel.step(_params(w), x, state, w.b_ih is not None)
-    linear = torch.nn.functional.linear
-    return cell(linear(x, w.w_ih, w.b_ih) + linear(state.h, w.w_hh, w.b_hh), state.c, w.w_hr)
+    return _step(weights, x, state, check_call("cudnn", weights, x, state))
 
 
 def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
     """One step with resets: a :data:`~rnn_backends.contract.ActFunction`."""
-    check_call("cudnn", weights, x, state, is_init)
-    return step(weights, x, zero_at(state, is_init))
+    exact = check_call("cudnn", weights, x, state, is_init)
+    return _step(weights, x, reset(state, is_init, exact), exact)
+
+
+def _step(w: LayerWeights, x: Tensor, state: State, exact: bool) -> State:
+    """``exact``: whether they are known to be no subclasses, and to have memory."""
+    if w.w_hr is None and (exact or torch.compiler.is_compiling() or are_exact((x, *state, *w))):
+        if not exact:
+            x, state = _materialized(x, state)
+        return kernel.step(_params(w), x, state, w.b_ih is not None)
+    linear = torch.nn.functional.linear
+    return cell(linear(x, w.w_ih, w.b_ih) + linear(state.h, w.w_hh, w.b_hh), state.c, w.w_hr)
 
 
 def _materialized(x: Tensor, state: State) -> tuple[Tensor, State]:
