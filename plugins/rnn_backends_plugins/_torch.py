@@ -1,12 +1,20 @@
-"""Every private name of torch that the plugins use, each with what happens where a version of torch lacks it."""
+"""Private and undocumented names of torch, each behind one function with a fallback.
+
+No other file of the plugins uses such a name (``core/tests/test_imports.py``). Where a name is missing, the fallback
+costs time or a refusal, never a wrong number (``plugins/tests/test_private_names.py`` removes each).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from rnn_backends import UnsupportedError
+from torch import Tensor, nn
 
 
 def _true(*_: object) -> bool:
@@ -19,11 +27,16 @@ _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_trans
 def outside_transforms() -> AbstractContextManager[object]:
     """A context in which ``torch.func``'s transforms do not wrap results: for what is kept from call to call.
 
-    Without the private name: no context. Then a value that is made and kept inside ``torch.func.grad`` stays wrapped.
+    Raises:
+        UnsupportedError: this torch lacks the private name, and a transform is at work: tensors that are made inside
+            it would stay wrapped after it.
     """
     try:
         from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
     except ImportError:
+        if _transforms_active is not _true and _transforms_active():
+            reason = f"it works outside of transforms, and torch {torch.__version__} does not let it out of one"
+            raise UnsupportedError("cudnn", "torch.func's transforms", reason, ["vmap"]) from None
         return nullcontext()
     context: AbstractContextManager[object] = temporarily_clear_interpreter_stack()
     return context
@@ -105,3 +118,127 @@ def largest(values: Sequence[Tensor]) -> Tensor:
     if norms is not None:
         return torch.stack(norms(whole, float("inf")))
     return torch.stack([value.abs().amax() for value in whole])
+
+
+def fused_lstm_exists() -> bool:
+    """Whether torch has the undocumented functions under ``torch.nn.LSTM`` and ``LSTMCell``."""
+    return hasattr(torch, "lstm") and hasattr(torch, "lstm_cell")
+
+
+def flat_weights(module: nn.RNNBase) -> list[Tensor] | None:
+    """An RNN's weights in the order of its kernel; ``None`` where one is missing, or the private names are."""
+    names = getattr(module, "_flat_weights_names", None)
+    weights = [weight for weight in getattr(module, "_flat_weights", ()) if isinstance(weight, Tensor)]
+    return weights if names is not None and len(weights) == len(names) else None
+
+
+def profiler_runs() -> bool:
+    """Whether torch's profiler runs. Without the private name: no, and its record of memory may lack kept blocks."""
+    enabled: Callable[[], bool] | None = getattr(torch.autograd, "_profiler_enabled", None)
+    return enabled is not None and enabled()
+
+
+@contextmanager
+def below_autograd() -> Iterator[None]:
+    """Run below autograd and its bookkeeping of views: a slice is a tensor like any other.
+
+    Without the private names: above them. Code that ``torch.compile`` guards is then compiled again for views.
+    """
+    names = ("DispatchKeySet", "DispatchKey", "_AutoDispatchBelowAutograd", "_ExcludeDispatchKeyGuard")
+    if not all(hasattr(torch._C, name) for name in names):
+        yield
+        return
+    views = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+    with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(views):
+        yield
+
+
+def onednn_packed(matrix: Tensor, rows: int) -> Tensor | None:
+    """``matrix [K, N]`` packed for :func:`onednn_linear` of ``rows`` rows; ``None`` where torch has no such product."""
+    if not onednn_linear_works():
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(
+        matrix.t().contiguous(), rows
+    )  # [N, K], as oneDNN's layers
+    return packed
+
+
+def onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``rows @ weight.T + bias`` by oneDNN, ``weight [N, K]`` packed or not, where :func:`onednn_linear_works`."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    return result
+
+
+@cache
+def onednn_linear_works() -> bool:
+    """Whether the private operators are there, take these arguments, and multiply right. Tried once, on two numbers."""
+    rows, weight = torch.tensor([[2.0, 3.0]]), torch.tensor([[5.0, 7.0]])
+    try:
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
+        results = [onednn_linear(rows, w, b) for w in (weight, packed) for b in (None, torch.ones(1))]
+        return [result.item() for result in results] == [31.0, 32.0, 31.0, 32.0]
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+
+
+Calls = list[tuple[Any, list[Any]]]
+
+
+def recording_backend(calls: Calls) -> Callable[..., Any] | None:
+    """``torch.compile``'s default backend, which appends to ``calls`` the generated code and its arguments.
+
+    ``None`` without the private names: the caller then compiles as usual, and calls the guarded function.
+    """
+    try:
+        from torch._functorch import config
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+        known = inspect.signature(compile_fx).parameters
+    except ImportError:
+        return None
+    if not {"inner_compile", "config_patches"} <= set(known) or not hasattr(config, "enable_autograd_cache"):
+        return None
+
+    def inner(graph: Any, inputs: Any, **options: Any) -> Any:
+        code = compile_fx_inner(graph, inputs, **options)
+
+        def call(values: list[Any]) -> Any:
+            calls.append((code, list(values)))
+            return code(values)
+
+        call._boxed_call = True  # type: ignore[attr-defined]
+        return call
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        # The autograd cache would return the code of an earlier process without calling `inner`; inductor's stays on.
+        with config.patch(enable_autograd_cache=False):
+            return compile_fx(graph, inputs, inner_compile=inner, config_patches={"size_asserts": False})
+
+    return backend
+
+
+def generated_code(compiled: Any) -> Callable[[list[Any]], Any] | None:
+    """The function inside what the compiler returned, without its wrappers; ``None`` without the private name."""
+    return getattr(compiled, "current_callable", None)
+
+
+def compiles_for_any_size() -> bool:
+    """Whether :func:`mark_any_size` works: torch has ``mark_unbacked`` with ``shape_id``, as since 2.11."""
+    try:
+        from torch._dynamo.decorators import mark_unbacked
+    except ImportError:
+        return False
+    return "shape_id" in inspect.signature(mark_unbacked).parameters
+
+
+def mark_any_size(value: Tensor, sizes: Iterable[tuple[int, str]]) -> Tensor:
+    """Have ``value`` compiled for any size, 0 and 1 too, of these dimensions; equal names are equal sizes.
+
+    Without the private name nothing is marked, and code is compiled once more for a size of 1.
+    """
+    if compiles_for_any_size():
+        from torch._dynamo.decorators import mark_unbacked
+
+        for dim, name in sizes:
+            mark_unbacked(value, dim, shape_id=name)
+    return value

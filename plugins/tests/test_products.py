@@ -13,14 +13,14 @@ served = pytest.mark.skipif(not products._onednn_serves(torch.zeros(1, 1)), reas
 @pytest.fixture
 def always(monkeypatch):
     """However small; the numbers of rows that oneDNN got."""
-    seen, original = [], products._onednn
+    seen, original = [], products.onednn_linear
 
     def counted(rows, *args):
         seen.append(len(rows))
         return original(rows, *args)
 
     monkeypatch.setattr(products, "LEAST", 0)
-    monkeypatch.setattr(products, "_onednn", counted)
+    monkeypatch.setattr(products, "onednn_linear", counted)
     return seen
 
 
@@ -53,7 +53,7 @@ def test_what_is_small_other_or_switched_off_goes_to_mm(always, monkeypatch):
     assert Product(small, 7)._packed is not None
     assert Product(small.double(), 7)._packed is None
     with monkeypatch.context() as off:
-        off.setattr(torch._C, "_get_mkldnn_enabled", lambda: False)
+        off.setattr(torch.backends.mkldnn, "enabled", False)
         assert Product(small, 7)._packed is None
     monkeypatch.setattr(products, "LEAST", 211)
     assert Product(small, 7)._packed is None

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _torch
+
 Step = Callable[..., None]
 B, H = 3, 5  # sizes to compile with, of no other meaning: B, H and 4 differ, so that none is taken for another
 _one_at_a_time = RLock()
@@ -34,34 +36,14 @@ def compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
 def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
     # A code object of its own, because torch counts its recompilations per code object and stops after a few.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
-    calls: list[tuple[Any, list[Any]]] = []
-    run: Step = torch.compile(own, backend=_recording(calls), dynamic=True, fullgraph=True)
+    calls: _torch.Calls = []
+    backend = _torch.recording_backend(calls) or "inductor"
+    run: Step = torch.compile(own, backend=backend, dynamic=True, fullgraph=True)
     samples = [_sample(name, device, dtype) for name in inspect.signature(step).parameters]
     run(*samples)
-    return (_direct(*calls[0], samples) if len(calls) == 1 else None) or run
-
-
-def _recording(calls: list[tuple[Any, list[Any]]]) -> Callable[..., Any]:
-    """torch.compile's default backend, noting the generated code and what it is called with."""
-    from torch._functorch import config  # the compiler, imported when it is needed
-    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-
-    def inner(graph: Any, inputs: Any, **options: Any) -> Any:
-        code = compile_fx_inner(graph, inputs, **options)
-
-        def call(values: list[Any]) -> Any:
-            calls.append((code, list(values)))
-            return code(values)
-
-        call._boxed_call = True  # type: ignore[attr-defined]
-        return call
-
-    def backend(graph: Any, inputs: Any) -> Any:
-        # This cache would hand out the code of an earlier process without asking `inner`; the inductor's stays on.
-        with config.patch(enable_autograd_cache=False):
-            return compile_fx(graph, inputs, inner_compile=inner, config_patches={"size_asserts": False})
-
-    return backend
+    if len(calls) != 1 or not _torch.compiles_for_any_size():
+        return run  # nothing to call directly, or code that only its guards keep from sizes that it cannot take
+    return _direct(*calls[0], samples) or run
 
 
 def _direct(code: Any, values: list[Any], samples: list[Tensor]) -> Step | None:
@@ -69,7 +51,7 @@ def _direct(code: Any, values: list[Any], samples: list[Tensor]) -> Step | None:
     place = {v.data_ptr(): k for k, v in enumerate(samples)}
     place |= {B: len(samples), H: len(samples) + 1}  # no address is as small
     order = [place.get(v.data_ptr() if isinstance(v, Tensor) else v, -1) for v in values]
-    call = getattr(code, "current_callable", None)
+    call = _torch.generated_code(code)
     if call is None or -1 in order or not set(range(len(samples))) <= set(order):
         return None
 
@@ -83,16 +65,7 @@ def _direct(code: Any, values: list[Any], samples: list[Tensor]) -> Step | None:
 
 def _sample(name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     if name.endswith("starts"):
-        return _any_size(torch.ones(B, dtype=torch.bool, device=device), {0: "B"})
+        return _torch.mark_any_size(torch.ones(B, dtype=torch.bool, device=device), [(0, "B")])
     if name.endswith("gates"):
-        return _any_size(torch.zeros(B, 4, H, dtype=dtype, device=device), {0: "B", 2: "H"})
-    return _any_size(torch.zeros(B, H, dtype=dtype, device=device), {0: "B", 1: "H"})
-
-
-def _any_size(value: Tensor, letters: dict[int, str]) -> Tensor:
-    from torch._dynamo.decorators import mark_unbacked
-
-    if "shape_id" in inspect.signature(mark_unbacked).parameters:  # older torch compiles once more for B = 1
-        for dim, letter in letters.items():
-            mark_unbacked(value, dim, shape_id=letter)
-    return value
+        return _torch.mark_any_size(torch.zeros(B, 4, H, dtype=dtype, device=device), [(0, "B"), (2, "H")])
+    return _torch.mark_any_size(torch.zeros(B, H, dtype=dtype, device=device), [(0, "B"), (1, "H")])

@@ -7,6 +7,8 @@ import torch
 from rnn_backends.authoring import Arguments
 from torch import Tensor
 
+from .._torch import below_autograd
+
 ROWS_PER_CHUNK = 1024
 
 
@@ -42,12 +44,10 @@ def plain_tensors(device: torch.device) -> Iterator[None]:
     Below autograd and its bookkeeping of views, a slice is a tensor like any other: compiled code takes it without
     asking for its base, its base's strides, or whether that wants a gradient.
     """
-    views = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
     with (
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast(device.type, enabled=False),
-        torch._C._AutoDispatchBelowAutograd(),
-        torch._C._ExcludeDispatchKeyGuard(views),
+        below_autograd(),
     ):
         yield

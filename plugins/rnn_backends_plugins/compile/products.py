@@ -7,6 +7,8 @@ speed: 64 rows by ``[256, 1024]`` take 328 us there and 88 us here (AMD EPYC, tw
 import torch
 from torch import Tensor
 
+from .._torch import onednn_linear, onednn_linear_works, onednn_packed
+
 LEAST = 1 << 20
 """Multiplications below which ``torch.mm`` is as fast."""
 
@@ -21,15 +23,14 @@ class Product:
 
     def __init__(self, matrix: Tensor, rows: int) -> None:
         self._matrix = matrix
-        self._packed = None
+        self._packed: Tensor | None = None
         if rows * matrix.numel() >= LEAST and _onednn_serves(matrix):
-            # oneDNN's layers hold their weight as [N, K]
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix.t().contiguous(), rows)
+            self._packed = onednn_packed(matrix, rows)
 
     def of(self, rows: Tensor, bias: Tensor | None = None) -> Tensor:
         """``rows @ matrix + bias``: ``[rows, K]``, ``[N]`` to ``[rows, N]``."""
         if self._packed is not None:
-            return _onednn(rows, self._packed, bias)
+            return onednn_linear(rows, self._packed, bias)
         return rows @ self._matrix if bias is None else torch.addmm(bias, rows, self._matrix)
 
 
@@ -38,14 +39,9 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if total.dtype != left.dtype:
         total += left.t() @ right  # float32 over many chunks of bfloat16 or float16
     elif left.shape[0] * total.numel() >= LEAST and _onednn_serves(total):
-        total += _onednn(left.t(), right.t())
+        total += onednn_linear(left.t(), right.t())
     else:
         total.addmm_(left.t(), right)
-
-
-def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    made: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
-    return made
 
 
 def _onednn_serves(matrix: Tensor) -> bool:
@@ -54,7 +50,6 @@ def _onednn_serves(matrix: Tensor) -> bool:
         matrix.device.type == "cpu"
         and matrix.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
-        and bool(torch._C._get_mkldnn_enabled())
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and bool(torch.backends.mkldnn.enabled)
+        and onednn_linear_works()
     )

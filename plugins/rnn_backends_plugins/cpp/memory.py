@@ -18,6 +18,8 @@ from threading import Lock
 import torch
 from torch import Tensor
 
+from .._torch import profiler_runs
+
 SMALLEST = 1 << 20
 """Bytes: less than this is torch's."""
 SPARE = 2
@@ -104,6 +106,6 @@ def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     While torch's profiler runs all of it is torch's: so its record of memory is whole.
     """
     size = prod(shape) * dtype.itemsize
-    if size < SMALLEST or torch.autograd._profiler_enabled():
+    if size < SMALLEST or profiler_runs():
         return torch.empty(shape, dtype=dtype, device="cpu")
     return pool.take(size).view(dtype).view(shape)

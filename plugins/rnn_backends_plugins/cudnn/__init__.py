@@ -152,9 +152,11 @@ def _materialized(x: Tensor, state: State) -> tuple[Tensor, State]:
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Only the devices it is tested on."""
+    """Only the devices it is tested on, and only with torch's fused kernel."""
     if device.type not in ("cpu", "cuda", "meta"):
         return f"it is made for cpu and cuda, not {device.type}"
+    if not _torch.fused_lstm_exists():
+        return f"it calls torch.lstm and torch.lstm_cell, which torch {torch.__version__} does not have"
     return None
 
 

@@ -186,8 +186,8 @@ def flatten(
 
 def _flatten_parameters(lstm: nn.RNNBase) -> None:
     """``RNNBase.flatten_parameters``, for parameters that stand for a GPU's."""
-    weights = [weight for weight in lstm._flat_weights if isinstance(weight, Tensor)]
-    if len(weights) != len(lstm._flat_weights_names):
+    weights = _torch.flat_weights(lstm)
+    if weights is None:
         return
     known = (torch.float64, torch.float32, torch.float16)
     for weight in weights:
