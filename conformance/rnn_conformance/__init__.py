@@ -1,6 +1,6 @@
-"""The conformance suite: which laws hold for an LSTM backend, said backend by backend.
+"""The conformance suite: it checks which laws hold for an LSTM backend.
 
-``check_backend(name) -> Report`` is the Python front. Nothing is imported before it is asked for: pytest loads a plugin
+``check_backend(name) -> Report`` is the Python interface. Names are imported on first use: pytest loads a plugin
 of this package in every run on a machine where it is installed.
 """
 

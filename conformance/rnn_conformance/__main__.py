@@ -9,9 +9,9 @@ EXTRAS = {"click": "cli", "rich": "cli", "hypothesis": "conformance", "pytest": 
 
 
 def main() -> None:
-    """Run the command. Where a package it needs is not installed: say which extra brings it, exit status 2.
+    """Run the command. If a package it needs is not installed, print the extra that installs it, exit status 2.
 
-    Where a kernel ends the process (a segmentation fault), the stack of Python calls is printed: it names the law.
+    If a kernel ends the process (a segmentation fault), the stack of Python calls is printed, which shows the law.
     """
     faulthandler.enable()
     try:

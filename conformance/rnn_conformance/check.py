@@ -1,4 +1,4 @@
-"""The front of the suite: every law over one backend, one law over one case, and the look-alike of a failure."""
+"""The suite's interface: run every law on one backend, run one law on one case, name the defect like a failure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .suite.runner import PROFILES, Progress, RunOptions, run_case, run_law
 from .suite.verdict import BAD, LawResult
 
 DEFECTS = f"{__package__}.defects"
-"""A package with ``looks_like(result: LawResult, device: str) -> str | None``."""
+"""A package with ``similar_defect(result: LawResult, device: str) -> str | None``."""
 
 
 CAUSES = 8
@@ -46,7 +46,7 @@ def fresh_seed() -> int:
 
 
 def about(law: str) -> LawInfo:
-    """A law's subject, its sentence, and the capability it tries."""
+    """A law's subject, its sentence, and the capability it tests."""
     found = LAWS[law]
     return LawInfo(found.subject, found.sentence, found.trait.value if found.trait else None)
 
@@ -67,10 +67,10 @@ def check_backend(
 
     Args:
         backend: an installed backend's name, or a value.
-        profile: ``"smoke"``, ``"quick"``, ``"full"`` or ``"deep"``: how much is tried.
+        profile: ``"smoke"``, ``"quick"``, ``"full"`` or ``"deep"``: how many cases are tried.
         device: where to run.
         laws: names or parts of names; none for all of the profile.
-        seed: of the generated cases; ``None`` for a fresh one, which the header names.
+        seed: of the generated cases; ``None`` for a fresh one, which the header shows.
         on_progress: ``on_progress(law, done, total)``, called before each law and once at the end.
         shrink: whether to search for a smaller failing case.
         strict: whether a capability that works and is not claimed is a failure.
@@ -153,7 +153,7 @@ def case_of(law: str, token: str, rollouts: Sequence[Rollout] | None = None) -> 
         rollouts: to look for the rollout in; ``None`` for those of :func:`recordings`.
 
     Raises:
-        ValueError: the law is unknown, or the token is not understood, impossible or not one that the law can have.
+        ValueError: the law is unknown, or the token is not understood, impossible or not one of this law's.
     """
     exact(law, LAWS, "law")
     name, recorded, rest = token.partition(":")
@@ -183,7 +183,7 @@ def _recorded_case(law: str, token: str, **known: Any) -> Case:
 
 
 def check_token(law: str, token: str) -> None:
-    """Raise ValueError unless the token is one that the law can have."""
+    """Raise ValueError unless the token is one of the law's."""
     name, recorded, rest = token.partition(":")
     if recorded:
         if name not in ENVIRONMENTS:
@@ -220,8 +220,8 @@ def changed(report: Report, law: str, **fields: Any) -> Report:
 def quiet_single_thread() -> Iterator[None]:
     """One thread and no warnings.
 
-    Cases are small: on a busy machine threads wait for each other many times longer than they work. And a warning that
-    somebody's settings make an error would look like a backend that crashes.
+    Cases are small: on a busy machine threads wait for one another far longer than they work. A warning that a
+    user's settings turn into an error would look like a crash of the backend.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

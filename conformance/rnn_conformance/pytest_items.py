@@ -1,4 +1,4 @@
-"""The tests that the pytest plugin collects; imported once there are any."""
+"""The tests that the pytest plugin collects; imported only if there are any."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @cache
 def _seed() -> int:
-    """One seed for the whole session, where none is given."""
+    """One seed for the whole session, unless one is given."""
     return fresh_seed()
 
 
@@ -35,12 +35,12 @@ class LawsCollector(pytest.Collector):
         self.asked = asked
 
     def option(self, name: str) -> Any:
-        """What the command line says, else what the test file says."""
+        """The command line's option, else the test file's."""
         given = self.config.getoption(f"rnn_{name}", None)
         return given if given else self.asked.options.get(name)
 
     def collect(self) -> Iterator[LawItem]:
-        """One test a law and backend."""
+        """One test per law and backend."""
         backends = self.asked.backends or tuple(self.config.getoption("rnn_backend"))
         if not backends:
             raise self.CollectError("no backend is named: pytest --pyargs rnn_conformance --rnn-backend NAME")
@@ -83,7 +83,7 @@ class LawItem(pytest.Item):
         self.law, self.backend, self.waivers = law, backend, waivers
 
     def runtest(self) -> None:
-        """Run it: a decline is a skip with its reason, a waived failure an expected one."""
+        """Run the law: a declined one is a skip with its reason, a waived failure an expected failure."""
         report = self._report()
         (result,) = report.results
         self.user_properties.append(("rnn_law", result.says))
@@ -114,12 +114,12 @@ class LawItem(pytest.Item):
         return report
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The law, what was found, the smallest case and the lines that run it again."""
+        """The law, the failure, the smallest failing case and the commands that run it again."""
         if not isinstance(excinfo.value, LawBrokenError):
             return super().repr_failure(excinfo, style)
         text = failure_text(excinfo.value.result, about(self.law), self.ran.device)
         return f"{text}\n  or      pytest '{self.nodeid}' --rnn-seed {self.ran.seed}"
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Where it stands, and the headline of its failure."""
+        """The test's location, and the headline of its failure."""
         return self.path, 0, f"{self.backend.name}: {self.law}"

@@ -1,4 +1,4 @@
-"""The pytest front: one test a law.
+"""The pytest plugin: one test per law.
 
 For an installed backend, without a file::
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Laws:
-    """What :func:`laws` gives; the plugin collects it as one test a law."""
+    """The value of :func:`laws`; the plugin collects it as one test per law."""
 
     def __init__(self, backends: tuple[str | LSTMBackend, ...], options: dict[str, Any]) -> None:
         self.backends, self.options = backends, options
@@ -38,7 +38,7 @@ def laws(
     waivers: str | None = None,
     strict: bool = False,
 ) -> Laws:
-    """The laws as tests: ``test_mine = laws("mine")``. What is given on pytest's command line goes before.
+    """The laws as tests: ``test_mine = laws("mine")``. Options on pytest's command line take precedence.
 
     Args:
         backends: installed names, or ``LSTMBackend`` values; none for those of ``--rnn-backend``.
@@ -57,17 +57,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("rnn-backends", "laws for LSTM backends (rnn_conformance)")
     add = group.addoption
     add("--rnn-backend", action="append", default=[], metavar="NAME", help="backend to check; may be repeated")
-    add("--rnn-profile", choices=("smoke", "quick", "full", "deep"), help="how much is tried (default: quick)")
+    add("--rnn-profile", choices=("smoke", "quick", "full", "deep"), help="how many cases are tried (default: quick)")
     add("--rnn-law", action="append", default=[], metavar="LAW", help="only laws with this in their name")
-    add("--rnn-device", metavar="DEVICE", help="where the backends run (default: cpu)")
-    add("--rnn-seed", type=int, metavar="N", help="of the generated cases (default: fresh, named by every failure)")
-    add("--rnn-waivers", metavar="FILE", help="TOML file of failures that are known")
+    add("--rnn-device", metavar="DEVICE", help="device to run on (default: cpu)")
+    add(
+        "--rnn-seed",
+        type=int,
+        metavar="N",
+        help="seed of the generated cases (default: a fresh one, shown in every failure)",
+    )
+    add("--rnn-waivers", metavar="FILE", help="TOML file of known failures")
     add("--rnn-strict", action="store_true", help="a capability that works and is not claimed is a failure")
-    add("--rnn-no-shrink", action="store_true", help="do not look for smaller failing cases")
+    add("--rnn-no-shrink", action="store_true", help="do not search for smaller failing cases")
 
 
 def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) -> pytest.Collector | None:
-    """Collect what :func:`laws` gave, and nothing else."""
+    """Collect the values of :func:`laws`, and nothing else."""
     if not isinstance(obj, Laws):
         return None
     from .pytest_items import LawsCollector
@@ -76,7 +81,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) 
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say how many laws ran and how many were waived, in runs that had any."""
+    """Print how many laws ran and how many were waived, in runs that had any."""
     called = [r for group in terminalreporter.stats.values() for r in group if getattr(r, "when", "") == "call"]
     says = [value for report in called for name, value in report.user_properties if name == "rnn_law"]
     if says:

@@ -1,7 +1,7 @@
 """A program for one failure, with torch and the backend alone: the case's tensors, drawn as the suite draws them, the
 backend's numbers, and those of torch.nn.LSTM over one trajectory at a time.
 
-Everything that comes from a token, a plugin or a report stands in it as a Python literal or in a comment.
+Text from tokens, plugins and reports appears in it as Python literals or in comments only.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ if output.requires_grad:
         if wanted is not None:
             compare(f"gradient of {{name}}", torch.zeros_like(wanted) if got is None else got, wanted, {gradients})
 
-print("these differ" if failed else "these agree, so the law is about something else; it runs with:")
+print("these differ; run the law with:" if failed else "no difference here: the law tests something else; run it with:")
 print({replay!a})
 sys.exit(failed)
 """
@@ -123,10 +123,10 @@ x = observation.view(B, T, I).double().transpose(0, 1)
 
 
 def program(backend: str, law: str, token: str, device: str = "cpu", message: str = "", file: str = "case.py") -> str:
-    """The source of a program that shows the case.
+    """The source of a program that reproduces the case.
 
     Raises:
-        ValueError: the token is not understood.
+        ValueError: the token is invalid.
     """
     case, rollout = case_of(law, token)
     limit = TOLERANCES[case.torch_dtype]
@@ -187,7 +187,7 @@ def _constructor(case: Case, backend: str, device: str) -> str:
 
 
 def write_scripts(results: Results, folder: Path) -> Iterator[Path]:
-    """Write a program for each failure that has a token; the paths.
+    """Write a program for each failure that has a token; return the paths.
 
     Raises:
         OSError: one cannot be written.

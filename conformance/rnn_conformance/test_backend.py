@@ -1,4 +1,4 @@
-"""What ``pytest --pyargs rnn_conformance --rnn-backend NAME`` collects."""
+"""Collected by ``pytest --pyargs rnn_conformance --rnn-backend NAME``."""
 
 from .pytest_plugin import laws
 

@@ -1,4 +1,4 @@
-"""Waivers: failures that an author knows of, each with a reason, a link, the case that fails and a last day.
+"""Waivers: known failures, each with a reason, a link, the failing case and an expiry date.
 
 A file holds any number of these::
 
@@ -10,8 +10,8 @@ A file holds any number of these::
     token = "T2.B1.I1.H1.f64.s0"
     expires = 2027-03-01
 
-It is strict: the case is run again, and if it passes, that is a failure until the waiver is deleted. A law that does
-not exist, a missing reason or a day that is past is an error before anything runs.
+Waivers are strict: the case is run again, and if it passes, that is a failure until the waiver is deleted. An unknown
+law, a missing reason or a past date is an error before anything runs.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from .suite.verdict import LawResult
 
 
 class WaiverError(ValueError):
-    """A waivers file that cannot be taken as it is."""
+    """An invalid waivers file."""
 
 
 @dataclass(frozen=True)
 class Waiver:
-    """One failure that is known.
+    """One known failure.
 
     Attributes:
         backend: its exact name.
         law: its exact name.
-        reason: why it is excused.
-        link: where that is discussed.
-        token: of the case that fails, from the report.
-        expires: the last day it holds.
-        device: where the case fails.
+        reason: why the failure is excused.
+        link: to the discussion of the failure.
+        token: of the failing case, from the report.
+        expires: the last day on which it is excused.
+        device: on which the case fails.
     """
 
     backend: str
@@ -63,7 +63,7 @@ def read(file: Path, today: date | None = None) -> list[Waiver]:
     """Read a file.
 
     Raises:
-        WaiverError: it is not such a file, or a waiver in it is incomplete, unknown, double or expired.
+        WaiverError: the file is invalid, or a waiver in it is incomplete, unknown, duplicate or expired.
     """
     try:
         data = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -90,16 +90,18 @@ def _waiver(row: object, today: date) -> Waiver:
     missing = [name for name, field in known.items() if field.default is MISSING and name not in row]
     if missing or set(row) - set(known):
         unknown = ", ".join(sorted(set(row) - set(known)))
-        raise WaiverError(f"it has no {', '.join(missing)}" if missing else f"there is no such key: {unknown}")
+        raise WaiverError(f"it has no {', '.join(missing)}" if missing else f"unknown key: {unknown}")
     for name, value in row.items():
         day = name == "expires"
         if type(value) is not (date if day else str) or not value:
-            raise WaiverError(f"{name} = {value!r} is not {'a date like 2027-03-01' if day else 'a text'}")
+            raise WaiverError(f"{name} = {value!r} is not {'a date like 2027-03-01' if day else 'a string'}")
     waiver = Waiver(**row)
     check_token(exact(waiver.law, LAWS, "law"), waiver.token)
     _check_device(waiver.device)
     if waiver.expires < today:
-        raise WaiverError(f"{waiver.law} for {waiver.backend} expired on {waiver.expires}: fix it, or decide anew")
+        raise WaiverError(
+            f"{waiver.law} for {waiver.backend} expired on {waiver.expires}: fix the failure or renew the waiver"
+        )
     return waiver
 
 
@@ -116,12 +118,12 @@ def apply(
     backend: LSTMBackend,
     on_replay: Callable[[str], object] = lambda law: None,
 ) -> Report:
-    """The report with the failures excused that are waived, and the waivers that are out of date as failures."""
+    """The report with waived failures excused, and outdated waivers as failures."""
     for waiver in waivers:
         mine = waiver.backend == report.backend and waiver.device == report.header.device
         found = next((r for r in report.results if r.law == waiver.law), None)
         if not mine or found is None:
-            continue  # another backend's or device's, or the law was not asked for
+            continue  # of another backend or device, or of a law that did not run
         on_replay(waiver.law)
         report = _apply(waiver, report, found, replay(backend, waiver.law, waiver.token, waiver.device))
     return report
@@ -134,7 +136,7 @@ def _apply(waiver: Waiver, report: Report, found: LawResult, again: LawResult) -
         message = f"the waived case {waiver.token} was run again: {passes} (waived as: {waiver.reason}).{also}"
         return changed(report, waiver.law, verdict="failed", message=message, token=found.token or waiver.token)
     reason = f"{waiver.reason} ({waiver.link}, until {waiver.expires})"
-    if found.ok:  # the drawn cases missed what the waiver says is broken
+    if found.ok:  # the drawn cases missed the waived failure
         return changed(
             report, waiver.law, verdict=again.verdict, message=again.message, token=again.token, waived=reason
         )

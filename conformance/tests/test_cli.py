@@ -357,7 +357,7 @@ def test_waivers_excuse_and_the_last_line_counts_them(wrong: str, tmp_path: Path
     result = call("check", wrong, *ONE_LAW, "--waivers", str(file))
     assert result.exit_code == 0, result.output
     assert result.output.strip().splitlines()[-1].endswith("; 1 waived")
-    assert "✓ every law held but for what is waived" in result.output
+    assert "✓ every law held apart from waived failures" in result.output
     file.write_text(f'[[waiver]]\nbackend = "vmap"\n{row}')
     result = call("check", "vmap", *ONE_LAW, "--waivers", str(file))
     assert result.exit_code == 1
@@ -397,7 +397,7 @@ def test_diff_says_what_is_worse_and_exits_1(wrong: str, tmp_path: Path) -> None
     Path(files[1]).write_text(Path(files[0]).read_text().rpartition('{"kind": "footer"')[0])
     refused = call("diff", *files)
     assert refused.exit_code == 3
-    assert "new.jsonl: the report has no footer: it was cut off" in refused.output
+    assert "new.jsonl: the report has no footer: it is truncated" in refused.output
 
 
 @pytest.mark.parametrize("option", ["--json", "--html"])

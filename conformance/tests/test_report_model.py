@@ -68,7 +68,7 @@ def lines(change) -> str:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda rows: rows.pop(), "no footer: it was cut off"),
+        (lambda rows: rows.pop(), "no footer: it is truncated"),
         (lambda rows: rows.pop(2), "mine has no result of two"),
         (lambda rows: rows.insert(1, rows[1].copy()), "unexpected result of one"),
         (lambda rows: rows[1].update(law="four"), "no result of one; mine has an unexpected result of four"),
@@ -76,8 +76,8 @@ def lines(change) -> str:
         (lambda rows: rows[1].update(device="cuda"), "does not expect a result of mine on cuda"),
         (lambda rows: rows[0]["runs"][0]["expected"].append("four"), "mine has no result of four"),
         (lambda rows: rows[0].update(runs=[]), "does not expect"),
-        (lambda rows: rows[0].update(format="rnn-conformance 99"), "no header of the format"),
-        (lambda rows: rows.pop(0), "no header of the format"),
+        (lambda rows: rows[0].update(format="rnn-conformance 99"), "not a header of the format"),
+        (lambda rows: rows.pop(0), "not a header of the format"),
         (lambda rows: rows[-1].update(results=47), "the footer counts 47 results, there are 3"),
         (lambda rows: rows[-1].update(verdicts={"failed": 1, "passed": 2}), "the footer counts the verdicts"),
         (lambda rows: rows[-1].update(status=1), "the footer says exit status 1, the results give 0"),

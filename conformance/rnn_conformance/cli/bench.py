@@ -25,41 +25,45 @@ Examples:
 Besides backends, NAME and --vs take: nn.LSTM (dense, without resets), nn.LSTM-packed (the same
 over packed rows of equal length), torchrl-pad, torchrl-scan, torchrl-triton.
 The ratio is the median over rounds of time / time(first --vs), without --vs time / time(nn.LSTM).
-Below 1 is faster than that one.
+Below 1, NAME is faster.
 """
 
 
 @click.command("bench", cls=Examples, epilog=EXAMPLES)
 @click.argument("name")
-@click.option("--vs", multiple=True, metavar="NAME", help="Compare with this one. Repeat it for more.")
+@click.option("--vs", multiple=True, metavar="NAME", help="Contestant to compare with; may be repeated.")
 @click.option(
-    "--shape", "shapes", multiple=True, metavar="B,T,I,H", help="Or S1 to S5. Repeat it for more.  [default: S2]"
+    "--shape", "shapes", multiple=True, metavar="B,T,I,H", help="Sizes, or S1 to S5; may be repeated.  [default: S2]"
 )
-@click.option("--resets", show_default="0,0.03", help="Shares of steps that start a sequence, or once (a row).")
+@click.option("--resets", show_default="0,0.03", help="Shares of steps that reset, or once: one reset per row.")
 @click.option("--mode", type=click.Choice(["forward", "train", "step"]), default="train", show_default=True)
 @click.option(
     "--module", is_flag=True, help="Measure LSTMModule over a TensorDict. Implied by torchrl-... and --mode step."
 )
-@click.option("--threads", type=click.IntRange(min=1), help="Threads of torch.  [default: torch's own choice]")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of torch threads.  [default: torch's own choice]")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
     default=5.0,
     show_default=True,
-    help="For each shape and share of resets.",
+    help="Time per shape and share of resets.",
 )
 @click.option("--device", default="cpu", show_default=True)
 @click.option(
     "--png",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=writable,
-    help="Draw a picture: .png, .svg or .pdf.",
+    help="Write a plot: .png, .svg or .pdf.",
 )
 @click.option(
-    "--json", "out", type=click.Path(path_type=Path, dir_okay=False), callback=writable, help="Write all figures."
+    "--json",
+    "out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    callback=writable,
+    help="Write all figures as JSON.",
 )
 def bench_command(name: str, vs: tuple[str, ...], png: Path | None, out: Path | None, **options: Any) -> None:
-    """Measure the backend NAME in turn with others, and print medians, ratios and their quartiles."""
+    """Measure the backend NAME in turns with others; print medians, ratios and quartiles."""
     import torch
     from rnn_benchmarks.groups import Figures, where
     from rnn_benchmarks.schedule import run_all
@@ -92,13 +96,13 @@ def bench_command(name: str, vs: tuple[str, ...], png: Path | None, out: Path | 
 
 
 def _check_picture(file: Path) -> None:
-    """Refuse, before anything is measured, a picture that could not be drawn."""
+    """Reject a plot that could not be drawn, before anything is measured."""
     from importlib.util import find_spec
 
     if find_spec("matplotlib") is None:
         refuse("--png", "matplotlib is not installed. Run: pip install 'rnn-backends[bench]'")
     if file.suffix.lower() not in PICTURES:
-        refuse("--png", f"a picture's name ends in one of {', '.join(PICTURES)}; got {file.name!r}")
+        refuse("--png", f"expected a file name that ends in one of {', '.join(PICTURES)}; got {file.name!r}")
 
 
 def _groups(name: str, vs: tuple[str, ...], options: dict[str, Any]) -> list[Group]:
@@ -110,12 +114,12 @@ def _groups(name: str, vs: tuple[str, ...], options: dict[str, Any]) -> list[Gro
     known = (*names(), "auto", "torch", "torchrl", *PEERS)
     for one in (name, *vs):
         if one not in known:
-            refuse("NAME" if one == name else "--vs", f"unknown: {one!r}. There are: {', '.join(known)}")
+            refuse("NAME" if one == name else "--vs", f"unknown: {one!r}. Known: {', '.join(known)}")
     with refusals((ValueError, "--shape")):
         shapes = [Shape.parse(text) for text in options["shapes"]]
     if mode == "step":
         if options["resets"] not in (None, "0"):
-            refuse("--resets", "a single step has no resets: leave --resets out with --mode step")
+            refuse("--resets", "a single step has no resets: omit --resets with --mode step")
         if wrong := [str(shape) for shape in shapes if shape.T != 1]:
             refuse("--shape", f"a step has T = 1; got {', '.join(wrong)}")
     rates = [_rate(text.strip()) for text in (options["resets"] or "0,0.03").split(",")]
@@ -128,5 +132,5 @@ def _rate(text: str) -> str:
     except ValueError:
         good = False
     if not good:
-        refuse("--resets", f"takes shares between 0 and 1, or once, with commas between; got {text!r}")
+        refuse("--resets", f"expected shares between 0 and 1, or once, separated by commas; got {text!r}")
     return text

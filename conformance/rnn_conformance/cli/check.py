@@ -24,7 +24,7 @@ Examples:
   rnn-backends check --json report.jsonl      the report for a machine, and for `rnn-backends diff`
   rnn-backends check mine --waivers waivers.toml --script failures/
 
-A waiver excuses one failure of one backend until a day; once its case passes, it is itself a failure:
+A waiver excuses one failure of one backend until a date; once its case passes, the waiver itself is a failure:
   [[waiver]]
   backend = "mine"
   law = "double_backward"
@@ -46,7 +46,7 @@ def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
 @click.command("check", cls=Examples, epilog=EXAMPLES)
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
-    "--profile", type=click.Choice(PROFILE_NAMES), default="quick", show_default=True, help="How much is tried."
+    "--profile", type=click.Choice(PROFILE_NAMES), default="quick", show_default=True, help="How many cases are tried."
 )
 @click.option("-k", "laws", multiple=True, metavar="LAW", help="Only laws with this in their name; may be repeated.")
 @click.option(
@@ -56,27 +56,33 @@ def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     show_default=True,
     callback=_devices,
     metavar="DEVICE[,DEVICE]",
-    help="Where the backends run.",
+    help="Devices to run on.",
 )
-@click.option("--seed", type=int, help="Of the generated cases. Default: a fresh one, which the report names.")
-@click.option("--shrink/--no-shrink", default=True, help="Look for a smaller failing case, a few seconds a law.")
+@click.option("--seed", type=int, help="Seed of the generated cases. Default: a fresh one, which the report shows.")
+@click.option(
+    "--shrink/--no-shrink", default=True, help="Search for a smaller failing case, for a few seconds per law."
+)
 @click.option("--strict", is_flag=True, help="A capability that works and is not claimed is a failure.")
 @click.option(
     "--waivers",
     "waivers_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Failures that are known, as below.",
+    help="TOML file of known failures; its format is below.",
 )
-@click.option("--json", "json_file", type=FILE, callback=writable, metavar="FILE", help="Write JSON lines; - prints.")
-@click.option("--html", "html_file", type=FILE, callback=writable, metavar="FILE", help="Write one page, all in it.")
+@click.option(
+    "--json", "json_file", type=FILE, callback=writable, metavar="FILE", help="Write JSON lines; - prints them."
+)
+@click.option(
+    "--html", "html_file", type=FILE, callback=writable, metavar="FILE", help="Write one self-contained page."
+)
 @click.option(
     "--script",
     "folder",
     type=click.Path(file_okay=False, path_type=Path),
     callback=writable_folder,
     metavar="DIR",
-    help="Write a program for each failure that shows it.",
+    help="Write one program per failure that reproduces it.",
 )
 @click.pass_context
 def check_command(
@@ -88,7 +94,7 @@ def check_command(
     folder: Path | None,
     **options: object,
 ) -> None:
-    """Check that backends compute what they must: all installed ones, or those named.
+    """Check backends against the laws: all installed ones, or those named.
 
     Real Gymnasium environments are rolled out, with episodes that end and start in the middle of a row. The laws run
     over those rollouts and over generated cases, for every backend. One table says what held; each failure says the
@@ -123,7 +129,7 @@ def _waivers(file: Path | None) -> list[Waiver]:
 
 
 def _write(results: Results, json_file: Path | None, html_file: Path | None) -> None:
-    """Write the files, whole or not at all: a report that was cut off would be worth nothing."""
+    """Write each file completely or not at all: a truncated report is worthless."""
     from rnn_backends.paths import write_whole
 
     from ..report.html import page

@@ -26,7 +26,7 @@ class Options:
     """How to run.
 
     Attributes:
-        profile: how much is tried.
+        profile: how many cases are tried.
         laws: parts of laws' names; none for all.
         devices: where the backends run, one after another.
         seed: of the generated cases; ``None`` for a fresh one.
@@ -46,14 +46,14 @@ class CheckRun:
     """``rnn-backends check``.
 
     Args:
-        backends: names; none for all that are installed.
+        backends: names; none for all installed backends.
         console: where the table goes; progress goes to standard error.
         options: how to run.
-        waivers: what may fail.
+        waivers: known failures.
 
     Raises:
-        UnknownBackendError: a backend that is not installed; the message has the nearest.
-        UnknownNameError: a law that is not there; the message has the nearest.
+        UnknownBackendError: a backend is not installed; the message suggests the nearest name.
+        UnknownNameError: a law does not exist; the message suggests the nearest name.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CheckRun:
         self._done: list[BackendRun] = []
 
     def run(self) -> Results:
-        """Run, print, and return what was found."""
+        """Run, print and return the results."""
         started = time.perf_counter()
         self._console.print(plain("rollouts: " + "; ".join(_describe(r) for r in recordings())))
         self._console.print(plain(f"          {recordings()[0].source}"))
@@ -105,7 +105,7 @@ class CheckRun:
 
     def _time(self, backend: LSTMBackend, report: Report, progress: RunProgress) -> float | None:
         if self._options.laws or report.failures or report.waived:
-            return None  # the time of a wrong answer is of no interest
+            return None  # the time of a wrong result is meaningless
         progress.say("time against torch.nn.LSTM")
         return time_ratio(backend, recordings()[0], report.header.device)
 
@@ -123,7 +123,7 @@ class CheckRun:
 
 
 def _loaded(name: str) -> tuple[str, LSTMBackend | str]:
-    """A backend's own name and its value, or the reason why it cannot be loaded."""
+    """A backend's own name with its value, or with the reason why it cannot be loaded."""
     try:
         backend = get_backend(name)
     except BrokenBackendError as error:

@@ -1,4 +1,4 @@
-"""``rnn-backends defects``: the suite is tested, and the table says how well."""
+"""``rnn-backends defects``: run the laws against planted defects, a test of the suite itself."""
 
 from __future__ import annotations
 
@@ -19,38 +19,40 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  rnn-backends defects                                every planted defect, against the laws that it names
+  rnn-backends defects                                every planted defect, against the laws that should catch it
   rnn-backends defects reset_by_multiplication        one of them
   rnn-backends defects -k gradients --seeds 1         one subject, quickly
   rnn-backends defects --resume kills.jsonl --write docs/generated/kill_table.md
 
 Exit status:
-  0 each defect died, or has a written reason   1 one survived without   2 bad usage, an unknown name
+  0 each defect was caught, or has a written reason   1 one survived without a reason   2 bad usage, an unknown name
 """
 
 
 @click.command("defects", cls=Examples, epilog=EXAMPLES)
 @click.argument("name", required=False)
 @click.option("-k", "subject", metavar="SUBJECT", help="Only subjects with this in their name.")
-@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Seeds 1, 2, ... of each law.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Number of seeds per law: 1, 2, ..."
+)
 @click.option("--profile", type=click.Choice(["smoke", "quick", "full"]), default="quick", show_default=True)
-@click.option("--drawn-only", is_flag=True, help="Without the fixed rich cases: do drawn cases kill alone?")
+@click.option("--drawn-only", is_flag=True, help="Leave out the fixed rich cases: drawn cases must suffice.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
     "--resume",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="Keep each defect's result in this file, and skip the defects that are in it.",
+    help="Store each defect's result in this file; skip the defects that it contains.",
 )
 @click.option(
     "--write",
     type=click.Path(dir_okay=False, path_type=Path),
     callback=writable,
-    help="Write the page of all results here.",
+    help="Write the page of all results to this file.",
 )
 @click.option("--date", help="The page's date. Default: today.")
 @click.pass_context
 def defects_command(ctx: click.Context, name: str | None, subject: str | None, **options: Any) -> None:
-    """Run planted defects against the laws that must kill them: all, or those named."""
+    """Run planted defects against the laws that must catch them: all defects, or those named."""
     from datetime import date
 
     from ..defects.catalogue import DEFECTS, select
@@ -58,7 +60,7 @@ def defects_command(ctx: click.Context, name: str | None, subject: str | None, *
     from ..defects.page import Run, page
 
     if options["write"] and (name or subject):
-        raise click.BadParameter("the page is of all defects", param_hint="'--write'")
+        raise click.BadParameter("the page needs all defects: omit NAME and -k", param_hint="'--write'")
     with refusals((ValueError, "NAME")):
         chosen = select(name, subject)
     rows = _kills(list(chosen), options)
@@ -101,7 +103,7 @@ def _kills(names: list[str], options: dict[str, Any]) -> dict[str, list[Kill]]:
 
 
 def _seeds(number: int) -> str:
-    """In words, for the page."""
+    """The seeds in words, for the page."""
     return f"seeds 1 to {number}" if number > 1 else "seed 1 alone"
 
 
@@ -116,7 +118,7 @@ def _commit() -> str:
 
 
 def _each(what: str, names: Iterable[str], run: Callable[[str], Any]) -> dict[str, Any]:
-    """Run over all names, with a bar where there is a terminal."""
+    """Run each name, with a progress bar on a terminal."""
     from .progress import steps
 
     names, results = tuple(names), {}

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  rnn-backends laws                            all of them, by subject
-  rnn-backends laws vmap_over_weights          one explained, with its source
+  rnn-backends laws                            all laws, by subject
+  rnn-backends laws vmap_over_weights          one law, with its source
   rnn-backends laws --json | python -m json.tool
 """
 
@@ -27,7 +27,7 @@ Examples:
 @click.argument("law", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
 def laws_command(law: str | None, as_json: bool) -> None:
-    """List the laws by subject, or explain one: its sentence, what it tries, its tolerance and its source."""
+    """List the laws by subject, or explain one: its sentence, cases, tolerance and source."""
     from ..check import about
     from ..laws.catalogue import LAWS
     from ..suite.names import UnknownNameError, exact
@@ -49,11 +49,11 @@ def laws_command(law: str | None, as_json: bool) -> None:
         trait = f" [{info.trait}]" if info.trait else ""
         click.echo(f"  {name}{trait}")
         click.echo(textwrap.fill(info.sentence, 110, initial_indent="      ", subsequent_indent="      "))
-    click.echo(f"{len(LAWS)} laws; [trait]: a capability that a backend may claim, tried claimed or not")
+    click.echo(f"{len(LAWS)} laws; [trait]: a capability that a backend may claim; its laws run claimed or not")
 
 
 def _explained(name: str) -> str:
-    """Everything about one law that there is to say."""
+    """All details of one law."""
     from ..check import about
     from ..laws.catalogue import LAWS
     from ..suite.verdict import PROFILE_NAMES
@@ -70,7 +70,7 @@ def _explained(name: str) -> str:
 
 
 def _tolerance(dtype: str) -> list[str]:
-    """How far from right is wrong, where the law compares numbers."""
+    """The tolerance, where the law compares numbers."""
     from ..suite.case import DTYPES
     from ..suite.tolerances import TOLERANCES
 

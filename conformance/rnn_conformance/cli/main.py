@@ -28,32 +28,32 @@ def cli() -> None:
     """One LSTM, many kernels, provably the same.
 
     \b
-      rnn-backends list               which backends are installed
-      rnn-backends explain            which of them would run my LSTM, and why not the others
-      rnn-backends check              is it true that they all compute the same?
-      rnn-backends check NAME         the same for one of them: yours
-      rnn-backends laws               what is checked, law by law
-      rnn-backends replay TOKEN ...   one failing case once more
-      rnn-backends diff OLD NEW       what changed between two reports
-      rnn-backends bench NAME         what it costs, beside nn.LSTM and TorchRL's LSTMModule
-      rnn-backends tune               let auto choose by what is fastest on this machine
-      rnn-backends defects            what the suite itself catches: the kill table
+      rnn-backends list               list the installed backends
+      rnn-backends explain            show which backends run an LSTM, and why the others do not
+      rnn-backends check              check that all backends compute the same
+      rnn-backends check NAME         check one backend
+      rnn-backends laws               list the laws that are checked
+      rnn-backends replay TOKEN ...   run one failing case again
+      rnn-backends diff OLD NEW       compare two reports
+      rnn-backends bench NAME         time a backend beside nn.LSTM and TorchRL's LSTMModule
+      rnn-backends tune               measure this machine, so that auto takes the fastest
+      rnn-backends defects            test the suite itself with planted defects
     """
 
 
 LIST_EXAMPLES = """\
 Examples:
-  rnn-backends list                   every backend is loaded once, to see whether it can be
-  rnn-backends list --names           quick: imports no plugin
+  rnn-backends list                   loads every backend, to show which ones load
+  rnn-backends list --names           quick: loads no plugin
   rnn-backends list --json | python -m json.tool
 """
 
 
 @cli.command("list", cls=Examples, epilog=LIST_EXAMPLES)
-@click.option("--names", "names_only", is_flag=True, help="Print the names only, one a line; no plugin is imported.")
+@click.option("--names", "names_only", is_flag=True, help="Print only the names, one per line; import no plugin.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_command(names_only: bool, as_json: bool) -> None:
-    """List the installed backends: who brings each, and whether it can be loaded."""
+    """List the installed backends: the package of each, and whether it loads."""
     from rnn_backends import list_backends, names
 
     if names_only:
@@ -86,7 +86,7 @@ Examples:
 @click.option("--hidden-size", type=click.IntRange(min=1), default=64, show_default=True)
 @click.option("--num-layers", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--no-bias", is_flag=True, help="Without b_ih and b_hh.")
-@click.option("--dropout", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Between layers.")
+@click.option("--dropout", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Dropout between layers.")
 @click.option("--bidirectional", is_flag=True)
 @click.option("--proj-size", type=click.IntRange(min=0), default=0, show_default=True, help="0: no projection.")
 @click.option("--device", default="cpu", show_default=True, help="As torch.device takes it: cpu, cuda, cuda:1, ...")
@@ -98,7 +98,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def explain_command(no_bias: bool, device: str, dtype: str, as_json: bool, **options: Any) -> None:
-    """Say for every backend whether it runs an LSTM with these options, else why not, and which one "auto" takes."""
+    """Show whether each backend runs an LSTM with these options, or why not, and which one "auto" takes."""
     import torch
     from rnn_backends import LSTMSpec, explain
 
@@ -125,7 +125,7 @@ def _call(spec: LSTMSpec) -> str:
 @cli.command("record", hidden=True)
 @click.argument("file", type=click.Path(dir_okay=False))
 def record_command(file: str) -> None:
-    """Record the rollouts anew and write them to FILE: how the package's own data was made."""
+    """Record the rollouts again and write them to FILE. The package's own data was made so."""
     from pathlib import Path
 
     from ..rollouts.recorded import write_shipped

@@ -1,4 +1,4 @@
-"""What the commands share: help that ends with examples, and refusals that name the option."""
+"""Shared by the commands: help that ends with examples, and usage errors that name the option."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Examples(click.Command):
-    """A command whose help ends with its examples as they were written."""
+    """A command with help that ends with its examples, unwrapped."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the epilog unwrapped: a wrapped command line cannot be pasted."""
+        """Write the epilog without wrapping: a wrapped command line cannot be pasted."""
         formatter.write(f"\n{self.epilog}\n" if self.epilog else "")
 
 
@@ -30,7 +30,7 @@ def refuse(option: str, why: str) -> NoReturn:
 
 @contextmanager
 def refusals(*which: tuple[type[Exception], str]) -> Iterator[None]:
-    """Turn errors into refusals: pairs of an error's type and the option that it is about, the most special first."""
+    """Turn errors into usage errors. ``which``: (exception type, option) pairs, most specific first."""
     try:
         yield
     except tuple(kind for kind, _ in which) as error:
@@ -39,7 +39,7 @@ def refusals(*which: tuple[type[Exception], str]) -> Iterator[None]:
 
 
 def device_called(name: str) -> torch.device:
-    """A device by its name, whether it is there or not."""
+    """A device by its name, present or not."""
     import torch
 
     try:
@@ -49,7 +49,7 @@ def device_called(name: str) -> torch.device:
 
 
 def device_named(name: str) -> torch.device:
-    """A device that is there."""
+    """A device by its name; a usage error if this machine does not have it."""
     import torch
 
     device = device_called(name)
@@ -59,7 +59,7 @@ def device_named(name: str) -> torch.device:
 
 
 def writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """A file that can be written at the end of a long run: found out at its beginning."""
+    """A file to write at the end of a long run; checked at its beginning."""
     if value is None or str(value) == "-":
         return value
     target = value.resolve()
@@ -67,18 +67,18 @@ def writable(ctx: click.Context, param: click.Parameter, value: Path | None) -> 
         raise click.BadParameter(f"there is no folder {value.parent}")
     if target.exists() and not os.access(target, os.W_OK):
         raise click.BadParameter(f"{value} cannot be written")
-    if not target.exists() or target.is_file():  # not a device: that is written to as it is
+    if not target.exists() or target.is_file():  # a device file needs no room in its folder
         _try_folder(target.parent)
     return value
 
 
 def writable_folder(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """A folder in which files can be written at the end; it need not be there yet."""
+    """A folder to write files in at the end; it need not exist yet."""
     if value is not None:
         target = value.resolve()
         there = next(path for path in (target, *target.parents) if path.exists())
         if not there.is_dir():
-            raise click.BadParameter(f"{there} is no folder")
+            raise click.BadParameter(f"{there} is not a folder")
         _try_folder(there)
     return value
 
@@ -88,4 +88,4 @@ def _try_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(1 << 16))
     except OSError as error:
-        raise click.BadParameter(f"nothing can be written in {folder}: {error.strerror}") from None
+        raise click.BadParameter(f"{folder} cannot be written to: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""Progress: one bar for all commands, shown on a terminal only; for a check elsewhere one line a backend."""
+"""Progress: one bar for all commands, on a terminal only; elsewhere `check` prints one line per backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..report.terminal import printable
 
 
 def _bar(console: Console) -> Progress:
-    """A bar that is gone when it stops; its task has a ``label`` before the bar and a description after it."""
+    """A bar that disappears at the end; its task has a ``label`` before the bar and a description after it."""
     return Progress(
         TextColumn("{task.fields[label]}", style="bold", markup=False),
         BarColumn(bar_width=24),
@@ -28,7 +28,7 @@ def _bar(console: Console) -> Progress:
 
 @contextmanager
 def steps(total: int, label: str = "") -> Iterator[tuple[Callable[[str], None], Callable[[], None]]]:
-    """A bar of ``total`` steps on stderr: ``tick(text)`` shows what runs now, ``done()`` ends a step."""
+    """A bar of ``total`` steps on stderr: ``tick(text)`` shows the current step, ``done()`` ends it."""
     with _bar(Console(stderr=True)) as bar:
         task = bar.add_task("", label=label, total=total)
         yield lambda text: bar.update(task, description=text), lambda: bar.advance(task)
@@ -67,5 +67,5 @@ class RunProgress:
         self._bar.update(self._task, completed=done, total=total, description=law)
 
     def say(self, what: str) -> None:
-        """Something that is no law begins."""
+        """A step that is not a law begins."""
         self._bar.update(self._task, description=what)

@@ -17,8 +17,8 @@ Examples:
   rnn-backends replay T2.B1.I1.H1.f64.s0 --law output_equals_reference --backend mine
   rnn-backends replay T2.B1.I1.H1.f64.s0 --law output_equals_reference --backend mine --script > case.py
 
-A token says: T steps, B batch, I inputs, H hidden; L layers, P projection, nobias, bi, the dtype; r: where sequences
-start, as bits in hexadecimal, bit b * T + t for step t of row b; the seed of the numbers. It can be edited by hand.
+A token means: T steps, B batch, I inputs, H hidden; L layers, P projection, nobias, bi, the dtype; r: the steps that
+start a sequence, as bits in hexadecimal, bit b * T + t for step t of row b; s: the seed. It can be edited by hand.
 
 Exit status:
   0 the law holds for this case, or the backend declines it   1 it does not   2 bad usage, an unknown name
@@ -30,10 +30,10 @@ Exit status:
 @click.option("--law", required=True, help="The law's exact name.")
 @click.option("--backend", required=True, metavar="NAME")
 @click.option("--device", default="cpu", show_default=True)
-@click.option("--script", is_flag=True, help="Print a program that shows the case instead of running it.")
+@click.option("--script", is_flag=True, help="Print a program that reproduces the case instead of running it.")
 @click.pass_context
 def replay_command(ctx: click.Context, token: str, law: str, backend: str, device: str, script: bool) -> None:
-    """Run one law over one case: the TOKEN that a failure names."""
+    """Run one law over one case, given by the TOKEN of a failure."""
     from rnn_backends import BrokenBackendError, UnknownBackendError, get_backend
 
     from ..check import about, quiet_single_thread, replay
@@ -68,7 +68,7 @@ Examples:
   rnn-backends diff new.jsonl --backend cudnn --backend cpp        two backends of one report
 
 Exit status:
-  0 nothing is worse   1 something is, or a new law fails   2 bad usage   3 a report is incomplete or no report
+  0 nothing is worse   1 something is, or a new law fails   2 bad usage   3 a file is not a complete report
 """
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -81,16 +81,16 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "backends",
     multiple=True,
     metavar="NAME",
-    help="Only this backend; given twice: the first of OLD against the second of NEW (or of OLD, if that is all).",
+    help="Compare only this backend. Given twice: the first in OLD with the second in NEW (in OLD, without NEW).",
 )
 @click.pass_context
 def diff_command(ctx: click.Context, old: Path, new: Path | None, backends: tuple[str, ...]) -> None:
-    """Say what changed between two reports of `check --json`, or between two backends: worse, gone, new, better."""
+    """Show the differences of two reports of `check --json`, or of two backends: worse, gone, new, better."""
     from ..report.diff import KINDS, changes, only
     from ..report.terminal import printable
 
     if len(backends) > 2 or (new is None and len(backends) < 2):
-        refuse("--backend", "one report needs two of them" if new is None else "two at the most")
+        refuse("--backend", "one report needs two backends" if new is None else "at most two backends can be compared")
     before = _read(ctx, old)
     after = before if new is None else _read(ctx, new)
     if backends:

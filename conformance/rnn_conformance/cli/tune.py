@@ -1,4 +1,4 @@
-"""``rnn-backends tune``: measure the backends on this machine, so that ``auto`` chooses by that."""
+"""``rnn-backends tune``: measure the backends on this machine, so that ``auto`` chooses by its times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Examples:
   rnn-backends tune --device cuda         for the GPU, which has its own table
   rnn-backends tune --allow-compile       let auto take backends that compile for seconds at their first call
 
-Close other programs first: the backends take turns, so load slows all of them, but close results become noise.
+Close other programs first: the backends take turns, so load slows all of them, but close results drown in noise.
 To go back to the shipped table, delete the file that --show prints. To always use one backend, name it instead of auto.
 """
 

@@ -1,1 +1,1 @@
-"""What a run found, as data, as lines of JSON, as a table and as a page."""
+"""The results of a run, as data, as lines of JSON, as a table and as a page."""

@@ -1,4 +1,4 @@
-"""What changed between two runs: better, worse, new, gone."""
+"""The differences of two runs: better, worse, new, gone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KINDS: tuple[Kind, ...] = ("worse", "gone", "new", "better")
 
 @dataclass(frozen=True)
 class Change:
-    """One law of one backend whose verdict is not what it was."""
+    """A changed verdict of one law of one backend."""
 
     kind: Kind
     backend: str
@@ -28,7 +28,7 @@ class Change:
 
     @property
     def bad(self) -> bool:
-        """Whether it is worse than it was, or new and a failure."""
+        """Whether the verdict is worse than before, or new and a failure."""
         return self.kind == "worse" or (self.kind == "new" and self.new in RANKS[:3])
 
     def __str__(self) -> str:
@@ -40,7 +40,7 @@ def only(results: Results, backend: str) -> Results:
     """The runs of one backend, by its name or its label (``mine on cuda``).
 
     Raises:
-        ValueError: the report has none; the message has those it has.
+        ValueError: the report has none; the message lists the backends it has.
     """
     runs = tuple(run for run in results.runs if backend in (run.name, run.label))
     if not runs:
@@ -49,11 +49,11 @@ def only(results: Results, backend: str) -> Results:
 
 
 def changes(old: Results, new: Results, paired: bool = False) -> list[Change]:
-    """All that changed, what is worse first.
+    """All changes, the worse ones first.
 
     Args:
         old, new: the two runs.
-        paired: whether they are of two backends: then the device alone says which runs belong together.
+        paired: whether the runs are of two backends, which are then matched by device alone.
     """
     before, after = _by_law(old, paired), _by_law(new, paired)
     found = []

@@ -1,7 +1,7 @@
-"""A run as one page that needs nothing else: backends across, laws down, failing first.
+"""A run as one self-contained page: backends across, laws down, failing laws first.
 
 Every table is in the page itself, so it can be read, searched and printed without JavaScript; a little of it filters
-and opens details. No verdict is told by colour alone: its glyph and word are always there.
+and opens details. No verdict is shown by colour alone: glyph and word are always present.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .model import FAILED, HELD, INCOMPLETE, BackendRun, Results
 from .terminal import percent
 
 SEVERITY = tuple(GLYPHS)
-"""What a cell can say, worst first; ``missing`` is no result."""
+"""The states of a cell, worst first; ``missing``: there is no result."""
 BAD_ROW = ("silently_wrong", "failed", "crashed")
 HEADINGS = {
     HELD: "✓ Every law held",
@@ -57,7 +57,7 @@ def _json(data: Any) -> str:
 
 
 def said(run: BackendRun, law: str) -> tuple[str, LawResult | None]:
-    """What one backend's cell says of a law."""
+    """The state of one backend's cell for a law."""
     result = next((r for r in run.results if r.law == law), None)
     if result is None:
         return "missing", None
@@ -133,7 +133,7 @@ def _row(results: Results, law: str) -> str:
 
 def _cell(k: int, law: str, says: str, result: LawResult | None) -> str:
     worst = result.worst_error_ratio if result else None
-    telling = worst is not None and (worst > 1 or says not in BAD_ROW)  # a failure may have no wrong number
+    telling = worst is not None and (worst > 1 or says not in BAD_ROW)  # a failure may have no error ratio
     number = f" <small>{percent(worst)}</small>" if telling else ""
     label = f"{GLYPHS[says]} {says.replace('_', ' ')}"
     return f'<button class="v {says}" data-key="{k}:{escape(law)}">{label}{number}</button>'

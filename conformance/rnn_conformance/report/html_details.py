@@ -1,4 +1,4 @@
-"""The parts of the page beside its table of laws: details, failures in full, capabilities, what was run."""
+"""The parts of the page beside its table of laws: details, failures in full, capabilities, the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .terminal import error
 
 
 def details(results: Results) -> dict[str, dict[str, object]]:
-    """What opens on a click, by cell: a title, and rows of a name, a text and whether it is for a terminal."""
+    """The details of each cell, shown on a click: a title, and rows of name, text and whether it is code."""
     return {f"{k}:{law}": _detail(run, law, results) for k, run in enumerate(results.runs) for law in results.expected}
 
 
@@ -57,7 +57,7 @@ def _script_line(result: LawResult, device: str) -> str | None:
 
 
 def articles(results: Results) -> str:
-    """Every failure in full, and what is waived: for reading from top to bottom, and for print."""
+    """Every failure in full, and every waived one: to read from top to bottom, and to print."""
     failed = [
         (run, r) for run in results.runs for c in causes(run.failures, results.expected) for r in (c.first, *c.others)
     ]
@@ -108,7 +108,7 @@ def _trait(run: BackendRun, trait: str, results: Results) -> str:
 
 
 def _observed(found: list[LawResult]) -> tuple[str, str]:
-    """The worst of what a capability's laws say, as a verdict and in words."""
+    """The worst verdict of a capability's laws, and its words."""
     says = {result.says for result in found}
     for verdict, words in (
         ("silently_wrong", "gives wrong numbers"),
@@ -125,7 +125,7 @@ def _observed(found: list[LawResult]) -> tuple[str, str]:
 
 
 def run_facts(results: Results) -> str:
-    """What was run, with what."""
+    """The run: its profile, seed, rollouts, time and versions."""
     facts = {
         "when": results.when,
         "profile": results.profile + (", strict" if results.strict else ""),

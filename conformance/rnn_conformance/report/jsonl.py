@@ -16,7 +16,7 @@ Line = dict[str, Any]
 
 
 class ReportError(ValueError):
-    """The file is no report, or one that must not be trusted."""
+    """The file is not a report, or contradicts itself."""
 
 
 def text(header: Line, results: Iterable[Line], footer: Line) -> str:
@@ -37,7 +37,7 @@ def parse(written: str) -> tuple[Line, list[Line], Line]:
     """Header, results and footer of :func:`text`.
 
     Raises:
-        ReportError: it is no report, or it was cut off.
+        ReportError: the text is not a report, or is truncated.
     """
     try:
         rows = [_object(line) for line in written.split("\n") if line.strip()]
@@ -46,25 +46,25 @@ def parse(written: str) -> tuple[Line, list[Line], Line]:
     except (ValueError, RecursionError) as error:
         raise ReportError(f"not a report: {error}") from error
     if not rows or not all(isinstance(row, dict) for row in rows) or rows[0].get("format") != FORMAT:
-        raise ReportError(f"not a report: the first line is no header of the format {FORMAT!r}")
+        raise ReportError(f"not a report: the first line is not a header of the format {FORMAT!r}")
     if rows[-1].get("kind") != "footer":
-        raise ReportError("the report has no footer: it was cut off")
+        raise ReportError("the report has no footer: it is truncated")
     header, *results, footer = rows
     for row in results:
         if row.get("kind") != "result" or "worst_error_ratio" not in row:
-            raise ReportError("not a report: a line between header and footer is no result")
+            raise ReportError("not a report: a line between header and footer is not a result")
         if row["worst_error_ratio"] == "inf":  # JSON has no such number
             row["worst_error_ratio"] = math.inf
     return header, results, footer
 
 
 def _object(line: str) -> Any:
-    """One line; what JSON by the letter has not is an error: NaN, numbers beyond float64, a name twice."""
+    """One line in strict JSON: NaN, numbers beyond float64 and duplicate names are errors."""
     return json.loads(line, parse_constant=_reject, parse_float=_float, object_pairs_hook=_unique)
 
 
 def _reject(word: str) -> Any:
-    raise ReportError(f"not a report: {word} is no number in JSON")
+    raise ReportError(f"not a report: {word} is not a number in JSON")
 
 
 def _float(digits: str) -> float:
@@ -77,5 +77,5 @@ def _float(digits: str) -> float:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ReportError("not a report: an object has a name twice")
+        raise ReportError("not a report: an object has a duplicate name")
     return found

@@ -20,7 +20,7 @@ HELD, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3
 
 
 def versions(names: Iterable[str] = ("rnn-backends", "torch", "tensordict", "torchrl")) -> dict[str, str]:
-    """Versions of Python and of the installed ones of these distributions."""
+    """Versions of Python and of these distributions."""
     found = crossovers.versions(tuple(names))
     return {"python": platform.python_version(), **{k: v for k, v in found.items() if v != "not installed"}}
 
@@ -90,7 +90,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether results and expected laws are the same, and the device was there to run them on."""
+        """Whether results and expected laws are the same, and the device was present."""
         ran = any(result.message != NO_DEVICE for result in self.results)
         return not self.missing and not self.unexpected and ran
 
@@ -137,7 +137,7 @@ class Report:
         """Read :meth:`to_json`, or the first run of a file of ``rnn-backends check --json``.
 
         Raises:
-            ReportError: a ``ValueError``: it is no report, or its results are not those that its header expects.
+            ReportError: a ``ValueError``: the text is not a report, or its results do not match its header.
         """
         report = Results.from_json(written).runs[0].report
         assert report is not None, "a run without a report is rejected"
@@ -270,7 +270,7 @@ class Results:
         """Read :meth:`to_json`.
 
         Raises:
-            ReportError: it is no report, it was cut off, or its results are not those that its header and footer say.
+            ReportError: the text is not a report, is truncated, or its results do not match its header and footer.
         """
         header, rows, footer = jsonl.parse(written)
         schema.check(header, rows, footer)
@@ -288,7 +288,7 @@ def _results(head: dict[str, Any], body: list[dict[str, Any]], foot: dict[str, A
             backend, device = (name if len(name) <= 60 else f"{name[:57]}..." for name in place)
             raise ReportError(f"the header does not expect a result of {backend} on {device}")
         if row["waived"] and row["verdict"] not in BAD:
-            raise ReportError(f"{row['law']} is waived, and its verdict is no failure: {row['verdict']}")
+            raise ReportError(f"{row['law']} is waived, but its verdict is not a failure: {row['verdict']}")
         unknown = set(row) - known - {"kind", "device"}
         if unknown:
             raise ReportError(f"a result of {row['law']} has unknown fields: {', '.join(sorted(unknown))}")
@@ -319,7 +319,7 @@ def _run(head: dict[str, Any], run: dict[str, Any], results: list[LawResult]) ->
 
 
 def _reconcile(results: Results, foot: dict[str, Any]) -> None:
-    """Raise unless header, results and footer agree: a check that did not run must not look like one that passed."""
+    """Raise unless header, results and footer agree: a law that did not run must not look like one that passed."""
     wrong = []
     for run in results.runs:
         if run.report is None:

@@ -1,4 +1,4 @@
-"""The types of everything in a report, checked before any of it is used: a damaged file is rejected in words."""
+"""The types of all fields of a report, checked before any is used; a damaged file is rejected with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the commands print, as rich renderables. Nothing is said by colour alone.
+"""The output of the commands, as rich renderables. Nothing is shown by colour alone.
 
 Names, reasons and messages come from plugins and report files. So nothing here is markup: the console takes text as it
 is, our own styles are :class:`rich.text.Text`, and control characters are shown as escapes.
@@ -145,7 +145,7 @@ def _times(ratio: float | None) -> str:
 
 
 def console(stderr: bool = False) -> Console:
-    """Where to print; into a pipe or a file wide enough for every table, as nobody knows who reads it how."""
+    """A console on stdout; for a pipe or a file wide enough for every table, as the reader's width is unknown."""
     made = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
     if not made.is_terminal:
         made = Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=PIPED_WIDTH)
@@ -153,7 +153,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def print_results(results: Results, to: Console, timed_on: str) -> None:
-    """Everything that ``rnn-backends check`` says at the end; the last line is the whole in short."""
+    """The complete output of ``rnn-backends check``; the last line is its summary."""
 
     def say(text: str, style: str = "") -> None:
         to.print(plain(text), style=style, soft_wrap=True)
@@ -182,14 +182,14 @@ def print_results(results: Results, to: Console, timed_on: str) -> None:
 
 
 def closing(results: Results) -> str:
-    """One line: whether all held, what ran, and how much of it is waived."""
+    """The summary in one line: whether all laws held, how many ran, and how many are waived."""
     ran = [run for run in results.runs if run.report]
     found = [result for run in ran for result in run.results]
     laws = len({result.law for result in found})
     failed = sum(len(run.failures) for run in results.runs)
     says = {HELD: "✓ every law held", FAILED: f"✗ {failed} failed", INCOMPLETE: "? the run is incomplete"}
     if results.status == HELD and results.waived:
-        says[HELD] = "✓ every law held but for what is waived"
+        says[HELD] = "✓ every law held apart from waived failures"
     return (
         f"{says[results.status]}: {laws} law{'s' * (laws != 1)} ran on {len(ran)} of {len(results.runs)} backends, "
         f"{sum(r.cases for r in found)} cases, profile {results.profile}, seed {results.seed}, "

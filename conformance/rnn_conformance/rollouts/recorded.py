@@ -13,8 +13,8 @@ from torch import Tensor
 from ..suite.inputs import Rollout
 
 ENVIRONMENTS = {"CartPole-v1": (8, 64), "Pendulum-v1": (2, 240)}
-"""Name to rows and steps. A random policy drops CartPole's pole every twenty steps or so; Pendulum starts anew
-after 200, so its rows are long enough to have one reset each."""
+"""Name to rows and steps. A random policy drops CartPole's pole every twenty steps or so; Pendulum restarts after 200,
+so its rows are long enough to have one reset each."""
 SEED = 7
 
 
@@ -34,7 +34,7 @@ def record(seed: int = SEED) -> list[Rollout]:
 
     Raises:
         ImportError: TorchRL or Gymnasium is not installed, or cannot be imported.
-        RuntimeError: a rollout has no reset in the middle of a row, so it would show little.
+        RuntimeError: a rollout has no reset in the middle of a row, so it would test little.
     """
     try:
         import gymnasium

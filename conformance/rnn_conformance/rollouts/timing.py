@@ -1,4 +1,4 @@
-"""The time that a backend takes over a recorded rollout, beside torch.nn.LSTM's."""
+"""The time of a backend over a recorded rollout, relative to torch.nn.LSTM's."""
 
 from __future__ import annotations
 

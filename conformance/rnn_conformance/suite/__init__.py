@@ -1,1 +1,1 @@
-"""The machinery: what a law is, the cases it is tried on, the reference, and the verdict."""
+"""The machinery: the type of a law, the cases it runs over, the reference, and the verdict."""

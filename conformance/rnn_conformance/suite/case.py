@@ -15,9 +15,9 @@ LAYOUTS = ("contiguous", "transposed", "strided", "offset")
 STORED = ("random", "zeros")
 
 LARGEST = 1 << 27
-"""Numbers: a case with more would take gigabytes."""
+"""The most numbers in a case's tensors: more would take gigabytes."""
 SEEDS = 1 << 63
-"""A torch.Generator takes smaller ones."""
+"""Seeds are below this, the limit of torch.Generator."""
 
 _INTEGERS = re.compile(r"([TBIHLPd])([0-9]{1,9})")
 
@@ -98,37 +98,37 @@ class Case:
 
         Args:
             token: as :attr:`token` gives it.
-            known: fields that the token must not have: a recorded rollout gives them.
+            known: fields that a recorded rollout gives; the token must not repeat them.
 
         Raises:
-            ValueError: the part that is not understood, a field that is missing or there twice, or sizes that no case
-                has: a backend's error over those would say nothing about the backend.
+            ValueError: a part is not understood, a field is missing or repeated, or no case has these sizes: a
+                backend's error for them would say nothing about the backend.
         """
         found: dict[str, object] = dict(known)
         for part in token.split("."):
             name, value = _read(part, token)
             if name in found:
-                which = "is known from the rollout" if name in known else f"is the second {name}"
-                raise ValueError(f"{part!r} {which} in the token {token!r}")
+                which = "is given by the rollout" if name in known else f"repeats {name}"
+                raise ValueError(f"{part!r} in the token {token!r} {which}")
             found[name] = value
         missing = [f.name for f in fields(cls) if f.name in "TBIH" and f.name not in found]
         if missing:
-            raise ValueError(f"the token {token!r} does not say {', '.join(missing)}")
+            raise ValueError(f"the token {token!r} lacks {', '.join(missing)}")
         case = cls(**found)  # type: ignore[arg-type]
         reason = case.why_impossible()
         if reason is not None:
-            raise ValueError(f"the token {token!r} is no possible case: {reason}")
+            raise ValueError(f"the token {token!r} is not a possible case: {reason}")
         return case
 
     def why_impossible(self) -> str | None:
-        """Why there are no inputs for this case, or ``None``."""
+        """The reason why no inputs exist for this case, or ``None``."""
         for name in "TBIHL":
             if getattr(self, name) < 1:
                 return f"{name} is {getattr(self, name)}, and must be at least 1"
         if self.P >= self.H:
             return f"P is {self.P}, and must be less than H, which is {self.H}"
         if self.dropout > 100:
-            return f"d is {self.dropout}, and is a share in percent"
+            return f"d is {self.dropout}, and must be at most 100 percent"
         if self.resets >> self.T * self.B:
             return f"r names steps beyond its T * B = {self.T * self.B}"
         if self.seed >= SEEDS:
@@ -136,7 +136,7 @@ class Case:
         states = self.L * (1 + self.bidirectional)
         numbers = self.T * self.B * (self.I + 6 * self.H * states) + 4 * self.H * (self.I + 3 * self.H) * states
         if numbers > LARGEST:
-            return f"its tensors have some {numbers:.1e} numbers, and {LARGEST:.1e} are the most"
+            return f"its tensors have about {numbers:.1e} numbers, and may have at most {LARGEST:.1e}"
         return None
 
 

@@ -16,7 +16,7 @@ def judge(
 
     Args:
         what: names the tensor in the message.
-        actual: what the backend gave.
+        actual: the backend's result.
         expected: of the same shape.
         tolerance: worst row error that passes.
         dim: the dimension that counts rows, ``None`` for one row.
@@ -26,14 +26,14 @@ def judge(
     check_shape(what, actual, expected)
     error_ratio = worst_row(actual, expected.double(), dim, floor) / tolerance
     if error_ratio > 1:
-        wrong = (actual.detach().double() - expected.double()).abs()
-        wrong = wrong.nan_to_num(float("inf"))
+        error = (actual.detach().double() - expected.double()).abs()
+        error = error.nan_to_num(float("inf"))
         limit = tolerance * max(expected.detach().abs().max().item(), floor)
-        at = first(wrong > min(limit, wrong.max().item() / 2))
+        at = first(error > min(limit, error.max().item() / 2))
         raise LawBroken(
             f"{what} differs first at {_place(axes, at)}: actual {_number(actual, at)}, "
             f"expected {_number(expected, at)}; "
-            f"the worst row is {error_ratio:.3g} times its tolerance of {tolerance:g} away",
+            f"the worst row's error is {error_ratio:.3g} times its tolerance of {tolerance:g}",
             error_ratio,
         )
     return error_ratio
@@ -64,10 +64,10 @@ def check_shape(what: str, actual: Tensor, expected: Tensor) -> None:
         raise LawBroken(f"{what} has shape {tuple(actual.shape)}, expected {tuple(expected.shape)}")
 
 
-def first(wrong: Tensor) -> tuple[int, ...]:
+def first(differs: Tensor) -> tuple[int, ...]:
     """Index of the first true element, the first dimension slowest."""
-    found = torch.nonzero(wrong)
-    return tuple(found[0].tolist()) if len(found) else ()
+    places = torch.nonzero(differs)
+    return tuple(places[0].tolist()) if len(places) else ()
 
 
 def _place(axes: str, at: tuple[int, ...]) -> str:

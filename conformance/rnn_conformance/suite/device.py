@@ -1,4 +1,4 @@
-"""Devices: whether one is there, and float32 that is float32 on it."""
+"""Devices: whether one is present, and exact float32 on it."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .verdict import NO_DEVICE
 
 
 def absent(device: str) -> str | None:
-    """Why nothing can run there: a reason in words, or ``None``."""
+    """The reason why nothing can run on the device, or ``None``."""
     return NO_DEVICE if torch.device(device).type == "cuda" and not torch.cuda.is_available() else None
 
 
 def is_accelerator(device: str) -> bool:
-    """Whether float32 may be less exact there than on a CPU."""
+    """Whether float32 may be less exact on the device than on a CPU."""
     return torch.device(device).type != "cpu"
 
 
 @contextmanager
 def exact_float32(device: str) -> Iterator[None]:
-    """On CUDA, no TF32: its ten bits would be judged as float32's twenty-three. Elsewhere nothing changes."""
+    """Switch TF32 off on CUDA: its ten bits would be judged by float32's tolerance. Elsewhere nothing changes."""
     if torch.device(device).type != "cuda":
         yield
         return

@@ -43,7 +43,7 @@ class Rollout:
 
 
 class Inputs(NamedTuple):
-    """What one run of a whole LSTM reads.
+    """The inputs of one run of a whole LSTM.
 
     ``x [T, B, I]``; the states stored at every step ``h [L*D, T, B, P]`` and ``c [L*D, T, B, H]``, read where
     ``starts [T, B]`` is true (and ``starts[0]`` is); ``weights`` by torch.nn.LSTM's names.
@@ -66,7 +66,7 @@ class Inputs(NamedTuple):
         return {"x": self.x, "stored h": self.h, "stored c": self.c, **self.weights}
 
     def tiled(self, times: int) -> Inputs:
-        """The rows of the batch, over and over: many rows of which the reference needs only these."""
+        """The batch's rows repeated ``times`` times: many rows, of which the reference computes only these."""
         return self._replace(
             x=self.x.repeat(1, times, 1), h=self.h.repeat(1, 1, times, 1), c=self.c.repeat(1, 1, times, 1),
             starts=self.starts.repeat(1, times),

@@ -1,7 +1,7 @@
 """Isolation: one law over one case in a process of its own, stopped when its time is up.
 
-What compiles can hang or take the interpreter with it. Neither may take the run with it, and neither is an answer:
-the verdict is ``crashed``.
+A compiler can hang or crash the interpreter. Neither may end the run, and neither is a result: the verdict is
+``crashed``.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _notes: Path | None = None
 """Where this process writes what it is about to try, if it runs one law alone."""
 
 GRACE = 10.0
-"""Seconds that a process whose time is up has for saying where it stood."""
+"""Seconds that a process has to write its stack after its time is up."""
 
 
 def outcome_in_a_process(law: Law, backend: LSTMBackend, case: Case, device: str, seconds: float) -> Outcome:
     """One law over one case, in a process of its own.
 
-    An installed backend is found again by its name, in a fresh interpreter. One that was made in this process is not,
-    so this process is forked; where it holds a GPU it cannot be, and the law runs here, without a limit.
+    An installed backend is found again by its name, in a fresh interpreter. For one that was made in this process the
+    process is forked; a process that holds a GPU cannot fork, so the law runs in it, without a limit.
 
     Args:
         law: to run; a fresh interpreter finds it again by its name.
@@ -82,15 +82,15 @@ def _stack_file(answer: Path) -> Path:
 
 
 def _stood(stack: Path) -> str:
-    """Where the main thread stood when its time was up, innermost first; nothing if it was not."""
-    if not stack.exists() or not (said := stack.read_text()):
+    """The main thread's frames when its time was up, innermost first; empty if the time was not up."""
+    if not stack.exists() or not (text := stack.read_text()):
         return ""
-    frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', said)
+    frames = re.findall(r'File "(.+)", line (\d+) in (\S+)', text)
     return " < ".join(f"{Path(file).name}:{line} {function}" for file, line, function in frames[:4]) or "no Python"
 
 
 def _installed(backend: LSTMBackend) -> bool:
-    """Whether another interpreter finds this very value by its name: registered values live in this one only."""
+    """Whether another interpreter finds this value by its name: values from ``register`` exist in this one only."""
     return is_registered_value(backend) and _found_by_entry_point(backend.name)
 
 
@@ -103,24 +103,24 @@ def _found_by_entry_point(name: str) -> bool:
 def _fresh(arguments: list[str], seconds: float) -> str:
     """Run :mod:`rnn_conformance.laws.__main__` in a fresh interpreter; how it ended, in words."""
     command = [sys.executable, "-m", "rnn_conformance.laws", *arguments]
-    # a session of its own: a compiler's workers must go with it
+    # a session of its own, so that a compiler's workers are killed too
     process = subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        _, said = process.communicate(timeout=seconds + GRACE)
+        _, stderr = process.communicate(timeout=seconds + GRACE)
     except subprocess.TimeoutExpired:
         return f"not done after {seconds:g} seconds"
     finally:
         _stop(process)
-    last = next(iter(reversed(said.strip().splitlines())), "")
+    last = next(iter(reversed(stderr.strip().splitlines())), "")
     return f"its process ended with status {process.returncode}: {last}"
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End it and whatever it started."""
+    """Kill the process and all its children."""
     if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError):  # all of them are gone already
+        with contextlib.suppress(ProcessLookupError):  # all have ended already
             os.killpg(process.pid, signal.SIGKILL)
     else:
         process.kill()
@@ -142,17 +142,17 @@ def _forked(law: Law, backend: LSTMBackend, case: Case, device: str, answer: Pat
 
 
 def write_outcome(law: Law, backend: LSTMBackend, case: Case, device: str, answer: Path, seconds: float) -> None:
-    """Write the outcome to a file, whole or not at all; in a process that only does that.
+    """Write the outcome to a file, whole or not at all; runs in a process of its own.
 
-    When ``seconds`` are over the process writes where it stands into another file, and ends.
+    After ``seconds`` the process writes its stack into another file, and ends.
     """
     global _notes
     _notes = _notes_file(answer)
     _forget_the_parent()
     with _stack_file(answer).open("w") as stack, _limit(seconds, stack):
-        found = outcome_of(law, backend, case, device)
-    said = {"verdict": found.verdict, "message": found.message, "error_ratio": found.error_ratio}
-    write_whole(answer, json.dumps(said))
+        outcome = outcome_of(law, backend, case, device)
+    fields = {"verdict": outcome.verdict, "message": outcome.message, "error_ratio": outcome.error_ratio}
+    write_whole(answer, json.dumps(fields))
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ def _limit(seconds: float, stack: TextIO) -> Iterator[None]:
     """End the process when the time is up; the main thread's stack goes into the file first.
 
     The alarm stops the main thread, which then writes its own frames. ``faulthandler.dump_traceback_later`` reads them
-    from another thread while this one goes on, and now and then takes the process down before a line is written.
+    from another thread while this one goes on, and sometimes crashes the process before a line is written.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process, after the stack is written
     faulthandler.register(signal.SIGALRM, file=stack, all_threads=False, chain=True)
@@ -176,8 +176,8 @@ def _forget_the_parent() -> None:
     """Let a fork compile and warn as a fresh interpreter does.
 
     Inductor keeps a pool of threads to compile in. A fork inherits the pool without its threads and would wait for
-    them (torch._inductor.async_compile forgets its pool of processes after a fork, not this one). Filters of the
-    parent, pytest's above all, would make errors of what torch warns of when it compiles.
+    them (torch._inductor.async_compile forgets its pool of processes after a fork, not this one). The parent's warning
+    filters, pytest's above all, would turn torch's warnings while compiling into errors.
     """
     torch.set_num_threads(1)
     from torch._inductor import config

@@ -38,7 +38,7 @@ def outcome_of(law: Law, backend: LSTMBackend, case: Case, device: str, rollout:
         if not claimed:
             return Outcome("declined", error.reason)
         return Outcome("failed", f"accepted at construction and declined when called: {error}")
-    except Exception as error:  # whatever a stranger's backend raises is its answer
+    except Exception as error:  # any exception of a third-party backend is its outcome
         first = next(iter(str(error).strip().splitlines()), "")
         message = f"{type(error).__name__}: {first}"
         return Outcome("crashed", message) if claimed else Outcome("declined", f"fails loudly, {message}")

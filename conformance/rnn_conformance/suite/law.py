@@ -1,4 +1,4 @@
-"""What a law is: a plain function over one trial, and its sentence."""
+"""The type of a law: a plain function over one trial, and its sentence."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Law:
         subject: the file it is in.
         function: raises :class:`~.verdict.LawBroken` if the law does not hold for a trial.
         where: constraints on its cases: the allowed values of each field.
-        trait: the capability it is about; tried also where it is not claimed.
-        tries_unclaimed: whether it is tried on a backend that does not claim the trait.
+        trait: the capability it tests; the law also runs where it is not claimed.
+        tries_unclaimed: whether it runs on a backend that does not claim the trait.
         costly: whether it compiles something: it then runs on few fixed cases, outside the example loop.
         rollouts: whether it runs over recorded rollouts.
         drawn: whether it runs over drawn cases.
-        since: the contract version that brought it; a backend made for an older one is not held to it.
-        profiles: the profiles it belongs to; what belongs to full belongs to deep.
+        since: the contract version that added it; it is declined for a backend made for an older one.
+        profiles: the profiles it belongs to; a law of full belongs to deep too.
         once: whether one case is enough in every profile, as the law itself tries many things.
-        lane: seconds after which it is stopped: it then runs in a process of its own. ``None``: it runs here.
+        lane: its time limit in seconds, in a process of its own. ``None``: it runs in this process, without a limit.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Names given by a person: exact names and parts of names, with the nearest one where there is none."""
+"""Names typed by a person: exact names and parts of names; an error suggests the nearest name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class UnknownNameError(ValueError):
-    """There is no such name; the message has the nearest one."""
+    """The name is unknown; the message suggests the nearest one."""
 
 
 def exact(name: str, known: Collection[str], kind: str) -> str:

@@ -1,6 +1,6 @@
-"""Scratch memory as it may be: while a backend runs, ``torch.empty`` and its like come filled with NaN.
+"""Poisoned memory: while a backend runs, ``torch.empty`` and its like return memory filled with NaN.
 
-What they give in truth is whatever was there before, most often zeros: a kernel that reads what it never wrote then
+Otherwise they return the memory's old contents, most often zeros: a kernel that reads uninitialised memory then
 works in every test and fails in production.
 """
 
@@ -25,12 +25,12 @@ _EMPTY = frozenset(
 
 
 class nan_scratch(TorchDispatchMode):
-    """Context manager: fill floating-point memory that nobody has written yet with NaN, integers with their maximum.
+    """Context manager: fill new floating-point memory with NaN, integers with their maximum.
 
-    Works below autograd, so what C++ allocates through the dispatcher is filled too.
+    Works below autograd, so memory that C++ allocates through the dispatcher is filled too.
 
     Attributes:
-        filled: how many tensors were.
+        filled: how many tensors were filled.
     """
 
     def __init__(self) -> None:

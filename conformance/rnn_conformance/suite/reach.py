@@ -1,6 +1,6 @@
-"""The cases that a backend can run: its ``rejects`` is asked while cases are drawn, and the best dtype is taken.
+"""The cases that a backend accepts: ``rejects`` is called while cases are drawn, and the best dtype is used.
 
-A kernel may take float32 alone, or only ``H % 16 == 0``, or one shape of layer. Its laws then run over what it takes,
+A kernel may accept float32 alone, or only ``H % 16 == 0``, or one shape of layer. Its laws then run over such cases,
 instead of being declined case after case.
 """
 
@@ -18,15 +18,15 @@ from .case import Case
 from .strategies import CHOICES, possible
 
 FIELDS = ("dtype", "H", "I", "P", "L", "bias", "bidirectional", "dropout")
-"""The fields of a case that ``rejects`` knows."""
+"""The fields of a case that ``rejects`` sees."""
 
 SIZES = ("dtype", "H", "I", "P")
 
 WIDE: dict[str, tuple[Any, ...]] = {"H": (16, 32, 64, 128), "I": (8, 16, 32, 64), "P": (8, 16, 32)}
-"""Values that are tried where the backend takes none of the law's; the two smallest that it takes are used."""
+"""Values to try if the backend accepts none of the law's; the two smallest accepted ones are used."""
 
 MOST = 20_000
-"""So many combinations are tried before the backend is taken to reject everything."""
+"""Combinations to try before the backend counts as rejecting everything."""
 
 
 class Best(tuple[str, ...]):
@@ -34,13 +34,13 @@ class Best(tuple[str, ...]):
 
 
 ANY_DTYPE = Best(("f64", "f32", "f16", "bf16"))
-"""For a law that is about no dtype: the finer it rounds, the smaller an error that it sees."""
+"""For a law that is not about a dtype: finer rounding shows smaller errors."""
 CHEAP_DTYPE = Best(("f32", "f64", "f16", "bf16"))
-"""For a law about no dtype that runs in float32, as its users do or because it costs much."""
+"""For a law that is not about a dtype and runs in float32, as users do or because it is expensive."""
 
 
 class Allowed(NamedTuple):
-    """The constraints of a law for one backend; ``narrowed`` where the backend takes some of its cases at least."""
+    """The constraints of a law for one backend; ``narrowed`` if the backend accepts some of its cases."""
 
     where: dict[str, Any]
     narrowed: bool
@@ -48,25 +48,25 @@ class Allowed(NamedTuple):
 
 @dataclass(frozen=True)
 class Reach:
-    """What one backend takes on one device.
+    """The cases that one backend accepts on one device.
 
     Args:
-        backend: to ask.
-        device: where it would run.
+        backend: under test.
+        device: to run on.
     """
 
     backend: LSTMBackend
     device: str
 
     def accepts(self, case: Case) -> bool:
-        """Whether the backend takes the case's options and dtype."""
+        """Whether the backend accepts the case's options and dtype."""
         try:
             return self.backend.rejects(case.spec, torch.device(self.device), case.torch_dtype) is None
-        except Exception:  # a law of its own sees to that
+        except Exception:  # another law tests that rejects() does not raise
             return False
 
     def within(self, where: Mapping[str, Any]) -> Allowed:
-        """The constraints of a law, with the values alone that the backend takes; as they are where it takes none.
+        """The constraints of a law, with only the values that the backend accepts; unchanged if it accepts none.
 
         Args:
             where: allowed values by field; a ``dtype`` of type :class:`Best` is a preference.
@@ -87,12 +87,12 @@ class Reach:
 
     @staticmethod
     def _wider(name: str, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        if name == "dtype":  # a law of one dtype is about it, one of several is about none
+        if name == "dtype":  # a law with one dtype tests it, a law with several tests none
             return () if len(values) == 1 else tuple(dtype for dtype in ANY_DTYPE if dtype not in values)
         return WIDE.get(name, ()) if values != (0,) else ()
 
     def _first(self, choices: Mapping[str, tuple[Any, ...]]) -> dict[str, Any] | None:
-        """The first combination that the backend takes, the dtype varying slowest; those of sizes alone come first."""
+        """The first combination that the backend accepts, the dtype varying slowest; sizes vary before options."""
         every = [tuple(dict.fromkeys(choices[name])) for name in FIELDS]
         sizes = [values if name in SIZES else values[:1] for name, values in zip(FIELDS, every, strict=True)]
         for values in chain(product(*sizes), islice(product(*every), MOST)):

@@ -1,7 +1,7 @@
-"""What is right: two witnesses that share nothing with the backends, nor with each other.
+"""The expected results: two references that share nothing with the backends, nor with each other.
 
 The first is an LSTM in float64, written one row, one step and one gate at a time. The second is torch.nn.LSTM, run on
-one trajectory at a time. Neither imports anything of the core's: an error there must not be repeated here.
+one trajectory at a time. Neither imports anything from core: an error in core must not be repeated here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Expected(NamedTuple):
-    """What a whole LSTM gives.
+    """The results of a whole LSTM.
 
     ``output [T, B, D*P]``. Of every layer and direction, at every step: ``h [L*D, T, B, P]`` and
     ``c [L*D, T, B, H]``. Where a sequence ends (zero elsewhere) its final state: ``end_h [L*D, T, B, P]`` and
@@ -119,7 +119,7 @@ def _grid(rows: list[list[Tensor]], T: int, size: int) -> Tensor:
 
 
 def _ends(states: Tensor, spans: list[tuple[int, int, int]], backwards: bool) -> Tensor:
-    """Zero everywhere but at every sequence's last step; there, the state the direction finishes with."""
+    """Zero everywhere but at every sequence's last step, which has the direction's final state."""
     grid = [[torch.zeros_like(states[0, 0]) for _ in range(states.shape[1])] for _ in states] if len(spans) else []
     for b, begin, end in spans:
         grid[end - 1][b] = states[begin if backwards else end - 1, b]
@@ -129,9 +129,9 @@ def _ends(states: Tensor, spans: list[tuple[int, int, int]], backwards: bool) ->
 def torch_per_trajectory(
     weights: Mapping[str, Tensor], x: Tensor, h: Tensor, c: Tensor, starts: Tensor, L: int, bidirectional: bool
 ) -> Expected:
-    """The second witness: torch.nn.LSTM in the inputs' dtype, one trajectory after the other.
+    """The second reference: torch.nn.LSTM in the inputs' dtype, one trajectory after the other.
 
-    Arguments as in :func:`reference`. Of inner steps it knows the output only, so ``h`` and ``c`` are the ends'.
+    Arguments as in :func:`reference`. Of inner steps it gives the output only, so ``h`` and ``c`` are the end states.
     """
     H, P, bias = c.shape[-1], h.shape[-1], "bias_ih_l0" in weights
     proj = P if "weight_hr_l0" in weights else 0

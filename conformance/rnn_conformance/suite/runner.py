@@ -22,16 +22,16 @@ from .strategies import rich
 from .verdict import BAD, LawResult, Outcome
 
 PROFILES = {"smoke": 2, "quick": 12, "full": 200, "deep": 2000}
-"""Examples a law, by profile; each law also runs over a few fixed rich cases."""
+"""Drawn cases per law, by profile; each law also runs over a few fixed rich cases."""
 
 COSTLY_CASES = {"smoke": 1, "quick": 2, "full": 4, "deep": 4}
 """Cases of a costly law, which runs over a few fixed ones."""
 
 ISOLATED_CASES = {"smoke": 1, "quick": 2, "full": 2, "deep": 4}
-"""Cases of a law with a process of its own: it compiles for half a minute, and one case is much like the next."""
+"""Cases of a law with a process of its own: it compiles for half a minute, and its cases differ little."""
 
 ROLLOUT_HIDDEN_SIZES = {"smoke": (8,), "quick": (8, 32), "full": (1, 8, 32, 64), "deep": (1, 8, 32, 64, 128)}
-"""``H`` of the laws that run over rollouts only; the others run over them once, with ``H = 4``."""
+"""``H`` of laws that run over rollouts only; other laws run over each rollout once, with ``H = 4``."""
 
 Progress = Callable[[str, int, int], None]
 """``on_progress(law, done, total)``: called before each law with ``done`` laws finished, and once at the end."""
@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What all laws of one run have in common.
+    """The options of one run, the same for all laws.
 
     Attributes:
         backend: under test.
@@ -89,7 +89,7 @@ def run_law(law: Law, run: RunOptions) -> LawResult:
 
 
 def run_case(law: Law, backend: LSTMBackend, case: Case, device: str, token: str, rollout: Rollout | None) -> LawResult:
-    """The law's verdict over one case, which is named ``token``."""
+    """The law's verdict over one case; ``token`` names it in the result."""
     reason = law.not_yet(backend)
     if reason:
         return LawResult(backend.name, law.name, "declined", message=reason, token=token)
@@ -109,7 +109,8 @@ def recorded_case(rollout: Rollout, where: Mapping[str, Any], H: int, seed: int)
 
 
 def _recorded(law: Law, run: RunOptions, where: Mapping[str, Any], reach: Reach) -> Iterator[tuple[Rollout, Case]]:
-    """The recorded cases, with the hidden sizes of the profile that the backend takes, or else one that it takes."""
+    """The recorded cases, with those of the profile's hidden sizes that the backend accepts, or else one that it
+    accepts."""
     if not law.rollouts or (law.drawn and run.profile == "smoke"):
         return
     sizes = (4,) if law.drawn else ROLLOUT_HIDDEN_SIZES[run.profile]
@@ -126,7 +127,7 @@ def _drawn(law: Law, run: RunOptions, allowed: Allowed, reach: Reach) -> Finding
 
     if law.costly:
         return Findings({case: check(case) for case in _few(law, run, allowed.where)})
-    # every law draws cases of its own, whichever other laws run
+    # each law draws its own cases, independent of the other laws in the run
     seed = run.seed ^ zlib.crc32(law.name.encode())
     accepts = reach.accepts if allowed.narrowed else lambda case: True
     return search(check, allowed.where, PROFILES[run.profile], seed, run.shrink, accepts)
@@ -139,7 +140,7 @@ def _outcome(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome
 
 
 def _few(law: Law, run: RunOptions, where: Mapping[str, Any]) -> list[Case]:
-    """The cases of a costly law: the first is the same in every run, the others' numbers are fresh."""
+    """The cases of a costly law: the first is the same in every run, the others have fresh numbers."""
     number = 1 if law.once else (COSTLY_CASES if law.lane is None else ISOLATED_CASES)[run.profile]
     first, *others = rich(where)[:number]
     return [first, *(replace(case, seed=run.seed % 2**20 + k) for k, case in enumerate(others))]

@@ -1,4 +1,4 @@
-"""Run a law over many cases, keep what went wrong, and shrink it: Hypothesis draws, nothing is stored on disk."""
+"""Run a law over many cases, keep the failures and shrink them: Hypothesis draws, nothing is stored on disk."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ SHRINK_SECONDS = 4.0
 """A law searches so long for a smaller failing case, in a smoke run a tenth of it."""
 
 FEW = 3
-"""Rich cases of a run of no more examples than that: smoke leaves the largest out."""
+"""Runs of at most this many examples leave the largest rich case out (smoke)."""
 
 
 class _Bad(Exception):
-    """A case went wrong."""
+    """A case failed."""
 
 
 @dataclass
@@ -35,13 +35,13 @@ class Findings:
     """How many drawn cases the backend rejects."""
 
     def worst(self) -> tuple[Case, Outcome] | None:
-        """The smallest case of the worst verdict, if any went wrong."""
+        """The smallest case of the worst verdict, if any failed."""
         bad = [(case, outcome) for case, outcome in self.outcomes.items() if _is_bad(outcome)]
         return min(bad, key=lambda pair: (VERDICTS.index(pair[1].verdict), *size(pair[0])), default=None)
 
 
 def size(case: Case) -> tuple[float, ...]:
-    """What makes a case small, most telling first."""
+    """A case's size as a sort key, most significant first."""
     options = case.L + case.bidirectional + (case.P > 0) + (not case.bias) + (case.dropout > 0)
     lays = LAYOUTS.index(case.layout)
     return case.T * case.B, options, case.H, case.I, case.resets.bit_count(), lays, case.seed
@@ -55,7 +55,7 @@ def search(
     shrink: bool = True,
     accepts: Callable[[Case], bool] = lambda case: True,
 ) -> Findings:
-    """Check the rich cases, then drawn ones until one goes wrong; then, for a few seconds, smaller ones.
+    """Check the rich cases, then drawn ones until one fails; then, for a few seconds, smaller ones.
 
     Cases that ``accepts`` rejects are counted and not checked.
     """
@@ -67,7 +67,7 @@ def search(
         late = deadline is not None and time.monotonic() > deadline
         if case not in findings.outcomes:
             if late:
-                return  # out of time: nothing new is tried, what is known stays known
+                return  # out of time: run nothing new, answer from the known outcomes
             if not accepts(case):
                 findings.out_of_reach += 1
                 return

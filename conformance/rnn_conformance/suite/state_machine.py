@@ -1,7 +1,7 @@
-"""A rollout's life as a state machine: everything that may happen to a policy, in any order, against a plain model.
+"""A rollout's life as a state machine: every event of a policy's use, in any order, against a plain model.
 
 The model is the reference, stepped by hand: weights in float64 and the state of each row. Hypothesis draws programs of
-steps, resets, copies, edits and modes; after each rule the module under test has to say what the model says.
+steps, resets, copies, edits and modes; after each rule the module under test must agree with the model.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .verdict import LawBroken
 
 DTYPES = {torch.float64: torch.float32, torch.float32: torch.float64}
 BITS = st.lists(st.booleans(), min_size=16, max_size=16)
-"""Resets of four rows of four steps, whatever is used of them."""
+"""Resets of four rows of four steps; a rule uses as many as it needs."""
 
 
 class Rollout(Story):
-    """The events; each ends with a comparison, or is compared by the next step."""
+    """The events; each ends with a comparison, or the next step compares."""
 
     @initialize(training=st.booleans(), resets=BITS)
     def begin(self, training: bool, resets: list[bool]) -> None:
-        """Every row starts anew, and a sequence follows: rules alone may leave it out for many programs.
+        """Every row resets, and a sequence follows: random rules may miss this for many programs.
 
-        Where there is dropout, in training or in evaluation.
+        With dropout, in training or in evaluation.
         """
         if self.trial.case.dropout:
             self.train_or_eval(training)
@@ -46,7 +46,7 @@ class Rollout(Story):
 
     @rule(resets=st.lists(st.booleans(), min_size=4, max_size=4))
     def step(self, resets: list[bool]) -> None:
-        """One step in sequential mode, some rows starting anew."""
+        """One step in sequential mode, with resets in some rows."""
         is_init = torch.tensor(resets[: self.trial.case.B])
         self.tell(f"a step with resets {''.join('01'[r] for r in is_init.tolist())}")
         td = self.entries(1, is_init.unsqueeze(-1)).squeeze(1)
@@ -62,7 +62,8 @@ class Rollout(Story):
         resets=BITS,
     )
     def sequence(self, T: int, how: str, resets: list[bool]) -> None:
-        """Several steps in recurrent mode, entered in one of several ways; a start is from the state stored there."""
+        """Several steps in recurrent mode, entered in one of several ways; a sequence starts from the state stored at
+        its first step."""
         bits = [resets[4 * b : 4 * b + T] for b in range(self.trial.case.B)]
         rows = "|".join("".join("01"[bit] for bit in row) for row in bits)
         self.tell(f"{T} steps in recurrent mode {how} with resets {rows}")
@@ -85,7 +86,7 @@ class Rollout(Story):
 
     @rule()
     def modeelsewhere(self) -> None:
-        """Another thread goes into recurrent mode, and this one steps."""
+        """Another thread enters recurrent mode, and this one steps."""
         self.tell("another thread in recurrent mode")
         with elsewhere(True):
             self.step([False] * 4)
@@ -123,7 +124,7 @@ class Rollout(Story):
 
     @rule()
     def trained(self) -> None:
-        """One step of gradient descent on one step of the rollout, which does not move the rollout on."""
+        """One step of gradient descent on one step of the rollout; the rollout stays where it is."""
         self.tell("an optimizer's step")
         x = self.draw(self.trial.case.B, self.trial.case.I)
         own = {n: w.clone().requires_grad_() for n, w in self.weights.items()}
@@ -151,7 +152,7 @@ class Rollout(Story):
 
     @rule(training=st.booleans())
     def train_or_eval(self, training: bool) -> None:
-        """Training and evaluation: with dropout all is dropped or nothing is; without it nothing changes."""
+        """Training and evaluation: with dropout all or nothing is dropped; without it nothing changes."""
         self.tell("train()" if training else "eval()")
         self.module.train(training)
 
@@ -168,13 +169,13 @@ class Rollout(Story):
     @precondition(lambda self: accepts(self.trial, DTYPES.get(self.dtype)))
     @rule()
     def moved(self) -> None:
-        """The module goes over to the other dtype, and the carried state with it."""
+        """The module changes to the other dtype, and the carried state with it."""
         other = DTYPES[self.dtype]
         self.tell(f"to {other}")
         self.module.to(other)
         if self.carried is not None:
             self.carried = State(*(v.to(other) for v in self.carried))
-        # what float32 cannot hold is lost for the model too
+        # the model, too, loses the digits that float32 does not have
         self.weights = {n: w.to(other).double() for n, w in self.weights.items()}
         self.state = State(*(v.to(other).double() for v in self.state))
 
@@ -187,7 +188,7 @@ class Rollout(Story):
 
 
 def play(trial: Trial, programs: int, steps: int) -> None:
-    """Draw programs and run them; a failure is shrunk to a short one, told in its message."""
+    """Draw programs and run them; a failure is shrunk to a short program, listed in its message."""
     first: list[LawBroken] = []
     machine = type("TrialRollout", (Rollout,), {"trial": trial, "first": first})
     settings = hypothesis.settings(
@@ -204,5 +205,5 @@ def play(trial: Trial, programs: int, steps: int) -> None:
     try:
         run_state_machine_as_test(hypothesis.seed(trial.case.seed)(machine), settings=settings)
     except Flaky as error:
-        # the same program did not fail twice: what was seen first counts all the same
+        # the program did not fail a second time: the first failure counts all the same
         raise (LawBroken(f"{first[0]} (and not when run again)", first[0].error_ratio) if first else error) from error

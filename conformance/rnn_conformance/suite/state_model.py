@@ -1,4 +1,4 @@
-"""What a story is told against: the module under test, the model beside it, and the events so far."""
+"""The module under test, the model beside it, and the events so far."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .verdict import LawBroken
 
 H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
 PLAIN = LSTMBackend("rnn-conformance-plain", unroll)
-"""Core's own loop over time: another backend to go to and come back from, wherever the suite runs."""
+"""Core's own loop over time: a second backend that exists wherever the suite runs."""
 
 
 class Story(RuleBasedStateMachine):
@@ -46,7 +46,7 @@ class Story(RuleBasedStateMachine):
         return self.module.lstm.weight_ih_l0.dtype
 
     def tell(self, what: str) -> None:
-        """Add to the story, which a failure's message repeats."""
+        """Add an event; a failure's message lists all of them."""
         self.story.append(what)
 
     def draw(self, *shape: int) -> Tensor:
@@ -55,14 +55,14 @@ class Story(RuleBasedStateMachine):
         return drawn.to(self.trial.device, self.dtype)
 
     def agree(self, what: str, actual: Tensor, expected: Tensor) -> None:
-        """Within the dtype's tolerance, as errors add up over the whole story."""
+        """Compare within the dtype's tolerance, as errors add up over all events."""
         try:
             self.trial.agree(what, actual.detach(), expected, None, "", 10, dtype=self.dtype)
         except LawBroken as broken:
             self.fail(str(broken), broken.error_ratio)
 
     def fail(self, message: str, error_ratio: float | None = None) -> NoReturn:
-        """Raise with the story so far, and keep the first one: a backend with a memory may not do it again.
+        """Raise with the events so far, and keep the first message: a stateful backend may not fail a second time.
 
         Raises:
             LawBroken: always.
@@ -82,7 +82,7 @@ class Story(RuleBasedStateMachine):
         return TensorDict(entries, [B, T], device=self.trial.device)
 
     def effective_of(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights that count: where all is dropped between layers, those that read the layer below do not."""
+        """The weights that affect results: with all dropped between layers, those that read the layer below do not."""
         if not (self.module.training and self.trial.case.dropout):
             return weights
         unread = {name for name in weights if name.startswith("weight_ih") and not name.startswith("weight_ih_l0")}
@@ -96,7 +96,7 @@ class Story(RuleBasedStateMachine):
         self.weights = {name: w * -0.5 for name, w in self.weights.items()}
 
     def model_step(self, x: Tensor, is_init: Tensor, stored: State | None = None) -> Tensor:
-        """Step the model with ``x [B, I]``; a start is from ``stored``, in sequential mode from zeros."""
+        """Step the model with ``x [B, I]``; a sequence starts from ``stored``, in sequential mode from zeros."""
         at = is_init.cpu().reshape(1, -1, 1)
         fresh = stored or State(*(torch.zeros_like(v) for v in self.state))
         h, c = (torch.where(at, new, old).unsqueeze(1) for new, old in zip(fresh, self.state, strict=True))
@@ -128,7 +128,7 @@ class Story(RuleBasedStateMachine):
         self.agree("c", c.transpose(0, 1), self.state.c)
         if h.dtype != self.dtype:
             self.fail(f"h has dtype {h.dtype}, the weights {self.dtype}")
-        # agreed on: from here both go on from the same numbers, so that rounding does not add up over the story
+        # both continue from the same numbers, so that rounding does not add up over the events
         self.carried = State(h.detach(), c.detach())
         self.state = State(*(v.transpose(0, 1).double().cpu() for v in self.carried))
 
@@ -151,7 +151,7 @@ class Story(RuleBasedStateMachine):
 
 
 def settings_of_torch() -> dict[str, object]:
-    """What no call may leave changed."""
+    """The settings that no call may change."""
     return {
         "the mode": recurrent_mode(),
         "gradient mode": torch.is_grad_enabled(),
@@ -162,13 +162,13 @@ def settings_of_torch() -> dict[str, object]:
 
 
 def accepts(trial: Trial, dtype: torch.dtype | None) -> bool:
-    """Whether the backend serves the case in this dtype."""
+    """Whether the backend accepts the case in this dtype."""
     return dtype is not None and trial.backend.rejects(trial.case.spec, torch.device(trial.device), dtype) is None
 
 
 @contextmanager
 def elsewhere(mode: bool) -> Iterator[None]:
-    """Another thread is in this mode meanwhile."""
+    """Context manager: another thread is in this mode."""
     inside, done = threading.Event(), threading.Event()
 
     def hold() -> None:

@@ -25,7 +25,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "stored": (STORED[0], *STORED),
     "layout": (LAYOUTS[0], *LAYOUTS),
 }
-"""What may be drawn where a law says nothing; repeated where it should come more often."""
+"""The values to draw where a law has no constraint; a repeated value is drawn more often."""
 
 RICH = (
     Case(6, 3, 3, 4, resets=0b000110_101000_010010, seed=1, layout="transposed"),
@@ -33,7 +33,7 @@ RICH = (
     Case(7, 2, 3, 3, L=2, bidirectional=True, resets=0b0010010_0101100, seed=3, layout="strided"),
     Case(5, 4, 3, 9, L=2, resets=0b00100_01010_00000_10001, seed=4),
 )
-"""Cases that run first whatever the seed: everything at once, every size different; the last with many units."""
+"""Cases that run first with any seed: all options at once, every size different; the last with many units."""
 
 
 @st.composite
@@ -50,7 +50,7 @@ def cases(draw: st.DrawFn, where: Mapping[str, Any]) -> Case:
 
 
 def rich(where: Mapping[str, Any]) -> list[Case]:
-    """:data:`RICH`, each made to fit ``where``; what then coincides is there once."""
+    """:data:`RICH`, each made to fit ``where``, without duplicates."""
     found = []
     for case in RICH:
         fields = {name: getattr(case, name) for name in CHOICES}

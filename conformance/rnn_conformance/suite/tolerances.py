@@ -1,4 +1,4 @@
-"""How far from right is wrong: the tolerance of each dtype, with its reason, and the measure it judges.
+"""The tolerance of each dtype, with its reason, and the error measure that it limits.
 
 The measure is the worst row: over the rows of the batch, the largest error in the row over the largest expected value
 in it. A norm over everything would let one wrong row hide among many right ones.
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Tolerance(NamedTuple):
-    """Worst row error that passes, for values and for gradients, and why.
+    """The largest worst-row error that passes, for values and for gradients, with the reason.
 
     ``floor``: no row's values, which are of the order of one, are judged against less.
     """
@@ -48,12 +48,13 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
 }
 
 ROUNDING_ALLOWANCE = 6.0
-"""In 16 bits an error of so many times the effect of rounding the inputs alone is allowed. Over 4 000 cases of 7 and 16
-steps correct kernels reached half of what that and the tolerance allow; without it two of them failed, by up to 1.8
+"""In 16 bits an error may be this many times the effect of rounding the inputs alone. Over 4 000 cases of 7 and 16
+steps correct kernels reached half of that limit; without it two of them failed, by up to 1.8
 tolerances."""
 
 DEVICE_ALLOWANCE = 4.0
-"""So many times the error of torch.nn.LSTM on the same accelerator is allowed in float32, if that is more."""
+"""In float32 on an accelerator an error may be this many times torch.nn.LSTM's there, if that is above the
+tolerance."""
 
 FLOOR = 0.05
 """Rows whose largest expected value is below this share of the whole tensor's are judged by that share: where a row
@@ -68,7 +69,7 @@ def worst_row(actual: Tensor, expected: Tensor, dim: int | None, floor: float = 
     """The worst row's error: largest error in the row over the row's largest expected value.
 
     Args:
-        actual: what was computed.
+        actual: the computed tensor.
         expected: float64, the same shape.
         dim: the dimension that counts rows; ``None`` takes the whole tensor as one row.
         floor: no row's scale is taken to be smaller than this.

@@ -61,7 +61,7 @@ SETTINGS: dict[str, Setting] = {
 
 
 MIXED = "unreadable by its older name"
-"""The value of a setting that torch refuses to read, since a newer name of it was set to something else."""
+"""Stands for a value that torch does not let read, since a newer name of the setting was set to something else."""
 
 
 def read_settings() -> dict[str, Any]:
@@ -78,7 +78,7 @@ def _read(setting: Setting) -> Any:
 
 @contextmanager
 def restored_settings() -> Iterator[dict[str, Any]]:
-    """Gives the settings at the beginning, and puts back at the end what was changed since."""
+    """Context manager: yields the settings, and restores the changed ones at the end."""
     before = read_settings()
     try:
         yield before

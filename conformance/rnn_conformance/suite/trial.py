@@ -22,7 +22,7 @@ from .verdict import Declined, LawBroken
 
 
 class Ran(NamedTuple):
-    """What a run gave: ``output [T, B, D*P]``, states ``h [L*D, T, B, P]``, ``c [L*D, T, B, H]`` (no ``T`` if last)."""
+    """A run's results: ``output [T, B, D*P]``, states ``h [L*D, T, B, P]``, ``c [L*D, T, B, H]`` (no ``T`` if last)."""
 
     output: Tensor
     h: Tensor
@@ -49,7 +49,7 @@ class Trial:
     Args:
         backend: under test.
         case: what to run.
-        device: where.
+        device: to run on.
         rollout: recorded observations in place of the drawn input.
     """
 
@@ -64,7 +64,7 @@ class Trial:
         return self.fresh()
 
     def fresh(self) -> Inputs:
-        """The same tensors once more, in memory of their own."""
+        """The same tensors again, in memory of their own."""
         return materialise(self.case, self.device, self.rollout)
 
     def lstm(self, case: Case | None = None, batch_first: bool = False) -> LSTM:
@@ -97,7 +97,7 @@ class Trial:
         return lstm
 
     def run(self, lstm: LSTM, inputs: Inputs | None = None) -> Ran:
-        """All sequences of the inputs, each from its stored state; states right at every sequence's end."""
+        """All sequences of the inputs, each from its stored state; states are valid at every sequence's end."""
         inputs = inputs or self.inputs
         output, states = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
         return Ran(output, torch.stack([s.h for s in states]), torch.stack([s.c for s in states]))
@@ -173,7 +173,8 @@ class Trial:
     def gradients(
         self, loss: Loss, lstm: LSTM | None = None, create_graph: bool = False, inputs: Inputs | None = None
     ) -> dict[str, Tensor]:
-        """Of the loss of the backend's run: by input, stored states and every weight; zero where there is none."""
+        """Gradients of the loss of the backend's run by input, stored states and every weight; zero if there is
+        none."""
         lstm = lstm or self.lstm()
         inputs = inputs or self.fresh()
         for value in (inputs.x, inputs.h, inputs.c):
@@ -182,7 +183,7 @@ class Trial:
         return differentiate(loss(self.run(lstm, inputs)), leaves, create_graph)
 
     def expected_gradients(self, loss: Loss, create_graph: bool = False) -> dict[str, Tensor]:
-        """The reference's, in float64."""
+        """The reference's gradients, in float64."""
         inputs = materialise(self.case, "cpu", self.rollout)
         weights = {n: v.double() for n, v in inputs.weights.items()}
         inputs = Inputs(inputs.x.double(), inputs.h.double(), inputs.c.double(), inputs.starts, weights)
@@ -201,19 +202,20 @@ class Trial:
         scale: float = 1.0,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Values within the tolerance of the case's dtype or of ``dtype``, times ``scale``; worst row of ``dim``."""
+        """Compare values within the tolerance of the case's dtype or of ``dtype``, times ``scale``; worst row of
+        ``dim``."""
         kind = dtype or self.case.torch_dtype
         limit = TOLERANCES[kind]
         allowed = limit.values * scale * self.allowance(kind).values
         self._judge(what, actual, expected, allowed, dim, axes, limit.floor)
 
     def agree_states(self, what: str, actual: Ran, h: Tensor, c: Tensor, scale: float = 1.0) -> None:
-        """End states ``[L*D, T, B, .]`` against the expected ones, where a sequence ends."""
+        """Compare end states ``[L*D, T, B, .]`` with the expected ones, where a sequence ends."""
         self.agree(f"{what} h", self.at_ends(actual.h), self.at_ends(h), 2, "layer t b unit", scale)
         self.agree(f"{what} c", self.at_ends(actual.c), self.at_ends(c), 2, "layer t b unit", scale)
 
     def allowance(self, dtype: torch.dtype) -> Allowance:
-        """Multipliers of the tolerances of a dtype, for this case on this device; one for most."""
+        """Multipliers of the tolerances of a dtype, for this case on this device; mostly 1."""
         if dtype.itemsize == 2:
             return Allowance(*[self.rounding_allowance(dtype)] * 2)
         if dtype == torch.float32 and is_accelerator(self.device):
@@ -224,7 +226,7 @@ class Trial:
     def device_allowance(self) -> Allowance:
         """Multipliers in float32 on an accelerator: 1, or more where torch's own nn.LSTM is less exact there.
 
-        cuDNN's kernel for small ``H`` rounds to some 16 bits, TF32 off or on. A backend is allowed
+        cuDNN's kernel for small ``H`` rounds to about 16 bits, with TF32 off or on. A backend is allowed
         :data:`DEVICE_ALLOWANCE` times the error of torch.nn.LSTM on that device with the same settings.
         """
         limit, inputs = TOLERANCES[torch.float32], self.fresh()
@@ -269,7 +271,7 @@ class Trial:
         return found
 
     def agree_states_of(self, rows: Tensor, actual: Ran, whole: Ran) -> None:
-        """End states of some rows of the batch against those of a whole run."""
+        """Compare the end states of some rows of the batch with those of a whole run."""
         ends = self.ends[:, rows].unsqueeze(-1)
         for name in ("h", "c"):
             here, there = getattr(actual, name), getattr(whole, name)[:, :, rows]
@@ -277,7 +279,7 @@ class Trial:
             self.agree(f"the end state {name}", here, there, 2, "layer t b unit", scale=2)
 
     def agree_gradients(self, actual: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
-        """Gradients within the dtype's tolerance: of inputs by row of the batch, of weights as a whole."""
+        """Compare gradients within the dtype's tolerance: of inputs by row of the batch, of weights as a whole."""
         kind = self.case.torch_dtype
         limit = TOLERANCES[kind].gradients * scale * self.allowance(kind).gradients
         for name, value in expected.items():

@@ -1,4 +1,4 @@
-"""Verdicts: the words of a law's outcome, the outcome of one case and the result over all cases. Imports nothing."""
+"""Verdicts, the outcome of one case and the result over all cases. Imports no other module of the project."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Literal, get_args
 Verdict = Literal["silently_wrong", "failed", "crashed", "under_claimed", "declined", "passed"]
 """Worst first.
 
-``silently_wrong``: a capability that is not claimed gives wrong numbers instead of an error, the worst there is.
-``failed``: the law does not hold. ``crashed``: an error where an answer was due. ``under_claimed``: a capability
+``silently_wrong``: a capability that is not claimed gives wrong numbers instead of an error, the worst fault.
+``failed``: the law does not hold. ``crashed``: an error where a result was due. ``under_claimed``: a capability
 that works and is not claimed, a note. ``declined``: the contract lets a backend reject this, and it gave a reason.
 """
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -25,13 +25,13 @@ GLYPHS = {
     "passed": "✓",
     "missing": "?",
 }
-"""A sign for each verdict, worst first, and for a waived failure; the word always stands beside it."""
+"""A sign for each verdict, worst first, and for a waived failure; always shown beside the word."""
 
 NO_DEVICE = "no CUDA device"
 """The reason of every law of a run on CUDA where there is no such device."""
 
 PROFILE_NAMES = ("smoke", "quick", "full", "deep")
-"""How much is tried; defined here so that the command's help needs no torch."""
+"""The profiles, by how many cases are tried; defined here so that the command's help needs no torch."""
 
 
 class LawBroken(AssertionError):
@@ -48,7 +48,7 @@ class LawBroken(AssertionError):
 
 
 class Declined(Exception):
-    """The backend gave a reason for not serving this case, as the contract allows."""
+    """The backend rejects this case with a reason, as the contract allows."""
 
 
 @dataclass(frozen=True)
