@@ -74,13 +74,13 @@ class Figures:
     @classmethod
     def load(cls, path: Path) -> Figures:
         """Read a file of :meth:`save`."""
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return cls(said["where"], [_row(row) for row in said["rows"]], said["numbers"])
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(data["where"], [_row(row) for row in data["rows"]], data["numbers"])
 
 
-def _row(said: dict[str, Any]) -> Row:
-    spreads = {name: Spread(**said[name]) if said[name] else None for name in ("seconds", "over")}
-    return Row(**{**said, **spreads})
+def _row(row: dict[str, Any]) -> Row:
+    spreads = {name: Spread(**row[name]) if row[name] else None for name in ("seconds", "over")}
+    return Row(**{**row, **spreads})
 
 
 def where(device: str = "cpu") -> dict[str, Any]:

@@ -65,21 +65,21 @@ def _numbers(figures: Figures) -> None:
     from . import figures as tracks
 
     for name, shape in SHAPES.items():
-        for who in (w for w in OURS if w != "auto"):
+        for backend in (w for w in OURS if w != "auto"):
             for what, figure in (("memory", tracks.memory_over_dense), ("error", tracks.error)):
-                key = f"{what}/{who}/{name}"
+                key = f"{what}/{backend}/{name}"
                 if key not in figures.numbers:
                     print(key, flush=True)
-                    figures.numbers[key] = _or_reason(partial(figure, who, shape, "0.03"))
+                    figures.numbers[key] = _or_reason(partial(figure, backend, shape, "0.03"))
     for name, shape in SHAPES.items():
         key = f"products/bare products/{name}"
         if key not in figures.numbers:
             print(key, flush=True)
             figures.numbers[key] = tracks.products_over_dense(shape)
-        for who, resets in ((DENSE, "0"), *((one, "0.03") for one in FAST)):
-            if (key := f"peak/{who}/{name}") not in figures.numbers:
+        for backend, resets in ((DENSE, "0"), *((one, "0.03") for one in FAST)):
+            if (key := f"peak/{backend}/{name}") not in figures.numbers:
                 print(key, flush=True)
-                figures.numbers[key] = tracks.share_of_peak(who, shape, resets)
+                figures.numbers[key] = tracks.share_of_peak(backend, shape, resets)
     for H in (64, 128, 256, 512):
         if (key := f"costs/{COSTS['cell']}/H = {H}") not in figures.numbers:
             print(key, flush=True)
@@ -186,11 +186,11 @@ def _both(row: Row) -> str:
 def _numbers_table(figures: Figures, what: str, form: str) -> str:
     found: dict[str, dict[str, str]] = {}
     for key, value in figures.numbers.items():
-        kind, who, name = key.split("/")
+        kind, backend, name = key.split("/")
         if kind == what:
-            found.setdefault(who, {})[name] = form.format(value) if isinstance(value, float) else "-"
+            found.setdefault(backend, {})[name] = form.format(value) if isinstance(value, float) else "-"
     heads = sorted({name for cells in found.values() for name in cells}, key=_in_order)
-    lines = [[who, *(cells.get(name, "-") for name in heads)] for who, cells in found.items()]
+    lines = [[backend, *(cells.get(name, "-") for name in heads)] for backend, cells in found.items()]
     return markdown("backend" if what in BY_BACKEND else "what", heads, lines) if lines else "Not measured yet."
 
 
@@ -221,10 +221,10 @@ def draw(figures: Figures, folder: Path) -> None:
     draw_all(folder)
     here = figures.where
     about = f"{here['processor']}, {here['threads']} threads"
-    for who in FAST:
-        if rows := [replace(row, label=name_of(row.shape)) for row in figures.of(R) if row.label == who]:
-            title = f"{who}: forward + backward over dense nn.LSTM ({about})"
-            draw_lines(rows, _resets, "over", title, "resets", folder / f"shapes_{who}.png")
+    for backend in FAST:
+        if rows := [replace(row, label=name_of(row.shape)) for row in figures.of(R) if row.label == backend]:
+            title = f"{backend}: forward + backward over dense nn.LSTM ({about})"
+            draw_lines(rows, _resets, "over", title, "resets", folder / f"shapes_{backend}.png")
     if rows := figures.of(OVER_RESETS):
         title = f"LSTMModule, S2, forward + backward ({about})"
         draw_lines(rows, _resets, "seconds", title, "resets", folder / "resets.png")

@@ -28,7 +28,7 @@ def test_token_is_stable():
 
 @pytest.mark.parametrize(
     ("token", "says"),
-    [("T2.B1.I1.Q3", "'Q3'"), ("T2.B1.I1", "does not say H"), ("T2.T3.B1.I1.H1", "second T"), ("", "''")],
+    [("T2.B1.I1.Q3", "'Q3'"), ("T2.B1.I1", "lacks H"), ("T2.T3.B1.I1.H1", "repeats T"), ("", "''")],
 )
 def test_a_bad_token_says_what_is_wrong(token, says):
     with pytest.raises(ValueError, match=says):

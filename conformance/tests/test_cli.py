@@ -187,7 +187,7 @@ def test_check_that_fails_exits_1_and_says_what_to_do(wrong: str, tmp_path: Path
     assert result.exit_code == 1
     for says in (
         "✗ never-resets: rollout_equals_torch_lstm (failed)",
-        "law     The recurrent mode gives what torch.nn.LSTM gives",
+        "law     Recurrent mode equals torch.nn.LSTM run over each trajectory",
         "found   output differs first at [t=",
         "error   ",
         "again   rnn-backends replay CartPole-v1:H8.f32.s3 --law rollout_equals_torch_lstm --backend never-resets",

@@ -110,7 +110,7 @@ def test_a_failure_has_the_laws_sentence_and_says_what_to_do(run, pytester: pyte
     done.assert_outcomes(failed=1, skipped=1)
     for says in (
         "✗ wrong: one_row (failed)",
-        "law     A batch of one is a batch: output and states equal the reference's.",
+        "law     With a batch of one row, output and states equal the reference's.",
         "found   output differs first at [t=0, b=0, unit=0]: actual",
         "again   rnn-backends replay T",
         "or      pytest 'test_wrong.py::test_wrong::one_row[wrong]' --rnn-seed 1",

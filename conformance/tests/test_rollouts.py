@@ -174,5 +174,5 @@ def test_time_is_measured_against_torch_lstm() -> None:
     "token", ["CartPole-v1:T4.H8.f32.s0", "CartPole-v1:f32.s0", "T2.B1.I1.H1.f64.s0", "Chess:H8.s0"]
 )
 def test_a_token_of_another_kind_is_refused(token: str) -> None:
-    with pytest.raises(ValueError, match=r"T4|does not say H|names no rollout|no rollout 'Chess'"):
+    with pytest.raises(ValueError, match=r"T4|lacks H|names no rollout|no rollout 'Chess'"):
         replay("vmap", "rollout_gradients", token)

@@ -71,7 +71,7 @@ def test_nan_stays_in_its_row(always):
 
 @served
 def test_every_law_about_float32_holds(always):
-    laws = [name for name, law in LAWS.items() if "f32" in law.where.get("dtype", ()) and law.lane is None]
+    laws = [name for name, law in LAWS.items() if "f32" in law.where.get("dtype", ()) and law.time_limit is None]
     report = check_backend("compile", laws=laws, profile="quick", seed=5)
     assert len(report.results) == len(laws) > 10
     assert not report.failures

@@ -111,10 +111,10 @@ def _commit() -> str:
     """The commit of the code that runs, with ``-dirty`` where it was edited; ``unknown`` outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
-        said = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return said.stdout.strip()
+    return result.stdout.strip()
 
 
 def _each(what: str, names: Iterable[str], run: Callable[[str], Any]) -> dict[str, Any]:

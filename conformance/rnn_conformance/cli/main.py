@@ -109,8 +109,8 @@ def explain_command(no_bias: bool, device: str, dtype: str, as_json: bool, **opt
     spec, place = LSTMSpec(bias=not no_bias, **options), device_named(device)
     verdicts = explain(spec, place, getattr(torch, dtype))
     if as_json:
-        said = {"spec": asdict(spec), "device": str(place), "dtype": dtype, "backends": [asdict(v) for v in verdicts]}
-        click.echo(json.dumps(said, indent=1))
+        answer = {"spec": asdict(spec), "device": str(place), "dtype": dtype, "backends": [asdict(v) for v in verdicts]}
+        click.echo(json.dumps(answer, indent=1))
         return
     console().print(verdicts_table(verdicts, f"{_call(spec)} on {place} in {dtype}"))
 

@@ -1,1 +1,1 @@
-"""The laws, by subject: one function each, the law in one sentence as its docstring."""
+"""The laws, by subject: each is one function, and the first line of its docstring is its sentence."""

@@ -1,4 +1,4 @@
-"""One law over one case in this process: what :mod:`rnn_conformance.suite.isolation` starts.
+"""One law over one case in this process; started by :mod:`rnn_conformance.suite.isolation`.
 
 ``python -m rnn_conformance.laws LAW BACKEND TOKEN DEVICE ANSWER SECONDS`` writes the outcome into the file ANSWER.
 """

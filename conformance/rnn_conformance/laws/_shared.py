@@ -1,4 +1,4 @@
-"""Names and checks that several files of laws use."""
+"""Names and checks shared by several files of laws."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ H_KEY, C_KEY = "recurrent_state_h", "recurrent_state_c"
 """LSTMModule's default keys of the hidden states."""
 
 COMPILED: dict[str, Any] = {
-    "lane": 300.0, "profiles": ("full",), "dtype": CHEAP_DTYPE, "B": (2,), "I": (3,), "H": (4,), "L": (1,), "P": (0,),
-    "bidirectional": (False,), "layout": ("contiguous",),
+    "time_limit": 300.0, "profiles": ("full",), "dtype": CHEAP_DTYPE,
+    "B": (2,), "I": (3,), "H": (4,), "L": (1,), "P": (0,), "bidirectional": (False,), "layout": ("contiguous",),
 }  # fmt: skip
 """Options of a law that compiles: a process of its own and one small shape."""
 
@@ -31,7 +31,7 @@ def ran_from(td: TensorDictBase) -> Ran:
 
 
 def agrees_with_reference(trial: Trial, ran: Ran | None = None, gradients: bool = False) -> None:
-    """Output and end states of a run are the reference's; with ``gradients`` those are too.
+    """Check output and end states of a run against the reference, with ``gradients`` those too.
 
     Without ``ran`` the case's inputs are run on a new LSTM.
     """
@@ -44,14 +44,16 @@ def agrees_with_reference(trial: Trial, ran: Ran | None = None, gradients: bool 
 
 @contextmanager
 def registered(backend: LSTMBackend) -> Iterator[None]:
-    """Within it the backend is found by its name: pickles carry the name."""
+    """Context manager: the backend can be found by its name, which pickles store."""
     if is_registered_value(backend):
         yield
         return
     try:
         register(backend)
     except ContractError as error:
-        raise Declined(f"it is not the registered backend of its name, which a pickle would find: {error}") from error
+        raise Declined(
+            f"a pickle would load the registered backend of its name, which is another one: {error}"
+        ) from error
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Batch: rows know nothing of each other."""
+"""Batch: rows are independent of one another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _rows(inputs: Inputs, rows: torch.Tensor) -> Inputs:
 
 @law(B=(2, 3, 4))
 def permuting_rows_permutes_the_answer(trial: Trial) -> None:
-    """The batch in another order gives the same rows in that order."""
+    """Permuting the rows of the batch permutes the results and changes nothing else."""
     lstm = trial.lstm()
     order = torch.arange(trial.case.B, device=trial.device).roll(1)
     ran, other = trial.run(lstm), trial.run(lstm, _rows(trial.inputs, order))
@@ -28,7 +28,7 @@ def permuting_rows_permutes_the_answer(trial: Trial) -> None:
 
 @law(B=(2, 3, 4))
 def a_batch_is_its_rows_alone(trial: Trial) -> None:
-    """Every row, with its own resets, comes out as it does alone."""
+    """Every row, with its own resets, gives the same results in a batch as alone."""
     lstm = trial.lstm()
     ran = trial.run(lstm)
     for b in range(trial.case.B):
@@ -40,7 +40,7 @@ def a_batch_is_its_rows_alone(trial: Trial) -> None:
 
 @law(B=(2, 3, 4), dtype=("f64", "f32"))
 def nan_stays_in_its_row(trial: Trial) -> None:
-    """NaN in one row of the batch comes out of no other."""
+    """NaN in one row of the batch reaches the results of no other row."""
     inputs = trial.fresh()
     inputs.x[:, -1], inputs.h[:, :, -1], inputs.c[:, :, -1] = float("nan"), float("nan"), float("nan")
     ran = trial.run(trial.lstm(), inputs)
@@ -49,7 +49,7 @@ def nan_stays_in_its_row(trial: Trial) -> None:
 
 @law(B=(1,))
 def one_row(trial: Trial) -> None:
-    """A batch of one is a batch: output and states equal the reference's."""
+    """With a batch of one row, output and states equal the reference's."""
     ran = trial.run(trial.lstm())
     trial.agree("output", ran.output, trial.expected.output)
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
@@ -57,7 +57,7 @@ def one_row(trial: Trial) -> None:
 
 @law(B=(0,), resets=("none",))
 def no_rows(trial: Trial) -> None:
-    """A batch of none gives output and states of the right shapes with no rows."""
+    """An empty batch gives output and states of the right shapes with no rows."""
     case, lstm = trial.case, trial.lstm()
     output, (h, c) = lstm(trial.inputs.x, is_init=trial.inputs.starts)
     P, D = case.spec.output_size, case.spec.directions

@@ -1,4 +1,4 @@
-"""All laws, by name, in the order in which they run. The runner, the command line and pytest are fronts over it."""
+"""All laws, by name, in the order in which they run. The runner, the command line and pytest use this catalogue."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ LAWS: dict[str, Law] = {
 
 
 def select(parts: Sequence[str], profile: str) -> dict[str, Law]:
-    """The laws of a profile whose names are, or contain, one of the parts; no parts: all of them.
+    """The laws of a profile with a name that is, or contains, one of the parts; without parts all laws.
 
     A law that is named exactly runs in every profile.
 
     Raises:
-        UnknownNameError: a part that fits no law, with the nearest; or no law of them belongs to the profile.
+        UnknownNameError: a part fits no law (the nearest name is suggested), or none of the laws is in the profile.
     """
     chosen = {name for part in parts for name in matching(part, LAWS, "law")} if parts else set(LAWS)
     found = {n: law for n, law in LAWS.items() if n in chosen and (n in parts or law.belongs(profile))}

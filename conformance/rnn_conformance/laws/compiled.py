@@ -1,4 +1,4 @@
-"""Compiled by torch's own compiler, in a process of its own with a time limit."""
+"""Compiled: under torch.compile, torch.export and TorchScript, in a process of its own with a time limit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = COMPILED | {"T": (3,)}
 
 
 def _from_zeros(trial: Trial, x: Tensor, is_init: Tensor) -> Tensor:
-    """The reference's output of a stream without a state."""
+    """The reference's output for a call without a state."""
     starts = is_init.clone()
     starts[0] = True
     T, B = starts.shape
@@ -58,20 +58,20 @@ def inductor_in_one_graph(trial: Trial) -> None:
 
 @law(trait=Trait.FULLGRAPH, **SMALL)
 def a_compiled_result_outlives_the_next_call(trial: Trial) -> None:
-    """What a compiled call gave does not change with the next call."""
+    """The results of a compiled call do not change with the next call."""
     lstm, x = trial.lstm(), trial.inputs.x
     run = torch.compile(lambda x: lstm(x), fullgraph=True)
     with torch.no_grad():
         once, (h, c) = run(x)
-        kept = [value.clone() for value in (once, h, c)]
+        before = [value.clone() for value in (once, h, c)]
         run(-x)
-    for name, value, expected in zip(("output", "h_n", "c_n"), (once, h, c), kept, strict=True):
+    for name, value, expected in zip(("output", "h_n", "c_n"), (once, h, c), before, strict=True):
         trial.agree(name, value, expected.double(), None, "")
 
 
 @law(trait=Trait.FULLGRAPH, **SMALL)
 def a_compiled_module_follows_its_mode(trial: Trial) -> None:
-    """A compiled LSTMModule goes from mode to mode as it does eagerly."""
+    """A compiled LSTMModule changes between modes as it does eagerly."""
     module, td = trial.module(), trial.tensordict()
 
     @torch.compile(fullgraph=True)
@@ -88,7 +88,7 @@ def a_compiled_module_follows_its_mode(trial: Trial) -> None:
 
 @law(
     costly=True,
-    lane=300.0,
+    time_limit=300.0,
     profiles=("full",),
     dtype=("f32",),
     T=(3,),
@@ -116,7 +116,7 @@ def compiled_with_graph_breaks(trial: Trial) -> None:
 
 @law(trait=Trait.SCRIPT, **{**SMALL, "L": (2,), "dropout": (30,), "bidirectional": (True,), "dtype": ("f64",)})
 def a_script_keeps_training_and_dropout(trial: Trial) -> None:
-    """Scripted, saved and loaded, the module drops in training as it does unscripted, and not in evaluation."""
+    """Scripted, saved and loaded, the module applies dropout in training as it does unscripted, not in evaluation."""
     lstm, x = trial.lstm(), trial.inputs.x
     for training in (True, False):
         with warnings.catch_warnings():
@@ -132,7 +132,7 @@ def a_script_keeps_training_and_dropout(trial: Trial) -> None:
             actual = loaded(x, None, trial.is_init)[0]
         except Exception as error:
             first = str(error).strip().splitlines()[-1]
-            raise LawBroken(f"scripted it fails where the module itself does not: {first}") from error
+            raise LawBroken(f"scripted it fails where the unscripted module does not: {first}") from error
         trial.agree(f"output, {training=}", actual, expected.double(), scale=2)
         torch.manual_seed(3)
         other = lstm.train(not training)(x, is_init=trial.is_init)[0]
@@ -159,7 +159,7 @@ def exported_saved_and_loaded(trial: Trial) -> None:
 def a_compiled_modules_copies_have_their_own_mode(trial: Trial) -> None:
     """A copy of a compiled module runs in its own mode, and the module itself follows contexts after the first call.
 
-    Nothing is traced here: what is called is the compiled call of the right module, run eagerly.
+    Nothing is traced here: the compiled call runs eagerly, and must be the right module's.
     """
     module, td = trial.module(), trial.tensordict()
     module.compile()

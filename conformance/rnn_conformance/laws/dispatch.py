@@ -1,4 +1,4 @@
-"""Evidence: the backend that was named did the work, and no other did any of it."""
+"""Dispatch: the requested backend does all of the work."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FUNCTIONS = ("layer", "step", "stack", "layer_last", "act")
 
 @law(dtype=("f64", "f32"), profiles=("quick", "full"))
 def only_the_named_backend_works(trial: Trial) -> None:
-    """While the backend runs, every other one is a trap: it hands nothing over, aloud or silently."""
+    """A backend delegates no work to another: calling any other one while it runs is an error."""
     lstm, inputs = trial.lstm(), trial.inputs
     hx = (inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous())
     caught: list[str] = []
@@ -34,8 +34,8 @@ def only_the_named_backend_works(trial: Trial) -> None:
             pass
     if caught:
         raise LawBroken(
-            f"handed over: {trial.backend.name!r} was named, and {caught[0]} did work in its place; "
-            f"a backend declines what it cannot do"
+            f"{trial.backend.name!r} was requested, and {caught[0]} did work in its place; "
+            f"a backend rejects what it cannot do"
         )
 
 
@@ -45,20 +45,20 @@ class _HandedOver(Exception):
 
 @contextmanager
 def _traps(tested: LSTMBackend, caught: list[str]) -> Iterator[None]:
-    """Replace the functions of all other backends by traps, in the very values that somebody may hold."""
+    """Replace the functions of all other backends by traps, in place, as references to them may exist."""
     own = {id(getattr(tested, name)) for name in FUNCTIONS}
-    kept: list[tuple[LSTMBackend, str, object]] = []
+    replaced: list[tuple[LSTMBackend, str, object]] = []
     for other in _others(tested):
         for name in FUNCTIONS:
             function = getattr(other, name)
             if function is not None and id(function) not in own:
-                kept.append((other, name, function))
+                replaced.append((other, name, function))
     try:
-        for other, name, _ in kept:
+        for other, name, _ in replaced:
             object.__setattr__(other, name, _trap(f"{name} of {other.name!r}", caught))
         yield
     finally:
-        for other, name, function in kept:
+        for other, name, function in replaced:
             object.__setattr__(other, name, function)
 
 
@@ -74,7 +74,7 @@ def _others(tested: LSTMBackend) -> Iterator[LSTMBackend]:
 
 def _trap(what: str, caught: list[str]) -> Callable[..., Any]:
     def called(*args: object, **kwargs: object) -> Any:
-        caught.append(what)  # kept even if the backend swallows the error
+        caught.append(what)  # recorded even if the backend catches the error
         raise _HandedOver(what)
 
     return called
@@ -97,7 +97,7 @@ def _counted(backend: LSTMBackend, counts: Counter[str]) -> LSTMBackend:
 
 @law()
 def every_layer_and_step_is_the_backends(trial: Trial) -> None:
-    """Each layer in each direction is one call of the backend's function, in a sequence as in a step."""
+    """Each layer in each direction is one call of the backend's function, over a sequence and in a step."""
     counts: Counter[str] = Counter()
     lstm = trial.lstm().with_backend(_counted(trial.backend, counts))
     layers = trial.case.spec.num_states
@@ -122,8 +122,8 @@ def _demand(counts: Counter[str], what: str, expected: dict[str, int]) -> None:
 
 @law()
 def the_module_names_its_backend(trial: Trial) -> None:
-    """``lstm_backend`` of the LSTM and of the module is the name of the backend that was asked for."""
+    """``lstm_backend`` of the LSTM and of the module is the name of the requested backend."""
     module = trial.module()
     for actual in (trial.lstm().lstm_backend, module.lstm_backend, module.set_recurrent_mode(True).lstm_backend):
         if actual != trial.backend.name:
-            raise LawBroken(f"the module says that it runs on {actual!r}, and {trial.backend.name!r} was asked for")
+            raise LawBroken(f"the module reports the backend {actual!r}, and {trial.backend.name!r} was requested")

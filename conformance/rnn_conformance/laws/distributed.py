@@ -22,9 +22,9 @@ SECONDS = 90.0
 
 def _needs_gloo(trial: Trial) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
-        raise Declined("torch.distributed is not available here, or has no gloo")
+        raise Declined("torch.distributed is not available, or lacks gloo")
     if torch.device(trial.device).type != "cpu":
-        raise Declined("gloo is tried on the CPU only")
+        raise Declined("gloo is tested on the CPU only")
     if "fork" not in multiprocessing.get_all_start_methods():
         raise Declined("two processes of one backend need a system that forks")
 
@@ -42,11 +42,11 @@ def _rank(rank: int, lstm: LSTM, x: Tensor, is_init: Tensor, folder: Path) -> No
     end = time.monotonic() + SECONDS
     while not (folder / f"{1 - rank}.pt").exists() and time.monotonic() < end:
         time.sleep(0.01)  # the other may still be reading
-    os._exit(0)  # ~ProcessGroupGloo may wait for its thread for ever
+    os._exit(0)  # ~ProcessGroupGloo may wait for its thread forever
 
 
 def _both(lstm: LSTM, x: Tensor, is_init: Tensor) -> list[dict[str, Tensor]]:
-    """What each of the two processes found."""
+    """The gradients of each of the two processes."""
     fork = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory(prefix="rnn-conformance-") as name:
         folder = Path(name)
@@ -63,7 +63,7 @@ def _both(lstm: LSTM, x: Tensor, is_init: Tensor) -> list[dict[str, Tensor]]:
         return [torch.load(folder / f"{k}.pt", weights_only=True) for k in range(2)]
 
 
-@law(lane=240.0, profiles=("full",), T=(4,), B=(4,), L=(1, 2), layout=("contiguous",))
+@law(time_limit=240.0, profiles=("full",), T=(4,), B=(4,), L=(1, 2), layout=("contiguous",))
 def data_parallel_gradients_are_averaged(trial: Trial) -> None:
     """Under DistributedDataParallel, two processes with half the rows each have half the whole batch's gradients."""
     _needs_gloo(trial)

@@ -1,4 +1,4 @@
-"""Dropout: on what one layer hands to the next, in training, with torch's own numbers."""
+"""Dropout: between layers, in training, with torch's own random numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Dropped(NamedTuple):
 
 
 def _masks(trial: Trial, T: int, seed: int) -> list[Tensor]:
-    """What torch.nn.functional.dropout, called between the layers, would multiply by after ``manual_seed(seed)``."""
+    """The masks of torch.nn.functional.dropout, called between the layers after ``manual_seed(seed)``."""
     case, x = trial.case, trial.inputs.x
     torch.manual_seed(seed)
     shape = (T, case.B, case.spec.output_size * case.spec.directions)
@@ -53,7 +53,7 @@ def _dropped(trial: Trial, inputs: Inputs, masks: list[Tensor]) -> _Dropped:
 
 @law(**DEEP)
 def dropout_is_torchs_between_layers(trial: Trial) -> None:
-    """In training each layer but the first reads torch.nn.functional.dropout of the one below, with its very mask."""
+    """In training each layer but the first reads torch.nn.functional.dropout of the one below, with the same mask."""
     expected = _dropped(trial, trial.inputs, _masks(trial, trial.case.T, 7))
     lstm = trial.lstm().train()
     torch.manual_seed(7)
@@ -64,7 +64,7 @@ def dropout_is_torchs_between_layers(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"), **DEEP)
 def dropout_goes_backward_through_the_same_mask(trial: Trial) -> None:
-    """The gradients in training are those of the masks that were drawn going forward."""
+    """The gradients in training use the masks drawn in the forward pass."""
     inputs, masks = trial.fresh(), _masks(trial, trial.case.T, 7)
     for value in inputs.leaves.values():
         value.requires_grad_()
@@ -76,7 +76,7 @@ def dropout_goes_backward_through_the_same_mask(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"), **DEEP)
 def dropout_of_a_step_is_torchs(trial: Trial) -> None:
-    """A step in training draws the mask of one step, and draws anew at the next."""
+    """A step in training draws the mask of one step, and the next step draws a new one."""
     lstm, inputs = trial.lstm().train(), trial.inputs
     for t in range(min(2, trial.case.T)):
         at = slice(t, t + 1)
@@ -90,7 +90,7 @@ def dropout_of_a_step_is_torchs(trial: Trial) -> None:
 
 @law(dropout=(50,), L=(2, 3), bias=(True,), profiles=("quick", "full"))
 def training_and_evaluation_follow_the_module(trial: Trial) -> None:
-    """``train()`` and ``eval()`` count from the next call on, and evaluation draws no random numbers."""
+    """``train()`` and ``eval()`` take effect at the next call, and evaluation draws no random numbers."""
     lstm = trial.lstm()
     for _ in range(2):
         lstm.train()
@@ -104,7 +104,7 @@ def training_and_evaluation_follow_the_module(trial: Trial) -> None:
 
 @law(dropout=(50,), L=(2,), H=(8,), T=(6,), B=(3,), P=(0,), bidirectional=(False,), profiles=("quick", "full"))
 def every_step_and_row_has_a_mask_of_its_own(trial: Trial) -> None:
-    """What is dropped differs from step to step, from row to row, and from call to call."""
+    """The dropout mask differs from step to step, from row to row, and from call to call."""
     lstm = trial.lstm().train()
     inputs = trial.inputs._replace(
         x=torch.zeros_like(trial.inputs.x), h=torch.zeros_like(trial.inputs.h), c=torch.zeros_like(trial.inputs.c),
@@ -123,7 +123,7 @@ def every_step_and_row_has_a_mask_of_its_own(trial: Trial) -> None:
 
 @law(dropout=(50,), L=(2,), profiles=("quick", "full"))
 def dropout_may_be_set_later(trial: Trial) -> None:
-    """``lstm.dropout = p``, as in torch.nn.LSTM, counts from the next call and the next step on."""
+    """``lstm.dropout = p``, as in torch.nn.LSTM, takes effect at the next call and the next step."""
     lstm = trial.lstm().train()
     trial.run(lstm)
     lstm.dropout = 0.0

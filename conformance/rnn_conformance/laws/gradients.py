@@ -1,4 +1,4 @@
-"""Gradients: right wherever something was read, exactly zero wherever nothing was."""
+"""Gradients: equal to the reference's where a value is read, exactly zero where it is not."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _right(trial: Trial, parts: str = "yhc") -> None:
 
 @law(rollouts=True)
 def gradients_equal_reference(trial: Trial) -> None:
-    """The gradients by input, stored states and every weight equal the reference's."""
+    """The gradients for input, stored states and every weight equal the reference's."""
     _right(trial)
 
 
 @law(dtype=("f32",))
 def gradients_equal_reference_in_float32(trial: Trial) -> None:
-    """In float32 the gradients by input, stored states and every weight equal the float64 reference's."""
+    """In float32 the gradients for input, stored states and every weight equal the float64 reference's."""
     _right(trial)
 
 
@@ -47,7 +47,7 @@ def gradients_of_the_end_states_alone(trial: Trial) -> None:
 
 @law(T=(2, 3, 4, 6), resets=("bits", "last", "all"))
 def gradient_across_a_reset_is_zero(trial: Trial) -> None:
-    """A loss after a row's last start has exactly zero gradient by everything in the row before that start."""
+    """A loss after a row's last start has exactly zero gradient for everything in the row before that start."""
     starts = trial.inputs.starts
     t = torch.arange(trial.case.T, device=starts.device).unsqueeze(-1)
     last = torch.where(starts, t, 0).amax(0)
@@ -56,29 +56,29 @@ def gradient_across_a_reset_is_zero(trial: Trial) -> None:
     def loss(ran: Ran) -> Tensor:
         return trial.loss(Ran(*(torch.where(after, value, 0) for value in ran)))
 
-    found = trial.gradients(loss)
+    actual = trial.gradients(loss)
     for name, axes in (("x", "t b unit"), ("stored h", "layer t b unit"), ("stored c", "layer t b unit")):
-        gradient = found[name]
+        gradient = actual[name]
         demand(f"the gradient of {name} across a reset", after | (gradient == 0), gradient, "exactly 0", axes)
 
 
 @law(bidirectional=(False,))
 def gradient_of_the_future_is_zero(trial: Trial) -> None:
-    """A loss of one step of a forward LSTM has exactly zero gradient by all later steps."""
+    """A loss of one step of a forward LSTM has exactly zero gradient for all later steps."""
     at = trial.case.T // 2
     later = trial.gradients(lambda ran: ran.output[at].sum())["x"][at + 1 :]
-    demand("the gradient by later steps", later == 0, later, "exactly 0", "t b unit")
+    demand("the gradient for later steps", later == 0, later, "exactly 0", "t b unit")
 
 
 @law()
 def gradient_of_unread_stored_states_is_zero(trial: Trial) -> None:
-    """States stored where no sequence starts have exactly zero gradient, also if they are NaN."""
+    """States stored where no sequence starts have exactly zero gradient, even if they are NaN."""
     starts = trial.inputs.starts
     inputs = trial.fresh()
     inputs.h[:, ~starts], inputs.c[:, ~starts] = float("nan"), float("nan")
-    found = trial.gradients(trial.loss, inputs=inputs)
+    actual = trial.gradients(trial.loss, inputs=inputs)
     for name in ("stored h", "stored c"):
-        gradient = found[name]
+        gradient = actual[name]
         read = starts.unsqueeze(-1)
         demand(
             f"the gradient of {name} where it is not read",
@@ -87,21 +87,21 @@ def gradient_of_unread_stored_states_is_zero(trial: Trial) -> None:
             "exactly 0",
             "layer t b unit",
         )
-    trial.agree_gradients(found, trial.expected_gradients(trial.loss))
+    trial.agree_gradients(actual, trial.expected_gradients(trial.loss))
 
 
 @law(B=(2, 3), profiles=("quick", "full"))
 def gradient_of_other_rows_is_zero(trial: Trial) -> None:
-    """A loss of one row has exactly zero gradient by every other row."""
-    found = trial.gradients(lambda ran: ran.output[:, 0].sum())
+    """A loss of one row has exactly zero gradient for every other row."""
+    actual = trial.gradients(lambda ran: ran.output[:, 0].sum())
     for name, dim in (("x", 1), ("stored h", 2), ("stored c", 2)):
-        others = found[name].narrow(dim, 1, trial.case.B - 1)
-        demand(f"the gradient of {name} by other rows", others == 0, others, "exactly 0", "")
+        others = actual[name].narrow(dim, 1, trial.case.B - 1)
+        demand(f"the gradient of {name} for other rows", others == 0, others, "exactly 0", "")
 
 
 @law(profiles=("quick", "full"))
 def backward_twice_gives_the_same(trial: Trial) -> None:
-    """Going backward a second time through a retained graph gives the same gradients."""
+    """A second backward pass through a retained graph gives the same gradients."""
     lstm, x = trial.lstm(), trial.inputs.x.requires_grad_()
     loss = trial.loss(trial.run(lstm))
     leaves = [x, *lstm.parameters()]
@@ -113,7 +113,7 @@ def backward_twice_gives_the_same(trial: Trial) -> None:
 
 @law(bias=(True,), profiles=("quick", "full"))
 def frozen_weights_get_no_gradient(trial: Trial) -> None:
-    """Weights that need no gradient get none, and the others' gradients do not change."""
+    """Weights that require no gradient get none, and the others' gradients do not change."""
     lstm = trial.lstm()
     for name, parameter in lstm.named_parameters():
         parameter.requires_grad_("weight_hh" not in name)
@@ -123,31 +123,31 @@ def frozen_weights_get_no_gradient(trial: Trial) -> None:
     for (name, frozen), parameter in zip(lstm.named_parameters(), whole.parameters(), strict=True):
         if "weight_hh" in name:
             if frozen.grad is not None:
-                raise LawBroken(f"{name} needs no gradient and got one")
+                raise LawBroken(f"{name} requires no gradient and got one")
         elif frozen.grad is None or parameter.grad is None:
-            raise LawBroken(f"{name} needs a gradient and got none")
+            raise LawBroken(f"{name} requires a gradient and got none")
         else:
             trial.agree(f"the gradient of {name}", frozen.grad, parameter.grad, None, "row column", scale=4)
 
 
 @law()
 def without_gradients_the_same_values(trial: Trial) -> None:
-    """Under no_grad and inference_mode the values are the same, and nothing that comes out needs a gradient."""
+    """Under no_grad and inference_mode the values are the same, and no result requires a gradient."""
     lstm = trial.lstm()
     ran = trial.run(lstm)
     if not ran.output.requires_grad:
-        raise LawBroken("the output of weights that need gradients does not need one")
+        raise LawBroken("the output of weights that require gradients does not require one")
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             quiet = trial.run(lstm)
             trial.agree(f"output under {mode.__name__}", quiet.output, ran.output, scale=2)
             if quiet.output.requires_grad:
-                raise LawBroken(f"the output needs a gradient under {mode.__name__}")
+                raise LawBroken(f"the output requires a gradient under {mode.__name__}")
 
 
 @law(profiles=("quick", "full"))
 def gradients_do_not_depend_on_what_needs_them(trial: Trial) -> None:
-    """The gradient by the input alone is the one that comes with those of the weights."""
+    """The gradient for the input alone equals the one computed together with those for the weights."""
     loss = trial.loss
     every = trial.gradients(loss)["x"]
     lstm, inputs = trial.lstm().requires_grad_(False), trial.fresh()
@@ -158,12 +158,12 @@ def gradients_do_not_depend_on_what_needs_them(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def gradients_of_the_stored_states_alone(trial: Trial) -> None:
-    """Where neither input nor weights need a gradient, the stored states get the reference's all the same."""
+    """Where neither input nor weights require gradients, the stored states still get the reference's."""
     lstm, inputs = trial.lstm().requires_grad_(False), trial.fresh()
     leaves = {"stored h": inputs.h.requires_grad_(), "stored c": inputs.c.requires_grad_()}
-    found = differentiate(trial.loss(trial.run(lstm, inputs)), leaves)
+    actual = differentiate(trial.loss(trial.run(lstm, inputs)), leaves)
     expected = trial.expected_gradients(trial.loss)
-    trial.agree_gradients(found, {name: expected[name] for name in leaves})
+    trial.agree_gradients(actual, {name: expected[name] for name in leaves})
 
 
 @law(profiles=("quick", "full"))
@@ -176,7 +176,7 @@ def gradients_of_a_call_with_hx(trial: Trial) -> None:
 
 @law(bidirectional=(False,), profiles=("quick", "full"))
 def gradients_flow_through_steps(trial: Trial) -> None:
-    """Gradients through ``LSTM.step``, one step after the other, equal the reference's over the whole row."""
+    """Gradients through ``LSTM.step``, step by step, equal the reference's over the whole row."""
     lstm, inputs = trial.lstm(), _needing(trial.fresh())
     state, outputs = State(inputs.h[:, 0], inputs.c[:, 0]), []
     for x, is_init in zip(inputs.x, trial.is_init, strict=True):
@@ -193,7 +193,7 @@ def _needing(inputs: Inputs) -> Inputs:
 
 
 def _right_from_hx(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran) -> None:
-    """Gradients of a run from the first stored state, with later resets to zeros, against the reference's."""
+    """Compare the gradients of a run from the first stored state, with later resets to zeros, with the reference's."""
 
     def loss(ran: Ran) -> Tensor:
         total = ran.output.new_zeros(())
@@ -216,7 +216,7 @@ def _right_from_hx(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran) -> None:
 
 @law(dtype=("f64", "f32"), profiles=("quick", "full"))
 def gradients_around_an_infinite_input(trial: Trial) -> None:
-    """An infinite input saturates its gates: output and gradients, but of what it multiplies, are the reference's."""
+    """An infinite input saturates its gates: output and gradients, except its weights', equal the reference's."""
     lstm, inputs, at = trial.lstm(), trial.fresh(), (trial.case.T // 2, 0, 0)
     x, h, c, starts, weights = materialise(trial.case, "cpu", trial.rollout)
     own = Inputs(x.double(), h.double(), c.double(), starts, {n: w.double() for n, w in weights.items()})
@@ -238,26 +238,26 @@ def gradients_around_an_infinite_input(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def gradients_asked_for_leave_grad_alone(trial: Trial) -> None:
-    """``torch.autograd.grad`` gives the gradients, and what lies in ``.grad`` already stays as it is."""
+    """``torch.autograd.grad`` returns the gradients and leaves an existing ``.grad`` unchanged."""
     lstm = trial.lstm()
     for k, parameter in enumerate(lstm.parameters()):
         parameter.grad = trial.noise(parameter, 51 + k).to(parameter)
-    kept = {name: parameter.grad.clone() for name, parameter in lstm.named_parameters() if parameter.grad is not None}
+    before = {name: parameter.grad.clone() for name, parameter in lstm.named_parameters() if parameter.grad is not None}
     trial.agree_gradients(trial.gradients(trial.loss, lstm), trial.expected_gradients(trial.loss))
     for name, parameter in lstm.named_parameters():
         assert parameter.grad is not None
-        identical(f".grad of {name}", parameter.grad, kept[name], "row column")
+        identical(f".grad of {name}", parameter.grad, before[name], "row column")
 
 
 @law(costly=True, B=(131,), T=(5,), H=(3, 8), L=(1,), profiles=("quick", "full"))
 def gradients_of_many_rows(trial: Trial) -> None:
-    """In a large batch of odd size, too, every row and step counts in the gradients."""
+    """In a large batch of odd size every row and step contributes to the gradients."""
     trial.agree_gradients(trial.gradients(trial.loss), trial.expected_gradients(trial.loss))
 
 
 @law(T=(1, 2, 3), profiles=("quick", "full"))
 def gradients_accumulate(trial: Trial) -> None:
-    """Two backward passes add up in ``.grad``, as they do everywhere in torch."""
+    """Two backward passes add up in ``.grad``, as everywhere in torch."""
     lstm = trial.lstm()
     for _ in range(2):
         trial.run(lstm).output.sum().backward()

@@ -1,4 +1,4 @@
-"""Keys: what is read, what is written, and where, in any TensorDict."""
+"""Keys: which entries of a TensorDict are read and written."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _over_time(trial: Trial) -> LSTMModule:
 
 @law()
 def nested_keys(trial: Trial) -> None:
-    """Every key may be nested, the reset mask's too, whatever lies under its last name elsewhere."""
+    """Every key may be nested, the reset mask's too, whatever other entries share its last name."""
     module = LSTMModule(lstm=trial.lstm(batch_first=True), in_keys=NESTED_IN, out_keys=NESTED_OUT)
     flat = trial.tensordict()
     td = TensorDict({}, flat.batch_size)
@@ -38,7 +38,7 @@ def nested_keys(trial: Trial) -> None:
 
 @law(B=(2, 3), T=(3, 4, 5), L=(1, 2), profiles=("quick", "full"))
 def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
-    """A batch of several dimensions, all of different size, comes out with every row at its place."""
+    """A batch of several dimensions, all of different sizes, gives every row's results at the row's place."""
     td, copies = trial.tensordict(), 7
     many = td.expand(copies, *td.batch_size).clone()  # [7, B, T]
     many["observation"] = many["observation"] * torch.linspace(0.5, 1, copies).to(td["observation"]).view(-1, 1, 1, 1)
@@ -56,12 +56,12 @@ def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def another_tensordict_may_be_written(trial: Trial) -> None:
-    """With ``tensordict_out`` the results go there and that one comes back; what was read stays as it was."""
+    """With ``tensordict_out`` the results are written there, it is returned, and the input stays unchanged."""
     td, other = trial.tensordict(), TensorDict({}, [trial.case.B, trial.case.T], device=trial.device)
     before = set(td.keys(True, True))
     out = _over_time(trial)(td, tensordict_out=other)
     if out is not other:
-        raise LawBroken("the module gave another TensorDict back than tensordict_out")
+        raise LawBroken("the module returned another TensorDict than tensordict_out")
     if set(td.keys(True, True)) != before:
         raise LawBroken("the TensorDict that was read was written to, in spite of tensordict_out")
     agrees_with_reference(trial, ran_from(other))
@@ -69,23 +69,25 @@ def another_tensordict_may_be_written(trial: Trial) -> None:
     try:
         _over_time(trial)(trial.tensordict().lock_(), tensordict_out=elsewhere)
     except ValueError as error:
-        raise LawBroken(f"a locked TensorDict was refused although the results go elsewhere: {error}") from error
+        raise LawBroken(
+            f"a locked TensorDict was rejected although the results are written elsewhere: {error}"
+        ) from error
     agrees_with_reference(trial, ran_from(elsewhere))
 
 
 @law(bidirectional=(False,), profiles=("quick", "full"))
 def the_primer_fits_the_first_step(trial: Trial) -> None:
-    """What TorchRL's primer puts into an environment has the shapes and the dtype of the states that a step reads."""
+    """The entries of TorchRL's primer have the shapes and the dtype of the states that a step reads."""
     module, case = trial.module(), trial.case
     try:
         primer = module.make_tensordict_primer()
     except ImportError as error:
         raise Declined(f"TorchRL is not installed: {error}") from error
-    expected = {H_KEY: case.spec.output_size, C_KEY: case.H}
-    found = {key: (tuple(spec.shape), spec.dtype) for key, spec in primer.primers.items()}
-    right = {key: ((case.spec.num_states, size), trial.inputs.x.dtype) for key, size in expected.items()}
-    if found != right:
-        raise LawBroken(f"the primer makes states of shape and dtype {found}, a step reads {right}")
+    sizes = {H_KEY: case.spec.output_size, C_KEY: case.H}
+    actual = {key: (tuple(spec.shape), spec.dtype) for key, spec in primer.primers.items()}
+    expected = {key: ((case.spec.num_states, size), trial.inputs.x.dtype) for key, size in sizes.items()}
+    if actual != expected:
+        raise LawBroken(f"the primer makes states of shape and dtype {actual}, a step reads {expected}")
 
 
 @law(B=(2, 3), profiles=("quick", "full"))
@@ -99,7 +101,7 @@ def lazily_stacked_tensordicts_are_read_and_written(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def a_locked_tensordict_is_refused_or_written_in_place(trial: Trial) -> None:
-    """A locked TensorDict without room for the results is refused; with room it is written in place."""
+    """A locked TensorDict without room for the results is rejected; with room it is written in place."""
     module, td = _over_time(trial), trial.tensordict().lock_()
     _refused(lambda: module(td), td, "a locked TensorDict that lacks the output keys")
     room = module(trial.tensordict())
@@ -119,14 +121,14 @@ def _refused(call: object, td: TensorDictBase, what: str) -> None:
     except ValueError:
         pass
     else:
-        raise LawBroken(f"{what} was not refused")
+        raise LawBroken(f"{what} was accepted, expected an error")
     if set(td.keys(True, True)) != before:
-        raise LawBroken(f"{what} was refused, and written to before")
+        raise LawBroken(f"{what} was rejected, but written to before")
 
 
 @law(profiles=("quick", "full"))
 def selected_outputs_are_the_only_ones(trial: Trial) -> None:
-    """After ``select_out_keys`` only these are written, whichever they are, and their values are the same."""
+    """After ``select_out_keys`` only the selected keys are written, any of them, with the same values."""
     whole = _over_time(trial)(trial.tensordict())
     for key in ("features", ("next", H_KEY), ("next", C_KEY)):
         module = trial.module()
@@ -172,7 +174,7 @@ def an_empty_batch_passes_through(trial: Trial) -> None:
 
 @law(trait=Trait.CELL_STATES, bidirectional=(False,))
 def every_hidden_state_on_request(trial: Trial) -> None:
-    """``hidden_output="all"`` writes the state after every step, with gradients; who does not claim it refuses."""
+    """``hidden_output="all"`` writes the state after every step, with gradients; without the trait it is rejected."""
     try:
         module = trial.module("all")
     except UnsupportedError as error:
@@ -191,24 +193,24 @@ def every_hidden_state_on_request(trial: Trial) -> None:
 
 @law()
 def no_key_but_its_own_is_touched(trial: Trial) -> None:
-    """Other entries, of ``next`` too, stay: the same tensors with the same values."""
+    """Other entries, under ``next`` too, stay: the same tensors with the same values."""
     td = trial.tensordict()
     td["reward"] = torch.ones(trial.case.B, trial.case.T, 1, device=trial.device)
     td["next", "observation"] = -td["observation"]
     others = {key: td[key] for key in ("reward", ("next", "observation"), "observation", "is_init", H_KEY, C_KEY)}
-    kept = {key: value.clone() for key, value in others.items()}
+    before = {key: value.clone() for key, value in others.items()}
     out = _over_time(trial)(td)
     for key, value in others.items():
         if out[key] is not value:
             raise LawBroken(f"the entry {key!r} was replaced")
-        identical(f"the entry {key!r}", value, kept[key], "")
+        identical(f"the entry {key!r}", value, before[key], "")
     if len(list(out.keys(True, True))) != len(others) + 3:
-        raise LawBroken(f"there are scratch keys: {sorted(map(str, out.keys(True, True)))}")
+        raise LawBroken(f"unexpected keys were written: {sorted(map(str, out.keys(True, True)))}")
 
 
 @law(bidirectional=(False,), profiles=("quick", "full"))
 def only_what_is_all_there_is_skipped(trial: Trial) -> None:
-    """Under ``set_skip_existing`` a module runs unless every entry that it writes is there, and then changes none."""
+    """Under ``set_skip_existing`` a module runs unless all entries that it writes exist, and then changes none."""
     whole = _over_time(trial)(trial.tensordict())
     for missing in ("features", ("next", H_KEY), ("next", C_KEY)):
         td = trial.tensordict()
@@ -217,11 +219,11 @@ def only_what_is_all_there_is_skipped(trial: Trial) -> None:
         with set_skip_existing(True):
             _over_time(trial)(td)
         if missing not in td.keys(True):
-            raise LawBroken(f"with set_skip_existing {missing} stays missing where the others are there")
+            raise LawBroken(f"with set_skip_existing {missing} stays missing where the others exist")
         trial.agree(f"{missing}", td[missing], whole[missing].double(), None, "b t ...", scale=2)
     for key in ("features", ("next", H_KEY), ("next", C_KEY)):
         whole[key].zero_()
     with set_skip_existing(True):
         _over_time(trial)(whole)
     if bool(whole["features"].any()):
-        raise LawBroken("with set_skip_existing the module ran although every entry was there")
+        raise LawBroken("with set_skip_existing the module ran although every entry existed")

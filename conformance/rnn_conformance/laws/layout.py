@@ -1,4 +1,4 @@
-"""Layout: batch first or second, batched or not, however the memory lies."""
+"""Layout: batch first or second, batched or not, with any strides."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..suite.trial import Trial
 def memory_layout_does_not_matter(trial: Trial) -> None:
     """Transposed, strided and offset inputs and states are read like contiguous ones."""
     inputs = trial.inputs
-    x, h, c, starts = (value.clone(memory_format=torch.contiguous_format) for value in inputs[:4])  # offsets go too
+    x, h, c, starts = (value.clone(memory_format=torch.contiguous_format) for value in inputs[:4])  # with offsets too
     packed = inputs._replace(x=x, h=h, c=c, starts=starts)
     lstm = trial.lstm()
     ran, plain = trial.run(lstm), trial.run(lstm, packed)
@@ -38,7 +38,7 @@ def weights_may_lie_in_any_way(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def expanded_states_are_read(trial: Trial) -> None:
-    """A state that is expanded over the batch, over time or over both is read like the states it stands for."""
+    """A state expanded over the batch, over time or over both is read like the full states."""
     inputs, (rows, T, B, P) = trial.inputs, trial.inputs.h.shape
     for t, b in ((1, 1), (1, B), (T, 1)):
         h = inputs.h[:, :t, :b].expand(rows, T, B, P)
@@ -61,7 +61,7 @@ def batch_first_is_a_transposition(trial: Trial) -> None:
 
 @law(B=(1,))
 def unbatched_is_a_batch_of_one(trial: Trial) -> None:
-    """An input without a batch dimension gives what a batch of one gives, without that dimension."""
+    """An input without a batch dimension gives the results of a batch of one, without that dimension."""
     inputs, lstm, is_init = trial.inputs, trial.lstm(), trial.is_init
     hx = (inputs.h[:, 0].clone(), inputs.c[:, 0].clone())
     batched = trial.stream(lstm, inputs.x, hx, is_init)
@@ -82,7 +82,7 @@ def is_init_may_have_a_trailing_one(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def output_is_dense_and_plain(trial: Trial) -> None:
-    """What comes out has memory of its own at every place, so that it can be written in place."""
+    """Every element of the results has its own memory, so that they can be edited in place."""
     with torch.no_grad():
         ran = trial.run(trial.lstm())
         before = [value.clone() for value in ran]

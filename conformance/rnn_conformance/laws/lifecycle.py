@@ -1,4 +1,4 @@
-"""A module's life: copied, pickled, moved, called with other weights, trained: it never computes with old ones."""
+"""Lifecycle: copied, pickled, moved, called with other weights or trained, a module never uses stale weights."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from ._shared import registered
 
 @law(dropout=(0, 30), L=(2, 3), profiles=("quick", "full"))
 def a_pickle_keeps_everything(trial: Trial) -> None:
-    """Pickled and loaded, LSTM and module keep backend, options, mode, training flag and values."""
+    """Pickled and loaded, LSTM and module keep their backend, options, mode, training flag and values."""
     with registered(trial.backend):
         lstm = trial.lstm().eval()
         trial.run(lstm)
         module = trial.module().set_recurrent_mode(True).train()
         again, loaded = (pickle.loads(pickle.dumps(value)) for value in (lstm, module))
-    kept = {
+    pairs = {
         "the backend": (again.backend, lstm.backend),
         "the options": (again.spec, lstm.spec),
         "the training flag": ((again.training, loaded.training), (False, True)),
         "the mode": (loaded.recurrent_mode, True),
         "the module's backend": (loaded.lstm_backend, trial.backend.name),
     }
-    for what, (actual, expected) in kept.items():
+    for what, (actual, expected) in pairs.items():
         if actual != expected:
             raise LawBroken(f"a pickle changes {what} from {expected} to {actual}")
     trial.agree("output after pickling", trial.run(again).output, trial.expected.output)
@@ -41,7 +41,7 @@ def a_pickle_keeps_everything(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def a_deepcopy_keeps_backend_and_shares_nothing(trial: Trial) -> None:
-    """A deepcopy has the backend, its own memory, and its own training flag."""
+    """A deepcopy has the same backend, its own memory and its own training flag."""
     lstm = trial.lstm()
     trial.run(lstm)
     twin = copy.deepcopy(lstm).eval()
@@ -58,7 +58,7 @@ def a_deepcopy_keeps_backend_and_shares_nothing(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def copies_keep_what_is_frozen(trial: Trial) -> None:
-    """Parameters that need no gradient need none in a deepcopy, a pickle or on another backend, and the others do."""
+    """``requires_grad`` of each parameter stays the same in a deepcopy, in a pickle and on another backend."""
     lstm = trial.lstm()
     next(lstm.parameters()).requires_grad_(False)
     with registered(trial.backend):
@@ -68,12 +68,12 @@ def copies_keep_what_is_frozen(trial: Trial) -> None:
     for what, twin in twins.items():
         actual = {name: parameter.requires_grad for name, parameter in twin.named_parameters()}
         if actual != expected:
-            raise LawBroken(f"{what} changes what needs a gradient from {expected} to {actual}")
+            raise LawBroken(f"{what} changes requires_grad from {expected} to {actual}")
 
 
 @law(dtype=("f64",), profiles=("quick", "full"))
 def moved_to_another_dtype_and_back(trial: Trial) -> None:
-    """After ``.float()`` the module computes with the float32 weights, after ``.double()`` with these again."""
+    """After ``.float()`` the module computes with the float32 weights, after ``.double()`` with those in float64."""
     lstm, case = trial.lstm(), trial.case
     trial.run(lstm)
     reason = trial.backend.rejects(case.spec, torch.device(trial.device), torch.float32)
@@ -92,7 +92,7 @@ def moved_to_another_dtype_and_back(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def functional_call_uses_the_weights_it_is_given(trial: Trial) -> None:
-    """``torch.func.functional_call`` computes with its own weights, once, and the module's come back."""
+    """``torch.func.functional_call`` uses the given weights once; the next call uses the module's again."""
     lstm, inputs = trial.lstm(), trial.inputs
     trial.run(lstm)
     other = {n: w * -0.5 for n, w in inputs.weights.items()}
@@ -109,7 +109,7 @@ def functional_call_uses_the_weights_it_is_given(trial: Trial) -> None:
 
 @law(T=(2, 3, 4), profiles=("quick", "full"))
 def a_training_step_counts(trial: Trial) -> None:
-    """After an optimizer's step, in the same module, forward and backward use the new weights."""
+    """After an optimizer's step forward and backward of the same module use the new weights."""
     lstm = trial.lstm()
     weights = {n: w.clone() for n, w in trial.inputs.weights.items()}
     optimizer = torch.optim.SGD(lstm.parameters(), lr=0.1)
@@ -142,11 +142,13 @@ def parameters_are_torchs_and_nothing_else(trial: Trial) -> None:
 
 @law(bidirectional=(False,), profiles=("quick", "full"))
 def copies_in_another_mode_share_the_weights(trial: Trial) -> None:
-    """A copy by ``set_recurrent_mode`` shares the LSTM for good: edits, loading and moving reach both."""
+    """A copy by ``set_recurrent_mode`` shares the LSTM permanently: edits, loading and moving reach both."""
     module = trial.module()
     twin = module.set_recurrent_mode(True)
     if twin is module or twin.set_recurrent_mode(True) is not twin or twin.lstm is not module.lstm:
-        raise LawBroken("set_recurrent_mode gives a copy that shares the LSTM, and itself where nothing differs")
+        raise LawBroken(
+            "set_recurrent_mode must return a copy that shares the LSTM, and the module itself where nothing differs"
+        )
     negative = {n: -w for n, w in trial.inputs.weights.items()}
     right = trial.reference(trial.inputs._replace(weights=negative)).output
     module.load_state_dict({f"lstm.{n}": w.clone() for n, w in negative.items()}, assign=True)
@@ -159,30 +161,30 @@ def copies_in_another_mode_share_the_weights(trial: Trial) -> None:
 
 @law(dropout=(50,), L=(2,), bias=(True,), profiles=("quick", "full"))
 def from_torch_keeps_the_training_flag(trial: Trial) -> None:
-    """An LSTM made from a torch.nn.LSTM in evaluation is in evaluation, and one in training in training."""
+    """An LSTM made from a torch.nn.LSTM has its training flag."""
     case = trial.case
-    trial.lstm()  # declines here what it does not serve
+    trial.lstm()  # raises Declined for a rejected case
     for training in (True, False):
         source = nn.LSTM(
             case.I, case.H, case.L, case.bias, False, 0.5, case.bidirectional, case.P, trial.device, case.torch_dtype
         ).train(training)
         wrapped = LSTM.from_torch(source, trial.backend)
         if wrapped.training != training or wrapped.with_backend(trial.backend).training != training:
-            raise LawBroken(f"wrapped with training={training}, it is the other way")
+            raise LawBroken(f"made from torch.nn.LSTM with training={training}, it has training={not training}")
 
 
 @law(profiles=("quick", "full"))
 def a_copy_keeps_the_very_backend(trial: Trial) -> None:
-    """A copy runs on the backend value that it was made on, also where an installed one has its name."""
-    trial.lstm()  # declines here what it does not serve
+    """A copy runs on the backend value of the original, even if an installed backend has the same name."""
+    trial.lstm()  # raises Declined for a rejected case
     impostor = replace(trial.backend, name=names()[0], layer=_Own(trial.backend))
     twin = copy.deepcopy(trial.lstm().with_backend(impostor))
     if twin.backend is not impostor:
-        raise LawBroken(f"a deepcopy runs on the installed {impostor.name!r} and not on the value it was given")
+        raise LawBroken(f"a deepcopy runs on the installed {impostor.name!r} instead of the original's backend value")
 
 
 class _Own:
-    """A layer function that is nobody else's."""
+    """A layer function that no other backend has."""
 
     def __init__(self, backend: LSTMBackend) -> None:
         self._layer = backend.layer
@@ -196,12 +198,12 @@ class _Own:
 
 @law(profiles=("quick", "full"))
 def from_torch_shares_the_weights(trial: Trial) -> None:
-    """An LSTM made from torch.nn.LSTM, and one on another backend, share its parameters from then on."""
+    """An LSTM made from torch.nn.LSTM, or by ``with_backend``, shares the parameters of the original."""
     case = trial.case
     source = nn.LSTM(
         case.I, case.H, case.L, case.bias, False, 0.0, case.bidirectional, case.P, trial.device, case.torch_dtype
     )
-    trial.lstm()  # declines here what it does not serve
+    trial.lstm()  # raises Declined for a rejected case
     wrapped = LSTM.from_torch(source, trial.backend)
     trial.run(wrapped)
     source.load_state_dict(trial.inputs.weights)
@@ -219,7 +221,7 @@ def hooks_stay_with_their_copy(trial: Trial) -> None:
         handle = twin.register_forward_hook(lambda *_: ran.append("twin"))
         module(trial.tensordict()[:, 0].clone())
         if ran:
-            raise LawBroken("a hook that was registered on a copy ran on a call of the original")
+            raise LawBroken("a hook registered on a copy ran on a call of the original")
         handle.remove()
     handle = module.register_forward_hook(lambda *_: ran.append("original"))
     module.set_recurrent_mode(True)(trial.tensordict())

@@ -1,4 +1,4 @@
-"""Memory: nothing is kept, nothing shared, nothing read that was not written."""
+"""Memory: no tensor is kept alive, results share no memory, uninitialised memory is not read."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 from ..suite.compare import identical
 from ..suite.law import law
-from ..suite.poison import nan_scratch
+from ..suite.poison import poisoned_memory
 from ..suite.trial import Trial
 from ..suite.verdict import LawBroken
 
 
 @law(profiles=("quick", "full"))
 def scratch_memory_is_written_before_it_is_read(trial: Trial) -> None:
-    """With NaN in all memory that torch.empty gives, values and gradients are the same."""
+    """With NaN in all memory from torch.empty, values and gradients are the same."""
     lstm, inputs = trial.lstm(), trial.fresh()
-    trial.run(lstm)  # what a backend compiles, it compiles before
+    trial.run(lstm)  # the backend compiles in this call
     for value in (inputs.x, inputs.h, inputs.c):
         value.requires_grad_()
     leaves = {"x": inputs.x, "stored h": inputs.h, "stored c": inputs.c, **dict(lstm.named_parameters())}
     noise = [trial.noise(part, key) for key, part in enumerate(trial.run(lstm))]
-    with nan_scratch():
+    with poisoned_memory():
         ran = trial.run(lstm, inputs)
         parts = (ran.output, trial.at_ends(ran.h), trial.at_ends(ran.c))
         loss = sum((part * weight.to(part)).sum() for part, weight in zip(parts, noise, strict=True))
@@ -38,7 +38,7 @@ def scratch_memory_is_written_before_it_is_read(trial: Trial) -> None:
 
 @law(costly=True, T=(3,), B=(2,), profiles=("quick", "full"))
 def a_call_keeps_nothing(trial: Trial) -> None:
-    """When results are gone, inputs and results are freed, gone backward or not: a call keeps no tensor alive."""
+    """A call keeps no tensor alive: once its results are deleted, with or without backward, all memory is freed."""
     lstm = trial.lstm()
     watched: dict[str, weakref.ref[Tensor]] = {}
 
@@ -58,12 +58,14 @@ def a_call_keeps_nothing(trial: Trial) -> None:
         gc.collect()
         for name, reference in watched.items():
             if reference() is not None:
-                raise LawBroken(f"{name} is still alive after the call, {backward=}, and all its results are gone")
+                raise LawBroken(
+                    f"{name} is still alive after the call, {backward=}, though all its results are deleted"
+                )
 
 
 @law(profiles=("quick", "full"))
 def results_share_no_memory_with_each_other(trial: Trial) -> None:
-    """Output, h_n and c_n, and what is written into a TensorDict, may each be changed in place without the others."""
+    """Output, h_n, c_n and the entries of a TensorDict can each be edited in place without changing the others."""
     with torch.no_grad():
         ran = trial.stream(trial.lstm(), trial.inputs.x, None, trial.is_init)
         _separate(dict(zip(("output", "h_n", "c_n"), ran, strict=True)))
@@ -75,7 +77,7 @@ def results_share_no_memory_with_each_other(trial: Trial) -> None:
 
 
 def _separate(results: dict[str, Tensor]) -> None:
-    """Write into one after the other; raise where another changes, or where a place is written twice."""
+    """Edit each result in place; raise if another changes, or if two of its elements share memory."""
     for name, value in results.items():
         others = {n: v.clone() for n, v in results.items() if n != name}
         before = value.clone()
@@ -87,7 +89,7 @@ def _separate(results: dict[str, Tensor]) -> None:
 
 @law(bidirectional=(False,), profiles=("quick", "full"))
 def results_in_a_tensordict_outlive_the_next_call(trial: Trial) -> None:
-    """Called again on the same TensorDict, the module writes new results, and those held from before do not change."""
+    """Called again on the same TensorDict, the module writes new tensors; results held from before do not change."""
     keys = ("features", ("next", "recurrent_state_h"), ("next", "recurrent_state_c"))
     step = trial.tensordict()[:, 0].clone()
     for module, td in ((trial.module().set_recurrent_mode(True), trial.tensordict()), (trial.module(), step)):

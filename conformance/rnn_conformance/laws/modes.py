@@ -1,4 +1,4 @@
-"""Modes: what is in force, within contexts and copies."""
+"""Modes: which mode applies, within contexts and copies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMALL: dict[str, Any] = {"T": (2,), "B": (2,), "L": (1,)}
 
 
 class _Stop(Exception):
-    """Raised and caught here."""
+    """Raised and caught by the law itself."""
 
 
 def _runs_in(module: LSTMModule, expected: bool, where: str) -> None:
@@ -24,7 +24,7 @@ def _runs_in(module: LSTMModule, expected: bool, where: str) -> None:
 
 @law(**SMALL)
 def contexts_of_a_mode_nest(trial: Trial) -> None:
-    """The innermost context decides, ``None`` gives each module its own mode back, and errors leave nothing behind."""
+    """The innermost context decides, ``None`` restores each module's own mode, and errors leave no mode behind."""
     for own in (False, True):
         module = trial.module().set_recurrent_mode(own)
         with set_recurrent_mode(not own):
@@ -44,7 +44,7 @@ def contexts_of_a_mode_nest(trial: Trial) -> None:
 
 @law(**SMALL)
 def a_context_may_be_entered_within_itself(trial: Trial) -> None:
-    """One ``set_recurrent_mode`` object, as a recursive decorated function has it, ends as often as it began."""
+    """One ``set_recurrent_mode`` object can be re-entered, as by a recursive decorated function."""
     module, mode = trial.module(), set_recurrent_mode(True)
 
     @mode
@@ -63,7 +63,7 @@ def a_context_may_be_entered_within_itself(trial: Trial) -> None:
 
 @law(**SMALL)
 def a_copy_has_its_mode_wherever_it_is_made(trial: Trial) -> None:
-    """``module.set_recurrent_mode(mode)`` gives a module of that mode, whatever context it is called in."""
+    """``module.set_recurrent_mode(mode)`` returns a module of that mode, whatever the context of the call."""
     for mode in (True, False):
         module = trial.module().set_recurrent_mode(not mode)
         for context in (True, False, None):

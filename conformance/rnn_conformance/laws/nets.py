@@ -23,7 +23,7 @@ NO_RESETS: dict[str, Any] = {"resets": ("none",), "B": (1, 2, 3)}
 def _net(trial: Trial) -> LSTMNet:
     """On the backend, the LSTM with the case's weights."""
     case = trial.case
-    trial.lstm()  # declines here what it does not serve
+    trial.lstm()  # raises Declined for a rejected case
     lstm = {
         "input_size": case.I, "hidden_size": case.H, "num_layers": case.L, "bias": case.bias,
         "bidirectional": case.bidirectional, "proj_size": case.P,
@@ -62,7 +62,7 @@ def _head(net: LSTMNet, output: Tensor) -> Tensor:
 
 @law(**NO_RESETS)
 def a_net_over_time_is_its_parts(trial: Trial) -> None:
-    """Over many steps LSTMNet gives its parts' answer, the incoming states, and zeros but for the last states."""
+    """Over many steps LSTMNet equals its parts; it writes the incoming states, the last states and zeros between."""
     net, x, inputs = _net(trial), _input(trial), trial.inputs
     given = inputs.h.permute(2, 1, 0, 3), inputs.c.permute(2, 1, 0, 3)
     for stored in (given, None):
@@ -83,7 +83,7 @@ def a_net_over_time_is_its_parts(trial: Trial) -> None:
 
 @law(**NO_RESETS)
 def a_net_over_one_step_is_its_parts(trial: Trial) -> None:
-    """Of one step, of a batch or of one row, LSTMNet gives the parts' answer and the states after it."""
+    """For one step of a batch or of one row LSTMNet gives its parts' output and the states after the step."""
     net, x, inputs = _net(trial), _input(trial)[:, :1], trial.inputs
     h0, c0 = inputs.h[:, 0].transpose(0, 1), inputs.c[:, 0].transpose(0, 1)
     with torch.no_grad():
@@ -99,7 +99,7 @@ def a_net_over_one_step_is_its_parts(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"), **NO_RESETS)
 def gradients_flow_through_a_net(trial: Trial) -> None:
-    """A loss of LSTMNet's output has the parts' gradients by every parameter and by the input."""
+    """A loss of LSTMNet's output has the parts' gradients for every parameter and for the input."""
     net, x = _net(trial), _input(trial).requires_grad_()
     y = net(x)[0]
     cotangent = trial.noise(y, 43).to(y)
@@ -118,19 +118,19 @@ def gradients_flow_through_a_net(trial: Trial) -> None:
 
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
 def a_net_leaves_its_options_alone(trial: Trial) -> None:
-    """The dictionaries of options that an LSTMNet is made from are the same afterwards: they may make another."""
-    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # declines here what it does not serve
+    """The dictionaries of options that an LSTMNet is made from do not change, so that they can be used again."""
+    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # raises Declined for a rejected case
     lstm, mlp = {"input_size": 2, "hidden_size": 2}, {"in_features": 3, "out_features": 2}
-    kept = dict(lstm), dict(mlp)
+    before = dict(lstm), dict(mlp)
     LSTMNet(OUT, lstm, mlp, trial.device, lstm_backend=trial.backend)
-    if (lstm, mlp) != kept:
-        raise LawBroken(f"LSTMNet changed its options from {kept} to {(lstm, mlp)}")
+    if (lstm, mlp) != before:
+        raise LawBroken(f"LSTMNet changed its options from {before} to {(lstm, mlp)}")
 
 
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
 def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
-    """``bias_last_layer=False`` leaves the MLP's last layer without bias, whether in_features is given or found out."""
-    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # declines here what it does not serve
+    """``bias_last_layer=False`` leaves the MLP's last layer without bias, with in_features given or inferred."""
+    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # raises Declined for a rejected case
     for features in (FEATURES, None):
         for depth in (0, 1):
             options = {"in_features": features, "out_features": 2, "depth": depth, "bias_last_layer": False}
@@ -143,8 +143,8 @@ def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
 
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,), profiles=("quick", "full"))
 def each_norm_of_a_net_is_its_own(trial: Trial) -> None:
-    """The MLP of an LSTMNet has a normalisation of its own, with its own weights, after each hidden layer."""
-    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # declines here what it does not serve
+    """The MLP of an LSTMNet has a separate normalisation, with its own weights, after each hidden layer."""
+    trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # raises Declined for a rejected case
     mlp = {"in_features": 3, "out_features": 2, "depth": 3, "num_cells": 4, "norm_class": torch.nn.LayerNorm}
     lstm = {"input_size": 2, "hidden_size": 2}
     net = LSTMNet(OUT, lstm, mlp | {"norm_kwargs": {"normalized_shape": 4}}, trial.device, lstm_backend=trial.backend)

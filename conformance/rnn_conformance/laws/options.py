@@ -28,13 +28,13 @@ def bidirectional(trial: Trial) -> None:
 
 @law(P=(1, 2, 3), H=(3, 5))
 def projection(trial: Trial) -> None:
-    """With a projection the projected h is both the output and what is carried; c keeps its size."""
+    """With a projection the projected h is both the output and the recurrent state; c keeps its size."""
     agrees_with_reference(trial, gradients=True)
 
 
 @law(bias=(False,))
 def no_bias(trial: Trial) -> None:
-    """Without bias there is none."""
+    """With ``bias=False`` values and gradients equal those of the reference without biases."""
     agrees_with_reference(trial, gradients=True)
 
 
@@ -52,7 +52,7 @@ def _stream(trial: Trial, train: bool, seed: int = 0) -> Ran:
 
 @law(dropout=(30, 100), L=(2, 3), stored=("zeros",))
 def no_dropout_in_evaluation(trial: Trial) -> None:
-    """In evaluation there is no dropout."""
+    """In evaluation nothing is dropped."""
     trial.agree("output", _stream(trial, train=False).output, trial.expected.output)
 
 
@@ -60,7 +60,7 @@ def no_dropout_in_evaluation(trial: Trial) -> None:
 def no_dropout_after_the_last_layer(trial: Trial) -> None:
     """In training the last layer's output is not dropped, so one layer has no dropout at all."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch says itself that this dropout does nothing
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that this dropout has no effect
         trial.agree("output", _stream(trial, train=True).output, trial.expected.output)
 
 
@@ -74,7 +74,7 @@ def no_dropout_after_the_last_layer(trial: Trial) -> None:
     profiles=("quick", "full"),
 )
 def dropout_of_everything_leaves_the_biases(trial: Trial) -> None:
-    """With dropout 1 in training the second layer reads zeros: it gives the same whatever the first layer reads."""
+    """With dropout 1 in training the second layer reads zeros: its results do not depend on the first layer."""
     actual = _stream(trial, train=True).output
     x = torch.zeros(trial.case.T, trial.case.B, trial.case.H, dtype=actual.dtype, device=actual.device)
     second = nn.LSTM(trial.case.H, trial.case.H, bias=trial.case.bias, dtype=actual.dtype, device=actual.device)
@@ -95,7 +95,7 @@ def dropout_of_everything_leaves_the_biases(trial: Trial) -> None:
     profiles=("quick", "full"),
 )
 def dropout_follows_the_seed(trial: Trial) -> None:
-    """In training the same seed drops the same, another seed drops something else."""
+    """In training the same seed gives the same dropout mask, and another seed another mask."""
     once, again, other = (_stream(trial, True, seed).output for seed in (1, 1, 2))
     identical("output with the same seed", again, once, "t b unit")
     if torch.equal(once, other):

@@ -1,6 +1,6 @@
 """The generated part of ``docs/contract.md``: every law in words, by subject.
 
-``python -m rnn_conformance.laws.page`` writes it, ``--check`` only says whether it is up to date.
+``python -m rnn_conformance.laws.page`` writes it, ``--check`` only tests whether it is up to date.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def _lines() -> Iterator[str]:
 
 
 def _when(law: Law) -> str:
-    """From which profile on, for which trait, and whether in a process of its own."""
-    said = [f"from {law.profiles[0]} on"] if law.profiles[0] != "smoke" else ["always"]
-    said += [f"trait `{law.trait.name}`"] if law.trait else []
-    said += ["in its own process"] if law.lane is not None else []
-    return ", ".join(said)
+    """The law's first profile, its trait, and whether it runs in a process of its own."""
+    words = [f"from {law.profiles[0]} on"] if law.profiles[0] != "smoke" else ["always"]
+    words += [f"trait `{law.trait.name}`"] if law.trait else []
+    words += ["in its own process"] if law.time_limit is not None else []
+    return ", ".join(words)
 
 
 def _cell(text: str) -> str:
@@ -48,7 +48,7 @@ def _cell(text: str) -> str:
 
 
 def renewed(page: str) -> str:
-    """The page with its generated part made anew.
+    """The page with its generated part updated.
 
     Raises:
         ValueError: the page does not have both marks.

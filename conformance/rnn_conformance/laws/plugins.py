@@ -1,4 +1,4 @@
-"""Plugins and names: one plugin's trouble is its own, a name means one backend, and nothing stands in for another."""
+"""Plugins and names: a broken plugin affects no other, a name means one backend, no backend replaces another."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from ._shared import registered
 
 PLUGIN = "rnn_conformance_trial_plugin"
 IN_PROCESS = "this process"
-"""Who has installed what was given to ``register``."""
+"""The source of backends given to ``register``."""
 ALIASES = {"torch": "cudnn", "torchrl": "vmap"}
-"""What the README promises."""
+"""The aliases that the README promises."""
 
 
 class _Unloadable(EntryPoint):
@@ -81,7 +81,7 @@ def _quits() -> LSTMBackend:
 
 @law(costly=True, T=(1,), B=(1,))
 def a_broken_plugin_hides_itself_only(trial: Trial) -> None:
-    """Beside plugins that cannot be imported, quit, or are made for another contract, the others are as they were."""
+    """Plugins that cannot be imported, that exit, or that need another contract version affect no other plugin."""
     mine = trial.backend
     broken = {
         "rnn-broken-import": "cannot open shared object file",
@@ -95,24 +95,24 @@ def a_broken_plugin_hides_itself_only(trial: Trial) -> None:
         _point(mine.name, "mine"),
     ]
     modules = {"quits": _plugin(_quits), "other": _plugin(lambda: mine, 99), "mine": _plugin(lambda: mine)}
-    with _installed(points, **modules) as found:
+    with _installed(points, **modules) as plugins:
         try:
-            rows = {row.name: row.reason for row in found.listings(load=True)}
-            got = found.get(mine.name)
+            rows = {row.name: row.reason for row in plugins.listings(load=True)}
+            got = plugins.get(mine.name)
         except (Exception, SystemExit) as error:
             raise LawBroken(f"a broken plugin stops the others: {type(error).__name__}: {error}") from error
         if got is not mine or rows.get(mine.name, "not listed") is not None:
             raise LawBroken(f"beside broken plugins {mine.name!r} is {got}, with the reason {rows.get(mine.name)!r}")
         for name, reason in broken.items():
-            _is_broken(found, name, reason, rows.get(name))
+            _is_broken(plugins, name, reason, rows.get(name))
 
 
-def _is_broken(found: registry.Registry, name: str, reason: str, listed: str | None) -> None:
-    """It is listed with its reason, and asking for it raises that reason."""
+def _is_broken(plugins: registry.Registry, name: str, reason: str, listed: str | None) -> None:
+    """Check that a broken plugin is listed with its reason, and that requesting it raises the reason."""
     if listed is None or reason not in listed:
         raise LawBroken(f"the broken plugin {name!r} is listed with {listed!r}, expected {reason!r} in it")
     try:
-        actual = found.get(name)
+        actual = plugins.get(name)
     except BrokenBackendError as error:
         if reason not in str(error):
             raise LawBroken(f"the error of {name!r} does not say {reason!r}: {error}") from error
@@ -122,16 +122,16 @@ def _is_broken(found: registry.Registry, name: str, reason: str, listed: str | N
 
 @law(costly=True, T=(1,), B=(1,))
 def two_plugins_of_one_name_are_neither(trial: Trial) -> None:
-    """Where two plugins have one name neither is taken: the error says that there are two."""
+    """If two plugins have the same name neither is used: the error says that there are two."""
     mine = trial.backend
     points = [_point(mine.name, "mine"), _point(mine.name, "other")]
-    with _installed(points, mine=_plugin(lambda: mine), other=_plugin(lambda: mine)) as found:
-        _is_broken(found, mine.name, "two plugins", found.listings(load=True)[0].reason)
+    with _installed(points, mine=_plugin(lambda: mine), other=_plugin(lambda: mine)) as plugins:
+        _is_broken(plugins, mine.name, "two plugins", plugins.listings(load=True)[0].reason)
 
 
 @law(costly=True, T=(1,), B=(1,))
 def a_slip_in_its_name_suggests_it(trial: Trial) -> None:
-    """A backend's name with a slip or in capitals raises UnknownBackendError that suggests the name."""
+    """A misspelt or capitalised backend name raises an UnknownBackendError that suggests the right name."""
     with registered(trial.backend):
         for name in (f"{trial.backend.name}x", trial.backend.name.capitalize() + "_", f"_{trial.backend.name}"):
             if name in names():
@@ -149,17 +149,17 @@ def a_slip_in_its_name_suggests_it(trial: Trial) -> None:
 
 @law(costly=True, T=(1,), B=(1,))
 def an_alias_means_one_backend(trial: Trial) -> None:
-    """An alias gives the backend that it stands for or names it in its error, and no plugin may take its name."""
+    """An alias gives the backend it stands for, or an error that names it; no plugin can register an alias."""
     for alias, name in ALIASES.items():
         mine = LSTMBackend(name, trial.backend.layer)
-        with _installed([_point(name, "mine")], mine=_plugin(lambda made=mine: made)) as found:  # type: ignore[misc]
-            got = _got(found, alias)
+        with _installed([_point(name, "mine")], mine=_plugin(lambda made=mine: made)) as plugins:  # type: ignore[misc]
+            got = _got(plugins, alias)
             if got is not mine:
                 raise LawBroken(f"the alias {alias!r} gave {got}, expected {name!r}")
         with _installed([]) as nothing:
-            said = _got(nothing, alias)
-            if not (isinstance(said, UnknownBackendError) and alias in str(said) and name in str(said)):
-                raise LawBroken(f"with {name!r} not installed the alias {alias!r} gave {said!r}")
+            actual = _got(nothing, alias)
+            if not (isinstance(actual, UnknownBackendError) and alias in str(actual) and name in str(actual)):
+                raise LawBroken(f"with {name!r} not installed the alias {alias!r} gave {actual!r}")
     for word in (*ALIASES, "auto"):
         thief = LSTMBackend(word, trial.backend.layer)
         with _installed([]) as nothing:
@@ -170,32 +170,32 @@ def an_alias_means_one_backend(trial: Trial) -> None:
         raise LawBroken(f"a backend could be registered under the reserved name {word!r}")
 
 
-def _got(found: registry.Registry, name: str) -> LSTMBackend | Exception:
+def _got(plugins: registry.Registry, name: str) -> LSTMBackend | Exception:
     try:
-        return found.get(name)
+        return plugins.get(name)
     except (UnknownBackendError, BrokenBackendError) as error:
         return error
 
 
 @law(costly=True, T=(1,), B=(1,))
 def a_disabled_plugin_is_not_there(trial: Trial) -> None:
-    """RNN_BACKENDS_DISABLE hides a plugin from names, refuses it by name with that reason, and keeps it listed."""
+    """RNN_BACKENDS_DISABLE removes a plugin from the names, rejects it with this reason, and keeps it listed."""
     mine = trial.backend
     with (
-        _installed([_point(mine.name, "mine")], mine=_plugin(lambda: mine)) as found,
+        _installed([_point(mine.name, "mine")], mine=_plugin(lambda: mine)) as plugins,
         mock.patch.dict("os.environ", {registry.DISABLE_VARIABLE: mine.name}),
     ):
-        (row,) = found.listings(load=True)
-        said = _got(found, mine.name)
-        if mine.name in found.names() or row.loaded or row.reason is None or "disabled" not in row.reason:
-            raise LawBroken(f"disabled, {mine.name!r} is among {found.names()} and listed as {row}")
-        if not (isinstance(said, UnknownBackendError) and registry.DISABLE_VARIABLE in str(said)):
-            raise LawBroken(f"disabled, {mine.name!r} gave {said!r}")
+        (row,) = plugins.listings(load=True)
+        actual = _got(plugins, mine.name)
+        if mine.name in plugins.names() or row.loaded or row.reason is None or "disabled" not in row.reason:
+            raise LawBroken(f"disabled, {mine.name!r} is among {plugins.names()} and listed as {row}")
+        if not (isinstance(actual, UnknownBackendError) and registry.DISABLE_VARIABLE in str(actual)):
+            raise LawBroken(f"disabled, {mine.name!r} gave {actual!r}")
 
 
 @law(costly=True, T=(1,), B=(1,))
 def the_environment_names_the_default(trial: Trial) -> None:
-    """RNN_BACKENDS_LSTM names the backend of whatever is made without one: LSTM, LSTMModule in its forms, LSTMNet."""
+    """RNN_BACKENDS_LSTM names the backend of every LSTM, LSTMModule and LSTMNet that is made without one."""
     name, sizes = "rnn-conformance-default", {"input_size": 2, "hidden_size": 3}
     keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "device": trial.device}
     mine = LSTMBackend(name, unroll, traits=frozenset({Trait.CELL_STATES}))
@@ -213,27 +213,30 @@ def the_environment_names_the_default(trial: Trial) -> None:
 
 @law(costly=True, T=(1,), B=(1,))
 def a_named_backend_that_refuses_is_an_error(trial: Trial) -> None:
-    """By name, by value and from the environment: a backend that refuses raises its reason, and no other is taken."""
+    """Requested by name, value or environment variable, a backend that rejects raises its reason; none replaces it."""
     name = "rnn-conformance-refuses"
-    picky = LSTMBackend(name, trial.backend.layer, rejects=lambda spec, device, dtype: "it refuses all")
+    picky = LSTMBackend(name, trial.backend.layer, rejects=lambda spec, device, dtype: "it rejects everything")
     with registered(picky), mock.patch.dict("os.environ", {choose.DEFAULT_VARIABLE: name}):
         for what, request in (("by name", name), ("by value", picky), ("from the environment", None)):
             try:
                 lstm = LSTM(2, 3, device=trial.device, dtype=torch.float32, lstm_backend=request)
             except UnsupportedError as error:
-                if (error.backend, error.reason) != (name, "it refuses all"):
-                    raise LawBroken(f"asked for {what}, the error is of {error.backend!r}: {error}") from error
+                if (error.backend, error.reason) != (name, "it rejects everything"):
+                    raise LawBroken(f"requested {what}, the error names {error.backend!r}: {error}") from error
             else:
-                raise LawBroken(f"asked for {what}, a backend that refuses gave {lstm.lstm_backend!r}")
+                raise LawBroken(f"requested {what}, a backend that rejects everything gave {lstm.lstm_backend!r}")
 
 
 @law(costly=True, T=(1,), B=(1,), profiles=("quick", "full"))
 def what_is_needed_is_claimed_or_refused(trial: Trial) -> None:
-    """For ``hidden_output="all"`` "auto" takes a backend that claims it; one that was chosen and does not, refuses."""
+    """For ``hidden_output="all"`` "auto" takes a backend with the trait; a named one without it is rejected."""
     keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "hidden_output": "all"}
     installed = [row.name for row in list_backends(load=True) if row.reason is None and row.distribution != IN_PROCESS]
     claiming = [name for name in installed if Trait.CELL_STATES in get_backend(name).traits]
-    for hidden in ([], [name for name in claiming if name != "vmap"]):  # the fastest may claim it by chance
+    for hidden in (
+        [],
+        [name for name in claiming if name != "vmap"],
+    ):  # the fastest backend may have the trait by chance
         with mock.patch.dict(os.environ, {registry.DISABLE_VARIABLE: ",".join(hidden)}):
             taken = LSTMModule(2, 3, device=trial.device, lstm_backend="auto", **keys).lstm.backend
         if Trait.CELL_STATES not in taken.traits:
@@ -251,15 +254,15 @@ def what_is_needed_is_claimed_or_refused(trial: Trial) -> None:
 
 @law(costly=True, T=(1,), B=(1,), profiles=("quick", "full"))
 def a_refresh_looks_again_and_keeps_what_was_registered(trial: Trial) -> None:
-    """After ``refresh()`` a repaired plugin loads, and what ``register()`` added is still there."""
+    """After ``refresh()`` a repaired plugin loads, and backends added by ``register()`` remain."""
     mine, added = replace(trial.backend, name="rnn-repaired"), replace(trial.backend, name="rnn-registered")
     module = _plugin(_quits)
-    with _installed([_point(mine.name, "mine")], mine=module) as found:
-        found.register(added)
-        _got(found, mine.name)
+    with _installed([_point(mine.name, "mine")], mine=module) as plugins:
+        plugins.register(added)
+        _got(plugins, mine.name)
         module.lstm_backend = hookimpl(lambda: mine)  # type: ignore[attr-defined]
-        found.refresh()
-        if (actual := _got(found, mine.name)) is not mine:
+        plugins.refresh()
+        if (actual := _got(plugins, mine.name)) is not mine:
             raise LawBroken(f"after refresh() a plugin that was repaired gives {actual!r}")
-        if (actual := _got(found, added.name)) is not added:
+        if (actual := _got(plugins, added.name)) is not added:
             raise LawBroken(f"after refresh() what register() added gives {actual!r}")

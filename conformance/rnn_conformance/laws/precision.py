@@ -1,4 +1,4 @@
-"""Precision and dtype: results have the weights' dtype, whatever torch's defaults are, and are as exact as torch's."""
+"""Precision and dtype: results have the weights' dtype, whatever torch's defaults, and torch's own accuracy."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def the_default_dtype_does_not_matter(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def the_default_device_does_not_matter(trial: Trial) -> None:
-    """With another torch default device nothing is made there: the values are the same."""
+    """With another torch default device nothing is allocated there, and the values are the same."""
     lstm, inputs = trial.lstm(), trial.inputs
     try:
         with torch.device("meta"):
@@ -75,7 +75,7 @@ def the_default_device_does_not_matter(trial: Trial) -> None:
 
 @law(dtype=("f32",), T=(4, 5), B=(4,), H=(8,), I=(5,), L=(1, 2), profiles=("quick", "full"))
 def no_worse_than_torch(trial: Trial) -> None:
-    """In float32 the error against float64 is at most four times torch.nn.LSTM's own, root mean square."""
+    """In float32 the root-mean-square error against float64 is at most four times torch.nn.LSTM's."""
     x, h, c, starts, weights = trial.inputs
     own = torch_per_trajectory(weights, x, h, c, starts, trial.case.L, trial.case.bidirectional)
     ran = trial.run(trial.lstm())
@@ -92,7 +92,7 @@ def no_worse_than_torch(trial: Trial) -> None:
 
 
 SUM_ERROR = 0.02
-"""How far off a sum over time and rows may be, of the largest: bfloat16 rounds at 4e-3, correct kernels reach 1e-2 in
+"""The allowed error of a sum over time and rows, of the largest: bfloat16 rounds at 4e-3, correct kernels reach 1e-2 in
 150 cases; terms added up one after the other in bfloat16 come to 3e-2 after 64 of them, to 5e-1 after 1024."""
 
 
@@ -101,7 +101,7 @@ SUM_ERROR = 0.02
     dtype=("bf16",), profiles=("quick", "full"),
 )  # fmt: skip
 def long_rows_in_bfloat16(trial: Trial) -> None:
-    """In bfloat16 600 steps restart where they must, and a weight's gradient, a sum over them, loses no more than it.
+    """In bfloat16 600 steps with resets are right, and a weight's gradient, a sum over them, is as exact as they are.
 
     Added up step by step in bfloat16 it stops growing at some 256 terms;
     ``rnn_backends.unroll.accumulation_views`` is one way out.
@@ -115,7 +115,7 @@ def long_rows_in_bfloat16(trial: Trial) -> None:
     trial.agree("output", ran.output, expected.output.repeat(1, times, 1))
     actual = differentiate(ran.output.float().square().sum(), dict(lstm.named_parameters()))
     largest = {name: float(value.abs().max()) for name, value in right.items()}
-    floor = max(largest.values()) / 4  # one weight's gradient may cancel to next to nothing
+    floor = max(largest.values()) / 4  # one weight's gradient may almost cancel
     for name, gradient in actual.items():
         error = float((gradient.cpu().double() - right[name]).abs().max()) / max(largest[name], floor)
         if not error <= SUM_ERROR:
@@ -128,7 +128,7 @@ def _rms(value: Tensor) -> float:
 
 @contextmanager
 def _autocast(trial: Trial) -> Iterator[None]:
-    """bfloat16 where the device casts; a backend may decline it when called, as it is asked for then only."""
+    """Autocast to bfloat16; a backend may reject it when called, as autocast is known only then."""
     try:
         with torch.autocast(torch.device(trial.device).type, torch.bfloat16):
             yield
@@ -138,7 +138,7 @@ def _autocast(trial: Trial) -> Iterator[None]:
 
 @law(dtype=("f32",), profiles=("quick", "full"))
 def autocast_computes_in_bfloat16(trial: Trial) -> None:
-    """Under autocast the output is right within bfloat16's rounding, and float32 weights get float32 gradients."""
+    """Under autocast the output is right within bfloat16's rounding; float32 weights get float32 gradients."""
     lstm = trial.lstm()
     with _autocast(trial):
         ran = trial.run(lstm)
@@ -151,7 +151,7 @@ def autocast_computes_in_bfloat16(trial: Trial) -> None:
 
 @law(dtype=("f32",), bidirectional=(False,), T=(3, 4, 6), profiles=("quick", "full"))
 def autocast_keeps_the_states_dtype(trial: Trial) -> None:
-    """Under autocast the stored states have one dtype from step to step, and in recurrent mode the same."""
+    """Under autocast the stored states are float32 after every step, and in recurrent mode."""
     module, td = trial.module(), trial.tensordict()
     with _autocast(trial):
         whole = module.set_recurrent_mode(True)(td.clone())
@@ -169,7 +169,7 @@ def autocast_keeps_the_states_dtype(trial: Trial) -> None:
 
 @law(dtype=("f32",), profiles=("quick", "full"))
 def autocast_ends_with_its_context(trial: Trial) -> None:
-    """After a call under autocast the next call without it is exact again."""
+    """After a call under autocast the next call without autocast is exact again."""
     lstm = trial.lstm()
     with _autocast(trial):
         trial.run(lstm)
@@ -178,7 +178,7 @@ def autocast_ends_with_its_context(trial: Trial) -> None:
 
 @law(dtype=("f32",), profiles=("quick", "full"))
 def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
-    """Weights edited between two autocast contexts, in place or by ``.data``, count in the second, acting too."""
+    """Weights edited between two autocast contexts, in place or by ``.data``, take effect in the second."""
     lstm, halved = trial.lstm(), trial.inputs.weighted(-0.5)
     with torch.no_grad():
         with _autocast(trial):
@@ -197,14 +197,14 @@ def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
 
 @law(dtype=("f32",), T=(2, 3, 4), profiles=("quick", "full"))
 def autocast_trains_after_acting(trial: Trial) -> None:
-    """Under autocast a call without gradients leaves nothing behind that keeps the next from reaching the weights."""
+    """Under autocast a call without gradients does not stop the next call's gradients from reaching the weights."""
     lstm = trial.lstm()
     with _autocast(trial):
         with torch.no_grad():
             trial.run(lstm)
         output = trial.run(lstm).output
     if not output.requires_grad:
-        raise LawBroken("after a call under no_grad the output needs no gradient")
+        raise LawBroken("after a call under no_grad the output requires no gradient")
     output.float().sum().backward()
     without = [name for name, parameter in lstm.named_parameters() if parameter.grad is None]
     if without:
@@ -228,20 +228,20 @@ def _follows(trial: Trial, change: Callable[[Tensor], Tensor]) -> None:
 
 @law(dtype=("f64", "f32"), I=(1,), profiles=("quick", "full"))
 def large_input_saturates(trial: Trial) -> None:
-    """Input of some ten thousand saturates the gates: finite values that equal the reference's, no overflow."""
-    # one feature: two could cancel to a gate that is not saturated, and to rounding
+    """Inputs of about ten thousand saturate the gates without overflow: values are finite and equal the reference's."""
+    # one feature: two could cancel to an unsaturated gate, and to rounding noise
     _follows(trial, lambda x: torch.sign(x) * 3e4)
 
 
 @law(dtype=("f64", "f32"), I=(1,), L=(1,), B=(1, 2, 3), profiles=("quick", "full"))
 def infinite_input_saturates(trial: Trial) -> None:
-    """An infinite input saturates the gates as the limit does: finite values that equal the reference's."""
+    """An infinite input saturates the gates: values are finite and equal the reference's."""
     _follows(trial, lambda x: torch.where(x > 0, float("inf"), x))
 
 
 @law(dtype=("f64", "f32"), profiles=("quick", "full"))
 def subnormal_input_is_read(trial: Trial) -> None:
-    """Subnormal numbers in the input are small numbers: finite values that equal the reference's."""
+    """With subnormal numbers in the input, values are finite and equal the reference's."""
     _follows(trial, lambda x: x * torch.finfo(x.dtype).tiny / 16)
 
 
@@ -257,7 +257,7 @@ def gradients_of_large_input_are_finite(trial: Trial) -> None:
 
 @law(dtype=("f32",), L=(1,), bidirectional=(False,), profiles=("quick", "full"))
 def an_error_leaves_autocast_on(trial: Trial) -> None:
-    """Where a kernel raises under autocast, over time or in a step, the caller's autocast goes on."""
+    """If a kernel raises under autocast, over time or in a step, the caller's autocast stays on."""
 
     def failing(*args: Any) -> Any:
         raise _Failed
@@ -280,4 +280,4 @@ def an_error_leaves_autocast_on(trial: Trial) -> None:
 
 
 class _Failed(Exception):
-    """Raised and caught here."""
+    """Raised and caught by the law itself."""

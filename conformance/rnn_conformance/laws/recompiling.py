@@ -1,4 +1,4 @@
-"""Recompiling: once warm, other sizes are answered by what is compiled already."""
+"""Recompiling: after warm-up, other sizes compile nothing more."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARM = ((2, 2), (3, 4))
 
 
 def _compilations() -> int:
-    """How many graphs torch's compiler has taken in this process, from whichever side."""
+    """The number of graphs that torch's compiler has compiled in this process, from any caller."""
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"] + counters["aot_autograd"]["total"])
@@ -35,19 +35,19 @@ def _sized(trial: Trial, T: int, B: int) -> tuple[Tensor, Tensor]:
 
 
 def _compiles_nothing(call: Callable[[int, int], Tensor], sizes: tuple[tuple[int, int], ...]) -> None:
-    """Warm up, then break the law at the first of the sizes that compiles."""
+    """Warm up, then raise LawBroken at the first size that compiles again."""
     for T, B in WARM:
         call(T, B).sum().backward()
     for T, B in sizes:
         before = _compilations()
         call(T, B).sum().backward()
         if _compilations() != before:
-            raise LawBroken(f"warmed up with T, B = {WARM}, a call with T={T}, B={B} compiles anew")
+            raise LawBroken(f"warmed up with T, B = {WARM}, a call with T={T}, B={B} compiles again")
 
 
 @law(**SMALL)
 def other_sizes_compile_nothing_more(trial: Trial) -> None:
-    """Called as it is, a backend that compiles does so once: after two calls another T or B compiles nothing more."""
+    """Called eagerly, a backend that compiles does so once: after two calls another T or B compiles nothing more."""
     lstm = trial.lstm()
 
     def call(T: int, B: int) -> Tensor:
@@ -70,7 +70,7 @@ def a_compiled_function_takes_any_batch(trial: Trial) -> None:
     def call(T: int, B: int) -> Tensor:
         return run(*_sized(trial, 3, B))
 
-    call(3, 3)  # T stays as it is: a loop over time may be traced step by step
+    call(3, 3)  # T does not change: a loop over time may be traced step by step
     _compiles_nothing(call, ((3, 5), (3, 7), (3, 6)))
 
 

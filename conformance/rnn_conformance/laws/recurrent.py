@@ -1,4 +1,4 @@
-"""Modes and keys: what LSTMModule promises, on this backend."""
+"""Recurrent: LSTMModule's modes and hidden outputs on this backend."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def _steps(trial: Trial, replaced: float | None = None) -> Ran:
     """Sequential mode, one step after the other, the state carried from step to step.
 
     Args:
-        trial: whose module and rows.
-        replaced: what stands where ``is_init`` replaces the state by zeros; default: the state as it is.
+        trial: gives the module and the rows.
+        replaced: the value of states that ``is_init`` replaces by zeros; default: the carried state.
     """
     module, td = trial.module(), trial.tensordict()
     outputs, hs, cs = [], [], []
@@ -46,7 +46,7 @@ def recurrent_mode_starts_from_stored_states(trial: Trial) -> None:
 
 @law()
 def hidden_outputs_are_zero_padded(trial: Trial) -> None:
-    """In recurrent mode the hidden outputs are exactly +0 but where a sequence ends, and there exact."""
+    """In recurrent mode the hidden outputs are the final state where a sequence ends, and exactly +0 elsewhere."""
     ran = ran_from(trial.module().set_recurrent_mode(True)(trial.tensordict()))
     for name, value, expected in (("h", ran.h, trial.expected.end_h), ("c", ran.c, trial.expected.end_c)):
         _demand_padding(trial, name, value)
@@ -62,7 +62,7 @@ def _demand_padding(trial: Trial, name: str, value: Tensor) -> None:
 
 @law(T=(3, 4, 5, 6), profiles=("quick", "full"))
 def padding_is_zero_where_states_are_nan(trial: Trial) -> None:
-    """Where NaN or infinity is in a sequence's states, hidden outputs within it are zero all the same."""
+    """With NaN or infinity in a sequence's states, hidden outputs within it are still zero."""
     td = trial.tensordict()
     td["observation"] = torch.full_like(td["observation"], torch.nan)
     ran = ran_from(trial.module().set_recurrent_mode(True)(td))
@@ -72,7 +72,7 @@ def padding_is_zero_where_states_are_nan(trial: Trial) -> None:
 
 @law(bidirectional=(False,), rollouts=True)
 def sequential_mode_starts_from_zero(trial: Trial) -> None:
-    """In sequential mode a step with is_init starts from zeros, any other from the state that comes in."""
+    """In sequential mode a step with is_init starts from zeros, any other from the given state."""
     is_init, inputs = trial.is_init, trial.inputs
     first = torch.zeros_like(inputs.starts)
     first[0] = ~is_init[0]
@@ -86,13 +86,13 @@ def sequential_mode_starts_from_zero(trial: Trial) -> None:
 
 @law(rollouts=True)
 def acting_needs_no_gradient(trial: Trial) -> None:
-    """Steps without gradients, resets included, are those with; a state that is_init replaces may be NaN."""
+    """Steps without gradients, resets included, equal those with; a state that is_init replaces may be NaN."""
     steps = _steps(trial)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
             quiet = _steps(trial, replaced=torch.nan)
         if quiet.output.requires_grad or quiet.c.requires_grad:
-            raise LawBroken(f"what comes out needs a gradient under {mode.__name__}")
+            raise LawBroken(f"a result requires a gradient under {mode.__name__}")
         trial.agree(f"features under {mode.__name__}", quiet.output, steps.output, scale=2)
         trial.agree(f"hidden h under {mode.__name__}", quiet.h, steps.h, 2, "layer t b unit", 2)
         trial.agree(f"hidden c under {mode.__name__}", quiet.c, steps.c, 2, "layer t b unit", 2)
@@ -100,7 +100,7 @@ def acting_needs_no_gradient(trial: Trial) -> None:
 
 @law(bidirectional=(False,), stored=("zeros",), rollouts=True, profiles=("quick", "full"))
 def steps_equal_recurrent_mode(trial: Trial) -> None:
-    """With zeros stored at every is_init, stepping sequentially gives what recurrent mode gives."""
+    """With zeros stored at every is_init, sequential steps equal recurrent mode."""
     whole = ran_from(trial.module().set_recurrent_mode(True)(trial.tensordict()))
     steps = _steps(trial)
     trial.agree("features", steps.output, whole.output, scale=2)
@@ -146,12 +146,12 @@ def absent_states_are_zeros(trial: Trial) -> None:
 
 @law()
 def the_tensordict_is_filled_in_place(trial: Trial) -> None:
-    """The module gives back the TensorDict it was given, with its entries as they were and only its own added."""
+    """The module returns the TensorDict it was given, its entries unchanged and only the output keys added."""
     td = trial.tensordict()
     before = td.clone()
     out = trial.module().set_recurrent_mode(True)(td)
     if out is not td:
-        raise LawBroken("the module gave another TensorDict back than the one it was given")
+        raise LawBroken("the module returned another TensorDict than the one it was given")
     for key in before.keys():  # noqa: SIM118
         identical(f"the entry {key!r}", td[key], before[key], "")
     added = set(td.keys(True, True)) - set(before.keys(True, True))
@@ -161,7 +161,7 @@ def the_tensordict_is_filled_in_place(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def gradients_flow_through_recurrent_mode(trial: Trial) -> None:
-    """Gradients of features and hidden outputs equal the reference's; what arrives on the padding reaches nothing."""
+    """Gradients of features and hidden outputs equal the reference's; those on padding reach no input."""
     module = trial.module()
     inputs = trial.fresh()
     for value in (inputs.x, inputs.h, inputs.c):
@@ -174,7 +174,7 @@ def gradients_flow_through_recurrent_mode(trial: Trial) -> None:
 
 @law(stored=("zeros",), profiles=("quick", "full"))
 def gradients_flow_without_stored_states(trial: Trial) -> None:
-    """In recurrent mode without hidden keys the gradients by the input and every weight equal the reference's."""
+    """In recurrent mode without hidden keys the gradients for the input and every weight equal the reference's."""
     module, inputs = trial.module(), trial.fresh()
     inputs.x.requires_grad_()
     td = trial.tensordict(inputs).exclude(H_KEY, C_KEY)
@@ -194,7 +194,7 @@ def _everywhere(trial: Trial, ran: Ran) -> Tensor:
 
 @law(B=(2, 4), T=(3,), profiles=("quick", "full"))
 def any_batch_shape(trial: Trial) -> None:
-    """The batch may have one dimension or several: the rows come out the same."""
+    """The batch may have one dimension or several: each row's results are the same."""
     td, module = trial.tensordict(), trial.module().set_recurrent_mode(True)
     flat = module(td.clone())
     deep = module(td.clone().reshape(2, -1, trial.case.T))

@@ -1,4 +1,4 @@
-"""Refusals and errors: at construction, with the reason and the way out; nothing is half done."""
+"""Refusals and errors: at construction, with the reason and what to do; no call is left half done."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def _build(trial: Trial, spec: LSTMSpec, dtype: torch.dtype, backend: Any = None
 
 
 def _is_a_refusal(error: UnsupportedError, name: str, reason: str) -> None:
-    """The error names backend and reason, and in its message others that are installed and are not itself."""
+    """Check that the error names backend and reason, and that its message offers other installed backends."""
     if error.backend != name or error.reason != reason:
-        raise LawBroken(f"the refusal names {error.backend!r} and {error.reason!r}, expected {name!r} and {reason!r}")
+        raise LawBroken(f"the error names {error.backend!r} and {error.reason!r}, expected {name!r} and {reason!r}")
     for word in (name, reason, *error.alternatives):
         if word not in str(error):
-            raise LawBroken(f"the refusal's message does not say {word!r}: {error}")
-    wrong = [n for n in error.alternatives if n == name or n not in names()]
-    if wrong:
-        raise LawBroken(f"the refusal of {name!r} offers {wrong}")
+            raise LawBroken(f"the error's message does not say {word!r}: {error}")
+    unusable = [n for n in error.alternatives if n == name or n not in names()]
+    if unusable:
+        raise LawBroken(f"the error of {name!r} offers {unusable}")
 
 
 @law(T=(2,), B=(2,), L=(1,), bidirectional=(False,))
 def vmap_that_is_not_claimed_is_refused(trial: Trial) -> None:
-    """Where VMAP is not claimed, torch.vmap is refused, also around a gradient and within one."""
+    """Without the trait VMAP, torch.vmap is rejected, also around a gradient and within one."""
     lstm, x = trial.lstm(), torch.stack([trial.inputs.x, -trial.inputs.x])
     if Trait.VMAP in trial.backend.traits:
         raise Declined("it claims vmap")
@@ -66,31 +66,31 @@ def vmap_that_is_not_claimed_is_refused(trial: Trial) -> None:
             run(x)
         except UnsupportedError as error:
             if error.backend != trial.backend.name:
-                raise LawBroken(f"the refusal under {name} names {error.backend!r}") from error
+                raise LawBroken(f"the error under {name} names {error.backend!r}") from error
         else:
-            raise LawBroken(f"{name} is not claimed and was not refused")
+            raise LawBroken(f"{name} is not claimed and was not rejected")
 
 
 @law(costly=True, T=(1,), B=(1,))
 def what_is_rejected_is_refused_at_construction(trial: Trial) -> None:
-    """What a backend rejects or cannot prepare raises UnsupportedError when built; all else is built."""
+    """An LSTM that its backend rejects or cannot prepare raises UnsupportedError when built; any other is built."""
     device, reasons = torch.device(trial.device), []
     for spec in SPECS:
         for dtype in DTYPES:
             reason = trial.backend.rejects(spec, device, dtype)
             if reason is not None and (not isinstance(reason, str) or not reason.strip()):
-                raise LawBroken(f"rejects() gave {reason!r} for {spec}: a refusal is a reason in words")
+                raise LawBroken(f"rejects() gave {reason!r} for {spec}: expected None or a reason in words")
             if reason is None:
                 reason = trial.backend.prepare(spec, device, dtype)
             try:
                 _build(trial, spec, dtype)
             except UnsupportedError as error:
                 if reason is None:
-                    raise LawBroken(f"{spec} in {dtype} is not rejected, and refused: {error}") from error
+                    raise LawBroken(f"rejects() accepts {spec} in {dtype}, but building it raised: {error}") from error
                 _is_a_refusal(error, trial.backend.name, reason)
             else:
                 if reason is not None:
-                    raise LawBroken(f"{spec} in {dtype} is rejected ({reason}), and was built")
+                    raise LawBroken(f"{spec} in {dtype} is rejected ({reason}), but was built")
             reasons += [reason] if reason else []
     if len(reasons) == len(SPECS) * len(DTYPES):
         raise Declined(reasons[0])
@@ -98,12 +98,12 @@ def what_is_rejected_is_refused_at_construction(trial: Trial) -> None:
 
 @law(costly=True, T=(1,), B=(1,))
 def rejects_has_no_moods(trial: Trial) -> None:
-    """``rejects`` gives the same answer whenever it is asked."""
+    """``rejects`` gives the same answer in every call."""
     for spec in SPECS:
         for dtype in DTYPES:
             once, again = (trial.backend.rejects(spec, torch.device(trial.device), dtype) for _ in range(2))
             if once != again:
-                raise LawBroken(f"rejects() said {once!r} and then {again!r} for {spec} in {dtype}")
+                raise LawBroken(f"rejects() gave {once!r} and then {again!r} for {spec} in {dtype}")
 
 
 @law(T=(2,), dtype=CHEAP_DTYPE)
@@ -135,9 +135,9 @@ def a_refusal_comes_before_anything_is_done(trial: Trial) -> None:
         except UnsupportedError as error:
             _is_a_refusal(error, trial.backend.name, reason)
         else:
-            raise LawBroken("a dtype that the backend rejects was computed in")
+            raise LawBroken("it computed in a dtype that the backend rejects")
     if calls or set(td.keys(True, True)) != before:
-        raise LawBroken("a dtype that the backend rejects was refused, after some of the work was done")
+        raise LawBroken("a dtype that the backend rejects raised the error only after some of the work was done")
 
 
 Wrong = Callable[[TensorDictBase], None]
@@ -172,7 +172,7 @@ WRONG: dict[str, tuple[Wrong, type[RNNBackendsError], str]] = {
     "one layer too many": (_set(C_KEY, lambda v: torch.cat([v, v], -2)), InputError, C_KEY),
     "h in another dtype": (_set(H_KEY, other_dtype), InputError, H_KEY),
 }
-"""What may be wrong in a TensorDict, the error it raises, and a word that the message must say."""
+"""Faults of a TensorDict: the error that each raises, and a word of its message."""
 
 
 @law(L=(1, 2))
@@ -224,7 +224,7 @@ def wrong_tensors_are_refused(trial: Trial) -> None:
 
 @law(costly=True, T=(1,), B=(1,))
 def an_unknown_name_is_an_error(trial: Trial) -> None:
-    """A backend's name with one letter wrong raises an error that names the installed ones: nothing stands in."""
+    """A backend name with one wrong letter raises an error that lists the installed ones; none replaces it."""
     for name in (f"{trial.backend.name}x", trial.backend.name.upper() + "_", "", "LSTM"):
         if name in names():
             continue
@@ -239,13 +239,13 @@ def an_unknown_name_is_an_error(trial: Trial) -> None:
 
 @law(costly=True, T=(2,), B=(2,), L=(1,), bidirectional=(False,), resets=("none",), profiles=("quick", "full"))
 def loaded_elsewhere_it_is_asked_again(trial: Trial) -> None:
-    """An LSTM that ``torch.load(map_location=)`` puts on a device that its backend rejects is refused when called."""
+    """An LSTM that ``torch.load(map_location=)`` puts on a device that its backend rejects raises when called."""
 
     def not_there(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
         return "not there" if device.type == "meta" else trial.backend.rejects(spec, device, dtype)
 
     picky = replace(trial.backend, name="rnn-conformance-not-there", rejects=not_there)
-    trial.lstm()  # declines here what it does not serve
+    trial.lstm()  # raises Declined for a rejected case
     with registered(picky):
         buffer = io.BytesIO()
         torch.save(trial.lstm().with_backend(picky), buffer)
@@ -256,4 +256,4 @@ def loaded_elsewhere_it_is_asked_again(trial: Trial) -> None:
         except UnsupportedError as error:
             _is_a_refusal(error, picky.name, "not there")
         else:
-            raise LawBroken("loaded onto a device that the backend rejects, it was not refused")
+            raise LawBroken("loaded onto a device that the backend rejects, it was called without an error")

@@ -1,4 +1,4 @@
-"""Resets: a sequence starts where it is told to, from the state that is stored there, and nothing crosses."""
+"""Resets: a sequence starts at each reset, from the state stored there, and nothing crosses a reset."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def consecutive_resets(trial: Trial) -> None:
 
 @law(resets=("all",))
 def reset_at_every_step_is_independent_steps(trial: Trial) -> None:
-    """Reset at every step, T by B steps are T * B independent LSTMs of one step."""
+    """With a reset at every step, T by B steps are T * B independent LSTMs of one step."""
     lstm, (x, h, c, starts, weights) = trial.lstm(), trial.inputs
     ran = trial.run(lstm)
     flat = Inputs(
@@ -52,7 +52,7 @@ def reset_at_every_step_is_independent_steps(trial: Trial) -> None:
 
 
 def _poisoned(trial: Trial, value: float) -> None:
-    """Put ``value`` into one trajectory after the other; all others must not notice."""
+    """Put ``value`` into one trajectory after the other; the results of all others must not change."""
     lstm, clean = trial.lstm(), trial.inputs
     for b, begin, end in trajectories(clean.starts.cpu())[:4]:
         inputs = trial.fresh()
@@ -74,13 +74,13 @@ def _where(kept: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 
 @law(B=(1, 2, 3), T=(2, 3, 4, 6), dtype=("f64", "f32"))
 def nan_stays_in_its_sequence(trial: Trial) -> None:
-    """NaN in one sequence's input and stored state comes out of no other sequence, before or after it."""
+    """NaN in one sequence's input and stored state reaches no other sequence, before or after it."""
     _poisoned(trial, float("nan"))
 
 
 @law(B=(1, 2), T=(2, 3, 4, 6), dtype=("f64", "f32"), profiles=("quick", "full"))
 def infinity_stays_in_its_sequence(trial: Trial) -> None:
-    """Infinity in one sequence's input and stored state comes out of no other sequence."""
+    """Infinity in one sequence's input and stored state reaches no other sequence."""
     _poisoned(trial, float("inf"))
 
 
@@ -96,7 +96,7 @@ def nan_in_unread_stored_states_stays_there(trial: Trial) -> None:
 
 @law(bidirectional=(False,), dtype=("f64", "f32"))
 def nan_is_not_hidden(trial: Trial) -> None:
-    """NaN that a step reads comes out of that step: nothing cleans the input up behind the user's back."""
+    """NaN that a step reads appears in its output: NaN is not replaced silently."""
     inputs = trial.fresh()
     inputs.x[trial.case.T // 2, 0] = float("nan")
     output = trial.run(trial.lstm(), inputs).output[trial.case.T // 2, 0]
@@ -105,7 +105,7 @@ def nan_is_not_hidden(trial: Trial) -> None:
 
 @law(stored=("random",))
 def a_stream_restarts_from_zero(trial: Trial) -> None:
-    """Called as ``lstm(x, hx, is_init=)``, a start is from zeros, at the first step too; elsewhere hx is carried."""
+    """In ``lstm(x, hx, is_init=)`` a reset starts from zeros, at the first step too; other rows start from hx."""
     inputs, is_init = trial.fresh(), trial.is_init
     hx = inputs.h[:, 0].clone(), inputs.c[:, 0].clone()
     ran = trial.stream(trial.lstm(), inputs.x, hx, is_init)
@@ -120,9 +120,9 @@ def a_stream_restarts_from_zero(trial: Trial) -> None:
 
 @law(T=(4,), B=(4,), profiles=("quick", "full"))
 def a_square_mask_keeps_its_axes(trial: Trial) -> None:
-    """With as many rows as steps, resets are read along time as for other sizes: in a call and in recurrent mode."""
+    """With as many rows as steps, resets are read along time as for other sizes, in a call and in recurrent mode."""
     lstm, module, td = trial.lstm(), trial.module(), trial.tensordict()
-    is_init = torch.ones(3, dtype=torch.bool, device=trial.device).diag(-1)  # row b starts anew at step b + 1
+    is_init = torch.ones(3, dtype=torch.bool, device=trial.device).diag(-1)  # row b resets at step b + 1
     starts = is_init.clone()
     starts[0] = True
     inputs = trial.inputs._replace(starts=starts)

@@ -18,7 +18,7 @@ HIDDEN = ("recurrent_state_h", "recurrent_state_c")
 
 @law(rollouts=True, drawn=False, dtype=CHEAP_DTYPE)
 def rollout_equals_torch_lstm(trial: Trial) -> None:
-    """The recurrent mode gives what torch.nn.LSTM gives for each trajectory from the state stored at its start."""
+    """Recurrent mode equals torch.nn.LSTM run over each trajectory from the state stored at its start."""
     inputs = _inputs(trial)
     ran = _recurrent(_module(trial, inputs), trial.tensordict(inputs))
     trial.agree("output", ran.output, _expected(trial, inputs).output)
@@ -26,12 +26,12 @@ def rollout_equals_torch_lstm(trial: Trial) -> None:
 
 @law(rollouts=True, drawn=False, dtype=CHEAP_DTYPE)
 def rollout_equals_steps(trial: Trial) -> None:
-    """Running over a rollout gives what acting step by step gave: the same outputs, and the same state at each end."""
+    """Recurrent mode over a rollout equals acting step by step: the same outputs, the same state at each end."""
     inputs = _inputs(trial)
     module, td = _module(trial, inputs), trial.tensordict(inputs).exclude(*HIDDEN)
     with torch.no_grad():
         ran, acted = _recurrent(module, td.clone()), _stepped(module, td)
-    trial.agree("output", ran.output, acted.output, scale=2)  # both sides round
+    trial.agree("output", ran.output, acted.output, scale=2)  # both sides have rounding errors
     trial.agree_states("the end state", ran, acted.h, acted.c, scale=2)
 
 

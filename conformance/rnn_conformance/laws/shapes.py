@@ -1,4 +1,4 @@
-"""Shapes: sizes that are no power of two, long rows and many rows, chosen so that they cost little."""
+"""Shapes: sizes that are not powers of two, long rows and many rows, chosen to be cheap."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from ..suite.trial import Ran, Trial, differentiate
     profiles=("quick", "full"),
 )
 def any_hidden_size(trial: Trial) -> None:
-    """Hidden sizes beside the powers of two give the reference's values and gradients, weights scaled by 1/sqrt(H)."""
+    """Hidden sizes next to powers of two give the reference's values and gradients, weights scaled by 1/sqrt(H)."""
     inputs, lstm = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm()
     lstm.load_state_dict(inputs.weights)
     expected = trial.reference(inputs)
@@ -41,7 +41,7 @@ TRAINING: dict[str, Any] = {"T": (40,), "B": (5,), "I": (32,), "H": (128,), "L":
 
 @law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **TRAINING)
 def sizes_of_training(trial: Trial) -> None:
-    """At the sizes that policies train with, values, gradients and what ``.data`` edits change are the reference's."""
+    """At the sizes of training, values and gradients equal the reference's, after ``.data`` edits too."""
     few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26
     lstm.load_state_dict(few.weights)
     many = few.tiled(times)
@@ -60,13 +60,13 @@ def sizes_of_training(trial: Trial) -> None:
 
 @law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **TRAINING)
 def sizes_of_training_on_three_threads(trial: Trial) -> None:
-    """With three of torch's threads, too, values and gradients at those sizes are the reference's, and so again."""
+    """With three torch threads values and gradients at those sizes equal the reference's, in a second run too."""
     _on_three_threads(trial, 26)
 
 
 @law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "B": (1,)})
 def one_row_on_three_threads(trial: Trial) -> None:
-    """One row for three of torch's threads, which a kernel may share, has the reference's values and gradients."""
+    """One row, with three torch threads to share it, has the reference's values and gradients."""
     _on_three_threads(trial, 1)
 
 
@@ -86,7 +86,7 @@ def _on_three_threads(trial: Trial, times: int) -> None:
 
 @law(costly=True, bidirectional=(True,), resets=("none",), stored=("zeros",), profiles=("quick", "full"), **TRAINING)
 def sizes_of_training_in_both_directions(trial: Trial) -> None:
-    """At those sizes whole rows, too, have the reference's output and gradients in both directions."""
+    """At those sizes whole rows have the reference's output and gradients in both directions."""
     few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26
     lstm.load_state_dict(few.weights)
     ran = trial.stream(lstm, few.tiled(times).x)
@@ -96,7 +96,7 @@ def sizes_of_training_in_both_directions(trial: Trial) -> None:
 
 @law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "T": (4,)})
 def sizes_of_acting(trial: Trial) -> None:
-    """Steps of as many rows as act at once, without gradients, are the reference's, after ``.data`` edits too."""
+    """Steps of as many rows as act at once, without gradients, equal the reference's, after ``.data`` edits too."""
     few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26
     for factor in (1.0, 0.5):
         few = few.weighted(factor)
@@ -117,7 +117,7 @@ def sizes_of_acting(trial: Trial) -> None:
 
 
 def _repeats(trial: Trial, many: Ran, output: Tensor, end_h: Tensor, end_c: Tensor, times: int, scale: int = 1) -> None:
-    """The rows of ``many`` are the given ones, over and over."""
+    """Check that the rows of ``many`` are the given ones, repeated."""
     trial.agree("output", many.output, output.repeat(1, times, 1), scale=scale)
     ends = trial.ends.repeat(1, times).unsqueeze(-1)
     for name, actual, expected in (("h", many.h, end_h), ("c", many.c, end_c)):
@@ -157,7 +157,7 @@ def long_rows(trial: Trial) -> None:
 
 @law(costly=True, T=(3,), B=(3,), I=(2,), H=(1,), L=(1,), P=(0,), dtype=CHEAP_DTYPE, profiles=("quick", "full"))
 def many_rows(trial: Trial) -> None:
-    """Seventy thousand rows, more than a 16-bit index counts, come out as the three that they repeat."""
+    """Seventy thousand rows, more than a 16-bit index counts, give the results of the three that they repeat."""
     lstm, times = trial.lstm(), 23_334
     few, many = trial.run(lstm), trial.run(lstm, trial.inputs.tiled(times))
     _repeats(trial, many, few.output, few.h, few.c, times, scale=2)
@@ -169,7 +169,7 @@ COUNTS = (*range(1, 34), 47, 48, 49, 63, 64, 65, 96, 97, 127, 128, 129, 256, 257
 
 @law(costly=True, T=(2,), B=(3,), I=(2,), H=(5,), L=(1,), P=(0,), bidirectional=(False,), profiles=("quick", "full"))
 def any_number_of_rows(trial: Trial) -> None:
-    """Whatever the number of rows, each has the reference's values and gradients, in a call and in a step."""
+    """With any number of rows, each has the reference's values and gradients, in a call and in a step."""
     lstm, many = trial.lstm(), _many_rows(trial, max(COUNTS))
     own = many._replace(x=many.x.double().cpu())
     expected, x = trial.reference(own), own.x.clone().requires_grad_()
@@ -187,7 +187,7 @@ def any_number_of_rows(trial: Trial) -> None:
 
 
 def _many_rows(trial: Trial, rows: int) -> Inputs:
-    """The trial's weights, and as many rows as asked for, each different."""
+    """The trial's weights, with the given number of rows, each different."""
     spec, T = trial.case.spec, trial.case.T
     shapes = ((T, rows, spec.input_size), *((1, T, rows, size) for size in (spec.output_size, spec.hidden_size)))
     x, h, c = (trial.noise(torch.empty(shape), 41 + k).to(trial.device) for k, shape in enumerate(shapes))
@@ -197,7 +197,7 @@ def _many_rows(trial: Trial, rows: int) -> Inputs:
 
 @law(T=(1, 2), B=(1,), I=(1,), H=(1,), L=(1,), P=(0,))
 def sizes_of_one_keep_their_dimensions(trial: Trial) -> None:
-    """Where every size is one, no dimension is lost, in both modes and in a step."""
+    """If every size is one, no dimension is lost, in both modes and in a step."""
     lstm, inputs = trial.lstm(), trial.inputs
     D, T = trial.case.spec.directions, trial.case.T
     ran = trial.stream(lstm, inputs.x, None, trial.is_init)

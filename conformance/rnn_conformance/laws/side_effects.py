@@ -1,4 +1,4 @@
-"""Purity: a call reads what it is given, changes nothing, keeps nothing."""
+"""Side effects: a call changes none of its inputs, and nothing global."""
 
 from __future__ import annotations
 
@@ -52,22 +52,22 @@ def same_call_same_answer(trial: Trial) -> None:
 
 @law()
 def a_result_outlives_the_next_call(trial: Trial) -> None:
-    """A call does not change what the one before it gave, nor do the calls and the steps after that."""
+    """No later call or step changes the results of an earlier one."""
     lstm = trial.lstm()
     with torch.no_grad():
         inputs = trial.inputs
         output, states = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
         stepped, state = lstm.step(inputs.x[0], None)
         once = {"output": output, "the output of a step": stepped, "h of a step": state.h, "c of a step": state.c}
-        for k, state in enumerate(states):  # its own tensors: a run of the trial's stacks them, which copies
+        for k, state in enumerate(states):  # the backend's own tensors: Trial.run stacks them, which copies
             once |= {f"h of row {k}": state.h, f"c of row {k}": state.c}
-        kept = {name: value.clone() for name, value in once.items()}
+        before = {name: value.clone() for name, value in once.items()}
         next_state = None
         for x in (inputs.x + 1, inputs.x - 1):
             lstm.sequences(x, inputs.entry, inputs.starts)
             _, next_state = lstm.step(x[0], next_state)
     for name, actual in once.items():
-        identical(f"{name} after the next calls", actual, kept[name], "")
+        identical(f"{name} after the next calls", actual, before[name], "")
 
 
 @law(profiles=("quick", "full"))
@@ -84,7 +84,7 @@ def a_batch_with_nan_leaves_nothing_behind(trial: Trial) -> None:
 
 @law()
 def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
-    """What ran under inference_mode first can be trained over next: nothing kept from there is in the way."""
+    """A module that first ran under inference_mode can be trained: no cached tensor prevents the backward pass."""
     lstm, loss = trial.lstm(), trial.loss
     with torch.inference_mode():
         trial.run(lstm)
@@ -99,18 +99,18 @@ def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
 
 @law(T=(2, 3, 5), profiles=("quick", "full"))
 def gradients_handed_in_are_not_written(trial: Trial) -> None:
-    """The gradients that a backward pass is handed are the same afterwards."""
+    """A backward pass does not change the gradients it is given."""
     lstm, inputs = trial.lstm(), trial.fresh()
     output, _ = lstm.sequences(inputs.x.requires_grad_(), inputs.entry, inputs.starts)
     handed = trial.noise(output, 31).to(output)
-    kept = handed.clone()
+    before = handed.clone()
     torch.autograd.grad(output, [inputs.x, *lstm.parameters()], handed)
-    identical("the gradient by the output, after the backward pass", handed, kept, "t b unit")
+    identical("the gradient by the output, after the backward pass", handed, before, "t b unit")
 
 
 @law(profiles=("quick", "full"))
 def results_may_be_written_over_before_the_backward_pass(trial: Trial) -> None:
-    """Where the output was changed in place, the backward pass is right or torch's own error stops it."""
+    """After the output is edited in place, the backward pass is right or raises torch's own error."""
     lstm, inputs = trial.lstm(), trial.fresh()
     leaves = {"x": inputs.x.requires_grad_(), **dict(lstm.named_parameters())}
     output, _ = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
@@ -129,7 +129,7 @@ def results_may_be_written_over_before_the_backward_pass(trial: Trial) -> None:
 
 @law()
 def results_share_no_memory_with_inputs(trial: Trial) -> None:
-    """Writing into the outputs changes neither inputs nor weights."""
+    """Editing the outputs in place changes neither inputs nor weights."""
     lstm, inputs, same = trial.lstm(), trial.fresh(), trial.fresh()
     with torch.no_grad():
         output, states = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
@@ -143,7 +143,7 @@ def results_share_no_memory_with_inputs(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def h_and_c_share_no_memory(trial: Trial) -> None:
-    """Writing into h changes no c, and writing into one layer's state no other's."""
+    """Editing h in place changes no c, and editing one layer's state no other layer's."""
     inputs = trial.inputs
     with torch.no_grad():
         _, states = trial.lstm().sequences(inputs.x, inputs.entry, inputs.starts)
@@ -198,7 +198,7 @@ def evaluation_draws_no_random_numbers(trial: Trial) -> None:
 
 
 def random_state(device: str) -> tuple[Tensor, ...]:
-    """The states of torch's generators that a call on a device could draw from."""
+    """The states of torch's random generators that a call on the device could use."""
     on_cuda = torch.device(device).type == "cuda"
     return (torch.random.get_rng_state(), *((torch.cuda.get_rng_state(device),) if on_cuda else ()))
 

@@ -1,4 +1,4 @@
-"""Time: a sequence is its steps, and may be cut anywhere."""
+"""Stepping: a sequence equals its steps, and can be cut anywhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..suite.trial import Trial
 
 @law(bidirectional=(False,), rollouts=True)
 def sequence_equals_its_steps(trial: Trial) -> None:
-    """A sequence equals its steps taken one by one with LSTM.step, each start from the state stored there."""
+    """A sequence equals its steps taken one by one with LSTM.step, each sequence from its stored state."""
     lstm, inputs = trial.lstm(), trial.inputs
     ran, ends = trial.run(lstm), trial.ends
     state = State(inputs.h[:, 0], inputs.c[:, 0])
@@ -35,7 +35,7 @@ def sequence_equals_its_steps(trial: Trial) -> None:
 
 @law(bidirectional=(False,))
 def cut_and_carried_equals_whole(trial: Trial) -> None:
-    """Cut at any step and called again with the carried state, a stream gives what it gives uncut."""
+    """Cut at any step and continued with the carried state, a sequence gives the same results as uncut."""
     lstm, inputs, is_init = trial.lstm(), trial.inputs, trial.is_init
     hx = (inputs.h[:, 0].clone(), inputs.c[:, 0].clone())
     whole = trial.stream(lstm, inputs.x, hx, is_init)
@@ -49,7 +49,7 @@ def cut_and_carried_equals_whole(trial: Trial) -> None:
 
 @law(T=(1,))
 def one_step(trial: Trial) -> None:
-    """One step is a sequence: output and states equal the reference's at T = 1."""
+    """With one step, T = 1, output and states equal the reference's."""
     ran = trial.run(trial.lstm())
     trial.agree("output", ran.output, trial.expected.output)
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
@@ -57,7 +57,7 @@ def one_step(trial: Trial) -> None:
 
 @law(bidirectional=(False,), T=(2, 3, 4, 6))
 def the_future_is_not_read(trial: Trial) -> None:
-    """NaN in all later steps changes nothing at a step of a forward LSTM."""
+    """NaN in later steps does not change the output of earlier steps of a forward LSTM."""
     inputs, at = trial.fresh(), trial.case.T // 2
     inputs.x[at:], inputs.h[:, at:], inputs.c[:, at:] = float("nan"), float("nan"), float("nan")
     output = trial.run(trial.lstm(), inputs).output[:at]
@@ -66,7 +66,7 @@ def the_future_is_not_read(trial: Trial) -> None:
 
 @law(bidirectional=(False,))
 def without_resets_is_init_may_be_left_out(trial: Trial) -> None:
-    """``is_init`` all false and no ``is_init`` are the same."""
+    """An all-false ``is_init`` equals no ``is_init``."""
     lstm, inputs = trial.lstm(), trial.inputs
     hx = (inputs.h[:, 0].clone(), inputs.c[:, 0].clone())
     without = trial.stream(lstm, inputs.x, hx)
@@ -77,7 +77,7 @@ def without_resets_is_init_may_be_left_out(trial: Trial) -> None:
 
 @law(stored=("zeros",))
 def no_state_is_zero_state(trial: Trial) -> None:
-    """Called without hx, a stream starts from zeros, whatever calls preceded it."""
+    """A call without hx starts from zeros, whatever calls preceded it."""
     lstm, inputs = trial.lstm(), trial.inputs
     none = trial.stream(lstm, inputs.x, None, trial.is_init)
     zero = trial.stream(lstm, inputs.x, (inputs.h[:, 0].clone(), inputs.c[:, 0].clone()), trial.is_init)

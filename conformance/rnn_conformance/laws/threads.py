@@ -1,4 +1,4 @@
-"""Threads: modules in several threads do not meet, and neither do modes."""
+"""Threads: calls and modes in several threads do not affect one another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..suite.verdict import LawBroken
 
 
 def _together(*work: Callable[[], None]) -> None:
-    """Run all at once, a thread each; raise what one of them raised."""
+    """Run all functions at once, each in a thread; raise the first error of any."""
     barrier, raised = threading.Barrier(len(work)), []
 
     def run(one: Callable[[], None]) -> None:
@@ -41,12 +41,12 @@ def _together(*work: Callable[[], None]) -> None:
 
 @law(T=(3, 6, 16), profiles=("quick", "full"))
 def two_threads_do_not_mix(trial: Trial) -> None:
-    """Two LSTMs of one size, in two threads over different data at once, each give their own answer."""
+    """Two LSTMs of one size, in two threads at once over different data, each give their own results."""
     negative = trial.inputs._replace(
         x=-trial.inputs.x, h=-trial.inputs.h, weights={n: -w for n, w in trial.inputs.weights.items()}
     )
     found: list[tuple[Inputs, Ran]] = []
-    trial.run(trial.lstm())  # what a backend compiles, it compiles before
+    trial.run(trial.lstm())  # the backend compiles in this call
 
     def work(inputs: Inputs) -> Callable[[], None]:
         lstm = trial.lstm()
@@ -68,7 +68,7 @@ def two_threads_do_not_mix(trial: Trial) -> None:
 
 @contextmanager
 def _switching_often() -> Iterator[None]:
-    """Python goes from thread to thread every microsecond, not every 5 ms: what can be mixed up is."""
+    """Let Python switch threads every microsecond instead of every 5 ms, to provoke races."""
     usual = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -79,12 +79,12 @@ def _switching_often() -> Iterator[None]:
 
 @law(T=(16,), B=(3, 4), P=(0,), L=(1,), bidirectional=(False,), profiles=("quick", "full"))
 def one_module_acts_in_two_threads(trial: Trial) -> None:
-    """Without gradients, one LSTM called in two threads at once over different data answers each its own."""
+    """Without gradients, one LSTM called in two threads at once over different data gives each its own results."""
     lstm, inputs = trial.lstm(), trial.inputs
     negative = inputs._replace(x=-inputs.x, h=-inputs.h, c=-inputs.c)
     found: list[tuple[Inputs, Ran]] = []
     with torch.no_grad():
-        trial.run(lstm)  # what a backend compiles, it compiles before
+        trial.run(lstm)  # the backend compiles in this call
 
     def work(mine: Inputs) -> Callable[[], None]:
         @torch.no_grad()
@@ -105,7 +105,7 @@ def one_module_acts_in_two_threads(trial: Trial) -> None:
 
 @law(T=(3,), profiles=("quick", "full"))
 def gradients_may_be_taken_in_another_thread(trial: Trial) -> None:
-    """Backward in another thread than forward gives the same gradients."""
+    """Backward in a different thread from forward gives the same gradients."""
     lstm = trial.lstm()
     loss = trial.loss(trial.run(lstm))
     _together(loss.backward)
@@ -130,7 +130,7 @@ def the_mode_stays_in_its_thread(trial: Trial) -> None:
             inside.wait(timeout=60)
             modes.append(module.recurrent_mode)
             trial.agree("features", module(trial.tensordict()[:, 0].clone())["features"], _first(trial), 0, "b unit")
-        finally:  # also where it fails: the other thread waits
+        finally:  # on failure too: the other thread waits
             done.set()
 
     _together(recurrent, sequential)
@@ -139,7 +139,7 @@ def the_mode_stays_in_its_thread(trial: Trial) -> None:
 
 
 def _first(trial: Trial) -> torch.Tensor:
-    """A first step in sequential mode: from zeros where is_init is true."""
+    """The reference's first step in sequential mode, from zeros where is_init is true."""
     x, h, c, starts, weights = trial.inputs
     keep = ~trial.is_init[:1].unsqueeze(-1)
     now = Inputs(x[:1], torch.where(keep, h[:, :1], 0), torch.where(keep, c[:, :1], 0), starts[:1], weights)
@@ -165,7 +165,7 @@ def the_mode_stays_in_its_task(trial: Trial) -> None:
     async def both() -> None:
         await asyncio.gather(recurrent(), sequential())
 
-    _together(lambda: asyncio.run(both()))  # a thread of its own has no event loop yet
+    _together(lambda: asyncio.run(both()))  # a new thread has no event loop yet
     wrong = [name for name, mode in modes if mode != (name == "recurrent")]
     if wrong or len(modes) != 6:
         raise LawBroken(f"of two tasks the {', '.join(sorted(set(wrong)))} one ran in the other's mode: {modes}")

@@ -1,4 +1,4 @@
-"""Transforms: what a backend claims beyond the contract works, and what it does not claim fails loudly."""
+"""Transforms: capabilities that a backend claims work, and those it does not claim raise an error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _functional(lstm: LSTM) -> Callable[[dict[str, Tensor], Tensor, Tensor], Ten
 
 
 def _streamed(trial: Trial, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """The reference's output for other inputs and weights, every start from zeros."""
+    """The reference's output for other inputs and weights, every sequence from zeros."""
     h, c = torch.zeros_like(trial.inputs.h), torch.zeros_like(trial.inputs.c)
     return trial.reference(Inputs(x, h, c, trial.inputs.starts, weights)).output
 
@@ -101,7 +101,7 @@ def functional_gradients_are_right(trial: Trial) -> None:
 
 @law(trait=Trait.DOUBLE_BACKWARD, **SMALL)
 def double_backward(trial: Trial) -> None:
-    """Gradients of gradients, by input and every weight, equal the reference's."""
+    """Gradients of gradients, for input and every weight, equal the reference's."""
 
     def second(first: dict[str, Tensor], leaves: dict[str, Tensor]) -> dict[str, Tensor]:
         total = sum((g * trial.noise(g, 11 + k).to(g)).sum() for k, g in enumerate(first.values()))
@@ -112,7 +112,7 @@ def double_backward(trial: Trial) -> None:
     actual = trial.gradients(trial.loss, lstm, create_graph=True, inputs=inputs)
     if not any(g.requires_grad for g in actual.values()):
         raise LawBroken(
-            "with create_graph=True the gradients have no graph, and nothing says so: a penalty on them would be lost "
+            "with create_graph=True the gradients have no graph, without an error: a penalty on them would be lost "
             "(torch's once_differentiable is silent where the loss is linear in the output)"
         )
     leaves = {"x": inputs.x, **dict(lstm.named_parameters())}
@@ -144,7 +144,7 @@ def forward_mode(trial: Trial) -> None:
 
 @law(trait=Trait.SCRIPT, costly=True, T=(4,), B=(2,), dtype=CHEAP_DTYPE, stored=("zeros",))
 def scripted_saved_and_loaded(trial: Trial) -> None:
-    """torch.jit.script takes the module; saved and loaded it gives the same, also for other T and B."""
+    """torch.jit.script compiles the module; saved and loaded it gives the same results, for other T and B too."""
     lstm, inputs = trial.lstm(), trial.inputs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript: the docs say it
@@ -159,7 +159,7 @@ def scripted_saved_and_loaded(trial: Trial) -> None:
 
 
 def _head(output: Tensor, trial: Trial) -> Tensor:
-    """Two steps of one row; in reverse they do not see what followed, so they are computed anew."""
+    """Two steps of one row; in reverse they do not see later steps, so they are computed separately."""
     inputs = trial.inputs
     few = Inputs(inputs.x[:2, :1], inputs.h[:, :2, :1], inputs.c[:, :2, :1], inputs.starts[:2, :1], inputs.weights)
     return trial.reference(few).output
@@ -200,7 +200,7 @@ def compiled_in_one_graph(trial: Trial) -> None:
     profiles=("quick", "full"),
 )
 def exported(trial: Trial) -> None:
-    """torch.export takes the module, and the exported program follows changed resets."""
+    """torch.export exports the module, and the program follows changed resets."""
     lstm = trial.lstm()
     program = torch.export.export(lstm, (trial.inputs.x,), {"is_init": trial.is_init}).module()
     for is_init in (trial.is_init, ~trial.is_init):

@@ -1,4 +1,4 @@
-"""Values: what every backend computes is what an LSTM is."""
+"""Values: every backend computes an LSTM's output and states."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def end_states_equal_reference_in_float32(trial: Trial) -> None:
 
 @law()
 def last_states_equal_reference(trial: Trial) -> None:
-    """Asked for the last sequence's state only, the answer is the reference's; asked for all ends next, it is too."""
+    """With only the last sequence's end state requested, it equals the reference's; with all ends next, so do they."""
     lstm, drawn = trial.lstm(), trial.inputs
     for inputs in (drawn, drawn._replace(h=torch.zeros_like(drawn.h), c=torch.zeros_like(drawn.c))):
         expected = trial.reference(inputs)

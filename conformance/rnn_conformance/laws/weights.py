@@ -1,4 +1,4 @@
-"""Weights: torch.nn.LSTM's, and read at every call."""
+"""Weights: torch.nn.LSTM's own, read at every call."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _torch(trial: Trial) -> nn.LSTM:
 
 @law(resets=("none",))
 def state_dict_is_torchs(trial: Trial) -> None:
-    """Names, order and shapes of the state_dict are torch.nn.LSTM's, and with its weights come its values."""
+    """Names, order and shapes of the state_dict are torch.nn.LSTM's; with its weights the values are the same."""
     lstm, other = trial.lstm(), _torch(trial)
     if list(lstm.state_dict()) != list(other.state_dict()):
         raise LawBroken(f"state_dict has {list(lstm.state_dict())}, torch.nn.LSTM's {list(other.state_dict())}")
@@ -53,7 +53,7 @@ def the_same_seed_draws_the_same_weights(trial: Trial) -> None:
 
 @law()
 def edited_weights_are_seen(trial: Trial) -> None:
-    """Weights edited in place, loaded or stepped by an optimizer count from the next call on."""
+    """Weights edited in place, loaded or stepped by an optimizer take effect at the next call."""
     lstm = trial.lstm()
     trial.run(lstm)
     with torch.no_grad():
@@ -70,7 +70,7 @@ def edited_weights_are_seen(trial: Trial) -> None:
 
 @law()
 def edited_weights_are_seen_while_acting(trial: Trial) -> None:
-    """Without gradients, too, weights edited in place count from the next call and the next step on."""
+    """Without gradients weights edited in place take effect at the next call and the next step."""
     lstm, (x, h, c, starts, weights) = trial.lstm(), trial.inputs
     halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in weights.items()})
     one = halved._replace(x=x[:1], h=torch.zeros_like(h[:, :1]), c=torch.zeros_like(c[:, :1]), starts=starts[:1])
@@ -94,7 +94,7 @@ class _Scaled(nn.Module):
 
 @law(bias=(False,))
 def weights_without_bias_may_be_views_of_one_vector(trial: Trial) -> None:
-    """Without bias, too, weights may be views of one longer vector: what lies behind a weight is never read for one."""
+    """Weights may be views of one longer vector: without bias, memory behind a weight is never read as a bias."""
     lstm = trial.lstm()
     weights = list(lstm.parameters())
     behind = weights[0].new_full((8 * trial.case.H,), 2.0)
@@ -106,7 +106,7 @@ def weights_without_bias_may_be_views_of_one_vector(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def parametrized_weights_are_read(trial: Trial) -> None:
-    """A weight that torch.nn.utils.parametrize computes is read as it is computed, and trains its original."""
+    """A weight computed by torch.nn.utils.parametrize is used as computed, and trains its original."""
     lstm = trial.lstm()
     for name in trial.inputs.weights:
         register_parametrization(lstm, name, _Scaled())
@@ -121,7 +121,7 @@ def parametrized_weights_are_read(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def a_copy_is_independent(trial: Trial) -> None:
-    """A deepcopy gives the same and does not change with the original."""
+    """A deepcopy gives the same results and does not change with the original."""
     lstm = trial.lstm()
     trial.run(lstm)
     twin = copy.deepcopy(lstm)
@@ -145,7 +145,7 @@ def two_modules_do_not_mix(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def each_weight_may_be_replaced_alone(trial: Trial) -> None:
-    """Any one weight, replaced by ``functional_call`` or by a new parameter, counts; the others stay what they are."""
+    """A single weight replaced by ``functional_call`` or by a new parameter takes effect; the others are unchanged."""
     lstm, inputs = trial.lstm(), trial.inputs
     starts = torch.zeros_like(inputs.starts)
     starts[0] = True
@@ -163,7 +163,7 @@ def each_weight_may_be_replaced_alone(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def loading_is_strict_unless_told_otherwise(trial: Trial) -> None:
-    """load_state_dict raises at missing and unexpected keys; with strict=False it loads the others and names these."""
+    """load_state_dict raises for missing and unexpected keys; with strict=False it loads the rest and names them."""
     for what, module, prefix in (("LSTM", trial.lstm(), ""), ("LSTMModule", trial.module(), "lstm.")):
         weights = {prefix + name: value * 0.5 for name, value in trial.inputs.weights.items()}
         missing, extra = f"{prefix}weight_hh_l0", f"{prefix}weight_hh_l{trial.case.L}"

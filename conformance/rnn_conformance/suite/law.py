@@ -32,7 +32,7 @@ class Law:
         since: the contract version that added it; it is declined for a backend made for an older one.
         profiles: the profiles it belongs to; a law of full belongs to deep too.
         once: whether one case is enough in every profile, as the law itself tries many things.
-        lane: its time limit in seconds, in a process of its own. ``None``: it runs in this process, without a limit.
+        time_limit: in seconds; the law then runs in a process of its own. ``None``: it runs in this process, unlimited.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Law:
     costly: bool = False
     rollouts: bool = False
     profiles: tuple[str, ...] = ("smoke", "quick", "full")
-    lane: float | None = None
+    time_limit: float | None = None
     drawn: bool = True
     since: int = 1
     once: bool = False
@@ -72,7 +72,7 @@ def law(
     costly: bool = False,
     rollouts: bool = False,
     profiles: tuple[str, ...] = ("smoke", "quick", "full"),
-    lane: float | None = None,
+    time_limit: float | None = None,
     drawn: bool = True,
     since: int = 1,
     once: bool = False,
@@ -84,8 +84,8 @@ def law(
         sentence = sentence_of(function)
         subject = function.__module__.rpartition(".")[2]
         return Law(
-            function.__name__, sentence, subject, function, where, trait, tries_unclaimed, costly or lane is not None,
-            rollouts, profiles, lane, drawn, since, once,
+            function.__name__, sentence, subject, function, where, trait, tries_unclaimed,
+            costly or time_limit is not None, rollouts, profiles, time_limit, drawn, since, once,
         )  # fmt: skip
 
     return decorate

@@ -24,7 +24,7 @@ _EMPTY = frozenset(
 )
 
 
-class nan_scratch(TorchDispatchMode):
+class poisoned_memory(TorchDispatchMode):
     """Context manager: fill new floating-point memory with NaN, integers with their maximum.
 
     Works below autograd, so memory that C++ allocates through the dispatcher is filled too.

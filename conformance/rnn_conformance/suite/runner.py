@@ -134,14 +134,14 @@ def _drawn(law: Law, run: RunOptions, allowed: Allowed, reach: Reach) -> Finding
 
 
 def _outcome(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome:
-    if law.lane is not None:
-        return outcome_in_a_process(law, backend, case, device, law.lane)
+    if law.time_limit is not None:
+        return outcome_in_a_process(law, backend, case, device, law.time_limit)
     return outcome_of(law, backend, case, device)
 
 
 def _few(law: Law, run: RunOptions, where: Mapping[str, Any]) -> list[Case]:
     """The cases of a costly law: the first is the same in every run, the others have fresh numbers."""
-    number = 1 if law.once else (COSTLY_CASES if law.lane is None else ISOLATED_CASES)[run.profile]
+    number = 1 if law.once else (COSTLY_CASES if law.time_limit is None else ISOLATED_CASES)[run.profile]
     first, *others = rich(where)[:number]
     return [first, *(replace(case, seed=run.seed % 2**20 + k) for k, case in enumerate(others))]
 

@@ -21,7 +21,7 @@ from rnn_backends import State
 
 from .compare import identical
 from .inputs import Inputs
-from .state_model import PLAIN, Story, accepts, elsewhere, settings_of_torch
+from .state_model import PLAIN, ModelledModule, accepts, elsewhere, settings_of_torch
 from .trial import Trial
 from .verdict import LawBroken
 
@@ -30,7 +30,7 @@ BITS = st.lists(st.booleans(), min_size=16, max_size=16)
 """Resets of four rows of four steps; a rule uses as many as it needs."""
 
 
-class Rollout(Story):
+class Rollout(ModelledModule):
     """The events; each ends with a comparison, or the next step compares."""
 
     @initialize(training=st.booleans(), resets=BITS)

@@ -23,7 +23,7 @@ PLAIN = LSTMBackend("rnn-conformance-plain", unroll)
 """Core's own loop over time: a second backend that exists wherever the suite runs."""
 
 
-class Story(RuleBasedStateMachine):
+class ModelledModule(RuleBasedStateMachine):
     """One module under test, and the reference stepped by hand: weights in float64 and the state of each row."""
 
     trial: Trial
