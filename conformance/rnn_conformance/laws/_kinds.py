@@ -17,7 +17,8 @@ from ..suite.verdict import Declined, LawBroken
 T = TypeVar("T")
 
 KINDS: dict[str, Any] = {
-    "time_limit": 120.0, "once": True, "profiles": ("quick", "full"), "dtype": ("f32",), "T": (4,), "B": (3,), "I": (3,),
+    "time_limit": 120.0, "once": True, "profiles": ("quick", "full"),
+    "dtype": ("f32",), "T": (4,), "B": (3,), "I": (3,),
     "H": (4,), "L": (2,), "P": (0,), "bias": (True,), "bidirectional": (False,), "layout": ("contiguous",),
 }  # fmt: skip
 """Options of a law about kinds of tensors: one small shape in a process of its own, as a kernel may crash."""

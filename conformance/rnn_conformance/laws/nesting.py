@@ -129,7 +129,7 @@ def gradients_outside_of_vmap(trial: Trial) -> None:
 
 @law(trait=Trait.VMAP, **SMALL)
 def gradients_within_vmap(trial: Trial) -> None:
-    """torch.vmap of torch.func.grad and of jacrev gives each member its own, in rows and in steps."""
+    """torch.vmap of torch.func.grad and of jacrev gives each member its own result, in rows and in steps."""
     weights, x = _many(trial)
     for form, call in _calls(trial).items():
         with naming(f"vmap of grad, {form}"):
@@ -152,7 +152,7 @@ def _last_rows(trial: Trial, weights: Weights, x: Tensor, k: int) -> dict[str, T
 
 @law(**SMALL)
 def many_cotangents_at_once(trial: Trial) -> None:
-    """jacrev, jacobian(vectorize=True) and is_grads_batched give what one backward pass a number gives."""
+    """jacrev, jacobian(vectorize=True) and is_grads_batched equal one backward pass per number."""
     inputs = trial.inputs
     x = _leaf(inputs.x)
     right_rows = _right(trial, {n: v.double() for n, v in inputs.weights.items()}, x)

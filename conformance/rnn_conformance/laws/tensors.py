@@ -1,4 +1,4 @@
-"""Kinds of tensors: whatever torch hands over gives right numbers or shapes, or a refusal in words, and no crash."""
+"""Kinds of tensors: every kind that torch can pass gives right numbers or shapes, or is rejected with a reason."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _plain(value: Tensor) -> Tensor:
 
 @law(**KINDS)
 def tensor_subclasses(trial: Trial) -> None:
-    """Subclasses of Tensor, as input or as all tensors of a call, give the right numbers, or are refused in words."""
+    """Subclasses of Tensor, as input or as all tensors of a call, are right, or rejected with a reason."""
 
     def kinds() -> Iterator[Kind]:
         for name, make in _SUBCLASSES.items():
@@ -146,7 +146,7 @@ def torch_modes(trial: Trial) -> None:
 
 @law(**KINDS)
 def fake_and_meta_tensors(trial: Trial) -> None:
-    """Fake and meta tensors give fake and meta ones of the right shape and dtype, gradients too, or are refused."""
+    """Fake and meta tensors give fake and meta ones of the right shape and dtype, gradients too, or are rejected."""
     for way in WAYS:
         for kind in ("fake tensors", "meta tensors"):
             for gradients in (False, True):
@@ -155,7 +155,7 @@ def fake_and_meta_tensors(trial: Trial) -> None:
 
 
 def _shapes(trial: Trial, way: str, kind: str, gradients: bool) -> str | None:
-    """What is wrong about a call with tensors that have no numbers."""
+    """The fault of a call with tensors that have no numbers, or ``None``."""
     fake = FakeTensorMode()
     lstm = trial.lstm()
     with torch.no_grad():
@@ -180,9 +180,9 @@ def _shapes(trial: Trial, way: str, kind: str, gradients: bool) -> str | None:
     expected = plain + ([(v.shape, v.dtype) for v in lstm.parameters()] if gradients else [])
     for value, (shape, dtype) in zip(found, expected, strict=True):
         if not right(value):
-            return f"a {type(value).__name__} on {value.device} came out"
+            return f"a {type(value).__name__} on {value.device} was returned"
         if (value.shape, value.dtype) != (shape, dtype):
-            return f"{tuple(value.shape)} of {value.dtype} came out, expected {tuple(shape)} of {dtype}"
+            return f"{tuple(value.shape)} of {value.dtype} was returned, expected {tuple(shape)} of {dtype}"
     return None
 
 
@@ -202,7 +202,7 @@ def _inference(value: Tensor) -> Tensor:
 
 
 def _outlived(value: Tensor) -> Tensor:
-    """What is left of a tensor of ``torch.func.grad`` after the transform."""
+    """A tensor of ``torch.func.grad`` that outlives the transform."""
     kept: list[Tensor] = []
 
     def loss(value: Tensor) -> Tensor:
@@ -215,7 +215,7 @@ def _outlived(value: Tensor) -> Tensor:
 
 @law(**KINDS)
 def lazy_tensors(trial: Trial) -> None:
-    """Negative bits, conjugated views, zero and inference tensors and what torch.func leaves give the right numbers."""
+    """Negative bits, conjugated views, zero, inference and dead torch.func tensors give the right numbers."""
     makes = {
         "tensors with the negative bit": _negated,
         "views of conjugated tensors": _real_of_conjugate,
@@ -263,13 +263,13 @@ def _shrunk(value: Tensor) -> Tensor:
 
 @law(**KINDS)
 def memory_that_is_gone(trial: Trial) -> None:
-    """Inputs, states and weights whose memory was freed or shrunk are an error in words, after earlier calls too."""
+    """Inputs, states and weights with freed or shrunk memory raise an error with a reason, after earlier calls too."""
     for what in ("input", "state", "weight", "weight after a call"):
         for how, lose in (("freed", _freed), ("shrunk", _shrunk)):
             for way in WAYS:
                 kind = f"{what} whose memory was {how}"
                 if _answers(trial, kind, way, what, lose):
-                    raise LawBroken(f"{kind}, {way}: numbers from memory that is not there")
+                    raise LawBroken(f"{kind}, {way}: numbers from memory that does not exist")
 
 
 def _answers(trial: Trial, kind: str, way: str, what: str, lose: Callable[[Tensor], Tensor]) -> bool:
@@ -281,7 +281,7 @@ def _answers(trial: Trial, kind: str, way: str, what: str, lose: Callable[[Tenso
     elif what == "state":
         values = values._replace(state=State(values.state.h, lose(values.state.c)))
     else:
-        if what == "weight after a call":  # what was looked up of a weight in an earlier call is out of date
+        if what == "weight after a call":  # facts about a weight from an earlier call are stale
             run(lstm, values, way)
         weight = lstm.get_parameter("weight_hh_l1")
         weight.untyped_storage().resize_(lose(weight).untyped_storage().nbytes())
@@ -310,7 +310,7 @@ _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @law(**KINDS)
 def other_layouts_are_right_or_refused(trial: Trial) -> None:
-    """Sparse, CSR, nested, quantized, mkldnn and meta inputs and weights give right numbers or are refused in words."""
+    """Sparse, CSR, nested, quantized, mkldnn and meta inputs and weights are right or rejected with a reason."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch: prototypes and beta
         for name, make in _LAYOUTS.items():
@@ -329,5 +329,5 @@ def _right_or_refused(trial: Trial, name: str, make: Callable[[Tensor], Tensor],
     if found is None:
         return
     if name in ("quantized", "meta", "nested"):
-        raise LawBroken(f"{kind}, {way}: something came out, and no number of it can be right")
+        raise LawBroken(f"{kind}, {way}: returned a result, in which no number can be right")
     compare(trial, f"{kind}, {way}", [v.to_dense() for v in found], expected(trial, way))

@@ -1,4 +1,4 @@
-"""Tracing: what torch's tracers record follows its inputs, resets and lengths, or says that it does not."""
+"""Tracing: graphs that torch's tracers record follow inputs, resets and lengths, or raise an error."""
 
 from __future__ import annotations
 
@@ -71,18 +71,18 @@ _TRACERS: dict[str, Callable[..., Traced]] = {
 
 @law(**KINDS)
 def what_is_traced_follows_inputs_and_resets(trial: Trial) -> None:
-    """What make_fx, jit.trace and functionalize record follows changed inputs and resets, or is refused in words."""
+    """Graphs of make_fx, jit.trace and functionalize follow changed inputs and resets, or are rejected."""
     _each(trial, lambda traced, what, kind: _follows(trial, traced, what, kind, trial.case.T))
 
 
 @law(**KINDS | {"profiles": ("full",)})
 def what_is_traced_follows_lengths(trial: Trial) -> None:
-    """What was recorded over one length is right over others, or raises: the example's length is never kept."""
+    """A graph recorded over one length is right over others, or raises: the example's length is never built in."""
     _each(trial, lambda traced, what, kind: _follows_lengths(trial, traced, what, kind))
 
 
 def _each(trial: Trial, check: Callable[[Traced, str, type[_Whole]], None]) -> None:
-    """Trace each form of a call by each tracer, from one example without a reset, and check what came of it."""
+    """Trace each form of a call by each tracer, from one example without a reset, and check the graph."""
     inputs = trial.inputs
     state = State(inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous())
     for tracer, trace in _TRACERS.items():
