@@ -96,10 +96,9 @@ def check_command(
 ) -> None:
     """Check backends against the laws: all installed ones, or those named.
 
-    Real Gymnasium environments are rolled out, with episodes that end and start in the middle of a row. The laws run
-    over those rollouts and over generated cases, for every backend. One table says what held; each failure says the
-    law, the first place that differs, the actual and the expected value, the smallest case and the line that
-    repeats it.
+    The laws run over generated cases and over rollouts of real Gymnasium environments, with episodes that start and
+    end in the middle of a row. A table shows the verdicts; each failure shows the law, the first difference with its
+    actual and expected value, the smallest failing case and the command that repeats it.
     """
     from rnn_backends import UnknownBackendError
 
