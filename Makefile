@@ -113,6 +113,26 @@ bench-compare: $(BENCH_READY) ## asv: what changed from BASE to HEAD; BENCH=rege
 dashboard-check: $(BENCH_READY) ## the dashboard in a real browser (chromium), minutes
 	@RNN_BENCH_BROWSER=1 $(BIN)/python -m pytest -q asv_benchmarks/tests
 
+# On the machine with a GPU: docs/gpu.md. The bundle brings what a machine without a network lacks.
+DEVICE ?= cuda
+OUT ?= gpu-results
+MINUTES ?= 6
+PARTS ?=
+GPU_ARGS ?=
+GPU_OPTIONS = --device $(DEVICE) --out $(OUT) --minutes $(MINUTES) $(if $(PARTS),--parts $(PARTS)) $(GPU_ARGS)
+.PHONY: gpu-bundle gpu gpu-page
+
+gpu-bundle: $(READY) ## a folder to carry to a machine with a GPU and no network: wheels, tests, run.sh
+	@$(BIN)/python tools/gpu_bundle.py gpu-bundle
+
+gpu: ## laws, CUDA tests, figures, crossovers on a GPU into OUT, in MINUTES; DEVICE, PARTS, GPU_ARGS="--shape S1"
+	@if test ! -x $(BIN)/python && test -x gpu-bundle/run.sh; then gpu-bundle/run.sh $(GPU_OPTIONS); \
+	else $(MAKE) --no-print-directory setup && \
+	  $(BIN)/python -m rnn_benchmarks.gpu run --tests plugins/tests/test_cuda.py $(GPU_OPTIONS); fi
+
+gpu-page: $(READY) ## fill the GPU parts of docs/ and the shipped crossovers from the folder OUT
+	@$(BIN)/python -m rnn_benchmarks.gpu page $(OUT)
+
 $(BENCH_READY): $(READY)
 	@echo "== set-up: installing asv and matplotlib"
 	@$(PIP) --editable '.[bench]'

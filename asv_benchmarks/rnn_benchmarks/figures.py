@@ -218,24 +218,32 @@ import json, sys, time, torch
 from rnn_backends import LSTM
 from torch._dynamo.utils import counters
 
+device = sys.argv[4]
+wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+
 def once(T):
-    x = torch.randn(T, 8, 16, requires_grad=True)
-    is_init = torch.rand(T, 8) < 0.03
+    x = torch.randn(T, 8, 16, device=device, requires_grad=True)
+    is_init = torch.rand(T, 8, device=device) < 0.03
     lstm(x, is_init=is_init)[0].sum().backward()
+    wait()
 
 torch.set_num_threads(int(sys.argv[2]))
-lstm = LSTM(16, 32, lstm_backend=sys.argv[1])
+lstm = LSTM(16, 32, device=device, lstm_backend=sys.argv[1])
+(torch.ones(8, 8, device=device) @ torch.ones(8, 8, device=device)).sum()  # the device's own first call is not ours
+wait()
 begun = time.perf_counter()
 once(int(sys.argv[3]))
 seconds = time.perf_counter() - begun
 before = counters["stats"]["unique_graphs"]
-for T in map(int, sys.argv[4:]):
+for T in map(int, sys.argv[5:]):
     once(T)
 print(json.dumps({"seconds": seconds, "recompilations": counters["stats"]["unique_graphs"] - before}))
 """
 
 
-def first_call(backend: str, T: int, then: Iterable[int] = (), timeout: float = 280.0) -> dict[str, float]:
+def first_call(
+    backend: str, T: int, then: Iterable[int] = (), timeout: float = 280.0, device: str = "cpu"
+) -> dict[str, float]:
     """The first forward and backward in a fresh process, without a compiler's cache, at ``T`` steps.
 
     Returns:
@@ -244,9 +252,10 @@ def first_call(backend: str, T: int, then: Iterable[int] = (), timeout: float = 
     Raises:
         NotImplementedError: it cannot run, with the last line of its error.
     """
-    numbers = [str(value) for value in (torch.get_num_threads(), T, *then)]
+    numbers = [str(value) for value in (torch.get_num_threads(), T, device, *then)]
     with tempfile.TemporaryDirectory() as cache:
-        env = {**environ, "TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONWARNINGS": "ignore"}
+        caches = {"TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": f"{cache}/triton"}
+        env = {**environ, **caches, "PYTHONWARNINGS": "ignore"}
         command = [sys.executable, "-c", FRESH, backend, *numbers]
         try:
             done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)

@@ -62,6 +62,7 @@ def check_backend(
     shrink: bool = True,
     strict: bool = False,
     rollouts: Sequence[Rollout] | None = None,
+    keep_interrupted: bool = False,
 ) -> Report:
     """Run the laws over one backend.
 
@@ -75,6 +76,8 @@ def check_backend(
         shrink: whether to search for a smaller failing case.
         strict: whether a capability that works and is not claimed is a failure.
         rollouts: recorded rollouts; ``None`` for those of ``recordings()``.
+        keep_interrupted: whether a ``KeyboardInterrupt`` ends the run with the results so far, in a report that is
+            incomplete.
 
     Raises:
         UnknownBackendError: no backend of that name is installed.
@@ -93,12 +96,16 @@ def check_backend(
     )  # fmt: skip
     options = RunOptions(value, profile, device, seed, shrink, recorded)
     results = []
-    for done, (name, law) in enumerate(chosen.items()):
-        tell(name, done, len(chosen))
-        result = run_law(law, options)
-        results.append(_strictly(result) if strict else result)
-    results = with_causes(results, options)
-    tell("", len(chosen), len(chosen))
+    try:
+        for done, (name, law) in enumerate(chosen.items()):
+            tell(name, done, len(chosen))
+            result = run_law(law, options)
+            results.append(_strictly(result) if strict else result)
+        results = with_causes(results, options)
+        tell("", len(chosen), len(chosen))
+    except KeyboardInterrupt:
+        if not keep_interrupted:
+            raise
     return Report(header, results)
 
 

@@ -18,7 +18,10 @@ from rnn_conformance.laws.catalogue import LAWS
 from tensordict import TensorDict
 from torch.utils._python_dispatch import TorchDispatchMode
 
-on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+def on_a_gpu(test):
+    """The test needs CUDA: ``-m cuda`` selects it."""
+    return pytest.mark.cuda(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test))
 
 
 @pytest.fixture

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,7 +66,11 @@ def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
 @click.option(
     "--shrink/--no-shrink", default=True, help="Search for a smaller failing case, for a few seconds per law."
 )
-@click.option("--strict", is_flag=True, help="A capability that works and is not claimed is a failure.")
+@click.option(
+    "--strict",
+    is_flag=True,
+    help="A capability that works and is not claimed is a failure; a report that shows little is incomplete.",
+)
 @click.option(
     "--waivers",
     "waivers_file",
@@ -109,7 +117,8 @@ def check_command(
     to = console(stderr="-" in map(str, (json_file, html_file)))
     with refusals((UnknownBackendError, "NAME"), (UnknownNameError, "-k")):
         run = CheckRun(names, to, Options(**options), _waivers(waivers_file))  # type: ignore[arg-type]
-    results = run.run()
+    with _interrupted_by_sigterm():
+        results = run.run()
     _write(results, json_file, html_file)
     if folder is not None:
         from ..script import write_scripts
@@ -118,6 +127,19 @@ def check_command(
             for path in write_scripts(results, folder):
                 to.print(plain(f"wrote {path}"), soft_wrap=True)
     ctx.exit(results.status)
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """A request to end is an interrupt: what was found until then is printed and written."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _waivers(file: Path | None) -> list[Waiver]:

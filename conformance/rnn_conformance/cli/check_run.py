@@ -20,6 +20,8 @@ from ..suite.inputs import Rollout
 from ..waivers import Waiver, apply
 from .progress import RunProgress
 
+INTERRUPTED = "interrupted"
+
 
 @dataclass(frozen=True)
 class Options:
@@ -87,16 +89,20 @@ class CheckRun:
                     self._done.append(replace(blank, reason=reason))
                 else:
                     self._done.append(self._run_one(backend, device, progress))
+                    if self._done[-1].reason == INTERRUPTED:
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
             left = self._planned[len(self._done) :]
-            self._done += [BackendRun(name, reason="interrupted", device=device) for name, _, device in left]
+            self._done += [BackendRun(name, reason=INTERRUPTED, device=device) for name, _, device in left]
 
     def _run_one(self, backend: LSTMBackend, device: str, progress: RunProgress) -> BackendRun:
         options = self._options
         report = check_backend(
             backend, profile=options.profile, device=device, laws=self._expected, seed=self._seed,
-            on_progress=progress.law, shrink=options.shrink, strict=options.strict,
+            on_progress=progress.law, shrink=options.shrink, strict=options.strict, keep_interrupted=True,
         )  # fmt: skip
+        if report.missing:  # nothing else leaves a law out
+            return BackendRun(backend.name, report, INTERRUPTED, device=device)
         report = apply(self._waivers, report, backend, lambda law: progress.say(f"waiver of {law}"))
         for result in [cause.first for cause in causes(report.failures, self._expected)[:IN_FULL]]:
             progress.say(f"planted defects like {result.law}")

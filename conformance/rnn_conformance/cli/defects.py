@@ -22,6 +22,7 @@ Examples:
   rnn-backends defects                                every planted defect, against the laws that should catch it
   rnn-backends defects reset_by_multiplication        one of them
   rnn-backends defects -k gradients --seeds 1         one subject, quickly
+  rnn-backends defects --under float32_alone --seeds 1    kernel defects, in a backend that takes float32 alone
   rnn-backends defects --resume kills.jsonl --write docs/generated/kill_table.md
 
 Exit status:
@@ -37,6 +38,9 @@ Exit status:
 )
 @click.option("--profile", type=click.Choice(["smoke", "quick", "full"]), default="quick", show_default=True)
 @click.option("--drawn-only", is_flag=True, help="Leave out the fixed rich cases: drawn cases must suffice.")
+@click.option(
+    "--under", metavar="VARIANT", help="Plant kernel defects only, in a restricted backend, such as float32_alone."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
     "--resume",
@@ -56,20 +60,32 @@ def defects_command(ctx: click.Context, name: str | None, subject: str | None, *
     from datetime import date
 
     from ..defects.catalogue import DEFECTS, select
-    from ..defects.kill import survives
+    from ..defects.kill import dies_under, matters_under, survives
     from ..defects.page import Run, page
+    from ..defects.variants import RESTRICTED
+    from ..suite.names import exact
 
     if options["write"] and (name or subject):
         raise click.BadParameter("the page needs all defects: omit NAME and -k", param_hint="'--write'")
+    if options["write"] and options["under"]:
+        raise click.BadParameter("the page needs backends without restrictions: omit --under", param_hint="'--write'")
+    with refusals((ValueError, "--under")):
+        if options["under"]:
+            exact(options["under"], RESTRICTED, "variant")
     with refusals((ValueError, "NAME")):
         chosen = select(name, subject)
+    if options["under"]:
+        chosen = {one: defect for one, defect in chosen.items() if matters_under(defect, options["under"])}
     rows = _kills(list(chosen), options)
-    surviving = [one for one, kills in rows.items() if survives(DEFECTS[one], kills)]
+    surviving = [
+        one for one, kills in rows.items()
+        if (not dies_under(kills) if options["under"] else survives(DEFECTS[one], kills))
+    ]  # fmt: skip
     if options["as_json"]:
         kills = {one: [asdict(kill) | {"killed": kill.killed} for kill in own] for one, own in rows.items()}
         click.echo(json.dumps({"defects": kills, "surviving": surviving}, indent=1))
     else:
-        _show(rows, surviving)
+        _show(rows, surviving, options["under"])
     if options["write"]:
         day = options["date"] or date.today().isoformat()
         run = Run(day, _commit(), options["profile"], _seeds(options["seeds"]), options["drawn_only"])
@@ -86,7 +102,7 @@ def _kills(names: list[str], options: dict[str, Any]) -> dict[str, list[Kill]]:
 
     log = None
     if options["resume"]:
-        settings = {key: options[key] for key in ("profile", "seeds", "drawn_only")} | {"commit": _commit()}
+        settings = {key: options[key] for key in ("profile", "seeds", "drawn_only", "under")} | {"commit": _commit()}
         with refusals((ValueError, "--resume")):
             log = Log(options["resume"], settings)
 
@@ -94,7 +110,7 @@ def _kills(names: list[str], options: dict[str, Any]) -> dict[str, list[Kill]]:
         if log and name in log.results:
             return log.results[name]
         seeds = range(1, options["seeds"] + 1)
-        kills = kills_of(DEFECTS[name], seeds, options["profile"], options["drawn_only"])
+        kills = kills_of(DEFECTS[name], seeds, options["profile"], options["drawn_only"], options["under"])
         if log:
             log.add(kills)
         return kills
@@ -130,7 +146,7 @@ def _each(what: str, names: Iterable[str], run: Callable[[str], Any]) -> dict[st
     return results
 
 
-def _show(rows: dict[str, list[Kill]], surviving: list[str]) -> None:
+def _show(rows: dict[str, list[Kill]], surviving: list[str], under: str | None) -> None:
     from rich.table import Table
 
     from ..defects.catalogue import DEFECTS
@@ -139,11 +155,18 @@ def _show(rows: dict[str, list[Kill]], surviving: list[str]) -> None:
     table = Table("subject", "defects", "killed", "survive with a reason", "survive")
     for subject in dict.fromkeys(DEFECTS[name].subject for name in rows):
         own = [name for name in rows if DEFECTS[name].subject == subject]
-        dead = sum(all(kill.killed for kill in rows[name]) for name in own)
         left = sum(name in surviving for name in own)
+        dead = len(own) - left if under else sum(all(kill.killed for kill in rows[name]) for name in own)
         table.add_row(subject, str(len(own)), str(dead), str(len(own) - dead - left), str(left))
     out = console()
     out.print(table)
+    if under:
+        died = len(rows) - len(surviving)
+        share = died / max(len(rows), 1)
+        out.print(f"{died} of {len(rows)} kernel defects die under {under} ({share:.1%})", style="bold")
+        for name in surviving:
+            out.print(f"{name} survives: {'; '.join(f'{kill.law} {kill.verdicts[0]}' for kill in rows[name])}")
+        return
     for name, kills in rows.items():
         for kill in kills:
             if not kill.killed:

@@ -14,8 +14,11 @@ from ..check import check_backend
 from ..laws.catalogue import LAWS
 from ..rollouts.recorded import shipped
 from ..suite import search
+from ..suite.case import DTYPES, Case
+from ..suite.reach import Reach
 from ..suite.verdict import LawResult, Verdict
 from .planting import Defect
+from .variants import RESTRICTED
 
 KILLS: frozenset[Verdict] = frozenset({"failed", "silently_wrong"})
 
@@ -42,15 +45,22 @@ class Kill:
         return bool(self.verdicts) and all(verdict in KILLS for verdict in self.verdicts)
 
 
-def named_kills(defect: Defect, seeds: Iterable[int], profile: str = "quick") -> list[Kill]:
-    """Run the laws that the defect names, each with every seed."""
-    seeds = tuple(seeds)
+def named_kills(defect: Defect, seeds: Iterable[int], profile: str = "quick", under: str | None = None) -> list[Kill]:
+    """Run the laws that the defect names, each with every seed.
+
+    Args:
+        defect: planted anew for each run.
+        seeds: of the laws' cases.
+        profile: how much is tried.
+        under: a name of :data:`~.variants.RESTRICTED`: the planted backend takes no more than that.
+    """
+    seeds, restrict = tuple(seeds), RESTRICTED[under] if under else lambda backend: backend
     kills = []
     for law in defect.killed_by:
         verdicts, messages = [], []
         for seed in seeds:
             with defect.plant() as backend:
-                result = _run(backend, law, seed, profile)
+                result = _run(restrict(backend), law, seed, profile)
             verdicts.append(result.verdict)
             messages.append(result.message)
         kills.append(Kill(defect.name, law, tuple(verdicts), messages[0] if messages else ""))
@@ -63,12 +73,28 @@ def _run(backend: LSTMBackend, law: str, seed: int, profile: str) -> LawResult:
     return check_backend(backend, profile=profile, laws=[law], seed=seed, shrink=False, rollouts=rollouts).results[0]
 
 
-def kills_of(defect: Defect, seeds: Iterable[int], profile: str = "quick", drawn_only: bool = False) -> list[Kill]:
+def kills_of(
+    defect: Defect, seeds: Iterable[int], profile: str = "quick", drawn_only: bool = False, under: str | None = None
+) -> list[Kill]:
     """:func:`named_kills`; ``drawn_only`` leaves the fixed rich cases out, which run first whatever the seed."""
     if not drawn_only:
-        return named_kills(defect, seeds, profile)
+        return named_kills(defect, seeds, profile, under)
     with mock.patch.object(search, "rich", return_value=[]):
-        return named_kills(defect, seeds, profile)
+        return named_kills(defect, seeds, profile, under)
+
+
+def matters_under(defect: Defect, variant: str) -> bool:
+    """Whether a kernel defect without a written reason is an error in a dtype that a restricted backend takes."""
+    if not defect.in_kernel or defect.why_not:
+        return False
+    with defect.plant() as backend:
+        reach = Reach(RESTRICTED[variant](backend), "cpu")
+        return any(reach.accepts(Case(T=1, B=1, I=1, H=16, dtype=name)) for name in defect.dtypes or DTYPES)
+
+
+def dies_under(kills: Sequence[Kill]) -> bool:
+    """Whether a law kills it, with every seed: those about what a restricted backend declines cannot."""
+    return any(kill.killed for kill in kills)
 
 
 def survives(defect: Defect, kills: list[Kill]) -> bool:

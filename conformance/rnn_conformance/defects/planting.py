@@ -39,6 +39,9 @@ class Defect:
         rounds: numbers of the rounds (see :mod:`.rounds`) in which somebody invented it; empty for the catalogue.
         survived: those of ``rounds`` whose first run it survived; the laws it names were written or widened since.
         patches: replaced attributes, made anew for each planting; none where a backend alone is wrong.
+        in_kernel: whether it is in the numbers of one layer (``in_step``, ``in_reset``, ``in_layer``, ``made``), so
+            that it can be planted under a restricted backend too.
+        dtypes: those in which it is an error, as tokens have them; none for all.
     """
 
     name: str
@@ -51,6 +54,8 @@ class Defect:
     rounds: tuple[int, ...] = ()
     survived: tuple[int, ...] = ()
     patches: Callable[[], list[Patch]] = list
+    in_kernel: bool = False
+    dtypes: tuple[str, ...] = ()
 
 
 class Patch(NamedTuple):
@@ -61,26 +66,29 @@ class Patch(NamedTuple):
     value: object
 
 
+_KERNEL: dict[str, Any] = {"in_kernel": True}
+
+
 def in_step(*laws: str, **more: Any) -> Callable[[StepFunction], Defect]:
     """The step is wrong; the loop and its resets are right."""
-    return lambda written: _defect(written, lambda: LSTMBackend("defect", layer(written)), laws, more)
+    return lambda written: _defect(written, lambda: LSTMBackend("defect", layer(written)), laws, _KERNEL | more)
 
 
 def in_reset(*laws: str, **more: Any) -> Callable[[Reset], Defect]:
     """The reset rule is wrong; the step is right."""
-    return lambda written: _defect(written, lambda: LSTMBackend("defect", layer(step, written)), laws, more)
+    return lambda written: _defect(written, lambda: LSTMBackend("defect", layer(step, written)), laws, _KERNEL | more)
 
 
 def in_layer(*laws: str, traits: frozenset[Trait] = frozenset(), **more: Any) -> Callable[[LayerFunction], Defect]:
     """The layer function is wrong."""
-    return lambda written: _defect(written, lambda: LSTMBackend("defect", written, traits=traits), laws, more)
+    return lambda written: _defect(written, lambda: LSTMBackend("defect", written, traits=traits), laws, _KERNEL | more)
 
 
 def made(
     *laws: str, traits: frozenset[Trait] = frozenset(), **more: Any
 ) -> Callable[[Callable[[], LayerFunction]], Defect]:
     """The layer function has state between calls: a fresh one each time it is planted."""
-    return lambda make: _defect(make, lambda: LSTMBackend("defect", make(), traits=traits), laws, more)
+    return lambda make: _defect(make, lambda: LSTMBackend("defect", make(), traits=traits), laws, _KERNEL | more)
 
 
 def backend(*laws: str, **more: Any) -> Callable[[Callable[[], LSTMBackend]], Defect]:

@@ -12,6 +12,7 @@ from rnn_backends import UnsupportedError
 from torch import Tensor
 
 from ..suite.compare import demand
+from ..suite.device import tf32_allowed
 from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.reference import torch_per_trajectory
@@ -25,6 +26,20 @@ def output_equals_reference_in_float16(trial: Trial) -> None:
     ran = trial.run(trial.lstm())
     trial.agree("output", ran.output, trial.expected.output)
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
+
+
+@law(dtype=("f32",), profiles=("quick", "full"))
+def output_equals_reference_in_tf32(trial: Trial) -> None:
+    """With TF32 allowed, torch's default for cuDNN, output and end states equal the reference's within TF32's rounding.
+
+    All other laws run with TF32 off, where float32 has its own tolerance.
+    """
+    with tf32_allowed(trial.device):
+        ran = trial.run(trial.lstm())
+    trial.agree_in_tf32("output", ran.output, trial.expected.output)
+    for name, actual, expected in (("h", ran.h, trial.expected.end_h), ("c", ran.c, trial.expected.end_c)):
+        ends = trial.at_ends(actual), trial.at_ends(expected)
+        trial.agree_in_tf32(f"the end state {name}", *ends, 2, "layer t b unit")
 
 
 @law(dtype=("f32", "bf16", "f16", "f64"), profiles=("quick", "full"))
@@ -120,6 +135,27 @@ def long_rows_in_bfloat16(trial: Trial) -> None:
         error = float((gradient.cpu().double() - right[name]).abs().max()) / max(largest[name], floor)
         if not error <= SUM_ERROR:
             raise LawBroken(f"the gradient of {name} is off by {error:.1%} of its largest value", error / SUM_ERROR)
+
+
+@law(
+    costly=True, T=(300,), B=(2,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,), resets=("consecutive",),
+    profiles=("quick", "full"),
+)  # fmt: skip
+def long_rows_equal_reference(trial: Trial) -> None:
+    """Over 300 steps output and all gradients equal the reference's, as over ten: no block of time forgets another."""
+    few, lstm = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm()
+    lstm.load_state_dict(few.weights)
+    x, h, c, starts = (value.detach().cpu() for value in few[:4])
+    weights = {name: value.detach().cpu().double() for name, value in few.weights.items()}
+    own = Inputs(x.double(), h.double(), c.double(), starts, weights)
+    for inputs in (few, own):
+        inputs.x.requires_grad_()
+    leaves = {"x": own.x, **{name: value.requires_grad_() for name, value in own.weights.items()}}
+    expected, ran = trial.reference(own), trial.run(lstm, few)
+    trial.agree("output", ran.output, expected.output)
+    right = differentiate(expected.output.square().sum(), leaves)
+    found = differentiate(ran.output.square().sum(), {"x": few.x, **dict(lstm.named_parameters())})
+    trial.agree_gradients(found, right)
 
 
 def _rms(value: Tensor) -> float:

@@ -31,6 +31,7 @@ def _detail(run: BackendRun, law: str, results: Results) -> dict[str, object]:
 
 def _rows(result: LawResult, device: str) -> list[tuple[str, str, bool]]:
     cases = f"{result.cases} run, {result.declined} declined"
+    cases += f", {result.out_of_reach} out of the backend's reach" if result.out_of_reach else ""
     found: list[tuple[str, str | None, bool]] = [
         ("verdict", result.label, False),
         ("waived", result.waived, False),
@@ -39,6 +40,7 @@ def _rows(result: LawResult, device: str) -> list[tuple[str, str, bool]]:
         ("looks like", result.looks_like, False),
         ("worst error", _error(result), False),
         ("cases", cases, False),
+        ("dtypes", ", ".join(result.dtypes), False),
         ("smallest case", result.token, True),
         ("run it again", replay_line(result, device), True),
         ("a program of it", _script_line(result, device), True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -17,6 +18,9 @@ from .jsonl import ReportError
 
 HELD, FAILED, USAGE, INCOMPLETE = 0, 1, 2, 3
 """Exit statuses of the command."""
+
+MOST_DECLINED = 0.1
+"""A report with a larger share of declined laws shows little."""
 
 
 def versions(names: Iterable[str] = ("rnn-backends", "torch", "tensordict", "torchrl")) -> dict[str, str]:
@@ -44,7 +48,8 @@ class Header:
         versions: of Python and the packages involved.
         rollouts: names of the recorded rollouts.
         claimed: the traits the backend claims.
-        strict: whether a capability that works and is not claimed is a failure.
+        strict: whether a capability that works and is not claimed is a failure, and a report that shows little
+            incomplete.
     """
 
     backend: str
@@ -90,9 +95,28 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether results and expected laws are the same, and the device was present."""
+        """Whether results and expected laws are the same, the device was there, and, if strict, enough laws ran."""
+        return self.has_all and not (self.header.strict and self.shows_little)
+
+    @property
+    def has_all(self) -> bool:
+        """Whether results and expected laws are the same, and the device was there to run them on."""
         ran = any(result.message != NO_DEVICE for result in self.results)
         return not self.missing and not self.unexpected and ran
+
+    @property
+    def shows_little(self) -> str:
+        """That more than a tenth of the laws were declined, in words; empty if not."""
+        declined, every = self.count("declined"), len(self.results)
+        if declined <= MOST_DECLINED * every:
+            return ""
+        return f"{declined} of {every} laws were declined: this report shows little"
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """How many laws ran in each dtype, most first; a law may run in several."""
+        counted = Counter(dtype for result in self.results for dtype in result.dtypes)
+        return dict(counted.most_common())
 
     @property
     def ok(self) -> bool:
@@ -337,7 +361,7 @@ def _reconcile(results: Results, foot: dict[str, Any]) -> None:
         wrong.append(f"the footer says exit status {foot['status']}, the results give {results.status}")
     elif foot["complete"] != results.complete:
         wrong.append(f"the footer says complete: {foot['complete']}, the results give {results.complete}")
-    if wrong or not results.complete:
+    if wrong or not all(run.report and run.report.has_all for run in results.runs) or not results.runs:
         more = f", and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ReportError("the report is incomplete: " + "; ".join(wrong[:5] or ["it has no results"]) + more)
 

@@ -171,18 +171,36 @@ def print_results(results: Results, to: Console, timed_on: str) -> None:
             "dim",
         )
         say("       there; rnn-backends bench NAME --device cuda is)", style="dim")
+    for line in dtype_lines(results.runs):
+        say(line, "dim")
     for run in results.runs:
         if run.failures:
             say("\n" + failures_text(run, results))
         elif not run.complete:
-            say(f"\n? {run.label}: {run.reason or 'some laws have no result'}")
+            little = run.report.shows_little if run.report and run.report.has_all else ""
+            say(f"\n? {run.label}: {run.reason or little or 'some laws have no result'}")
         for waived in run.report.waived if run.report else ():
             say(f"\n{waived.label.replace('waived', run.label)}: {waived.law} is waived: {waived.waived}")
     say("\n" + closing(results), style="bold")
 
 
+def dtype_lines(runs: Sequence[BackendRun]) -> list[str]:
+    """How many laws ran in which dtype, and how many drawn cases were out of reach: a line a backend, the same once."""
+    said: dict[str, list[str]] = {}
+    for run in runs:
+        if run.report and run.report.dtypes:
+            counts = list(run.report.dtypes.items())
+            first = f"{counts[0][0]} in {counts[0][1]} law{'s' * (counts[0][1] != 1)}"
+            words = ", ".join([first, *(f"{dtype} in {count}" for dtype, count in counts[1:])])
+            beyond = sum(result.out_of_reach for result in run.results)
+            words += f"; {beyond} drawn cases out of the backend's reach" if beyond else ""
+            said.setdefault(words, []).append(run.label)
+    who = len(runs) > 1
+    return [f"dtypes {words}" + (f" ({', '.join(names)})" if who else "") for words, names in said.items()]
+
+
 def closing(results: Results) -> str:
-    """The summary in one line: whether all laws held, how many ran, and how many are waived."""
+    """The summary in one line: whether all laws held, how many ran and are waived, and whether it shows little."""
     ran = [run for run in results.runs if run.report]
     found = [result for run in ran for result in run.results]
     laws = len({result.law for result in found})
@@ -193,8 +211,14 @@ def closing(results: Results) -> str:
     return (
         f"{says[results.status]}: {laws} law{'s' * (laws != 1)} ran on {len(ran)} of {len(results.runs)} backends, "
         f"{sum(r.cases for r in found)} cases, profile {results.profile}, seed {results.seed}, "
-        f"{results.seconds:.0f} s; {results.waived} waived"
+        f"{results.seconds:.0f} s; {results.waived} waived{_little(ran)}"
     )
+
+
+def _little(ran: Sequence[BackendRun]) -> str:
+    """The runs that show little; named where there are several."""
+    said = [(run.label, run.report.shows_little) for run in ran if run.report]
+    return "".join(f"; {f'{label}: ' if len(ran) > 1 else ''}{words}" for label, words in said if words)
 
 
 def failures_text(run: BackendRun, results: Results) -> str:

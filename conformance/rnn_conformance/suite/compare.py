@@ -10,7 +10,14 @@ from .verdict import LawBroken
 
 
 def judge(
-    what: str, actual: Tensor, expected: Tensor, tolerance: float, dim: int | None, axes: str, floor: float
+    what: str,
+    actual: Tensor,
+    expected: Tensor,
+    tolerance: float,
+    dim: int | None,
+    axes: str,
+    floor: float,
+    whose: str = "",
 ) -> float:
     """The error over the tolerance; raises :class:`LawBroken` above one.
 
@@ -22,6 +29,7 @@ def judge(
         dim: the dimension that counts rows, ``None`` for one row.
         axes: names of the dimensions, for the message.
         floor: see :func:`~rnn_conformance.suite.tolerances.worst_row`.
+        whose: where the tolerance is from, for the message.
     """
     check_shape(what, actual, expected)
     error_ratio = worst_row(actual, expected.double(), dim, floor) / tolerance
@@ -33,7 +41,7 @@ def judge(
         raise LawBroken(
             f"{what} differs first at {_place(axes, at)}: actual {_number(actual, at)}, "
             f"expected {_number(expected, at)}; "
-            f"the worst row's error is {error_ratio:.3g} times its tolerance of {tolerance:g}",
+            f"the worst row's error is {error_ratio:.3g} times its tolerance of {tolerance:g}{whose}",
             error_ratio,
         )
     return error_ratio

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .verdict import NO_DEVICE
+from .verdict import NO_DEVICE, Declined
 
 
 def absent(device: str) -> str | None:
@@ -21,17 +21,41 @@ def is_accelerator(device: str) -> bool:
     return torch.device(device).type != "cpu"
 
 
+def has_tf32(device: str) -> bool:
+    """Whether products in float32 may be computed in TF32 there."""
+    return torch.device(device).type == "cuda"
+
+
 @contextmanager
 def exact_float32(device: str) -> Iterator[None]:
     """Switch TF32 off on CUDA: its ten bits would be judged by float32's tolerance. Elsewhere nothing changes."""
     if torch.device(device).type != "cuda":
         yield
         return
+    with _tf32(False):
+        yield
+
+
+@contextmanager
+def tf32_allowed(device: str) -> Iterator[None]:
+    """TF32 in cuDNN, as torch has it by default, and in products.
+
+    Raises:
+        Declined: the device has no TF32.
+    """
+    if not has_tf32(device):
+        raise Declined("TF32 is of CUDA alone")
+    with _tf32(True):
+        yield
+
+
+@contextmanager
+def _tf32(allowed: bool) -> Iterator[None]:
     places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     try:
         for place in places:
-            place.allow_tf32 = False
+            place.allow_tf32 = allowed
         yield
     finally:
         for place, value in zip(places, before, strict=True):

@@ -83,6 +83,9 @@ class Reach:
         }
         if base["dtype"] not in usual["dtype"] or isinstance(preferred, Best):
             taken["dtype"] = (base["dtype"],)
+        for name in FIELDS:  # where nothing is left out, cases may have values that are drawn for none: H = 9
+            if name not in where and taken[name] == usual[name] and name != "dtype":
+                del taken[name]
         return Allowed({**where, **taken}, narrowed=True)
 
     @staticmethod

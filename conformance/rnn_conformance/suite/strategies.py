@@ -32,8 +32,10 @@ RICH = (
     Case(5, 2, 2, 5, L=2, P=3, resets=0b01100_10010, seed=2),
     Case(7, 2, 3, 3, L=2, bidirectional=True, resets=0b0010010_0101100, seed=3, layout="strided"),
     Case(5, 4, 3, 9, L=2, resets=0b00100_01010_00000_10001, seed=4),
+    Case(16, 2, 8, 8, resets=0b1000100010010000_0010100100101010, seed=5),
 )
-"""Cases that run first with any seed: all options at once, every size different; the last with many units."""
+"""Cases that run first with any seed: all options at once, every size different; then one with many units, and one
+with whole blocks: sizes of eight, sixteen steps, resets at the last step of a block, six sequences in a row."""
 
 
 @st.composite

@@ -17,7 +17,16 @@ from .case import Case
 from .device import is_accelerator
 from .inputs import Inputs, Rollout, materialise
 from .reference import Expected, reference, torch_per_trajectory
-from .tolerances import DEVICE_ALLOWANCE, GRADIENT_FLOOR, ROUNDING_ALLOWANCE, TOLERANCES, worst_row
+from .tolerances import (
+    DEVICE_ALLOWANCE,
+    GRADIENT_FLOOR,
+    ROUNDING_ALLOWANCE,
+    TF32,
+    TF32_UNIT,
+    TOLERANCES,
+    Tolerance,
+    worst_row,
+)
 from .verdict import Declined, LawBroken
 
 
@@ -56,7 +65,7 @@ class Trial:
     def __init__(self, backend: LSTMBackend, case: Case, device: str = "cpu", rollout: Rollout | None = None) -> None:
         self.backend, self.case, self.device, self.rollout = backend, case, device, rollout
         self.error_ratio: float | None = None
-        self._rounding: dict[torch.dtype, float] = {}
+        self._rounding: dict[float, float] = {}
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -206,13 +215,27 @@ class Trial:
         ``dim``."""
         kind = dtype or self.case.torch_dtype
         limit = TOLERANCES[kind]
-        allowed = limit.values * scale * self.allowance(kind).values
-        self._judge(what, actual, expected, allowed, dim, axes, limit.floor)
+        allowance = self.allowance(kind).values
+        self._judge(
+            what,
+            actual,
+            expected,
+            limit.values * scale * allowance,
+            dim,
+            axes,
+            limit.floor,
+            self._whose(kind, allowance),
+        )
 
     def agree_states(self, what: str, actual: Ran, h: Tensor, c: Tensor, scale: float = 1.0) -> None:
         """Compare end states ``[L*D, T, B, .]`` with the expected ones, where a sequence ends."""
         self.agree(f"{what} h", self.at_ends(actual.h), self.at_ends(h), 2, "layer t b unit", scale)
         self.agree(f"{what} c", self.at_ends(actual.c), self.at_ends(c), 2, "layer t b unit", scale)
+
+    def agree_in_tf32(self, what: str, actual: Tensor, expected: Tensor, dim: int = 1, axes: str = "t b unit") -> None:
+        """Values within TF32's tolerance, or what rounding the inputs to TF32 alone does, where that is more."""
+        allowed = TF32.values * self._rounding_allowance(TF32, TF32_UNIT)
+        self._judge(what, actual, expected, allowed, dim, axes, TF32.floor, " (TF32's)")
 
     def allowance(self, dtype: torch.dtype) -> Allowance:
         """Multipliers of the tolerances of a dtype, for this case on this device; mostly 1."""
@@ -255,9 +278,11 @@ class Trial:
         weights that are at most one unit in the last place off; :data:`ROUNDING_ALLOWANCE` times that change is
         allowed.
         """
-        if dtype in self._rounding:
-            return self._rounding[dtype]
-        limit, unit = TOLERANCES[dtype], torch.finfo(dtype).eps
+        return self._rounding_allowance(TOLERANCES[dtype], torch.finfo(dtype).eps)
+
+    def _rounding_allowance(self, limit: Tolerance, unit: float) -> float:
+        if unit in self._rounding:
+            return self._rounding[unit]
         exact, moved = self.expected, 0.0
         for key in range(3):
             generator = torch.Generator().manual_seed(key)
@@ -267,7 +292,7 @@ class Trial:
             pairs = ((near.output, exact.output, 1), (near.end_h, exact.end_h, 2), (near.end_c, exact.end_c, 2))
             moved = max(moved, *(worst_row(actual, right, dim, limit.floor) for actual, right, dim in pairs))
         found = max(1.0, ROUNDING_ALLOWANCE * moved / limit.values) if math.isfinite(moved) else 1.0
-        self._rounding[dtype] = found
+        self._rounding[unit] = found
         return found
 
     def agree_states_of(self, rows: Tensor, actual: Ran, whole: Ran) -> None:
@@ -281,18 +306,34 @@ class Trial:
     def agree_gradients(self, actual: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
         """Compare gradients within the dtype's tolerance: of inputs by row of the batch, of weights as a whole."""
         kind = self.case.torch_dtype
-        limit = TOLERANCES[kind].gradients * scale * self.allowance(kind).gradients
+        allowance = self.allowance(kind).gradients
+        limit, whose = TOLERANCES[kind].gradients * scale * allowance, self._whose(kind, allowance)
         for name, value in expected.items():
             dim, axes = GRADIENT_ROWS.get(name, (None, "row column"))
             if name not in actual:
                 raise LawBroken(f"there is no gradient of {name}")
-            self._judge(f"the gradient of {name}", actual[name], value, limit, dim, axes, GRADIENT_FLOOR)
+            self._judge(f"the gradient of {name}", actual[name], value, limit, dim, axes, GRADIENT_FLOOR, whose)
+
+    def _whose(self, dtype: torch.dtype, allowance: float) -> str:
+        """Which limit a tolerance is, in float32 on an accelerator: the table's, or torch's own error there."""
+        if dtype != torch.float32 or not is_accelerator(self.device):
+            return ""
+        own = f"{DEVICE_ALLOWANCE:g} times torch.nn.LSTM's own error on {self.device}"
+        return f" ({own})" if allowance > 1 else f" (the table's for float32; {own} is less)"
 
     def _judge(
-        self, what: str, actual: Tensor, expected: Tensor, limit: float, dim: int | None, axes: str, floor: float
+        self,
+        what: str,
+        actual: Tensor,
+        expected: Tensor,
+        limit: float,
+        dim: int | None,
+        axes: str,
+        floor: float,
+        whose: str,
     ) -> None:
         try:
-            error_ratio = compare.judge(what, actual.cpu(), expected.cpu(), limit, dim, axes, floor)
+            error_ratio = compare.judge(what, actual.cpu(), expected.cpu(), limit, dim, axes, floor, whose)
         except LawBroken as broken:
             self._keep(broken.error_ratio)
             raise

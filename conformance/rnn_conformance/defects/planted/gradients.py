@@ -113,7 +113,7 @@ def gradients_averaged_over_the_batch(w: LayerWeights, x: Tensor, entry: State, 
     return right(each(lambda v: _changed(v, lambda grad: grad / x.shape[1]), w), x, entry, starts)
 
 
-@in_layer("gradients_equal_reference")
+@in_layer("gradients_equal_reference", dtypes=("f64",))
 def gradients_in_float32(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The weights' gradients go through float32 on the way."""
     return right(each(lambda v: _changed(v, lambda grad: grad.float().to(grad)), w), x, entry, starts)
@@ -281,7 +281,7 @@ def bias_gradient_gated_by_its_weight(w: LayerWeights, x: Tensor, entry: State, 
     return Gated()(w, x, entry, starts)
 
 
-@in_layer("without_gradients_the_same_values")
+@in_layer("without_gradients_the_same_values", dtypes=("f64",))
 def fast_path_without_gradients(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Under no_grad another path runs, in float32."""
     if torch.is_grad_enabled():

@@ -7,18 +7,42 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMModule, State, get_backend
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, get_backend
 from rnn_backends import lstm as core
 from rnn_backends_plugins.compile import backward as compile_backward
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ...suite import device
 from ..hand_written_blocks import by_hand
-from ..planting import Patch, in_core, in_layer, in_step, made
+from ..planting import Patch, in_core, in_layer, in_step, made, restart
 from ..right import both, each, finish, gates_of, layer, output_of, right, step
 
 
-@in_layer("output_equals_reference_in_float16")
+@in_core(
+    "output_equals_reference_in_tf32",
+    on=LSTMBackend("defect", lambda w, x, entry, starts: _kernel(w, x, entry, starts)),
+)
+def c_kept_over_a_reset_in_tf32() -> list[Patch]:
+    """Where TF32 is allowed another kernel runs, whose resets leave the cell state as it was."""
+    return [Patch(device, "has_tf32", lambda where: True)]
+
+
+def _kernel(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    if not torch.backends.cudnn.allow_tf32 or x.dtype != torch.float32:
+        return right(w, x, entry, starts)
+    return _kernel_in_tf32(w, x, entry, starts)
+
+
+def _keep_c(state: State, entry: State, starts: Tensor, t: int) -> State:
+    fresh = restart(state, entry, starts, t)
+    return fresh if t == 0 else State(fresh.h, state.c)
+
+
+_kernel_in_tf32 = layer(step, _keep_c)
+
+
+@in_layer("output_equals_reference_in_float16", dtypes=("f16",))
 def eight_bits_in_float16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """float16 is computed in bfloat16."""
     if x.dtype != torch.float16:
@@ -67,13 +91,13 @@ def a_bit_worse_than_torch(w: LayerWeights, x: Tensor, entry: State, starts: Ten
     return layer(one)(w, x, entry, starts)
 
 
-@made("long_rows_in_bfloat16", round=5)
+@made("long_rows_in_bfloat16", "long_rows_equal_reference", round=5)
 def gradient_of_c_ends_with_its_block_of_time() -> LayerFunction:
     """The backward pass runs in blocks of 128 steps and passes on the gradient of h, but not that of c."""
     return by_hand(block=128)
 
 
-@in_layer("long_rows_in_bfloat16", round=5, survived=5)
+@in_layer("long_rows_in_bfloat16", dtypes=("bf16",), round=5, survived=5)
 def step_numbers_have_the_datas_dtype(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Starts are found by comparing step numbers in x's dtype: in bfloat16 sequences restart after step 256."""
     t = torch.arange(len(x), device=x.device).to(x.dtype).unsqueeze(-1)
@@ -144,7 +168,7 @@ def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
     return [Patch(LSTMModule, "_as_stored", replacement)]
 
 
-@in_layer("autocast_keeps_the_states_dtype", round=2)
+@in_layer("autocast_keeps_the_states_dtype", "strides_of_sizes_of_one_are_not_read", round=2)
 def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Contiguous input is read with stride(1) between rows, which is arbitrary where the batch has one row."""
     x, (steps, batch, size) = x.contiguous(), x.shape

@@ -52,7 +52,7 @@ def stored_states_written_to(w: LayerWeights, x: Tensor, entry: State, starts: T
     return result
 
 
-@in_layer("nothing_passed_in_changes")
+@in_layer("nothing_passed_in_changes", dtypes=("f64",))
 def weights_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Weights are rounded to float32 in place."""
     result = right(w, x, entry, starts)
@@ -75,7 +75,7 @@ def the_last_call_added() -> LayerFunction:
     return run
 
 
-@made("same_call_same_answer")
+@made("same_call_same_answer", dtypes=("f64",))
 def not_repeatable() -> LayerFunction:
     """Results are rounded in seven ways in turn, as with atomic sums: they are not reproducible."""
     calls = count()

@@ -25,7 +25,7 @@ def storage_offset_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Ten
     return right(w, x.as_strided(x.shape, x.stride(), 0), entry, starts)
 
 
-@in_layer("output_equals_reference")
+@in_layer("output_equals_reference", dtypes=("f64",))
 def float32_inside_float64(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """float64 is computed in float32 and cast back."""
     result = right(each(torch.Tensor.float, w), x.float(), both(torch.Tensor.float, entry), starts)
@@ -285,21 +285,21 @@ def short_floats_where_sizes_are_aligned(w: LayerWeights, x: Tensor, entry: Stat
     return layer(one)(w._replace(w_ih=cut(w.w_ih), w_hh=cut(w.w_hh)), x, entry, starts)
 
 
-@in_layer("output_equals_reference_in_bfloat16")
+@in_layer("output_equals_reference_in_bfloat16", dtypes=("bf16",))
 def float32_out_of_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """bfloat16 input gives float32 results."""
     result = right(w, x, entry, starts)
     return both(torch.Tensor.float, result) if x.dtype == torch.bfloat16 else result
 
 
-@in_layer("output_equals_reference_in_bfloat16")
+@in_layer("output_equals_reference_in_bfloat16", dtypes=("bf16",))
 def float32_c_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """In bfloat16 the cell state is returned in float32."""
     h, c = right(w, x, entry, starts)
     return State(h, c.float() if x.dtype == torch.bfloat16 else c)
 
 
-@in_step("output_equals_reference_in_bfloat16")
+@in_step("output_equals_reference_in_bfloat16", dtypes=("bf16",))
 def gates_in_eight_levels(w: LayerWeights, x: Tensor, state: State) -> State:
     """In bfloat16 the pre-activations are rounded to halves, as a table would."""
     if x.dtype != torch.bfloat16:
@@ -308,13 +308,13 @@ def gates_in_eight_levels(w: LayerWeights, x: Tensor, state: State) -> State:
     return finish(w, (i, f, g, o), state.c)
 
 
-@in_reset("output_equals_reference_in_bfloat16", round=1)
+@in_reset("output_equals_reference_in_bfloat16", "end_states_equal_reference", round=1)
 def resets_of_every_eighth_step_missed(state: State, entry: State, starts: Tensor, t: int) -> State:
     """The reset mask is packed in bytes and the last bit is lost: resets at steps 7, 15, ... are ignored."""
     return state if t % 8 == 7 else restart(state, entry, starts, t)
 
 
-@in_layer("output_equals_reference_in_bfloat16", round=1)
+@in_layer("output_equals_reference_in_bfloat16", "end_states_equal_reference", round=1)
 def rows_sorted_and_not_back(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Rows are sorted by their number of resets, and c is not sorted back."""
     order = starts.sum(0).argsort(stable=True)
@@ -323,7 +323,7 @@ def rows_sorted_and_not_back(w: LayerWeights, x: Tensor, entry: State, starts: T
     return State(result.h[:, back], result.c)
 
 
-@in_layer("output_equals_reference_in_bfloat16", round=1)
+@in_layer("output_equals_reference_in_bfloat16", "end_states_equal_reference", round=1)
 def sequences_counted_to_four(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Sequences of a row are counted in two bits: from the fifth on they start from the state of the first."""
     number = starts.cumsum(0) - 1

@@ -1,0 +1,129 @@
+"""Everything that only a GPU can say, by one command: laws, tests, figures, and the times that auto goes by.
+
+  python -m rnn_benchmarks.gpu run                      on the GPU, at most 6 minutes, into gpu-results/
+  python -m rnn_benchmarks.gpu run --minutes 3 --parts environment,figures
+  python -m rnn_benchmarks.gpu run --device cpu --minutes 1     the same way on a CPU, to try it out
+  python -m rnn_benchmarks.gpu page gpu-results         fill the GPU parts of docs/ and the shipped crossovers from it
+
+The parts, in order: environment, laws, tests, figures, crossovers, quick. Each has a share of the time and what earlier
+ones left over, is stopped with all that it started when that is up, and has written down by then what it has:
+environment.json, smoke-NAME.jsonl, tests.xml, figures.json, crossovers.json, quick-NAME.jsonl, a log of every process,
+and run.json, which says how each part ended. In place of run, environment, figures and crossovers are that part alone.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Any
+
+from rnn_backends.paths import write_whole
+
+OUT = Path("gpu-results")
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser("rnn_benchmarks.gpu", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    words = parser.add_subparsers(dest="what", required=True)
+    run = words.add_parser("run", help="all parts within a limit")
+    run.add_argument("--minutes", type=float, default=6.0, help="for all of it; default: %(default)s")
+    run.add_argument("--parts", default="", help="names with commas between; default: all")
+    run.add_argument("--tests", type=Path, help="the folder of the tests that need CUDA; default: no such part")
+    run.add_argument("--law", action="append", default=[], help="only laws with this in their name")
+    parts = [run]
+    for what in ("environment", "figures", "crossovers"):
+        one = words.add_parser(what, help="this part alone")
+        one.add_argument("--seconds", type=float, default=120.0, help="its limit; default: %(default)s")
+        parts.append(one)
+    for one in parts:
+        one.add_argument("--device", default="cuda", help="default: %(default)s")
+        one.add_argument("--out", type=Path, default=OUT, help="the folder for all of it; default: %(default)s")
+        one.add_argument("--backend", action="append", default=[], help="only this one; may be repeated")
+        one.add_argument("--shape", action="append", default=[], help="B,T,I,H or S1 to S5, G1; may be repeated")
+        one.add_argument("--acting", action="append", default=[], help="B,1,I,H of single steps; may be repeated")
+    page = words.add_parser("page", help="fill the documentation from a folder")
+    page.add_argument("folder", type=Path, nargs="?", default=OUT)
+    page.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    page.add_argument("--crossovers", type=Path, default=Path("core/rnn_backends/crossovers.json"))
+    return parser
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run one of the words; those of the command line where none are given."""
+    parser = _parser()
+    options = parser.parse_args(words)
+    if options.what == "page":
+        from .page import NotOfAGpuError, fill_all
+
+        try:
+            written = fill_all(options.folder, options.docs, options.crossovers)
+        except (NotOfAGpuError, FileNotFoundError) as error:
+            parser.error(str(error))
+        for path in written:
+            print(f"filled {path}")
+        return
+    _device(options, parser)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.what == "run":
+        raise SystemExit(_run(options, parser))
+    _one(options)
+
+
+def _device(options: Namespace, parser: ArgumentParser) -> None:
+    import torch
+
+    try:
+        kind = torch.device(options.device).type
+    except RuntimeError as error:
+        parser.error(f"--device: {error}")
+    if kind == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device here. To try the command out on a CPU: --device cpu --minutes 1")
+
+
+def _run(options: Namespace, parser: ArgumentParser) -> int:
+    from .parts import run_all, stop
+    from .plan import PARTS, Choice, parts_of
+
+    names = tuple(name.strip() for name in options.parts.split(",") if name.strip()) or PARTS
+    if unknown := [name for name in names if name not in PARTS]:
+        parser.error(f"--parts: there is no part {unknown[0]!r}; there are {', '.join(PARTS)}")
+    choice = Choice(
+        options.device, options.out.resolve(), names, tuple(options.backend), tuple(options.law),
+        options.tests.resolve() if options.tests else None, tuple(options.shape), tuple(options.acting),
+    )  # fmt: skip
+    signal.signal(signal.SIGTERM, stop)  # whoever ends this ends what it started
+
+    def keep(found: dict[str, Any]) -> None:
+        about = {"device": options.device, "minutes": options.minutes, "parts": found}
+        write_whole(choice.folder / "run.json", json.dumps(about, indent=1) + "\n")
+
+    found = run_all(parts_of(choice), choice.folder, 60 * options.minutes, _say, keep)
+    print(f"everything is in {options.out}; from it: python -m rnn_benchmarks.gpu page {options.out}")
+    return int(any(job["status"] != 0 for part in found.values() for job in part["jobs"]))
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _one(options: Namespace) -> None:
+    if options.what == "environment":
+        from .environment import environment
+
+        found = environment(options.device)
+        write_whole(options.out / "environment.json", json.dumps(found, indent=1) + "\n")
+        print(json.dumps(found, indent=1))
+    elif options.what == "figures":
+        from .measure import measure
+
+        measure(options.device, options.out, options.seconds, options.backend, options.shape, options.acting, _say)
+    else:
+        from .crossovers import measure_crossovers
+
+        measure_crossovers(options.device, options.out, options.seconds, options.backend, options.shape, _say)
+
+
+if __name__ == "__main__":
+    main()
