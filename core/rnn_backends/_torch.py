@@ -10,7 +10,7 @@ import inspect
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -167,6 +167,118 @@ def torchrl_recurrent_mode() -> bool | None:
     modules = sys.modules.get("torchrl.modules")
     mode = getattr(modules, "recurrent_mode", None)
     return mode() if mode is not None else None
+
+
+def torchrl_set_recurrent_mode() -> Callable[[bool | None], Any] | None:
+    """TorchRL's context manager ``torchrl.modules.set_recurrent_mode`` (public); ``None`` where it is not loaded."""
+    return getattr(sys.modules.get("torchrl.modules"), "set_recurrent_mode", None)
+
+
+def torchrl_mode_in_traces() -> bool | None:
+    """The mode that traced code would read from TorchRL if it entered no context of TorchRL's itself.
+
+    TorchRL keeps it in an attribute that all threads and tasks share, beside a ``ContextVar``. Comparing the two tells
+    what was set within a trace. Without the private name: the mode of this thread and task.
+    """
+    manager = _torchrl_manager()
+    mode: bool | None = getattr(manager, "_mode", None) if hasattr(manager, "_mode") else torchrl_recurrent_mode()
+    return mode
+
+
+def torchrl_mode_outside() -> bool | None:
+    """TorchRL's mode in this thread and task, asked while Dynamo traces, when TorchRL's own function does not tell.
+
+    Without the private name: what TorchRL's own function says.
+    """
+    context = getattr(_torchrl_manager(), "_context_mode", None)
+    mode: bool | None = torchrl_recurrent_mode() if context is None else context.get()
+    return mode
+
+
+def _torchrl_manager() -> object:
+    if sys.modules.get("torchrl.modules") is None:
+        return None
+    rnn = sys.modules.get("torchrl.modules.tensordict_module.rnn")
+    return getattr(rnn, "recurrent_mode_state_manager", None)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def torchrl_mode_set_in_trace() -> bool:
+    """Whether the code that Dynamo traces has set TorchRL's mode before this point: a fact about the code.
+
+    Without the private names: yes, so that the mode is read.
+    """
+    if torchrl_set_recurrent_mode() is None:
+        return False
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        effects: Any = InstructionTranslator.current_tx().output.side_effects
+        manager = effects.id_to_variable.get(id(_torchrl_manager()))
+        return manager is not None and "_mode" in effects.store_attr_mutations.get(manager, {})
+    except (ImportError, AttributeError):
+        return True
+
+
+def keep_torchrl_mode_eager() -> None:
+    """Apply :func:`only_inlined` to TorchRL's context manager, if it is loaded: a graph break then keeps its mode."""
+    for name in ("__enter__", "__exit__"):
+        method = getattr(torchrl_set_recurrent_mode(), name, None)
+        if inspect.isfunction(method):
+            only_inlined(method)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def with_is_traced(kind: type) -> bool:
+    """Whether Dynamo traces a ``with`` statement over a context manager of this kind, in which no graph breaks.
+
+    The other way to enter one is to call ``__enter__``, as ``ExitStack`` does. Without the private names: no.
+    """
+    try:
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        frame: Any = InstructionTranslator.current_tx()
+        while frame is not None:
+            if any(type(manager.cm_obj) is kind for manager in frame.active_generic_context_managers):
+                return True
+            frame = frame.parent
+    except (ImportError, AttributeError):
+        pass
+    return False
+
+
+def break_the_graph() -> None:
+    """Make Dynamo run the frame that it traces as plain Python from here on; an error under ``fullgraph=True``."""
+    torch._dynamo.graph_break()
+
+
+def _frame_strategy() -> Callable[[Any], None] | None:
+    """How to tell Dynamo that a code object is never compiled as a frame of its own."""
+    eval_frame = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
+    set_strategy = getattr(eval_frame, "set_code_exec_strategy", None)
+    try:
+        from torch._dynamo.types import FrameAction, FrameExecStrategy
+    except ImportError:
+        return None
+    if set_strategy is None:
+        return None
+    return lambda code: set_strategy(code, FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP))
+
+
+_skip_frame = _frame_strategy()
+CAN_INLINE_ONLY = _skip_frame is not None
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def only_inlined(function: Function) -> Function:
+    """Decorator: ``torch.compile`` inlines the function in a trace, and never compiles a call of it by itself.
+
+    Between two graphs it then runs as plain Python does, with ``torch.compiler.is_compiling()`` false. Without the
+    private name it is compiled there too, and :data:`CAN_INLINE_ONLY` is false.
+    """
+    if _skip_frame is not None:
+        _skip_frame(getattr(function, "__code__", None))
+    return function
 
 
 def all_out_keys(module: Any, constructed: Sequence[Any]) -> Sequence[Any]:

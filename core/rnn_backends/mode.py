@@ -3,31 +3,80 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import threading
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ._torch import torchrl_recurrent_mode
+from ._torch import (
+    CAN_INLINE_ONLY,
+    break_the_graph,
+    only_inlined,
+    torchrl_mode_in_traces,
+    torchrl_mode_outside,
+    torchrl_mode_set_in_trace,
+    torchrl_recurrent_mode,
+    torchrl_set_recurrent_mode,
+    with_is_traced,
+)
 from .errors import InputError
 
 Mode = bool | Literal["recurrent", "sequential"] | None
 
-_context: ContextVar[tuple[bool | None, ...]] = ContextVar("rnn_backends_recurrent_mode", default=())
+
+class _Entry(NamedTuple):
+    """One context that is open: its mode, and what is around it."""
+
+    mode: bool | None
+    torchrl: bool | None
+    """TorchRL's mode when this was entered: another one now means that a context of TorchRL's lies within."""
+    torchrl_context: Any
+    """TorchRL's own context manager, entered with this one, so that its modules follow."""
+    outer: _Entry | None
 
 
-class _Mirror(threading.local):
-    """The same stack where Dynamo can read and guard it: it traces thread-locals, not ContextVars."""
+_context: ContextVar[_Entry | None] = ContextVar("rnn_backends_recurrent_mode", default=None)
+
+
+class _Traced(threading.local):
+    """The innermost context that was entered within a trace: Dynamo traces thread-locals, not ``ContextVar.set``.
+
+    Dynamo allows no graph break within a ``with`` statement: where there is one, ``with`` runs as plain Python and uses
+    the ``ContextVar``. So no code but the trace itself ever sees an entry here.
+    """
 
     def __init__(self) -> None:  # for each thread: an attribute of the class would break Dynamo's guard
-        self.stack: tuple[bool | None, ...] = ()
+        self.entry: _Entry | None = None
 
 
-_mirror = _Mirror()
+class _Around(NamedTuple):
+    """What is in force around a trace."""
+
+    mode: bool | None
+    torchrl_in_traces: bool | None
+
+
+class _Outside:
+    """Python that traced code can ask about its surroundings.
+
+    Dynamo cannot trace ``ContextVar.get``. But it evaluates a property whose getter is a builtin when it traces, and
+    its guards evaluate it again at every call, in the thread and task of that call.
+    """
+
+    __slots__ = ()
+
+    def __call__(self) -> _Around:
+        return _Around(_decided(_context.get(), torchrl_mode_outside()), torchrl_mode_in_traces())
+
+    around = property(operator.call)
+
+
+_traced, _outside = _Traced(), _Outside()
 
 
 def as_mode(mode: Mode) -> bool | None:
@@ -42,7 +91,8 @@ def as_mode(mode: Mode) -> bool | None:
 class set_recurrent_mode(ContextDecorator):
     """Context manager and decorator: within it every module runs in this mode, whatever its own is.
 
-    Safe across threads and tasks, nested, and restored after an exception.
+    Safe across threads and tasks, in compiled code too, nested, and restored after an exception. Where TorchRL is
+    loaded, its context manager of the same name and this one are one: the innermost decides for its modules and ours.
 
     Args:
         mode: ``True`` or ``"recurrent"``, ``False`` or ``"sequential"``; ``None`` gives each module its own mode back.
@@ -71,26 +121,54 @@ class set_recurrent_mode(ContextDecorator):
 
         return run
 
+    @only_inlined
     def __enter__(self) -> None:
-        self._set((*_stack(), self.mode))
+        set_torchrl = torchrl_set_recurrent_mode()
+        context = None if set_torchrl is None else set_torchrl(self.mode)
+        if context is not None:
+            context.__enter__()
+        if torch.compiler.is_compiling():
+            if not (CAN_INLINE_ONLY and with_is_traced(set_recurrent_mode)):
+                break_the_graph()
+            _traced.entry = _Entry(self.mode, torchrl_recurrent_mode(), context, _traced.entry)
+        else:
+            _context.set(_Entry(self.mode, torchrl_recurrent_mode(), context, _context.get()))
 
+    @only_inlined
     def __exit__(self, *exc_info: object) -> None:
-        self._set(_stack()[:-1])
+        entry = _traced.entry if torch.compiler.is_compiling() else None
+        if entry is not None:
+            _traced.entry = entry.outer
+        else:
+            if torch.compiler.is_compiling():  # it was entered outside of the trace, which cannot set a ContextVar
+                break_the_graph()
+            entry = _context.get()
+            if entry is None:
+                return
+            _context.set(entry.outer)
+        if entry.torchrl_context is not None:
+            entry.torchrl_context.__exit__(*exc_info)
 
-    @staticmethod
-    def _set(stack: tuple[bool | None, ...]) -> None:
-        _mirror.stack = stack
-        if not torch.compiler.is_compiling():
-            _context.set(stack)
 
-
-def _stack() -> tuple[bool | None, ...]:
-    return _mirror.stack if torch.compiler.is_compiling() else _context.get()
-
-
+@only_inlined
 def recurrent_mode() -> bool | None:
-    """The mode in force: ours, else TorchRL's if TorchRL is loaded (its losses and GAE set it), else ``None``."""
-    stack = _stack()
-    if stack and stack[-1] is not None:
-        return stack[-1]
-    return torchrl_recurrent_mode()
+    """The mode of the innermost context, ours or TorchRL's (its losses set it); ``None`` outside of all."""
+    if torch.compiler.is_compiling():
+        return _traced_mode()
+    entry, torchrl = _context.get(), torchrl_recurrent_mode()
+    return torchrl if entry is None else _decided(entry, torchrl)
+
+
+def _decided(entry: _Entry | None, torchrl: bool | None) -> bool | None:
+    return torchrl if entry is None or torchrl is not entry.torchrl else entry.mode
+
+
+def _traced_mode() -> bool | None:
+    """The mode within a trace. What is read is guarded, so each thing is read only where it can matter."""
+    if _traced.entry is not None:
+        return _decided(_traced.entry, torchrl_recurrent_mode())
+    around: _Around = _outside.around
+    if not torchrl_mode_set_in_trace():
+        return around.mode
+    torchrl = torchrl_recurrent_mode()
+    return around.mode if torchrl is around.torchrl_in_traces else torchrl

@@ -12,7 +12,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from . import layout
-from ._torch import all_out_keys, own_state
+from ._torch import all_out_keys, keep_torchrl_mode_eager, own_state
 from .choose import resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
@@ -110,6 +110,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         hidden_output: Literal["ends", "all"] = "ends",
     ) -> None:
         super().__init__()
+        keep_torchrl_mode_eager()
         self.in_keys = read_keys(in_key, in_keys, is_init_key)
         self.out_keys = self._written_keys = write_keys(out_key, out_keys)
         check_keys(self.in_keys, self.out_keys)

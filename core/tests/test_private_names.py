@@ -39,6 +39,9 @@ NAMES = {
     "_flat_weights_names",
     "_flat_weight_refs",
     "_wrapped",
+    "_dynamo",
+    "_mode",
+    "_context_mode",
 }
 """The names that ``_torch.py`` reads; each is removed below."""
 
@@ -67,10 +70,11 @@ REMOVED = [
     ("torch._C", "_any_requires_grad"),
     ("torch", "_is_functional_tensor"),
     ("torch.utils._device", "DeviceContext"),
+    ("torch._C._dynamo.eval_frame", "set_code_exec_strategy"),
 ]
 IMPORT_WITHOUT = """
-import importlib, os, sys, traceback
-import tensordict.nn, torch, torch._functorch.pyfunctorch, torch.utils._device
+import importlib, operator, os, sys, traceback
+import tensordict.nn, torch, torch._dynamo, torch._functorch.pyfunctorch, torch.utils._device
 expected = torch.nn.LSTM(3, 4)
 for owner, name in {removed}:
     child = os.fork()
@@ -79,7 +83,7 @@ for owner, name in {removed}:
             sys.exit(f"core fails without {{owner}}.{{name}}")
         continue
     try:
-        owner = torch._C._functorch if owner == "torch._C._functorch" else importlib.import_module(owner)
+        owner = operator.attrgetter(owner[6:])(torch) if "._C." in owner else importlib.import_module(owner)
         value = getattr(owner, name)
         delattr(owner, name)
         import rnn_backends
@@ -216,3 +220,34 @@ def test_torchrls_mode_is_read_by_its_public_name(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchrl.modules", SimpleNamespace(recurrent_mode=lambda: True))
     assert recurrent_mode() is True
     assert rnn_backends.LSTMModule(3, 4, in_key="x", out_key="y").recurrent_mode is True
+
+
+@pytest.mark.parametrize("name", ["_mode", "_context_mode", "recurrent_mode_state_manager"])
+@pytest.mark.parametrize("theirs", [True, False])
+def test_the_mode_is_right_in_one_thread_without_torchrls_private_names(name, theirs, monkeypatch):
+    from torchrl.modules import set_recurrent_mode as set_theirs
+    from torchrl.modules.tensordict_module import rnn
+
+    compiled = torch.compile(lambda x: (x, recurrent_mode()), backend="eager", fullgraph=True)
+    manager = rnn.recurrent_mode_state_manager
+    names = {key: value for key, value in vars(manager).items() if key != name}
+    hidden = SimpleNamespace(**names) if name.startswith("_") else None
+    monkeypatch.setattr(_torch, "_torchrl_manager", lambda: hidden)
+    for set_mode in (set_theirs, rnn_backends.set_recurrent_mode):
+        with set_mode(theirs):
+            assert recurrent_mode() is theirs
+            assert compiled(torch.ones(1))[1] is theirs
+            with set_theirs(not theirs):
+                assert compiled(torch.ones(1))[1] is not theirs
+
+
+def test_a_context_that_dynamo_would_compile_by_itself_breaks_the_graph(monkeypatch):
+    monkeypatch.setattr("rnn_backends.mode.CAN_INLINE_ONLY", False)
+
+    @torch.compile(backend="eager")
+    def call(x):
+        with rnn_backends.set_recurrent_mode(True):
+            return x, recurrent_mode()
+
+    assert call(torch.ones(1))[1] is True
+    assert recurrent_mode() is None

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torchrl.modules
 from rnn_backends import LSTMModule, set_recurrent_mode
 from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
@@ -10,6 +11,7 @@ from torch.testing import assert_close
 from torchrl.data import Bounded
 from torchrl.modules import ProbabilisticActor, QValueActor, TanhNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss, DQNLoss, SACLoss, SoftUpdate
+from torchrl.objectives.value import GAE
 
 H_IN, C_IN = "recurrent_state_h", "recurrent_state_c"
 
@@ -109,3 +111,38 @@ def test_ppo_trains_actor_and_critic_on_one_shared_lstm(eager_backend):
     trained = dict(loss.actor_network_params.named_parameters())
     assert any("lstm" in name for name in trained)
     assert all(p.grad.any() for p in trained.values())
+
+
+def with_actions(td, module):
+    with torch.no_grad(), set_recurrent_mode(True):
+        acted = gaussian_actor(module)(td.clone())
+    for key in ("action", "action_log_prob"):
+        td[key] = acted[key]
+    return td
+
+
+@pytest.mark.parametrize("mode", [True, False, None])
+def test_a_loss_sets_the_mode_inside_whatever_context_is_around(mode):
+    module = LSTMModule(4, 8, in_key="observation", out_key="features", lstm_backend="vmap")
+    critic = TensorDictSequential(module, ValueOperator(nn.Linear(8, 1), in_keys=["features"]))
+    loss = ClipPPOLoss(gaussian_actor(module), critic, entropy_bonus=False)
+    loss.make_value_estimator(gamma=0.9, lmbda=0.9, deactivate_vmap=True)
+    td = with_actions(batch(), module)
+    td["action_log_prob"] = td["action_log_prob"] - 0.1
+    with torch.no_grad():
+        expected = loss(td.clone())["loss_objective"]
+        for set_mode in (set_recurrent_mode, torchrl.modules.set_recurrent_mode):
+            with set_mode(mode):
+                assert_close(loss(td.clone())["loss_objective"], expected)
+
+
+def test_gae_alone_runs_in_either_librarys_context():
+    module = LSTMModule(4, 8, in_key="observation", out_key="features", lstm_backend="vmap")
+    critic = TensorDictSequential(module, ValueOperator(nn.Linear(8, 1), in_keys=["features"]))
+    gae, td, found = GAE(gamma=0.9, lmbda=0.9, value_network=critic, deactivate_vmap=True), batch(), []
+    for set_mode in (set_recurrent_mode, torchrl.modules.set_recurrent_mode):
+        for mode in (True, False):
+            with torch.no_grad(), set_mode(mode):
+                found.append(gae(td.clone())["advantage"])
+    assert_close(found[:2], found[2:])
+    assert not torch.allclose(found[0], found[1])

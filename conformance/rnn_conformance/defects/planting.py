@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest import mock
 
-from rnn_backends import LayerFunction, LSTMBackend, StepFunction, Trait, mode, set_recurrent_mode
+from rnn_backends import LayerFunction, LSTMBackend, StepFunction, Trait, mode
 
 from ..suite.law import sentence_of
 from ..suite.torch_settings import restored_settings
@@ -117,7 +117,7 @@ def _defect(
     def plant() -> Iterator[LSTMBackend]:
         with ExitStack() as stack:
             stack.enter_context(restored_settings())
-            stack.callback(set_recurrent_mode._set, mode._stack())  # a wrong context may leave its mode behind
+            stack.callback(mode._context.set, mode._context.get())  # a wrong context may leave its mode behind
             for patch in patches():
                 stack.enter_context(mock.patch.object(patch.owner, patch.name, patch.value))
             yield make()

@@ -63,13 +63,12 @@ TRACEABLE = LSTMBackend("defect", unroll, traits=frozenset(Trait))
 def compiled_calls_miss_the_mode_set_outside() -> list[Patch]:
     """A compiled module ignores a set_recurrent_mode context that is entered outside of the compiled code."""
 
-    def replacement(stack: tuple[bool | None, ...]) -> None:
-        if torch.compiler.is_compiling():
-            modes._mirror.stack = stack
-        else:
-            modes._context.set(stack)
+    original = modes._decided
 
-    return [Patch(set_recurrent_mode, "_set", staticmethod(replacement))]
+    def replacement(entry: Any, torchrl: bool | None) -> bool | None:
+        return None if torch.compiler.is_compiling() else original(entry, torchrl)
+
+    return [Patch(modes, "_decided", replacement)]
 
 
 @backend("compiled_with_graph_breaks", by_numbers=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 from rnn_backends import LSTMModule, set_recurrent_mode
 from rnn_backends import mode as modes
-from rnn_backends.mode import _stack, as_mode
+from rnn_backends.mode import as_mode
 
 from ..planting import Patch, in_core
 
@@ -15,9 +15,11 @@ from ..planting import Patch, in_core
 def mode_none_is_transparent() -> list[Patch]:
     """Within set_recurrent_mode(None) the outer context's mode stays active instead of each module's own."""
 
+    original = set_recurrent_mode.__enter__
+
     def replacement(self: set_recurrent_mode) -> None:
         inherited = modes.recurrent_mode() if self.mode is None else self.mode
-        self._set((*modes._stack(), inherited))
+        original(set_recurrent_mode(inherited))
 
     return [Patch(set_recurrent_mode, "__enter__", replacement)]
 
@@ -26,12 +28,15 @@ def mode_none_is_transparent() -> list[Patch]:
 def mode_before_kept_on_the_instance() -> list[Patch]:
     """set_recurrent_mode keeps the previous mode on the instance: entered twice (recursion), its mode stays active."""
 
+    begin, end = set_recurrent_mode.__enter__, set_recurrent_mode.__exit__
+
     def enter(self: Any) -> None:
-        self._before = _stack()
-        self._set((*self._before, self.mode))
+        self._before = modes._context.get()
+        begin(self)
 
     def leave(self: Any, *exc_info: object) -> None:
-        self._set(self._before)
+        end(self, *exc_info)
+        modes._context.set(self._before)
 
     return [Patch(set_recurrent_mode, "__enter__", enter), Patch(set_recurrent_mode, "__exit__", leave)]
 

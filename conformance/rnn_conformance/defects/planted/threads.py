@@ -80,14 +80,14 @@ class _SeenOnce:
     """In place of a ContextVar: what one thread sets, another sees the first time that it looks."""
 
     def __init__(self) -> None:
-        self.value: Any = ()
+        self.value: Any = None
         self.owner = 0
 
     def get(self) -> Any:
         if threading.get_ident() == self.owner:
             return self.value
         seen, self.owner = self.value, 0
-        self.value = ()
+        self.value = None
         return seen
 
     def set(self, value: Any) -> None:
@@ -103,4 +103,16 @@ def a_mode_for_all_threads() -> list[Patch]:
 @in_core("the_mode_stays_in_its_task", round=6, survived=6)
 def tasks_of_one_thread_share_a_mode() -> list[Patch]:
     """The mode is thread-local only, so an asyncio task runs in the mode that another one has set."""
-    return [Patch(modes, "_stack", lambda: modes._mirror.stack)]
+    return [Patch(modes, "_context", _OfTheThread())]
+
+
+class _OfTheThread(threading.local):
+    """In place of a ContextVar: one value for each thread."""
+
+    value: Any = None
+
+    def get(self) -> Any:
+        return self.value
+
+    def set(self, value: Any) -> None:
+        self.value = value
