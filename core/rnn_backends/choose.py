@@ -84,6 +84,11 @@ def resolve(
     return backend
 
 
+def is_auto(request: str | LSTMBackend | None) -> bool:
+    """Whether ``resolve`` leaves this request to ``"auto"``."""
+    return request == "auto" or (request is None and (os.environ.get(DEFAULT_VARIABLE) or "auto") == "auto")
+
+
 def demand(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
     """Prepare the backend; raise :class:`UnsupportedError` if it declines the spec, device or dtype, or fails."""
     reason = _refusal(backend, spec, device, dtype) or preparations.run(backend, spec, device, dtype)

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 
 from ._torch import SharedRNN, registered_parameters, transforms_may_be_open
 from .checks import check_input, check_is_init, check_state
-from .choose import alternatives, demand, resolve
+from .choose import alternatives, demand, is_auto, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, SurveyedLayer, SurveyFunction, Trait
 from .errors import InputError, UnsupportedError
 from .known import KnownWeights, known_weights, step_is_over, step_knows
@@ -111,6 +111,7 @@ class LSTM(SharedRNN):
         )
         weight = self.weight_ih_l0
         self._bind(resolve(lstm_backend, _spec_of(self), weight.device, weight.dtype))
+        self._chosen_on_meta = weight.device.type == "meta" and is_auto(lstm_backend)
 
     @classmethod
     def from_torch(cls, lstm: nn.RNNBase, lstm_backend: str | LSTMBackend | None = None) -> LSTM:
@@ -154,11 +155,20 @@ class LSTM(SharedRNN):
         self._placed = (weight.device, weight.dtype)
         self._placed_in_autocast: tuple[torch.device, torch.dtype] | None = None
         self._known_before: list[KnownWeights] | None = None
+        self._chosen_on_meta = False
         self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function it may not trace
+
+    def _choose_anew(self) -> None:
+        """Choose again where ``"auto"`` had only weights without memory to go by, and they have arrived since."""
+        weight = self.weight_ih_l0
+        if self._chosen_on_meta and weight.device.type != "meta":
+            self._bind(resolve("auto", _spec_of(self), weight.device, weight.dtype))
 
     @property
     def lstm_backend(self) -> str:
         """The name of the backend that runs."""
+        if self._chosen_on_meta:
+            self._choose_anew()
         return self._backend.name
 
     @property
@@ -169,6 +179,8 @@ class LSTM(SharedRNN):
     @property
     def backend(self) -> LSTMBackend:
         """The backend that runs."""
+        if self._chosen_on_meta:
+            self._choose_anew()
         return self._backend
 
     @property
@@ -203,6 +215,8 @@ class LSTM(SharedRNN):
             InputError: a shape, dtype or device does not fit.
             UnsupportedError: the backend declines the current device or dtype, or being vmapped.
         """
+        if self._chosen_on_meta:
+            self._choose_anew()
         if form != "row":
             if form == "step" and (hx is None or type(hx) is State):
                 return self.step_stored(input, hx, is_init)
@@ -556,6 +570,7 @@ class LSTM(SharedRNN):
         backend = state["_backend"]
         super().__setstate__(state)
         self._bind(get_backend(backend) if isinstance(backend, str) else backend)
+        self._chosen_on_meta = state.get("_chosen_on_meta", False)
         self._placed = state["_placed"]  # loaded to another device, the next call asks the backend, as after .to()
 
 

@@ -1,5 +1,8 @@
 """Which backend runs: named, by default, by environment variable, or chosen; and never another one in silence."""
 
+import copy
+import pickle
+
 import pytest
 import rnn_backends
 import torch
@@ -193,3 +196,31 @@ def test_alternatives_are_those_that_accept_and_have_the_traits(add):
 def test_anything_but_a_name_or_a_backend_is_refused():
     with pytest.raises(InputError, match="lstm_backend is a name or an LSTMBackend, got function"):
         LSTM(3, 4, lstm_backend=unroll)
+
+
+@pytest.mark.parametrize("arrive", ["assign", "to_empty", "deepcopy", "pickle"])
+def test_auto_on_the_meta_device_chooses_again_once_the_weights_are_there(arrive):
+    plain = LSTM(3, 4)
+    with torch.device("meta"):
+        lstm = LSTM(3, 4)
+    if arrive == "deepcopy":
+        lstm = copy.deepcopy(lstm)
+    if arrive == "pickle":
+        lstm = pickle.loads(pickle.dumps(lstm))
+    if arrive == "to_empty":
+        lstm = lstm.to_empty(device="cpu")
+    lstm.load_state_dict(plain.state_dict(), assign=True)
+    x = torch.randn(5, 2, 3)
+    torch.testing.assert_close(lstm(x), plain(x), rtol=0, atol=0)
+    assert lstm.lstm_backend == plain.lstm_backend
+
+
+@pytest.mark.parametrize("named", ["vmap", None])
+def test_a_backend_that_was_named_on_the_meta_device_stays(named, monkeypatch):
+    if named is None:
+        monkeypatch.setenv(DEFAULT_VARIABLE, "vmap")
+    with torch.device("meta"):
+        lstm = LSTM(3, 4, lstm_backend=named)
+    monkeypatch.delenv(DEFAULT_VARIABLE, raising=False)
+    lstm.load_state_dict(LSTM(3, 4).state_dict(), assign=True)
+    assert lstm.lstm_backend == "vmap"
