@@ -1,4 +1,4 @@
-"""The tables and pictures of docs/performance.md.
+"""The tables and plots of docs/performance.md.
 
 ``python -m rnn_benchmarks.page measure`` (a quarter of an hour) writes docs/generated/figures.json; ``... fill`` makes
 the page's tables and docs/generated/plots/*.png from it. ``make figures`` does both.
@@ -48,7 +48,7 @@ KIND_OF = {reads: kind for kind, reads in KINDS.items()}
 
 
 def measure(figures: Figures, file: Path, limit: float, titles: list[str]) -> None:
-    """Measure what ``figures`` does not have yet, and save after every group."""
+    """Measure the figures that ``figures`` lacks, and save after every group."""
     groups = [group for group in full() if not titles or group.title in titles]
 
     def begin(group: Group) -> None:
@@ -61,7 +61,7 @@ def measure(figures: Figures, file: Path, limit: float, titles: list[str]) -> No
 
 
 def _numbers(figures: Figures) -> None:
-    """The figures that are not times of a call: memory, errors, products, costs, compilation."""
+    """Measure the figures other than times of a call: memory, errors, products, costs, compilation."""
     from . import figures as tracks
 
     for name, shape in SHAPES.items():
@@ -103,7 +103,7 @@ def _or_reason(figure: Callable[[], object]) -> object:
 
 
 def markdown(corner: str, heads: list[str], lines: list[list[str]]) -> str:
-    """A table, numbers to the right."""
+    """A Markdown table, with numbers aligned right."""
     rule = ["---", *["---:"] * len(heads)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in ([corner, *heads], rule, *lines))
 
@@ -217,7 +217,7 @@ def _goals(figures: Figures) -> str:
 
 
 def draw(figures: Figures, folder: Path) -> None:
-    """docs/generated/plots/*.png, as far as there are figures for them."""
+    """Write docs/generated/plots/*.png, as far as their figures exist."""
     draw_all(folder)
     here = figures.where
     about = f"{here['processor']}, {here['threads']} threads"
@@ -237,7 +237,7 @@ def fill(figures: Figures, page: Path) -> None:
     """Write the tables between their markers.
 
     Raises:
-        KeyError: the page has a marker that no table belongs to.
+        KeyError: the page has a marker without a table.
     """
     made = tables(figures)
     text = BETWEEN.sub(lambda m: f"{m[1]}{made[m[2]]}\n{m[3]}", page.read_text(encoding="utf-8"))
@@ -245,7 +245,7 @@ def fill(figures: Figures, page: Path) -> None:
 
 
 def _begun(file: Path, resume: bool, only: list[str]) -> Figures:
-    """The figures to start from: none; with ``only`` those of the other parts; with ``resume`` all of the file."""
+    """The figures to start from: none; with ``only`` those of the other parts; with ``resume`` all."""
     if not file.exists() or not (resume or only):
         return Figures(where())
     figures = Figures.load(file)
@@ -260,10 +260,12 @@ def _options() -> Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("what", nargs="+", choices=["measure", "fill"])
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=FULL, help="for all times; default: %(default)s")
-    parser.add_argument("--only", action="append", default=[], help="a title, or numbers; repeat it for more")
-    parser.add_argument("--threads", type=int, default=2, help="torch's; default: %(default)s")
-    parser.add_argument("--resume", action="store_true", help="measure only what the JSON file does not have")
+    parser.add_argument("--seconds", type=float, default=FULL, help="seconds for all times; default: %(default)s")
+    parser.add_argument(
+        "--only", action="append", default=[], help="part to measure: a title, or numbers; may be repeated"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="number of torch threads; default: %(default)s")
+    parser.add_argument("--resume", action="store_true", help="measure only the figures that the JSON file lacks")
     return parser.parse_args()
 
 

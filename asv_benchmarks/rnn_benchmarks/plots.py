@@ -1,6 +1,6 @@
-"""Pictures: results as lines and bars, a plan of ``cudnn``, and which backend is fastest where.
+"""Plots: results as lines and bars, a plan of ``cudnn``, and a map of the fastest backends.
 
-matplotlib comes with the extra ``bench`` and is imported when a picture is drawn; so is the plugin whose plan is drawn.
+matplotlib comes with the extra ``bench``; it and the plugin of the plan are imported when a plot is drawn.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def axes(title: str, x: str, y: str) -> tuple[Any, Any]:
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     ax = figure.add_subplot()
     ax.set(xlabel=x, ylabel=y)
-    ax.set_title(title, fontsize=10, loc="left")  # in the middle of the axes, a long one leaves the figure
+    ax.set_title(title, fontsize=10, loc="left")  # centred on the axes, a long title would leave the figure
     ax.grid(axis="y", alpha=0.3)
     return figure, ax
 
 
 def draw_lines(rows: Iterable[Row], at: Callable[[Row], str], y: str, title: str, x: str, file: Path) -> None:
-    """One line a contestant: its median, with the quartiles as a band. ``y`` is ``seconds`` or ``over``."""
+    """One line per contestant: its median, with the quartiles as a band. ``y`` is ``seconds`` or ``over``."""
     rows = [row for row in rows if getattr(row, y) is not None]
     places = list(dict.fromkeys(at(row) for row in rows))
     figure, ax = axes(title, x, "milliseconds, median" if y == "seconds" else f"times {rows[0].base}, median")
@@ -53,7 +53,7 @@ def draw_lines(rows: Iterable[Row], at: Callable[[Row], str], y: str, title: str
 
 
 def _logarithmic(ax: Any) -> None:
-    """A logarithmic y axis with plain numbers at its ticks, more of them where it is short."""
+    """A logarithmic y axis with plain numbers at its ticks, and more ticks if it is short."""
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     ax.set_yscale("log")
@@ -64,7 +64,7 @@ def _logarithmic(ax: Any) -> None:
 
 
 def draw_bars(rows: Iterable[Row], title: str, file: Path) -> None:
-    """Groups of bars: each contestant's median over every group's label, quartiles as whiskers."""
+    """Groups of bars: each contestant's median in each group, with quartiles as whiskers."""
     rows = [row for row in rows if row.seconds is not None]
     places = list(dict.fromkeys(group_of(row) for row in rows))
     labels = list(dict.fromkeys(row.label for row in rows))
@@ -89,11 +89,11 @@ def group_of(row: Row) -> str:
 
 
 ROW_LENGTHS = ((14, 2), (3, 3, 4, 6), (16,), (5, 11))
-"""The sequences of each row of the batch that is drawn, by their lengths."""
+"""The lengths of the sequences in each row of the drawn batch."""
 
 
 def draw_plans(file: Path) -> None:
-    """Three pictures in one: the batch, its rows kept and its sequences laid anew, end states shown."""
+    """Three plots in one: the batch, a plan that keeps its rows, and a plan that rearranges its sequences."""
     from matplotlib.figure import Figure
     from rnn_backends_plugins.cudnn.plan import Sequences, aligned_plan, tiled_plan
 
@@ -152,7 +152,7 @@ def _rectangle(t: int, b: int, style: dict[str, Any]) -> Any:
 
 
 def draw_map(cells: Sequence[Cell], file: Path) -> None:
-    """A field a measured case: the fastest backend's name, and how many times longer the next one takes."""
+    """One field per measured case: the fastest backend's name, and the time of the next one relative to it."""
     from matplotlib.figure import Figure
 
     names = sorted({name for cell in cells for name in cell.seconds})
@@ -167,14 +167,14 @@ def draw_map(cells: Sequence[Cell], file: Path) -> None:
         style = {"facecolor": COLOURS[names.index(first) % len(COLOURS)], "edgecolor": "#ffffff", "alpha": 0.6}
         ax.add_patch(_rectangle(x, y, style))
         ax.text(x + 0.5, y + 0.5, first + ahead, ha="center", va="center", fontsize=8)
-    ax.set(xlim=(0, len(columns)), ylim=(len(lines), 0), title="The fastest backend, and what the next one takes")
+    ax.set(xlim=(0, len(columns)), ylim=(len(lines), 0), title="The fastest backend, and the next one's relative time")
     ax.set_xticks(np.arange(len(columns)) + 0.5, [f"{mode}\n{percent(resets)}" for mode, resets in columns], fontsize=8)
     ax.set_yticks(np.arange(len(lines)) + 0.5, [f"H {hidden}, B {batch}" for hidden, batch in lines], fontsize=8)
     figure.savefig(file, dpi=130)
 
 
 def draw_all(folder: Path) -> None:
-    """``plan.png``, and ``map.png`` where the package's table of crossovers has a table for the CPU."""
+    """Draw ``plan.png``, and ``map.png`` if the package's table of crossovers has one for the CPU."""
     draw_plans(folder / "plan.png")
     shipped = [table for table in parse(SHIPPED.read_text(encoding="utf-8"), shipped=True) if table.device == "cpu"]
     for table in shipped:

@@ -1,7 +1,7 @@
 """``make bench``: R and Q for every shape and backend in under five minutes; ``python -m rnn_benchmarks.quick``.
 
 R is the time over torch's dense nn.LSTM without resets, Q that of TorchRL's pad over our LSTMModule; forward and
-backward. Rounds are few: for a figure to be quoted take ``make figures``.
+backward. It takes few rounds: quote figures of ``make figures`` only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from .tables import percent, pivot, pivot_table, ratio_text, seconds
 
 
 def main() -> None:
-    """Measure, then print."""
+    """Measure, then print the tables."""
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=QUICK, help="for everything; default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=QUICK, help="seconds in total; default: %(default)s")
     parser.add_argument("--shapes", default=",".join(SHAPES), help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=2, help="torch's; default: %(default)s")
-    parser.add_argument("--json", type=Path, help="write everything here")
+    parser.add_argument("--threads", type=int, default=2, help="number of torch threads; default: %(default)s")
+    parser.add_argument("--json", type=Path, help="JSON file for all figures")
     options = parser.parse_args()
     import torch
 

@@ -13,14 +13,14 @@ from .timing import Spread
 
 
 def seconds(value: float) -> str:
-    """A time with three digits and its unit."""
+    """A time with three significant digits and its unit."""
     units = (("s", 1.0), ("ms", 1e-3), ("us", 1e-6))
     unit, size = next((pair for pair in units if value >= pair[1]), units[-1])
     return f"{value / size:.3g} {unit}" if value / size < 999 else f"{value / size:.0f} {unit}"
 
 
 def ratio_text(value: Spread | None) -> str:
-    """A ratio with two digits behind the point, fewer if it is large and more if it is small."""
+    """A ratio with two decimals, fewer if it is large and more if it is small."""
     if value is None:
         return "-"
     if value.median < 0.1:
@@ -29,7 +29,7 @@ def ratio_text(value: Spread | None) -> str:
 
 
 def rows_table(rows: Iterable[Row], title: str | None = None) -> Table:
-    """One row a contestant, a rule between two groups."""
+    """One row per contestant, with a rule between groups."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(title) if title else None, title_justify="left", pad_edge=False)
     for column in ("shape", "resets", "backend"):
         table.add_column(column, no_wrap=True)
@@ -61,7 +61,7 @@ def _cells(row: Row) -> list[str | Text]:
 def pivot(
     rows: Iterable[Row], down: Callable[[Row], str], across: Callable[[Row], str], cell: Callable[[Row], str]
 ) -> tuple[list[str], list[list[str]]]:
-    """Column heads and lines of a table with one ``cell`` a row; ``-`` where there is none."""
+    """Column heads and lines of a table with one ``cell`` per row; ``-`` for a missing one."""
     rows = list(rows)
     columns = list(dict.fromkeys(across(row) for row in rows))
     lines: dict[str, dict[str, str]] = {}
@@ -71,7 +71,7 @@ def pivot(
 
 
 def pivot_table(corner: str, heads: list[str], lines: list[list[str]], title: str) -> Table:
-    """The same on the terminal."""
+    """The same as a table for the terminal."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
     table.add_column(corner, no_wrap=True)
     for head in heads:
