@@ -43,7 +43,7 @@ class Given(NamedTuple):
     def installed(self, lstm: LSTM) -> LSTM:
         """The LSTM with these weights in place of its own."""
         for name, value in self.weights.items():
-            lstm._parameters[name] = value if isinstance(value, nn.Parameter) else nn.Parameter(value, False)
+            setattr(lstm, name, value if isinstance(value, nn.Parameter) else nn.Parameter(value, False))
         return lstm
 
 
