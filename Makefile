@@ -29,7 +29,7 @@ test: $(READY) ## check, lint, then all tests; branch coverage of core and plugi
 	echo "== tests"; \
 	$(BIN)/python -m coverage run -m pytest --quiet --durations=5 core/tests plugins/tests || status=1; \
 	$(BIN)/python -m coverage report || status=1; \
-	$(BIN)/python -m pytest --quiet --durations=5 conformance/tests asv_benchmarks/tests || status=1; \
+	$(BIN)/python -m pytest --quiet --durations=5 conformance/tests asv_benchmarks/tests examples/tests || status=1; \
 	exit $$status
 
 lint: $(READY) ## ruff (lint and format) and mypy, changing nothing

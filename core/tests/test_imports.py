@@ -25,6 +25,8 @@ LAYERS = (
     {"lstm", "scripting", "authoring"},
     {"layout", "keys", "mode", "mlp"},
     {"module", "net"},
+    {"mistakes"},
+    {"testing"},
     {"__init__"},
 )
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}

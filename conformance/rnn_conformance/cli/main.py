@@ -11,6 +11,7 @@ import click
 from .bench import bench_command
 from .check import check_command
 from .defects import defects_command
+from .doctor import doctor_command
 from .laws import laws_command
 from .options import Examples, device_named, refuse
 from .replay import diff_command, replay_command
@@ -37,6 +38,7 @@ def cli() -> None:
       rnn-backends diff OLD NEW       compare two reports
       rnn-backends bench NAME         time a backend beside nn.LSTM and TorchRL's LSTMModule
       rnn-backends tune               measure this machine, so that auto takes the fastest
+      rnn-backends doctor             check a recurrent policy for the usual mistakes
       rnn-backends defects            test the suite itself with planted defects
     """
 
@@ -142,5 +144,6 @@ for command in (
     bench_command,
     tune_command,
     defects_command,
+    doctor_command,
 ):
     cli.add_command(command)
