@@ -43,6 +43,7 @@ class Part:
         share: of the run's time that is planned for it.
         jobs: makes its processes when the part begins.
         side_by_side: at most so many run at once.
+        least: seconds that it has however short the run is.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Part:
     share: float
     jobs: Callable[[], Sequence[Job]]
     side_by_side: int = 1
+    least: float = 0.0
 
 
 @dataclass
@@ -86,9 +88,9 @@ def run_part(part: Part, folder: Path, seconds: float, done: Callable[[Ended], N
     running: list[_Running] = []
     ended: list[Ended] = []
 
-    def end(one: _Running, status: int | str) -> None:
+    def end(one: _Running, status: int | str, grace: float = GRACE) -> None:
         running.remove(one)
-        _end_group(one.process)
+        _end_group(one.process, grace)
         ended.append(Ended(one.job.name, status, round(monotonic() - one.begun, 2)))
         done(ended[-1])
 
@@ -105,8 +107,9 @@ def run_part(part: Part, folder: Path, seconds: float, done: Callable[[Ended], N
     finally:
         for one in running:
             _ask_to_end(one.process)
+        by_force = monotonic() + GRACE  # of all of them, however many there are
         for one in list(running):
-            end(one, CUT_OFF)
+            end(one, CUT_OFF, max(by_force - monotonic(), 0.0))
     ended += [Ended(job.name, NOT_BEGUN) for job in waiting]
     return ended
 
@@ -133,10 +136,10 @@ def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGTERM)
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
     """End what is left of a process group: after a while by force. Its leader may have ended already."""
     with suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
+        process.wait(grace)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -166,7 +169,7 @@ def run_all(
     for part in parts:
         planned += seconds * part.share / whole
         began = monotonic()
-        limit = max(planned - (began - begun), 0.0)
+        limit = max(planned - (began - begun), part.least)
         say(f"[{began - begun:4.0f} s] {part.name}: {part.says}, at most {limit:.0f} s")
         ended = run_part(part, folder, limit, lambda one: say(f"         {one.name}: {_words(one)}"))
         took = monotonic() - began

@@ -48,7 +48,7 @@ def parts_of(choice: Choice) -> list[Part]:
     """The chosen parts, in order, with their shares of the time."""
     cores = max(1, min(MOST, os.cpu_count() or 1))
     every = (
-        Part("environment", "chip, driver, clocks, versions", 20, lambda: [_own("environment", choice)]),
+        Part("environment", "chip, driver, clocks, versions", 20, lambda: [_own("environment", choice)], least=30),
         Part("laws", "smoke, every backend side by side", 80, lambda: _laws(choice, "smoke"), cores),
         Part("tests", "the tests that need CUDA", 45, lambda: _tests(choice)),
         Part(
