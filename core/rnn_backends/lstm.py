@@ -276,6 +276,8 @@ class LSTM(SharedRNN):
                 self._check_transforms(weights, x, *state)
             with uncast:
                 return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
+        if T == 1 and spec.num_states == 1:
+            return self._one_step(x, self.zero_state((B,), x) if state is None else state, is_init)
         if state is None:
             entry = self._entry(x, None)
         else:
@@ -286,6 +288,24 @@ class LSTM(SharedRNN):
         starts = starts_of(x.new_zeros(T, B, dtype=torch.bool) if is_init is None else is_init)
         output, states = self.sequences(x, entry, starts, every_end=False)
         return output, _stacked(states, shared=True)
+
+    def _one_step(self, x: Tensor, state: State, is_init: Tensor | None) -> tuple[Tensor, State]:
+        """One step of one layer as a row: its state is the layer's entry as it is, so that autograd has nothing else.
+
+        Args:
+            x: ``[1, B, I]``.
+            state: ``State([1, B, P], [1, B, H])``.
+            is_init: ``[1, B]`` bool or ``None``.
+        """
+        h, c = state if is_init is None else (entry_from_hx(v[0], 1, is_init) for v in state)
+        starts = x.new_ones(1, x.shape[1], dtype=torch.bool)
+        weights, dtype, uncast = self._ready()
+        if transforms_may_be_open():
+            self._check_transforms(weights, x, h, c, starts)
+        with uncast:
+            entry = State(as_dtype(h, dtype), as_dtype(c, dtype))
+            out = (self._backend.layer_last or self._backend.layer)(weights[0], as_dtype(x, dtype), entry, starts)
+        return out.h, State(out.h.clone(), out.c)  # the output's memory is its own
 
     def zero_state(self, shape: tuple[int, ...], like: Tensor) -> State:
         """``State([L*D, *shape, P], [L*D, *shape, H])`` of zeros, with ``like``'s dtype and device."""

@@ -32,7 +32,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WIDE = (torch.float32, torch.float64)
 """What the kernel computes in."""
 
-wide_layer = make_layer("cpp", kernel.forward, kernel.backward, kernel.gates_of, ("cpu",))
+wide_layer = make_layer("cpp", kernel.forward, kernel.backward, kernel.gates_of, ("cpu",), looks_at_memory=True)
 
 
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from ctypes import byref, c_bool, c_char_p, c_int32, c_int64, c_void_p
+from ctypes import c_bool, c_char_p, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -49,6 +49,13 @@ _STEP = struct.Struct(
     "".join("q" if name in _FILLED_BY_STEP else "8x" for name in (field[0] for field in Layer._fields_))
 )
 """A ``Layer`` with what a step fills in, as bytes: packed in a third of the time that ctypes takes."""
+
+
+_LAYER = struct.Struct(f"{len(Layer._fields_)}q")
+"""All of a ``Layer``, as bytes: each field has eight of them."""
+
+_AT = {field[0]: at for at, field in enumerate(Layer._fields_)}
+_PLACES = {name: (_AT[name], _AT[f"room_{name}"]) for name in BUFFERS}
 
 
 class Kernel(NamedTuple):
@@ -102,28 +109,35 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     h, c = x.new_empty(T, B, P), x.new_empty(T, B, H)
     gates = empty((T, B, *gates_of(H, x.dtype)), x.dtype) if keep else x.new_empty(0)
     layer, held = _layer(given)
-    _place(layer, h=h, c=c, gates=gates if keep else None)
-    _call(kernel().forward, layer, x, held, back=False)
+    _place(layer, "h", h)
+    _place(layer, "c", c)
+    if keep:
+        _place(layer, "gates", gates)
+    _call(kernel().forward, layer, given, held)
     return h, c, gates
 
 
 def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
     """The gradients: a :data:`~..operators.Backward`."""
     layer, held = _layer(given)
-    _place(layer, h=run.h, c=run.c, gates=run.gates)
-    for name, value in (("grad_h", run.grad_h), ("grad_c", run.grad_c)):
-        if value is not None:
-            held.append(_point(layer, name, value))
+    _place(layer, "h", run.h)
+    _place(layer, "c", run.c)
+    _place(layer, "gates", run.gates)
+    if run.grad_h is not None:
+        held.append(_point(layer, "grad_h", run.grad_h))
+    if run.grad_c is not None:
+        held.append(_point(layer, "grad_c", run.grad_c))
     grads: list[Tensor | None] = []
-    for name, need in needs._asdict().items():
+    like = (given.x, given.w_ih, given.w_hh, None, given.w_hr, given.entry_h, given.entry_c)
+    for name, need, value in zip(Needs._fields, needs, like, strict=True):
         found = None
-        if need and not (name == "w_hr" and given.w_hr is None):
-            size = [len(given.w_ih)] if name == "bias" else getattr(given, name).shape
+        if need and not (name == "w_hr" and value is None):
+            size = (given.w_ih.shape[0],) if value is None else value.shape
             filled = name.startswith("entry") or not given.starts.numel()  # an entry is read at starts alone
             found = given.x.new_zeros(size) if filled else given.x.new_empty(size)
-            _place(layer, **{f"grad_{name}": found})
+            _place(layer, f"grad_{name}", found)
         grads.append(found)
-    _call(kernel().backward, layer, given.x, held, back=True)
+    _call(kernel().backward, layer, given, held, run)
     return grads
 
 
@@ -169,51 +183,61 @@ def step(known: KnownWeights, x: Tensor, state: State, is_init: Tensor | None = 
 
 def _contiguous(value: Tensor) -> Tensor:
     """A copy, once it is known that there is something to copy."""
-    check_memory([("a tensor of a step", value)])
+    check_memory([("a tensor of the call", value)])
     return value.contiguous()
 
 
-def _layer(given: Arguments) -> tuple[Layer, list[Tensor]]:
-    """The struct, and what it points at: to be held while the kernel runs."""
+def _layer(given: Arguments) -> tuple[list[int], list[Tensor]]:
+    """The struct's fields, and what they point at: to be held while the kernel runs."""
     T, B, H, P = given.sizes
-    layer = Layer(T, B, given.x.shape[2], H, P, torch.get_num_threads())
-    held = [_point(layer, name, getattr(given, name)) for name in ("x", "entry_h", "entry_c", "starts")]
+    layer = [0] * len(_AT)
+    layer[:6] = T, B, given.x.shape[2], H, P, torch.get_num_threads()
+    held = [
+        _point(layer, "x", given.x),
+        _point(layer, "entry_h", given.entry_h),
+        _point(layer, "entry_c", given.entry_c),
+        _point(layer, "starts", given.starts),
+    ]
     for name, value in (("w_ih", given.w_ih), ("w_hh", given.w_hh), ("b_ih", given.bias), ("w_hr", given.w_hr)):
         if value is not None:
-            held.append(value.contiguous())
-            _place(layer, **{name: held[-1]})
+            held.append(value if value.is_contiguous() else _contiguous(value))
+            _place(layer, name, held[-1])
     return layer, held
 
 
-def _place(layer: Layer, **buffers: Tensor | None) -> None:
-    """Let contiguous tensors be found by their names, with the room that there is."""
-    for name, value in buffers.items():
-        if value is not None:
-            setattr(layer, name, value.data_ptr())
-            setattr(layer, f"room_{name}", available(value))
+def _place(layer: list[int], name: str, value: Tensor) -> None:
+    """Let a contiguous tensor be found by its name, with the room that there is (``plain.available``)."""
+    at, room = _PLACES[name]
+    layer[at] = value.data_ptr()
+    layer[room] = value.untyped_storage().nbytes() // value.itemsize - int(value.storage_offset())
 
 
-def _point(layer: Layer, name: str, value: Tensor) -> Tensor:
+def _point(layer: list[int], name: str, value: Tensor) -> Tensor:
     """Let ``[T, B, ...]`` be found at ``name``; where a last dimension's numbers are not side by side, a copy of it."""
-    if value.ndim == 3 and value.stride(2) != 1 and value.shape[2] != 1:
-        value = value.contiguous()
-    t, b = value.stride()[:2]
-    _place(layer, **{name: value})
-    setattr(layer, f"{name}_t", t)
-    setattr(layer, f"{name}_b", b)
+    stride = value.stride()
+    if value.ndim == 3 and stride[2] != 1 and value.shape[2] != 1:
+        value = _contiguous(value)
+        stride = value.stride()
+    _place(layer, name, value)
+    at = _AT[f"{name}_t"]
+    layer[at : at + 2] = stride[:2]
     return value
 
 
-def _call(function: Any, layer: Layer, x: Tensor, held: list[Tensor], back: bool) -> None:
-    """With memory to work in."""
+def _call(function: Any, layer: list[int], given: Arguments, held: list[Tensor], run: Run | None = None) -> None:
+    """With memory to work in; ``run`` for the backward pass."""
+    x = given.x
     wide = x.dtype == torch.float64
-    if not layer.T * layer.B:
+    if not x.shape[0] * x.shape[1]:
         return
-    size = kernel().scratch(byref(layer), wide, back)
+    size = kernel().scratch(_LAYER.pack(*layer), wide, run is not None)
     _check_status(max(0, -size))
-    held.append(empty([size], torch.uint8))
-    _place(layer, scratch=held[-1])
-    _check_status(function(byref(layer), wide))
+    held.append(empty((size,), torch.uint8))
+    _place(layer, "scratch", held[-1])
+    status = function(_LAYER.pack(*layer), wide)
+    if status == INVALID:  # in core's words, where that is the reason
+        check_memory((*given._asdict().items(), *(() if run is None else run._asdict().items())))
+    _check_status(status)
 
 
 def _check_status(status: int) -> None:
