@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint sanitize fuzz docs matrix mutants dist format browser clean
+.PHONY: help setup check test lint sanitize fuzz docs matrix mutants mutants-suite dist format browser clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -47,6 +47,11 @@ matrix: $(READY) ## tests on other versions of Python, torch, tensordict, TorchR
 
 mutants: $(READY) ## mutation testing of core's smallest files, an hour; FILES="resets stack" for a part
 	@$(BIN)/python tools/mutants.py $(FILES)
+
+# MINUTES: the budget of one run; the next goes on. TARGETS: "stack tiled" for a part.
+MINUTES ?= 30
+mutants-suite: $(READY) ## mutants of core and of kernels in Python against the laws, MINUTES of them; the page is written anew
+	@$(BIN)/python tools/mutants_suite.py $(TARGETS) --minutes $(MINUTES) --write
 
 dist: $(READY) ## wheel and source distribution, into dist/; the wheel is installed into a fresh environment and imported
 	@rm -rf dist && $(BIN)/python -m build --quiet . && $(BIN)/python tools/try_wheel.py dist

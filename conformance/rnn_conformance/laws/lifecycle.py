@@ -230,3 +230,20 @@ def hooks_stay_with_their_copy(trial: Trial) -> None:
     handle.remove()
     if len(ran) != before + 1:
         raise LawBroken(f"a hook of a module ran {len(ran) - before} times in one call")
+
+
+@law(T=(3,), B=(2,), L=(1, 2), bidirectional=(False,), dropout=(0,), profiles=("quick", "full"))
+def hooks_of_the_inner_lstm_run(trial: Trial) -> None:
+    """What hooks on a module's LSTM put in the place of its input and its result is what the module computes with."""
+    module, td = trial.module(), trial.tensordict()
+    mirrored = td.clone().set("observation", -td["observation"])
+    for recurrent, given, other in ((True, td, mirrored), (False, td[:, 0], mirrored[:, 0])):
+        run = module.set_recurrent_mode(recurrent)
+        expected = 2 * run(other.clone())["features"].double()
+        negate = run.lstm.register_forward_pre_hook(lambda _, args: (-args[0], *args[1:]))
+        double = run.lstm.register_forward_hook(lambda *call: (2 * call[2][0], call[2][1]))
+        actual = run(given.clone())["features"]
+        negate.remove()
+        double.remove()
+        where = "over time" if recurrent else "of a step"
+        trial.agree(f"features {where} with hooks on the module's LSTM", actual, expected, 0, "b unit", scale=2)

@@ -254,3 +254,22 @@ def a_copy_shares_its_hooks() -> list[Patch]:
         return new
 
     return [Patch(LSTMModule, "_copy", _copy)]
+
+
+@in_core("hooks_of_the_inner_lstm_run")
+def the_inner_lstm_is_run_past_its_hooks() -> list[Patch]:
+    """The module runs its LSTM's forward and not the LSTM: no hook on it runs."""
+    return [Patch(LSTM, "__call__", LSTM.forward)]
+
+
+@in_core("hooks_of_the_inner_lstm_run")
+def what_a_hook_returns_is_dropped() -> list[Patch]:
+    """Forward hooks of the inner LSTM run, and what they put in the result's place is dropped."""
+
+    def replacement(self: LSTM, *args: Any, **kwargs: Any) -> Any:
+        result = self.forward(*args, **kwargs)
+        for hook in self._forward_hooks.values():
+            hook(self, args, result)
+        return result
+
+    return [Patch(LSTM, "__call__", replacement)]

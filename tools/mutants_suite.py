@@ -1,0 +1,458 @@
+"""Mutants against the suite: `make mutants-suite`, or `python tools/mutants_suite.py --minutes 30`.
+
+A machine makes the defects: an operator, a constant, a condition, an index changed, arguments swapped, a line left out,
+each in one place of core or of a kernel written in Python. The laws of the profile `quick` run over each in a forked
+process, those that kill most first, until one fails. Results are kept in `.mutants/suite.jsonl`, one line each, so that
+a stopped run goes on. What survives is
+equivalent, for a reason in `tools/mutants_suite.toml`, or shows what no law sees.
+
+The mutants are made here: cosmic-ray (`tools/mutants.py`) leaves out no lines and swaps no arguments, and it changes
+files, so that each mutant imports everything anew; here a fork gives the functions of one module other code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import copy
+import gc
+import hashlib
+import importlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+KEPT = ROOT / ".mutants" / "suite.jsonl"
+EXPLAINED = ROOT / "tools" / "mutants_suite.toml"
+PAGE = ROOT / "docs" / "generated" / "mutants.md"
+TARGETS = {
+    "unroll": ("core/rnn_backends/unroll.py", "rnn_backends.unroll"),
+    "stack": ("core/rnn_backends/stack.py", "rnn_backends.stack"),
+    "resets": ("core/rnn_backends/resets.py", "rnn_backends.resets"),
+    "layout": ("core/rnn_backends/layout.py", "rnn_backends.layout"),
+    "module": ("core/rnn_backends/module.py", "rnn_backends.module"),
+    "tiled": ("conformance/rnn_conformance/defects/tiled.py", "rnn_conformance.defects.tiled"),
+    "blocks": (
+        "conformance/rnn_conformance/defects/hand_written_blocks.py",
+        "rnn_conformance.defects.hand_written_blocks",
+    ),
+}
+"""What is mutated: core under the backend `vmap`, a tiled kernel, a kernel with a backward pass written by hand."""
+SECONDS = 240.0
+"""Of one mutant; one that is not done then is unfinished, and a later run takes it up again."""
+LAW_SECONDS = 90
+DIED = ("killed", "crashed", "endless")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One changed place.
+
+    Attributes:
+        target: a key of :data:`TARGETS`.
+        kind: what was changed.
+        line: its number.
+        before: the innermost statement as it is, in one line.
+        after: the same as the mutant has it.
+        code: the whole file's text.
+    """
+
+    target: str
+    kind: str
+    line: int
+    before: str
+    after: str
+    code: str
+
+    @property
+    def key(self) -> str:
+        """The same for the same mutant of the same source."""
+        return hashlib.sha256(f"{self.target}\n{self.code}".encode()).hexdigest()[:12]
+
+
+COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
+    ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
+    ast.Is: ast.IsNot, ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In,
+}  # fmt: skip
+OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.FloorDiv, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
+}  # fmt: skip
+
+
+Change = tuple[str, ast.AST]
+"""A kind of change, and what stands in a node's place."""
+
+
+def changes(node: ast.AST) -> list[Change]:
+    """What could stand in a node's place."""
+    made = CHANGES.get(type(node))
+    return list(made(node)) if made else []
+
+
+def _comparison(node: Any) -> Iterator[Change]:
+    if len(node.ops) == 1:
+        yield "comparison", ast.Compare(node.left, [COMPARISONS[type(node.ops[0])]()], node.comparators)
+
+
+def _operator(node: Any) -> Iterator[Change]:
+    if type(node.op) in OPERATORS:
+        yield "operator", ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)
+
+
+def _and_or(node: Any) -> Iterator[Change]:
+    yield "condition", ast.BoolOp(ast.And() if isinstance(node.op, ast.Or) else ast.Or(), node.values)
+
+
+def _sign(node: Any) -> Iterator[Change]:
+    yield "sign", node.operand
+
+
+def _constant(node: Any) -> Iterator[Change]:
+    if isinstance(node.value, bool):
+        yield "constant", ast.Constant(not node.value)
+    elif isinstance(node.value, (int, float)):
+        yield "off by one", ast.Constant(node.value + 1)
+        yield "off by one", ast.Constant(node.value - 1)
+
+
+def _choice(node: Any) -> Iterator[Change]:
+    yield "condition", node.body
+    yield "condition", node.orelse
+
+
+def _slice(node: Any) -> Iterator[Change]:
+    if node.lower is not None:
+        yield "index", ast.Slice(None, node.upper, node.step)
+    if node.upper is not None:
+        yield "index", ast.Slice(node.lower, None, node.step)
+
+
+def _arguments(node: Any) -> Iterator[Change]:
+    if len(node.args) > 1 and not any(isinstance(value, ast.Starred) for value in node.args):
+        first, second, *others = node.args
+        yield "arguments swapped", ast.Call(node.func, [second, first, *others], node.keywords)
+
+
+def _if(node: Any) -> Iterator[Change]:
+    yield "condition", ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
+    yield "line left out", ast.Pass()
+
+
+def _left_out(node: Any) -> Iterator[Change]:
+    yield "line left out", ast.Pass()
+
+
+CHANGES: dict[type[ast.AST], Callable[[Any], Iterator[Change]]] = {
+    ast.Compare: _comparison, ast.BinOp: _operator, ast.BoolOp: _and_or, ast.UnaryOp: _sign, ast.Constant: _constant,
+    ast.IfExp: _choice, ast.Slice: _slice, ast.Call: _arguments, ast.If: _if, ast.AugAssign: _left_out,
+    ast.Expr: _left_out, ast.Assign: _left_out,
+}  # fmt: skip
+
+
+def mutants(target: str) -> Iterator[Mutant]:
+    """All mutants of a target that are different programs."""
+    tree = ast.parse((ROOT / TARGETS[target][0]).read_text())
+    seen = {ast.dump(tree)}
+    places = list(_places(tree))
+    for number in range(len(places)):
+        for which, (kind, _) in enumerate(changes(places[number][0])):
+            changed = copy.deepcopy(tree)
+            node, statement, parent, field, index = list(_places(changed))[number]
+            before, line = ast.unparse(statement), int(getattr(node, "lineno", statement.lineno))
+            new = changes(node)[which][1]
+            value = getattr(parent, field)
+            if index is None:
+                setattr(parent, field, new)
+            else:
+                value[index] = new
+            ast.fix_missing_locations(changed)
+            after = ast.unparse(new if node is statement else statement)
+            if ast.dump(changed) not in seen:
+                seen.add(ast.dump(changed))
+                yield Mutant(target, kind, line, _short(before), _short(after), ast.unparse(changed))
+
+
+Place = tuple[ast.AST, ast.stmt, ast.AST, str, int | None]
+"""A node, its innermost statement, and where it hangs: its parent, the field, the place in a list."""
+
+
+def _places(tree: ast.Module) -> Iterator[Place]:
+    """Every node within a function, but annotations, decorators, docstrings and what an error says."""
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            yield from _below(function, None)
+
+
+def _below(node: ast.AST, statement: ast.stmt | None) -> Iterator[Place]:
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list") or (
+            field == "args" and isinstance(node, ast.FunctionDef)
+        ):
+            continue  # defaults are not part of a function's code
+        for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
+            if isinstance(child, ast.AST) and not _is_text(child):
+                inner = child if isinstance(child, ast.stmt) else statement
+                if inner is not None:
+                    yield child, inner, node, field, index
+                yield from _below(child, inner)
+
+
+def _is_text(node: ast.AST) -> bool:
+    """What an error says, a docstring; and imports, without which nothing runs."""
+    if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)):
+        return True
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+
+
+def _short(text: str) -> str:
+    lines = text.splitlines()
+    return lines[0] + (" ..." if len(lines) > 1 else "")
+
+
+def installed(mutant: Mutant) -> None:
+    """Give the target's functions the mutant's code, whoever holds them: nothing is imported anew."""
+    path, name = TARGETS[mutant.target]
+    module = importlib.import_module(name)
+    codes: dict[str, CodeType] = {}
+
+    def collect(code: CodeType) -> None:
+        for inner in code.co_consts:
+            if isinstance(inner, CodeType):
+                codes.setdefault(inner.co_qualname, inner)
+                collect(inner)
+
+    collect(compile(mutant.code, str(ROOT / path), "exec"))
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and function.__code__.co_filename == module.__file__:
+            new = codes.get(function.__code__.co_qualname)
+            if new is not None and "<locals>" not in new.co_qualname:
+                function.__code__ = new
+
+
+def backend_of(target: str) -> Any:
+    """The backend that a target is run under. Not a registered one, so that lanes fork this process."""
+    from dataclasses import replace
+
+    from rnn_backends import LSTMBackend, get_backend
+
+    if target == "tiled":
+        return importlib.import_module(TARGETS[target][1]).tiled()
+    if target == "blocks":
+        return LSTMBackend("blocks", importlib.import_module(TARGETS[target][1]).by_hand())
+    return replace(get_backend("vmap"), name="mutant")
+
+
+def laws_in_order(kills: Counter[str]) -> list[str]:
+    """The laws of `quick` that run in this process over drawn cases, those that kill most first."""
+    from rnn_conformance.laws.catalogue import LAWS
+
+    fit = [n for n, law in LAWS.items() if law.belongs("quick") and law.drawn and not law.costly]
+    return sorted(fit, key=lambda name: -kills[name])
+
+
+def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, answer: Path) -> None:
+    """Run the laws; the file says at each moment which one runs, and at last the verdict."""
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(quiet, 1)
+    os.dup2(quiet, 2)
+
+    def say(verdict: str, law: str, message: str = "") -> None:
+        part = answer.with_suffix(".part")
+        part.write_text(json.dumps({"verdict": verdict, "law": law, "message": message, "since": time.time()}))
+        part.rename(answer)
+
+    say("runs", "")
+    try:
+        if mutant is not None:
+            installed(mutant)
+        from rnn_conformance.check import quiet_single_thread
+        from rnn_conformance.laws.catalogue import LAWS
+        from rnn_conformance.suite.runner import RunOptions, run_law
+
+        options = RunOptions(backend_of(target), "quick", "cpu", seed, shrink=False)
+        with quiet_single_thread():
+            for name in laws_in_order(kills):
+                say("runs", name)
+                result = run_law(LAWS[name], options)
+                if not result.ok:
+                    say("crashed" if result.verdict == "crashed" else "killed", name, result.message[:200])
+                    return
+        say("survived", "")
+    except BaseException as error:  # a mutant may raise anything
+        say("crashed", "", f"{type(error).__name__}: {error}"[:200])
+
+
+def run(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, seconds: float = SECONDS) -> dict[str, Any]:
+    """A mutant's verdict and the law that gave it; ``None``: the code as it is."""
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        answer = Path(folder, "answer.json")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _child(mutant, target, kills, seed, answer)
+            finally:
+                os._exit(0)
+        said = _wait(pid, answer, begin, seconds)
+    return said | {"seconds": round(time.monotonic() - begin, 1)}
+
+
+def _wait(pid: int, answer: Path, begin: float, seconds: float) -> dict[str, Any]:
+    said: dict[str, Any]
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        said = {"verdict": "runs", "law": "", "since": time.time()}
+        if answer.exists():
+            said = json.loads(answer.read_text())
+        stuck = time.time() - float(said.pop("since")) > LAW_SECONDS
+        late = time.monotonic() - begin > seconds
+        if done:
+            if said["verdict"] == "runs":
+                said |= {"verdict": "crashed", "message": f"its process ended with status {status}"}
+            return {"message": ""} | said
+        if said["verdict"] == "runs" and (late or stuck):
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return {"message": ""} | said | {"verdict": "endless" if stuck else "unfinished"}
+        time.sleep(0.02)
+
+
+def prepare() -> None:
+    """Import everything, so that each fork has it already."""
+    for name in ("rnn_conformance.check", "rnn_backends_plugins.vmap", *(name for _, name in TARGETS.values())):
+        importlib.import_module(name)
+
+
+def explained() -> dict[tuple[str, str, str], str]:
+    """The reason of each equivalent mutant, by (target, before, after)."""
+    rows = tomllib.loads(EXPLAINED.read_text()).get("equivalent", []) if EXPLAINED.exists() else []
+    return {(row["target"], row["before"], row["after"]): row["reason"] for row in rows}
+
+
+def sample(targets: Sequence[str], seed: int) -> list[Mutant]:
+    """All mutants, in a random order that the seed fixes, the targets taking turns."""
+    queues = []
+    for target in targets:
+        found = list(mutants(target))
+        random.Random(f"{seed} {target}").shuffle(found)
+        queues.append(found)
+    return [queue[k] for k in range(max(map(len, queues))) for queue in queues if k < len(queue)]
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The last line of each mutant in earlier runs."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return list({row["key"]: row for row in rows}.values())
+
+
+def go_on(
+    targets: Sequence[str], minutes: float, most: int, seed: int, seconds: float, tell: Callable[[str], None]
+) -> None:
+    """Run mutants that have no verdict yet until the time is up."""
+    end = time.monotonic() + 60 * minutes
+    known = {row["key"] for row in rows_of(KEPT) if row["verdict"] != "unfinished"}
+    kills = Counter(row["law"] for row in rows_of(KEPT) if row["verdict"] in DIED)
+    todo = sample(targets, seed)
+    tell(f"{len(todo)} mutants of {', '.join(targets)}; {len(known)} have a verdict")
+    KEPT.parent.mkdir(exist_ok=True)
+    for number, mutant in enumerate(todo[:most], 1):
+        if mutant.key in known:
+            continue
+        if time.monotonic() > end:
+            break
+        said = run(mutant, mutant.target, kills, seed, seconds)
+        row = {"key": mutant.key} | {k: v for k, v in asdict(mutant).items() if k != "code"} | said
+        with KEPT.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        if said["verdict"] in DIED:
+            kills[said["law"]] += 1
+        tell(f"[{number}] {mutant.target}:{mutant.line} {said['verdict']} {said['law']} {said['seconds']} s")
+
+
+def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbers: dict[str, int]) -> str:
+    """The table of all results as Markdown."""
+    reasons = explained()
+    equivalent = [row for row in rows if row["verdict"] == "survived" and _key(row) in reasons]
+    live = [row for row in rows if row["verdict"] in ("survived", "unfinished") and _key(row) not in reasons]
+    dead = [row for row in rows if row["verdict"] in DIED]
+    share = 100 * len(dead) / max(1, len(dead) + len(live))
+    lines = [
+        "# Mutants against the suite", "",
+        f"`make mutants-suite`, {day}, commit `{commit}`, seed {seed}. A machine changed one place of core or of a",
+        "kernel in Python; the laws of `quick` that do not compile ran over each until one failed.", "",
+        f"**{len(dead)} of {len(dead) + len(live)} mutants that are not equivalent died: {share:.1f} %.**",
+        f"{len(equivalent)} are equivalent.", "",
+        "| target | mutants | tried | killed | crashed | endless | unfinished | equivalent | survived |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]  # fmt: skip
+    for target, number in numbers.items():
+        own = [row for row in rows if row["target"] == target]
+        count = Counter(row["verdict"] for row in own)
+        same = sum(row in equivalent for row in own)
+        figures = [number, len(own), *(count[v] for v in (*DIED, "unfinished")), same, count["survived"] - same]
+        lines.append(f"| {target} | {' | '.join(map(str, figures))} |")
+    lines += ["", "## What kills", "", "| law | mutants |", "| --- | ---: |"]
+    lines += [f"| `{law}` | {n} |" for law, n in Counter(row["law"] for row in dead).most_common()]
+    for title, chosen in (("Survivors", live), ("Equivalent", equivalent)):
+        lines += ["", f"## {title}", ""] + (["None."] if not chosen else [])
+        for row in chosen:
+            lines += [
+                f"- `{row['target']}`, line {row['line']}, {row['kind']}: `{row['before']}` became `{row['after']}`."
+            ]
+            lines += [f"  {reasons[_key(row)]}"] if _key(row) in reasons else []
+    return "\n".join(lines) + "\n"
+
+
+def _key(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["target"], row["before"], row["after"]
+
+
+def main() -> int:
+    """Run; 1 if a mutant survives without a reason."""
+    options = argparse.ArgumentParser(description="Mutants against the conformance suite.")
+    options.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="default: all")
+    options.add_argument("--minutes", type=float, default=30, help="budget (30); a later run goes on")
+    options.add_argument("--most", type=int, default=10**6, help="no more mutants than that, of a random sample")
+    options.add_argument("--seed", type=int, default=1, help="of the sample and of the laws' cases (1)")
+    options.add_argument("--seconds", type=float, default=SECONDS, help="of one mutant (240); less for a first look")
+    options.add_argument("--list", action="store_true", help="print the mutants without running them")
+    options.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
+    options.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="the page's")
+    given = options.parse_args()
+    targets = given.targets or list(TARGETS)
+    if given.list:
+        for mutant in sample(targets, given.seed)[: given.most]:
+            print(f"{mutant.target}:{mutant.line}: {mutant.kind}: {mutant.before}  ->  {mutant.after}")
+        return 0
+    if given.minutes > 0:
+        prepare()
+        go_on(targets, given.minutes, given.most, given.seed, given.seconds, lambda text: print(text, flush=True))
+    rows = [row for row in rows_of(KEPT) if row["target"] in targets]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    numbers = {target: sum(1 for _ in mutants(target)) for target in targets}
+    text = page(rows, given.seed, given.date, commit.stdout.strip(), numbers)
+    if given.write:
+        PAGE.write_text(text)
+    print(text)
+    return int(any(row["verdict"] == "survived" and _key(row) not in explained() for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
