@@ -23,6 +23,9 @@ KINDS: dict[str, Any] = {
 }  # fmt: skip
 """Options of a law about kinds of tensors: one small shape in a process of its own, as a kernel may crash."""
 
+IN_FULL: dict[str, Any] = {"profiles": ("full",)}
+"""Of those that the quick profile leaves out: each starts an interpreter, some seconds."""
+
 WAYS = ("without resets", "with resets", "one step", "one step with resets")
 
 

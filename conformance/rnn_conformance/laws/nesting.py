@@ -16,7 +16,7 @@ from ..suite.law import law
 from ..suite.tolerances import TOLERANCES
 from ..suite.trial import Trial, differentiate
 from ..suite.verdict import Declined
-from ._kinds import KINDS, naming
+from ._kinds import IN_FULL, KINDS, naming
 
 SMALL: dict[str, Any] = KINDS | {"T": (3,), "B": (2,), "L": (1,)}
 Weights = dict[str, Tensor]
@@ -127,7 +127,7 @@ def gradients_outside_of_vmap(trial: Trial) -> None:
                 _agree(trial, {"x": by_x, **by_weights}, expected)
 
 
-@law(trait=Trait.VMAP, **SMALL)
+@law(trait=Trait.VMAP, **SMALL | IN_FULL)
 def gradients_within_vmap(trial: Trial) -> None:
     """torch.vmap of torch.func.grad and of jacrev gives each member its own result, in rows and in steps."""
     weights, x = _many(trial)
@@ -150,7 +150,7 @@ def _last_rows(trial: Trial, weights: Weights, x: Tensor, k: int) -> dict[str, T
     return {n: torch.stack(values) for n, values in zip(own, zip(*rows, strict=True), strict=True)}
 
 
-@law(**SMALL)
+@law(**SMALL | IN_FULL)
 def many_cotangents_at_once(trial: Trial) -> None:
     """jacrev, jacobian(vectorize=True) and is_grads_batched equal one backward pass per number."""
     inputs = trial.inputs

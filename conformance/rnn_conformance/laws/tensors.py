@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from ..suite.law import law
 from ..suite.trial import Trial, differentiate
 from ..suite.verdict import LawBroken
-from ._kinds import KINDS, WAYS, Given, Kind, attempt, compare, every_kind, expected, given, run
+from ._kinds import IN_FULL, KINDS, WAYS, Given, Kind, attempt, compare, every_kind, expected, given, run
 
 
 class _Renamed(Tensor):
@@ -126,7 +126,7 @@ def _defunctional(value: Tensor) -> Tensor:
     return made
 
 
-@law(**KINDS)
+@law(**KINDS | IN_FULL)
 def torch_modes(trial: Trial) -> None:
     """Modes of torch change no number: dispatch and function modes, functionalization, inference."""
     modes: dict[str, Callable[[], AbstractContextManager[Any]]] = {
@@ -308,7 +308,7 @@ _LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@law(**KINDS)
+@law(**KINDS | IN_FULL)
 def other_layouts_are_right_or_refused(trial: Trial) -> None:
     """Sparse, CSR, nested, quantized, mkldnn and meta inputs and weights are right or rejected with a reason."""
     with warnings.catch_warnings():

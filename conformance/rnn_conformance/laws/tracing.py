@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from ..suite.law import law
 from ..suite.trial import Trial
 from ..suite.verdict import LawBroken
-from ._kinds import KINDS, attempt, of_stream
+from ._kinds import IN_FULL, KINDS, attempt, of_stream
 
 Traced = Callable[[Tensor, Tensor], Tensor]
 
@@ -75,7 +75,7 @@ def what_is_traced_follows_inputs_and_resets(trial: Trial) -> None:
     _each(trial, lambda traced, what, kind: _follows(trial, traced, what, kind, trial.case.T))
 
 
-@law(**KINDS | {"profiles": ("full",)})
+@law(**KINDS | IN_FULL)
 def what_is_traced_follows_lengths(trial: Trial) -> None:
     """A graph recorded over one length is right over others, or raises: the example's length is never built in."""
     _each(trial, lambda traced, what, kind: _follows_lengths(trial, traced, what, kind))
