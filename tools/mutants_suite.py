@@ -237,7 +237,7 @@ def installed(mutant: Mutant) -> None:
 
     collect(compile(mutant.code, str(ROOT / path), "exec"))
     for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == module.__file__:
+        if type(function) is FunctionType and function.__code__.co_filename == module.__file__:
             new = codes.get(function.__code__.co_qualname)
             if new is not None and "<locals>" not in new.co_qualname:
                 function.__code__ = new
@@ -387,7 +387,7 @@ def go_on(
 def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbers: dict[str, int]) -> str:
     """The table of all results as Markdown."""
     reasons = explained()
-    equivalent = [row for row in rows if row["verdict"] == "survived" and _key(row) in reasons]
+    equivalent = [row for row in rows if row["verdict"] not in DIED and _key(row) in reasons]
     live = [row for row in rows if row["verdict"] in ("survived", "unfinished") and _key(row) not in reasons]
     dead = [row for row in rows if row["verdict"] in DIED]
     share = 100 * len(dead) / max(1, len(dead) + len(live))
@@ -396,24 +396,28 @@ def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbe
         f"`make mutants-suite`, {day}, commit `{commit}`, seed {seed}. A machine changed one place of core or of a",
         "kernel in Python; the laws of `quick` that do not compile ran over each until one failed.", "",
         f"**{len(dead)} of {len(dead) + len(live)} mutants that are not equivalent died: {share:.1f} %.**",
+        f"{sum(row['verdict'] == 'unfinished' for row in live)} of the others are unfinished: no law had failed when",
+        "the time of a mutant was up, and more laws would have run. So the figure is a lower bound.",
         f"{len(equivalent)} are equivalent.", "",
-        "| target | mutants | tried | killed | crashed | endless | unfinished | equivalent | survived |",
+        "| target | mutants | tried | killed | crashed | endless | equivalent | unfinished | survived |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for target, number in numbers.items():
         own = [row for row in rows if row["target"] == target]
         count = Counter(row["verdict"] for row in own)
         same = sum(row in equivalent for row in own)
-        figures = [number, len(own), *(count[v] for v in (*DIED, "unfinished")), same, count["survived"] - same]
+        open_ends = [
+            sum(row["verdict"] == v and row not in equivalent for row in own) for v in ("unfinished", "survived")
+        ]
+        figures = [number, len(own), *(count[v] for v in DIED), same, *open_ends]
         lines.append(f"| {target} | {' | '.join(map(str, figures))} |")
     lines += ["", "## What kills", "", "| law | mutants |", "| --- | ---: |"]
     lines += [f"| `{law}` | {n} |" for law, n in Counter(row["law"] for row in dead).most_common()]
-    for title, chosen in (("Survivors", live), ("Equivalent", equivalent)):
+    for title, chosen in (("Survived or unfinished", live), ("Equivalent", equivalent)):
         lines += ["", f"## {title}", ""] + (["None."] if not chosen else [])
         for row in chosen:
-            lines += [
-                f"- `{row['target']}`, line {row['line']}, {row['kind']}: `{row['before']}` became `{row['after']}`."
-            ]
+            where = f"{row['verdict']}, `{row['target']}`, line {row['line']}, {row['kind']}"
+            lines += [f"- {where}: `{row['before']}` became `{row['after']}`."]
             lines += [f"  {reasons[_key(row)]}"] if _key(row) in reasons else []
     return "\n".join(lines) + "\n"
 
