@@ -5,6 +5,8 @@ PROFILE ?= smoke
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+# Tests run side by side, a process for each core.
+PYTEST := $(BIN)/python -m pytest --quiet --durations=5 --numprocesses=auto --maxprocesses=4 --dist=worksteal
 # The tests' tensors are small: threads would wait for each other many times longer than they work.
 export OMP_NUM_THREADS ?= 1
 
@@ -27,9 +29,8 @@ test: $(READY) ## check, lint, then all tests; branch coverage of core and plugi
 	$(MAKE) --no-print-directory check || status=1; \
 	$(MAKE) --no-print-directory lint || status=1; \
 	echo "== tests"; \
-	$(BIN)/python -m coverage run -m pytest --quiet --durations=5 core/tests plugins/tests || status=1; \
-	$(BIN)/python -m coverage report || status=1; \
-	$(BIN)/python -m pytest --quiet --durations=5 conformance/tests asv_benchmarks/tests examples/tests || status=1; \
+	$(PYTEST) --cov --cov-report=term core/tests plugins/tests || status=1; \
+	$(PYTEST) conformance/tests asv_benchmarks/tests examples/tests || status=1; \
 	exit $$status
 
 lint: $(READY) ## ruff (lint and format) and mypy, changing nothing

@@ -122,7 +122,7 @@ class Case:
 
     def why_impossible(self) -> str | None:
         """The reason why no inputs exist for this case, or ``None``."""
-        for name in "TBIHL":
+        for name in "TIHL":  # B may be 0: a law is about no rows
             if getattr(self, name) < 1:
                 return f"{name} is {getattr(self, name)}, and must be at least 1"
         if self.P >= self.H:
