@@ -80,3 +80,10 @@ def test_weight_shapes_are_torchs():
     case = Case(1, 1, 3, 4, L=2, P=2, bidirectional=True)
     lstm = torch.nn.LSTM(3, 4, 2, bidirectional=True, proj_size=2)
     assert {n: tuple(p.shape) for n, p in lstm.named_parameters()} == weight_shapes(case)
+
+
+def test_a_case_without_rows_is_possible_and_replayed() -> None:
+    from rnn_conformance.check import replay
+
+    assert Case.parse("T2.B0.I1.H1.f64.s0").B == 0
+    assert replay("vmap", "no_rows", "T2.B0.I1.H1.f64.s0").verdict == "passed"

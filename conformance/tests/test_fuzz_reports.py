@@ -177,7 +177,7 @@ def test_a_mutated_token_is_a_possible_case_or_an_error_in_words() -> None:
 @pytest.mark.parametrize(
     "token",
     [
-        "T0.B1.I1.H1.f64.s0", "T2.B0.I1.H1.f64.s0", "T2.B1.I0.H1.f64.s0", "T2.B1.I1.H0.f64.s0", "T2.B1.I1.H4.L0.f64.s0",
+        "T0.B1.I1.H1.f64.s0", "T2.B1.I0.H1.f64.s0", "T2.B1.I1.H0.f64.s0", "T2.B1.I1.H4.L0.f64.s0",
         "T2.B1.I1.H4.P4.f64.s0", "T2.B1.I1.H4.P9.f64.s0", "T2.B1.I1.H1.d101.f64.s0", "T2.B1.I1.H1.f64.r4.s0",
         "T2.B1.I1.H1.f64.s9223372036854775808", "T999999.B999999.I1.H1.f64.s0", "T2.B1.I1.H999999.f64.s0",
         "T2.B1.I1.H1.L999999999.f64.s0", "T\u0662.B1.I1.H1.f64.s0", "T2.B1.I1.H1.f64.s-1", "T2.B1.I1.H1.f64.s0\n", "",
