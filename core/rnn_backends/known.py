@@ -171,9 +171,10 @@ def _are_usual(known: KnownWeights, x: Tensor, state: State, starts: Tensor | No
         for v in (x, h, c) if starts is None else (x, h, c, starts):
             if type(v) not in EXACT or v.layout is not torch.strided or v.is_nested or v.is_quantized:
                 return False
-            if v.device != device or not v.is_contiguous() or not v.data_ptr():  # a zero tensor is nowhere
+            if v.device != device or not v.is_contiguous():
                 return False
-            if v.nbytes > v.untyped_storage().nbytes() - v.storage_offset() * v.itemsize:
+            storage = v.untyped_storage()  # that of a zero tensor is nowhere, and of a slice of one too
+            if not storage.data_ptr() or v.nbytes > storage.nbytes() - v.storage_offset() * v.itemsize:
                 return False
     except RuntimeError:  # it shows no memory: a wrapper
         return False
