@@ -11,7 +11,7 @@ from .errors import InputError
 
 
 def check_spec(spec: LSTMSpec) -> None:
-    """Check that there can be an LSTM with these options: torch.nn.LSTM's own rules.
+    """Check the options of an LSTM by torch.nn.LSTM's own rules.
 
     Raises:
         InputError: the option, its value and the rule.
@@ -47,11 +47,11 @@ def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: t
         ndims: the numbers of dimensions that fit.
 
     Raises:
-        InputError: what was expected and what came.
+        InputError: the message has the expected and the actual value.
     """
     if isinstance(x, PackedSequence):
         raise InputError(
-            "a PackedSequence is not taken: pass the padded tensor, and is_init=[B, T] bool, true where a "
+            "a PackedSequence is not supported: pass the padded tensor, and is_init=[B, T] bool, true where a "
             "sequence starts; several sequences can follow one another in a row"
         )
     if not isinstance(x, Tensor):
@@ -92,16 +92,16 @@ def check_state(hx: State, shape: tuple[int, ...], spec: LSTMSpec, weight: Tenso
         if isinstance(value, Tensor):
             check_dense(name, value)
         if not isinstance(value, Tensor) or value.shape != (*shape, size):
-            came = _shape(value) if isinstance(value, Tensor) else type(value).__name__
-            raise InputError(f"{name} must have shape {(*shape, size)}, got {came}")
+            actual = _shape(value) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"{name} must have shape {(*shape, size)}, got {actual}")
         check_like(name, value, weight, casts)
 
 
 def check_is_init(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Check a reset mask ``[*shape]`` or ``[*shape, 1]`` bool; returns it as ``[*shape]``."""
     if not isinstance(is_init, Tensor) or is_init.dtype != torch.bool:
-        came = is_init.dtype if isinstance(is_init, Tensor) else type(is_init).__name__
-        raise InputError(f"is_init must be a bool tensor, got {came}: use is_init.bool() if 1 means a start")
+        actual = is_init.dtype if isinstance(is_init, Tensor) else type(is_init).__name__
+        raise InputError(f"is_init must be a bool tensor, got {actual}: use is_init.bool() if 1 means a start")
     check_dense("is_init", is_init)
     if is_init.shape not in (shape, (*shape, 1)):
         raise InputError(f"is_init must have shape {shape} or {(*shape, 1)}, got {_shape(is_init)}")

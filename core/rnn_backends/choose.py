@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VARIABLE = "RNN_BACKENDS_LSTM"
 AUTO_ORDER = ("cudnn", "vmap")
-"""What ``"auto"`` prefers where nothing was measured, or nobody is clearly faster; then the others by name."""
+"""The order of ``"auto"`` where nothing was measured or no backend is clearly faster; the others follow by name."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Verdict:
     Attributes:
         name: the backend's name.
         accepted: whether it runs such an LSTM.
-        reason: why it does not; or why ``"auto"`` chooses it (the measured figure and its table); or ``None``.
+        reason: why it rejects the LSTM; or why ``"auto"`` chooses it (the measured figure and its table); or ``None``.
         chosen: whether ``"auto"`` chooses it.
         prepared: false where the backend has yet to prepare itself in this process, such as by compiling a kernel or
             loading a compiled one: its first LSTM may take seconds, or fail with the reason.
@@ -63,9 +63,9 @@ def resolve(
         needs: traits that it must have.
 
     Raises:
-        UnknownBackendError: nothing of that name is installed.
-        BrokenBackendError: it is installed and cannot be loaded.
-        UnsupportedError: it declines this spec, device or dtype, or lacks a trait.
+        UnknownBackendError: no backend of that name is installed.
+        BrokenBackendError: the backend is installed and cannot be loaded.
+        UnsupportedError: the backend does not support this spec, device or dtype, or lacks a trait.
     """
     source = None
     if request is None:
@@ -74,13 +74,13 @@ def resolve(
     if request == "auto":
         return _auto(spec, device, dtype, needs)
     if not isinstance(request, (str, LSTMBackend)):
-        raise InputError(f"lstm_backend is a name or an LSTMBackend, got {type(request).__name__}")
+        raise InputError(f"lstm_backend must be a name or an LSTMBackend, got {type(request).__name__}")
     backend = get_backend(request, source) if isinstance(request, str) else request
     demand(backend, spec, device, dtype)
     if not needs <= backend.traits:
         able = alternatives(spec, device, dtype, backend.name, needs)
-        what = f"what needs the trait {_listed(needs - backend.traits)}"
-        raise UnsupportedError(backend.name, what, "it does not claim it", able)
+        what = f"the trait {_listed(needs - backend.traits)}"
+        raise UnsupportedError(backend.name, what, "its author does not claim this trait", able)
     return backend
 
 
@@ -90,7 +90,7 @@ def is_auto(request: str | LSTMBackend | None) -> bool:
 
 
 def demand(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> None:
-    """Prepare the backend; raise :class:`UnsupportedError` if it declines the spec, device or dtype, or fails."""
+    """Prepare the backend; raise :class:`UnsupportedError` if it rejects the spec, device or dtype, or fails."""
     reason = _refusal(backend, spec, device, dtype) or preparations.run(backend, spec, device, dtype)
     if reason is not None:
         others = alternatives(spec, device, dtype, backend.name)
@@ -98,7 +98,7 @@ def demand(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: to
 
 
 def _refusal(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The backend's reason, found without preparing it; guarded, since one that fails must not affect the others."""
+    """The backend's reason, found without preparing it. An error in it is caught: it must not affect the others."""
     try:
         reason = backend.rejects(spec, device, dtype)
     except Exception as error:
@@ -168,7 +168,9 @@ def _loadable() -> Iterator[LSTMBackend]:
 
 def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> LSTMBackend:
     failed: dict[str, str] = {}
-    unavailable: dict[str, str] = {}  # faster by what was measured, and refused for no reason of this spec's
+    unavailable: dict[
+        str, str
+    ] = {}  # measured to be faster, and rejected for a reason that has nothing to do with this spec
 
     def able(name: str) -> bool:
         try:

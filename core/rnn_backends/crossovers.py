@@ -26,7 +26,7 @@ FORMAT = 1
 SHIPPED = Path(__file__).with_name("crossovers.json")
 MODES = ("train", "forward", "step")
 LARGEST_FILE = 4 << 20
-"""Bytes: a table takes about 10 kB; a larger file is none."""
+"""In bytes. A table takes about 10 kB; a file above this size is rejected."""
 LARGEST_SIZE = 2**31
 SHORTEST, LONGEST = 1e-9, 1e6
 """Seconds between which a measured time must lie."""
@@ -73,11 +73,11 @@ class Table:
 
     def origin(self) -> str:
         """The table's owner, date, processor and versions, in words."""
-        whose, said = "the shipped table" if self.shipped else "this machine's table", self.where
+        owner, said = "the shipped table" if self.shipped else "this machine's table", self.where
         threads = f"{said['threads']} thread{'s' * (str(said['threads']) != '1')}" if said["threads"] else ""
         measured_on = [str(said["date"]), str(said["processor"]), threads, f"torch {said['torch']}"]
         note = f" ({said['note']})" if said.get("note") else ""
-        return f"{whose} of {', '.join(filter(None, measured_on))}{note}"
+        return f"{owner} of {', '.join(filter(None, measured_on))}{note}"
 
 
 def table_for(device: torch.device) -> Table | None:
@@ -88,13 +88,13 @@ def table_for(device: torch.device) -> Table | None:
 
 
 def _read_own(file: Path) -> tuple[Table, ...]:
-    """This machine's tables. Whatever the file is and holds, the worst that it does is one warning."""
+    """This machine's tables. An unusable file causes one warning and no error."""
     changed, tables, problem = 0, tuple[Table, ...](), None
     try:
         changed = file.stat().st_mtime_ns
         tables, problem = _read(file, changed)
     except (FileNotFoundError, NotADirectoryError):
-        return ()  # there is none, which is no error
+        return ()  # a missing file is no error
     except OSError as error:
         problem = str(error)
     if problem is not None and (file, changed) not in _reported:
@@ -161,7 +161,7 @@ def _read(path: Path, changed: int) -> tuple[tuple[Table, ...], str | None]:
     """The tables of a file; none, and the reason, if it is broken or (this machine's) of other versions."""
     try:
         if not path.is_file():  # reading a pipe could wait for ever
-            return (), "it is no file"
+            return (), "it is not a regular file"
         if path.stat().st_size > LARGEST_FILE:
             return (), f"it has more than {LARGEST_FILE >> 20} MiB"
         tables = parse(path.read_text(encoding="utf-8"), shipped=path == SHIPPED)
@@ -180,7 +180,7 @@ def parse(text: str, shipped: bool = False) -> tuple[Table, ...]:
     """The tables in a file's text.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, RecursionError: it is not such a file.
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: the text has another format.
     """
     content = json.loads(text)
     if content["format"] != FORMAT:

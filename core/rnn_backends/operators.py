@@ -27,7 +27,7 @@ from .unroll import cell, unroll
 
 
 class Arguments(NamedTuple):
-    """What a layer reads: the arguments of :data:`rnn_backends.LayerFunction`, flat, with one summed bias."""
+    """The inputs of a layer: the arguments of :data:`rnn_backends.LayerFunction`, flat, with one summed bias."""
 
     x: Tensor  # [T, B, I]
     w_ih: Tensor  # [4H, I]
@@ -96,12 +96,12 @@ class Arguments(NamedTuple):
 
 def _check(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     if value.shape != shape or value.dtype != dtype or value.device != device:
-        came = f"{tuple(value.shape)}, {value.dtype}, {value.device}"
-        raise InputError(f"{name} must be {shape}, {dtype}, {device}; got {came}")
+        actual = f"{tuple(value.shape)}, {value.dtype}, {value.device}"
+        raise InputError(f"{name} must be {shape}, {dtype}, {device}; got {actual}")
 
 
 class Run(NamedTuple):
-    """What the forward pass left, and the gradients that arrive."""
+    """The results of the forward pass, and the gradients of its outputs."""
 
     h: Tensor  # [T, B, P]
     c: Tensor  # [T, B, H]
@@ -122,7 +122,7 @@ class Run(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """Which gradients are asked for, in the order of :class:`Arguments`; the others take no memory."""
+    """The required gradients, in the order of :class:`Arguments`; the others take no memory."""
 
     x: bool
     w_ih: bool
@@ -168,9 +168,9 @@ class Kernel(NamedTuple):
         if not gates.numel() and x.shape[0] * x.shape[1] and w_hh.shape[0]:
             raise UnsupportedError(
                 name,
-                "a gradient here",
-                "nothing was kept for it in the forward pass, which was traced or exported where no gradient was "
-                "wanted: trace it with gradients enabled and parameters that require them",
+                "a backward pass here",
+                "the forward pass kept nothing for it, because it was traced or exported without gradients: trace it "
+                "with gradients enabled and parameters that require them",
                 OTHERS,
             )
         run = Run(h.contiguous(), c.contiguous(), gates.contiguous(), grad_h, grad_c)
@@ -187,11 +187,11 @@ def _kernel(name: str, device: torch.device) -> Kernel:
     if name not in _kernels:
         get_backend(name)
     if name not in _kernels:
-        raise UnsupportedError(name, "to run as an operator", "it registered no kernel of this name", OTHERS)
+        raise UnsupportedError(name, "calls of its operator", "it registered no kernel of this name", OTHERS)
     kernel = _kernels[name]
     if device.type not in (*kernel.devices, "meta"):
         reason = f"its kernel is made for {', '.join(kernel.devices)}, not for {device.type}"
-        raise UnsupportedError(name, "these tensors", reason, OTHERS)
+        raise UnsupportedError(name, f"tensors on {device.type}", reason, OTHERS)
     return kernel
 
 
@@ -200,7 +200,7 @@ class Layer:
 
     Args:
         name: the backend's.
-        kernel: what it does.
+        kernel: its forward and backward pass.
     """
 
     def __init__(self, name: str, kernel: Kernel) -> None:
@@ -258,7 +258,7 @@ def _call_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tens
 
 
 def _dispatched(name: str, operator: Any, read: Sequence[Any]) -> Any:
-    """Through torch's dispatcher; where it has no rule for what came, the refusal is ours."""
+    """Call through torch's dispatcher; where it has no rule for these tensors, raise an error with a reason."""
     try:
         return operator(name, *read)
     except UnsupportedError:
@@ -283,7 +283,7 @@ def torch_step(weights: LayerWeights, x: Tensor, state: State) -> State:
 
 
 def wants_gradient(read: Iterable[Tensor | None]) -> bool:
-    """Whether a gradient to any of these may be asked for."""
+    """Whether autograd may need a gradient of any of these."""
     if not torch.is_grad_enabled():
         return False
     if torch.compiler.is_compiling():
@@ -315,8 +315,8 @@ def refuse_second_gradient(
     """The gradients that a hand-written ``backward`` returns, so that a gradient of them is refused.
 
     ``once_differentiable`` does not always refuse: where a loss is linear in the output, gradients taken with
-    ``create_graph=True`` come without a graph, and a penalty on them is lost in silence. These depend on all that was
-    read, and raise :class:`UnsupportedError` where they are differentiated.
+    ``create_graph=True`` come without a graph, and a penalty on them is lost in silence. These depend on all inputs,
+    and raise :class:`UnsupportedError` where they are differentiated.
 
     Args:
         backend: the backend's name, for the error.
@@ -328,7 +328,7 @@ def refuse_second_gradient(
 
 
 class _RefuseSecond(torch.autograd.Function):
-    """The identity, of something that depends on what was read. In the form that ``torch.func`` takes."""
+    """The identity, with a dependence on all inputs of the kernel. In the form that ``torch.func`` accepts."""
 
     @staticmethod
     def forward(backend: str, gradient: Tensor, *read: Tensor) -> Tensor:
@@ -393,7 +393,7 @@ class _PlainBackward(torch.autograd.Function):
 
 
 class _Below(torch.autograd.Function):
-    """What ``torch.func`` takes. Below the last transform ``apply`` chooses anew between the other ways."""
+    """As ``torch.func`` accepts it. Below the last transform ``apply`` chooses anew between the other ways."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:
@@ -449,7 +449,7 @@ class _TransformedBackward(_Below):
 def _one_by_one(
     run: Callable[..., tuple[Tensor, ...]], number: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """What ``torch.vmap`` does with a call: one after the other, since one by itself keeps all cores busy."""
+    """The rule for ``torch.vmap``: one call after the other, since one call keeps all cores busy."""
     batched = [isinstance(dim, int) for dim in in_dims]
 
     def of(n: int) -> list[Any]:
@@ -457,7 +457,7 @@ def _one_by_one(
 
     if number:
         found = tuple(torch.stack(values) for values in zip(*(run(*of(n)) for n in range(number)), strict=True))
-    else:  # of one that is not there, for the shapes
+    else:  # no element: call with zeros for the shapes
         shapes = [
             v.shape[:dim] + v.shape[dim + 1 :] if b else () for v, dim, b in zip(args, in_dims, batched, strict=True)
         ]

@@ -1,4 +1,4 @@
-"""What a chosen backend does before its first call, such as compiling a kernel: once, and a failure is remembered."""
+"""Preparation of a chosen backend, such as compiling a kernel: done once, and a failure is remembered."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Preparations:
         self._lock = threading.RLock()
 
     def run(self, backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Prepare the backend, unless that was done before. Returns the reason why it cannot run, or ``None``."""
+        """Prepare the backend, unless it is prepared already. Returns the reason why it cannot run, or ``None``."""
         if backend.prepare is needs_no_preparation:
             return None
         key = _key(backend, spec, device, dtype)
@@ -37,7 +37,7 @@ class Preparations:
             return reason
 
     def failure(self, backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-        """The reason why preparing it failed in this process, or ``None``. Prepares nothing."""
+        """The reason why its preparation failed in this process, or ``None``. Prepares nothing."""
         key = _key(backend, spec, device, dtype)
         return None if key is None else self._results.get(key)
 
@@ -46,7 +46,7 @@ class Preparations:
         return backend.prepare is needs_no_preparation or _key(backend, spec, device, dtype) in self._results
 
     def forget(self) -> None:
-        """Prepare again when asked next."""
+        """Forget all results, so that backends are prepared again."""
         with self._lock:
             self._results.clear()
 
@@ -63,7 +63,7 @@ def _key(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torc
 def _reason(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
     try:
         reason = backend.prepare(spec, device, dtype)
-    except Exception as error:  # somebody else's code: whatever it raises is its reason
+    except Exception as error:  # third-party code: any error is the reason
         return f"its prepare() raised {type(error).__name__}: {error}"
     if reason is None or isinstance(reason, str):
         return reason

@@ -1,4 +1,4 @@
-"""In which order ``"auto"`` asks the backends: by what was measured, and on which figure that rests."""
+"""The order in which ``"auto"`` tries the backends, from measured times, and the figure that decided."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from .contract import LSTMSpec
 from .crossovers import Cell, Table
 
 WEIGHTS = {"train": 0.7, "step": 0.2, "forward": 0.1}
-"""What a mode counts. A backend is chosen once, at construction, where neither the mode, nor B, nor T, nor the resets
-are known: so the choice is for a policy that acts and is trained, and training takes most of its time."""
+"""The weight of each mode. A backend is chosen once, at construction, where mode, B, T and resets are
+unknown: so the choice is for a policy that acts and is trained, and training takes most of its time."""
 MARGIN = 0.05
-"""By how much another one must be faster than the first of the fixed order: less is noise."""
+"""The share by which a backend must be faster than the first of the fixed order; a smaller difference is noise."""
 PATIENCE = 5.0
-"""Seconds: whose first call takes longer (it compiles) is not taken by ``"auto"`` unless the table allows it."""
+"""In seconds. ``"auto"`` skips a backend whose first call takes longer (it compiles), unless the table allows it."""
 
 
 class Ranking:
     """Names in the order of preference for one spec, and why the first is the first.
 
     Args:
-        names: of backends; who declines is asked in :meth:`first` only, or left out before.
-        order: the fixed order: decides where nothing was measured, and within the margin.
-        table: what was measured on this kind of device, if anything.
+        names: of backends. Those that reject the spec are left out here, or by the ``able`` of :meth:`first`.
+        order: the fixed order, which decides where nothing was measured and within the margin.
+        table: the times measured on this kind of device, if any.
         spec: the LSTM's options.
     """
 
@@ -41,8 +41,8 @@ class Ranking:
     def first(self, able: Callable[[str], bool] = lambda name: True) -> str | None:
         """The first that is able: of those within the margin of the fastest, the first of the fixed order.
 
-        Then those that were not measured, in the fixed order; then those whose first call takes long. No more are
-        asked than needed: to be asked, a plugin is imported.
+        Then the backends without measurements, in the fixed order; then those with a long first call. No more are
+        tried than needed, because each try imports a plugin.
         """
         fastest = next(filter(able, self._ready), None)
         if fastest is not None:
@@ -104,7 +104,7 @@ def _nearest(cells: Sequence[Cell], hidden: int) -> list[Cell]:
 
 
 def _shown(cells: Sequence[Cell]) -> Cell:
-    """The cell whose times are told: training, with resets, many rows."""
+    """The cell to quote: training, with resets, many rows."""
     return max(cells, key=lambda cell: (WEIGHTS[cell.mode], cell.resets == "0.03", cell.batch, cell.time))
 
 

@@ -1,7 +1,7 @@
-"""Backends by entry-point name: listing imports nothing, asking for one loads that one.
+"""Backends by entry-point name: listing imports nothing, and :func:`get_backend` loads one plugin.
 
-A plugin that fails to load hides itself only. pluggy isolates nothing by itself, so each entry point is loaded
-guarded, in a plugin manager of its own, and its reason is kept.
+A plugin that fails to load disables only itself. pluggy does not isolate plugins, so each entry point is loaded in a
+plugin manager of its own, and an error is caught and kept as the reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Listing:
 
     Attributes:
         name: the backend's name.
-        distribution: who installs it, with its version; ``"this process"`` for :func:`register`.
+        distribution: the distribution that installs it, with its version; ``"this process"`` for :func:`register`.
         loaded: whether its code has been imported and its backend built.
         reason: why it cannot be used, or ``None``.
     """
@@ -63,10 +63,10 @@ class Registry:
         self._causes: dict[str, BaseException] = {}
 
     def refresh(self) -> None:
-        """Read the installed entry points again, and forget which plugins were broken and what was prepared."""
+        """Read the installed entry points again, and forget errors of plugins and results of preparations."""
         preparations.forget()
         with self._lock:
-            importlib.invalidate_caches()  # else a distribution that was installed just now may not be seen
+            importlib.invalidate_caches()  # or a distribution installed just now may be missed
             self._read()
 
     def names(self) -> tuple[str, ...]:
@@ -75,13 +75,13 @@ class Registry:
         return tuple(sorted(installed | set(self._local)))
 
     def listings(self, load: bool = False) -> list[Listing]:
-        """One row a backend. ``load=True`` loads each, guarded, so that every reason is known."""
+        """One row for each backend. ``load=True`` loads each, so that every reason is known."""
         with self._lock:
             rows = [Listing(name, "this process", True, None) for name in self._local]
             for name, points in self._found.items():
                 reason = self._why_not(name, load)
-                who = ", ".join(sorted({_distribution(point) for point in points}))
-                rows.append(Listing(name, who, name in self._built, reason))
+                owner = ", ".join(sorted({_distribution(point) for point in points}))
+                rows.append(Listing(name, owner, name in self._built, reason))
         return sorted(rows, key=lambda row: row.name)
 
     def _why_not(self, name: str, load: bool) -> str | None:
@@ -101,8 +101,8 @@ class Registry:
                 raise self._unknown(asked, name, source)
             self._load(name)
             if name in self._broken:
-                came = f" (from {source})" if source else ""
-                message = f"LSTM backend {name!r}{came} cannot be loaded: {self._broken[name]}"
+                origin = f" (from {source})" if source else ""
+                message = f"LSTM backend {name!r}{origin} cannot be loaded: {self._broken[name]}"
                 raise BrokenBackendError(message) from self._causes.get(name)
             return self._built[name]
 
@@ -125,7 +125,7 @@ class Registry:
             return
         try:
             self._built[name] = _build(name, points[0], self._hook)
-        except (Exception, SystemExit) as error:  # somebody else's code: whatever it raises is its reason
+        except (Exception, SystemExit) as error:  # third-party code: any error is the reason
             self._broken[name] = f"{_words(error)} (plugin of {_distribution(points[0])})"
             self._causes[name] = error
 
@@ -144,7 +144,7 @@ class Registry:
         return backend
 
     def unregister(self, name: str) -> None:
-        """Take back a :func:`register`. Modules that use the backend keep it."""
+        """Undo :func:`register`. Modules that use the backend keep it."""
         with self._lock:
             if name not in self._local:
                 raise UnknownBackendError(name, sorted(self._local), "unregister() takes what register() added")
@@ -159,16 +159,18 @@ def _build(name: str, point: EntryPoint, hook: str = "lstm_backend") -> LSTMBack
     plugin = point.load()
     made_for = getattr(plugin, "contract_version", None)
     if made_for != CONTRACT_VERSION:
-        came = "names no contract_version" if made_for is None else f"is made for contract version {made_for}"
-        raise ContractError(f"it {came}; this rnn-backends has contract version {CONTRACT_VERSION}")
-    manager = pluggy.PluginManager(hooks.PROJECT)  # of its own: what one plugin does to it reaches no other
+        fault = "has no contract_version" if made_for is None else f"is made for contract version {made_for}"
+        raise ContractError(f"it {fault}; this rnn-backends has contract version {CONTRACT_VERSION}")
+    manager = pluggy.PluginManager(hooks.PROJECT)  # one for each plugin, so that none affects another
     manager.add_hookspecs(hooks)
     manager.register(plugin, name)
     manager.check_pending()  # a misspelt hook is named instead of missed
     built = getattr(manager.hook, hook)()
     if len(built) != 1 or not isinstance(built[0], LSTMBackend):
-        came = f"returned {type(built[0]).__name__}" if built else "is missing or returned None"
-        raise ContractError(f"its @hookimpl function {hook}() must return one rnn_backends.LSTMBackend, and {came}")
+        actual = f"returned {type(built[0]).__name__}" if built else "is missing or returned None"
+        raise ContractError(
+            f"its @hookimpl function {hook}() must return one rnn_backends.LSTMBackend, but it {actual}"
+        )
     if built[0].name != name:
         raise ContractError(f"its LSTMBackend is named {built[0].name!r} and its entry point {name!r}")
     return replace(built[0], contract_version=made_for) if built[0].contract_version != made_for else built[0]
@@ -234,8 +236,8 @@ def get_backend(name: str, source: str | None = None, *, cell: str = "lstm") -> 
 
     Raises:
         InputError: there are no backends for such a cell.
-        UnknownBackendError: nothing of that name is installed, or it is disabled.
-        BrokenBackendError: it is installed and cannot be loaded; the message has the reason.
+        UnknownBackendError: no backend of that name is installed, or it is disabled.
+        BrokenBackendError: the backend is installed and cannot be loaded; the message has the reason.
     """
     if cell not in _registries:
         raise InputError(f"there are backends for the cells {', '.join(_registries)}, and none for {cell!r}")

@@ -1,4 +1,4 @@
-"""Which of torch's transforms a call's tensors are part of: found with public functions only."""
+"""The torch transforms that a call's tensors are part of, found with public functions only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .contract import Trait
 
 
 def traits_needed(tensors: Iterable[Tensor | None]) -> set[Trait]:
-    """The traits that these tensors ask of a backend: ``VMAP`` if one is batched, ``FORWARD_AD`` if one has a tangent.
+    """The traits that these tensors need: ``VMAP`` if one is batched, ``FORWARD_AD`` if one has a tangent.
 
     At any depth of nested transforms. A level that is open around the call, but that none of the tensors is part of,
     needs nothing. It takes 15 us: ask :func:`._torch.transforms_may_be_open` first.

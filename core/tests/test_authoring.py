@@ -49,7 +49,7 @@ def test_first_gradients_pass_unchanged(pair):
 def test_a_gradient_of_a_gradient_is_refused_by_the_backends_name(pair, loss):
     x, y = pair
     (grad,) = torch.autograd.grad(loss(Product.apply(x, y)), x, create_graph=True)
-    with pytest.raises(UnsupportedError, match="'mine' declines a gradient of a gradient"):
+    with pytest.raises(UnsupportedError, match="'mine' does not support a gradient of a gradient"):
         grad.square().sum().backward()
 
 

@@ -52,7 +52,7 @@ def test_a_backend_value_is_taken_as_it_is_and_asked_too():
     value = LSTMBackend("nowhere", unroll)
     assert LSTM(3, 4, lstm_backend=value).backend is value
     picky = LSTMBackend("picky", unroll, rejects=lambda *_: "not today")
-    with pytest.raises(UnsupportedError, match=r"'picky' declines .*: not today"):
+    with pytest.raises(UnsupportedError, match=r"'picky' does not support .*: not today"):
         LSTM(3, 4, lstm_backend=picky)
 
 
@@ -187,14 +187,14 @@ def test_alternatives_are_those_that_accept_and_have_the_traits(add):
     traits = frozenset({Trait.VMAP})
     able = alternatives(*request, "", traits)
     assert able == [name for name in able if Trait.VMAP in rnn_backends.get_backend(name).traits]
-    with pytest.raises(UnsupportedError, match="needs the trait vmap") as caught:
+    with pytest.raises(UnsupportedError, match="support the trait vmap") as caught:
         resolve("plain", *request, traits)
     assert caught.value.alternatives == tuple(able)
     assert Trait.VMAP in resolve("auto", *request, traits).traits
 
 
 def test_anything_but_a_name_or_a_backend_is_refused():
-    with pytest.raises(InputError, match="lstm_backend is a name or an LSTMBackend, got function"):
+    with pytest.raises(InputError, match="lstm_backend must be a name or an LSTMBackend, got function"):
         LSTM(3, 4, lstm_backend=unroll)
 
 

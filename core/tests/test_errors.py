@@ -50,6 +50,6 @@ def test_unknown_backend_says_what_came_what_is_there_and_what_was_meant():
 
 def test_unsupported_has_backend_feature_reason_and_alternatives():
     error = UnsupportedError("a", "dropout", "no kernel", ["b", "c"])
-    assert str(error) == "LSTM backend 'a' declines dropout: no kernel. Backends that can: b, c."
+    assert str(error) == "LSTM backend 'a' does not support dropout: no kernel. Backends that can: b, c."
     assert (error.backend, error.feature, error.reason, error.alternatives) == ("a", "dropout", "no kernel", ("b", "c"))
     assert str(UnsupportedError("a", "dropout", "no kernel")).endswith("Backends that can: none of the installed ones.")

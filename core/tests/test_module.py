@@ -129,7 +129,9 @@ ENDS_ONLY = LSTMBackend("ends only", unroll)
 
 def test_hidden_output_all_is_refused_where_it_cannot_be():
     for request in ({"lstm_backend": ENDS_ONLY}, {"lstm": LSTM(3, 4, batch_first=True, lstm_backend=ENDS_ONLY)}):
-        with pytest.raises(UnsupportedError, match=r"'ends only' declines .*cell_states.*Backends that can: .*vmap"):
+        with pytest.raises(
+            UnsupportedError, match=r"'ends only' does not support .*cell_states.*Backends that can: .*vmap"
+        ):
             make(hidden_output="all", **request)
     with pytest.raises(InputError, match="bidirectional"):
         make(3, 4, bidirectional=True, hidden_output="all")

@@ -87,7 +87,7 @@ def test_a_backend_without_the_trait_declines_vmap_and_names_one_that_has_it():
             continue
         lstm = make(name)
         weights, _ = stack_module_state([lstm, lstm])
-        with pytest.raises(UnsupportedError, match=rf"'{name}' declines torch.vmap.*Backends that can: .*vmap"):
+        with pytest.raises(UnsupportedError, match=rf"'{name}' does not support torch.vmap.*Backends that can: .*vmap"):
             vmap(lambda w, lstm=lstm: call(lstm, w, x))(weights)
 
 

@@ -35,7 +35,7 @@ def outside_transforms() -> AbstractContextManager[object]:
         from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
     except ImportError:
         if _transforms_active is not _true and _transforms_active():
-            reason = f"it works outside of transforms, and torch {torch.__version__} does not let it out of one"
+            reason = f"it must leave the transform to plan, and torch {torch.__version__} lacks the function for that"
             raise UnsupportedError("cudnn", "torch.func's transforms", reason, ["vmap"]) from None
         return nullcontext()
     context: AbstractContextManager[object] = temporarily_clear_interpreter_stack()

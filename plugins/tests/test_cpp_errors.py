@@ -92,5 +92,5 @@ def test_a_step_without_memory_is_an_error_in_words(case):
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env=environment)
     lines = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr
-    assert [line.split(":")[0] for line in lines[:2]] == ["MemoryError True the cpp kernel cannot work"] * 2
+    assert [line.split(":")[0] for line in lines[:2]] == ["MemoryError True the cpp kernel is out of memory"] * 2
     assert lines[2:] == ["alive 0.0"]

@@ -114,7 +114,7 @@ def test_a_graph_traced_without_gradients_says_so_when_one_is_asked_for(name):
     with torch.no_grad():
         traced = scripted(Resets(name), x, is_init)
     out = traced(x.requires_grad_(), is_init)
-    with pytest.raises(RuntimeError, match="nothing was kept for it"):
+    with pytest.raises(RuntimeError, match="the forward pass kept nothing for it"):
         out.sum().backward()
 
 

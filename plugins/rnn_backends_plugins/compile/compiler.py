@@ -1,8 +1,8 @@
-"""One compilation per step function, device and dtype, and a short way to call what came out.
+"""One compilation per step function, device and dtype, and a direct call of the generated code.
 
 A call of a ``torch.compile``'d function checks guards and passes several wrappers: about 40 microseconds, several
-times the work of one step of a small LSTM. The loops over time hand in tensors whose dtype, device and layout they
-made themselves, so nothing is left to guard, and they call the generated code directly.
+times the work of one step of a small LSTM. The loops over time allocate their tensors themselves, so
+dtype, device and layout are known, no guard is needed, and the generated code is called directly.
 """
 
 import inspect
@@ -25,10 +25,10 @@ _one_at_a_time = RLock()
 def compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
     """``step`` compiled, for every B and H, 0 and 1 included.
 
-    What it returns checks nothing: its arguments must be contiguous, on ``device``, and of the shapes and dtypes
+    The returned function checks nothing: its arguments must be contiguous, on ``device``, and of the shapes and dtypes
     that ``step`` documents.
     """
-    with _one_at_a_time:  # of two threads that come first, one would compile in vain
+    with _one_at_a_time:  # or two threads could compile the same function
         return _compiled(step, device, dtype)
 
 
@@ -42,7 +42,7 @@ def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
     samples = [_sample(name, device, dtype) for name in inspect.signature(step).parameters]
     run(*samples)
     if len(calls) != 1 or not _torch.compiles_for_any_size():
-        return run  # nothing to call directly, or code that only its guards keep from sizes that it cannot take
+        return run  # no generated code, or code for some sizes only, which needs its guards
     return _direct(*calls[0], samples) or run
 
 

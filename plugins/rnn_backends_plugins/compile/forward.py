@@ -13,7 +13,7 @@ def run_forward(layer: Layer, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """All steps of a layer.
 
     Args:
-        layer: what it reads.
+        layer: its inputs.
         keep: whether the gates of every step are kept, for the gradient.
 
     Returns:
@@ -35,7 +35,7 @@ class _Walk:
     """The recurrence: fills ``h``, ``c`` and the gates, one chunk after the other.
 
     Args:
-        layer: what it reads.
+        layer: its inputs.
         h: ``[T, B, P]``.
         c: ``[T, B, H]``.
         gates: ``[B, 4, H]`` for each step, or one for all in turn.
@@ -47,15 +47,15 @@ class _Walk:
         self.h, self.c, self.gates = h.unbind(0), c.unbind(0), gates
         self.starts, self.next_starts = layer.starts.contiguous().unbind(0), layer.next_starts().unbind(0)
         self.entry_h, self.entry_c = by_step(layer.entry_h), by_step(layer.entry_c)
-        # Compiled code wants as many tensors as it has arguments: where one is of no interest it gets `unused`.
+        # Compiled code needs a tensor for each argument: `unused` stands for those that are not needed.
         self.m, self.next_h, self.unused = (torch.zeros_like(c[0]) for _ in range(3))
         self.h_in, self.c_before = self.entry_h[0], torch.zeros_like(c[0])  # at t = 0 every row starts a sequence
 
     def over(self, sums: tuple[Tensor, ...], begin: int) -> None:
-        """Run the steps from ``begin`` on whose pre-activations, of the inputs alone, are ``sums``: ``[B, 4, H]``."""
+        """Run the steps from ``begin`` on, from their inputs' part of the pre-activations, ``sums [B, 4, H]``."""
         for t, by_inputs in enumerate(sums, begin):
             by_h = self.by_w_hh.of(self.h_in).view_as(by_inputs)
-            entering = self.entry_h[min(t + 1, len(self.h) - 1)]  # past the end it is read by nobody
+            entering = self.entry_h[min(t + 1, len(self.h) - 1)]  # not read past the end
             given = by_inputs, by_h, self.c_before, self.starts[t], self.entry_c[t].contiguous(), self.next_starts[t]
             gates, c = self.gates[t % len(self.gates)], self.c[t]
             if self.w_hr is None:

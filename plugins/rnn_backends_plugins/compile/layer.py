@@ -1,4 +1,4 @@
-"""What the loops of the ``compile`` backend share. Letters as in :mod:`rnn_backends.contract`."""
+"""Shared parts of the loops of the ``compile`` backend. Letters as in :mod:`rnn_backends.contract`."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ ROWS_PER_CHUNK = 1024
 
 
 class Layer(Arguments):
-    """The arguments, and what the loops make of them."""
+    """The arguments, and values that the loops derive from them."""
 
     def chunks(self) -> list[tuple[int, int]]:
         """Consecutive ``(begin, end)`` over time.
@@ -39,10 +39,10 @@ def by_step(values: Tensor) -> Sequence[Tensor]:
 
 @contextmanager
 def plain_tensors(device: torch.device) -> Iterator[None]:
-    """One state of torch's switches, whatever the caller's: code is compiled anew for each state it is met in.
+    """One fixed state of torch's switches, whatever the caller's: each other state would cause a compilation.
 
-    Below autograd and its bookkeeping of views, a slice is a tensor like any other: compiled code takes it without
-    asking for its base, its base's strides, or whether that wants a gradient.
+    Below autograd and its bookkeeping of views, a slice is a tensor like any other: compiled code
+    accepts it without a guard on its base, the base's strides, or whether the base requires a gradient.
     """
     with (
         torch.inference_mode(False),

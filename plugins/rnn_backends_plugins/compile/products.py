@@ -1,4 +1,4 @@
-"""Products of ever other rows with one matrix: on a CPU by oneDNN, with the matrix packed once.
+"""Products of many inputs with one matrix: on a CPU by oneDNN, with the matrix packed once.
 
 In float32 ``torch.mm`` goes to MKL, which on a processor that is not Intel's may run at less than half of oneDNN's
 speed: 64 rows by ``[256, 1024]`` take 328 us there and 88 us here (AMD EPYC, two threads).
@@ -14,11 +14,11 @@ LEAST = 1 << 20
 
 
 class Product:
-    """``rows @ matrix``, again and again.
+    """``rows @ matrix``, for many calls.
 
     Args:
         matrix: ``[K, N]``.
-        rows: how many there will be each time.
+        rows: the expected number of rows of each call.
     """
 
     def __init__(self, matrix: Tensor, rows: int) -> None:
@@ -45,7 +45,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _onednn_serves(matrix: Tensor) -> bool:
-    """Where it is built in, not switched off, and not what ``torch.mm`` takes already (as it does in 16 bits)."""
+    """Whether oneDNN is built in, enabled, and not what ``torch.mm`` uses already (as in 16 bits)."""
     return (
         matrix.device.type == "cpu"
         and matrix.dtype == torch.float32

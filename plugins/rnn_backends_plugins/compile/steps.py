@@ -1,4 +1,4 @@
-"""The compiled half of the ``compile`` backend: what is left of a step without its matrix products.
+"""The compiled half of the ``compile`` backend: a step without its matrix products.
 
 Formulas: the LSTM cell as written in :class:`torch.nn.LSTM` (gate order i, f, g, o) and its gradient by
 backpropagation through time, with ``tanh' = 1 - tanh^2`` and ``sigmoid' = sigmoid (1 - sigmoid)``; the equations of

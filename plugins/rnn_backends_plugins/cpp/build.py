@@ -109,7 +109,7 @@ def _built() -> ctypes.CDLL | str:
     except BuildError as error:
         return str(error)
     except OSError as error:
-        return f"its kernel cannot be had: {error}"
+        return f"its kernel is unavailable: {error}"
 
 
 def _load() -> ctypes.CDLL:
@@ -136,7 +136,7 @@ def _load() -> ctypes.CDLL:
             found = _build(Path(alone))
     except (FolderError, OSError) as error:
         raise BuildError(
-            f"its kernel can be kept nowhere: {'; '.join([*told, str(error)])} (XDG_CACHE_HOME names another place)"
+            f"no folder can hold its kernel: {'; '.join([*told, str(error)])} (set XDG_CACHE_HOME to another folder)"
         ) from error
     log.warning("The LSTM kernel is compiled for this process alone: %s", "; ".join(told))
     return found
@@ -181,7 +181,7 @@ def _why_unusable(file: Path) -> str | None:
         return str(error)
     if written is None:
         return "it has no digest beside it"
-    return None if whole else "it is damaged: its digest is another"
+    return None if whole else "it is damaged: its digest differs"
 
 
 def _digest_file(file: Path) -> Path:
@@ -208,7 +208,7 @@ def _open(file: Path) -> ctypes.CDLL:
         raise UnusableError(f"it cannot be loaded: {error}") from error
     absent = [name for name in FUNCTIONS if not hasattr(found, name)]
     if absent:
-        raise UnusableError(f"it is no kernel: it has no {absent[0]}")
+        raise UnusableError(f"it is not a kernel: it lacks the function {absent[0]}")
     return found
 
 
@@ -248,7 +248,7 @@ def _build(folder: Path) -> ctypes.CDLL:
                     left.unlink(missing_ok=True)
                 if re.search("failed to map|not permitted|denied", str(error)):
                     raise FolderError(str(error)) from error
-                failure = f"its kernel is compiled, and unusable: {error}"
+                failure = f"its kernel was compiled and cannot be used: {error}"
                 raise BuildError(failure) from error
             except BuildError as error:
                 failure = str(error)
@@ -264,7 +264,7 @@ def _prepare(folder: Path) -> None:
     """Make the folder, for this user alone.
 
     Raises:
-        FolderError: it cannot be made, another user could write it, or nothing can be loaded from it.
+        FolderError: the folder cannot be created, another user could write to it, or nothing can be loaded from it.
     """
     reason = why_untrusted(folder) if not folder.is_dir() else None
     if reason is not None:
@@ -285,7 +285,7 @@ def _prepare(folder: Path) -> None:
 def _shut(folder: Path) -> None:
     """Nobody else may write a folder of this user's; an older version left that to the umask."""
     if folder.is_symlink():
-        return  # whoever's it is: its target may be used, and is left as it is
+        return  # its target is used and left unchanged
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         status = os.fstat(opened)
@@ -318,7 +318,7 @@ def _compile(file: Path) -> None:
         try:
             compiler.run([*FLAGS, str(SOURCES / "lstm.cpp"), *_openmp(), "-Wl,--as-needed", "-o", str(made)], folder)
             if not made.is_file() or not made.stat().st_size:
-                raise BuildError(f"its kernel cannot be compiled: {compiler.command()[0]} ended well and wrote nothing")
+                raise BuildError(f"its kernel cannot be compiled: {compiler.command()[0]} succeeded and wrote nothing")
         except BuildError:
             _probe(folder)
             raise

@@ -1,4 +1,4 @@
-"""The C++ compiler: which one, and one run of it with a time limit, a notice, and its failure in words."""
+"""The C++ compiler: its command, and one run of it with a time limit, a notice, and an error in words."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from pathlib import Path
 TIME_LIMIT = 90.0
 """Seconds: some twenty times what GCC takes."""
 CAUSES = ("No space left", "Disk quota exceeded", "Read-only file system", "Cannot allocate memory", "error")
-"""What the line of a compiler's message with the cause has in it, the most telling first."""
+"""Words that mark the line of a compiler's output with the cause, most specific first."""
 
 log = logging.getLogger(__name__)
 
 
 class BuildError(RuntimeError):
-    """The kernel cannot be had; the message says why."""
+    """The kernel is unavailable; the message has the reason."""
 
 
 def command() -> list[str]:
@@ -97,7 +97,7 @@ def run(arguments: Sequence[str], folder: Path) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], notice: Notice) -> str:
-    """What it writes about errors."""
+    """Wait for the process, and return its stderr."""
     began = time.monotonic()
     while True:
         ended = process.poll() is not None

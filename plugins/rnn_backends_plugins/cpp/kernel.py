@@ -1,4 +1,4 @@
-"""The kernel's functions over tensors: strides and memory are seen to here; lstm.cpp reads without looking."""
+"""The kernel's functions over tensors. Strides and memory are checked here; lstm.cpp reads by address."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ NO_MEMORY, INVALID = 1, 2
 
 
 class OutOfMemoryError(RNNBackendsError, MemoryError, RuntimeError):
-    """The kernel's own memory cannot be had. A RuntimeError as well, as torch's allocator raises."""
+    """The kernel cannot allocate memory. A RuntimeError as well, as torch's allocator raises."""
 
 
 @lru_cache(maxsize=1)
@@ -82,12 +82,12 @@ def kernel() -> Kernel:
     """The functions, with their types.
 
     Raises:
-        UnsupportedError: there is none (a module that was pickled elsewhere asks nobody before it runs).
+        UnsupportedError: the kernel is unavailable (a module unpickled on another machine runs without a check).
     """
     try:
         found, here = library(), c_void_p  # a Layer, or its bytes
     except BuildError as error:
-        raise UnsupportedError("cpp", "to run on this machine", str(error), ["cudnn", "vmap"]) from error
+        raise UnsupportedError("cpp", "this machine", str(error), ["cudnn", "vmap"]) from error
     for function in (found.rnn_forward, found.rnn_backward, found.rnn_step):
         function.argtypes, function.restype = [here, c_bool], c_int32
     found.rnn_scratch.argtypes, found.rnn_scratch.restype = [here, c_bool, c_bool], c_int64
@@ -245,14 +245,14 @@ def _check_status(status: int) -> None:
 
     Raises:
         OutOfMemoryError: the kernel found no memory.
-        InputError: sizes or strides that the kernel refuses.
+        InputError: the kernel rejects sizes or strides.
         RuntimeError: any other exception in C++.
     """
     if not status:
         return
     words = kernel().message().decode(errors="replace")
     if status == NO_MEMORY:
-        raise OutOfMemoryError(f"the cpp kernel cannot work: {words} (a smaller batch or hidden size needs less)")
+        raise OutOfMemoryError(f"the cpp kernel is out of memory: {words} (a smaller batch or hidden size needs less)")
     if status == INVALID:
-        raise InputError(f"the cpp kernel refuses this call: {words}")
+        raise InputError(f"the cpp kernel rejects this call: {words}")
     raise RuntimeError(f"the cpp kernel failed: {words}")

@@ -25,7 +25,7 @@ struct Layer {
   } room;
 };
 
-constexpr int64_t ROWS_AT_ONCE = 128;  // whose states stay in the cache while time passes
+constexpr int64_t ROWS_AT_ONCE = 128;  // rows of a block: their states stay in the cache over all steps
 constexpr int64_t CHUNK = 128;         // rows times steps whose gradients are summed into the weights' at once
 constexpr int64_t ALONE = 1 << 18;     // so few multiplications (a gate's) are not worth a second thread
 constexpr int64_t WAITING = 1 << 13;   // as many take as long as it takes that threads wait for each other

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Lock:
-    """What a holder knows.
+    """The state of a lock, for its holder.
 
     Attributes:
         held: whether nobody else has it; ``False`` after the time limit, or where the file system has no locks.

@@ -3,7 +3,7 @@
 // all threads take all rows, each its share of the units, and wait for each other in every step.
 //
 // A reset costs nothing here: a row's state before a step is read through a pointer, and where a sequence starts the
-// pointer is to its entry. So nothing of what was before a start, NaN included, can come through. Letters as in
+// pointer is to its entry. So no value from before a start, NaN included, passes it. Letters as in
 // rnn_backends.contract: T, B, I, H, P.
 #include <omp.h>
 #include <sys/mman.h>

@@ -1,9 +1,9 @@
-"""Large memory, kept from call to call.
+"""A pool of large memory blocks, kept between calls.
 
-A layer leaves its gates for the backward pass: most of the memory it takes, and the same in each call of a training
+A layer keeps its gates for the backward pass: most of its memory, and the same amount in each call of a training
 loop. ``malloc`` gives such blocks back to the system, and then each of their pages costs a fault and zeros again: up to
-a tenth of a training step (docs/performance.md). What a caller gets to see (outputs, gradients) is torch's own memory;
-this is for what only the kernel reads.
+a tenth of a training step (docs/performance.md). Outputs and gradients are torch's own
+memory; this pool is for tensors that only the kernel reads.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from torch import Tensor
 from .._torch import profiler_runs
 
 SMALLEST = 1 << 20
-"""Bytes: less than this is torch's."""
+"""In bytes. A smaller tensor is allocated by torch."""
 SPARE = 2
-"""A block serves where at least one part in so many of it is asked for."""
+"""A free block is reused only for requests of at least ``1 / SPARE`` of its size."""
 
 
 class Pool:
-    """Blocks that come back when the last tensor over them is gone.
+    """Blocks that return when the last tensor over them is deleted.
 
-    Free and used together they are never more than what was used at once at the most.
+    The pool never holds more, free and used together, than its peak use.
     """
 
     def __init__(self) -> None:
         self._lock = Lock()
-        self._returned: deque[Tensor] = deque()  # a tensor may die at any point, within `take` too: no lock for this
-        self._free: list[Tensor] = []  # the one that was free the longest first
+        self._returned: deque[Tensor] = deque()  # no lock: a tensor may be deleted at any point, within `take` too
+        self._free: list[Tensor] = []  # oldest first
         self._used = self._most = 0  # bytes
         os.register_at_fork(after_in_child=self._unlock)
 
     def _unlock(self) -> None:
-        self._lock = Lock()  # a fork may come while another thread, which it has not, holds it
+        self._lock = Lock()  # at a fork another thread may hold it, and the child has no such thread
 
     def take(self, size: int) -> Tensor:
         """``[size]`` uint8, not initialised.
@@ -60,18 +60,18 @@ class Pool:
                 block = self._allocate(size)
                 self._most = most  # only now: a failed allocation is no peak
             self._used += len(block)
-        part = block.numpy()[:size]  # what torch holds on to: it dies with the last tensor over it
+        part = block.numpy()[:size]  # torch holds this array, so it is deleted with the last tensor over it
         weakref.finalize(part, self._returned.append, block).atexit = False
         return torch.from_numpy(part)
 
     def free_bytes(self) -> int:
-        """What is kept and nobody uses."""
+        """The size of all unused blocks."""
         with self._lock:
             self._collect()
             return sum(map(len, self._free))
 
     def release(self) -> None:
-        """Give back to torch what nobody uses."""
+        """Free all unused blocks."""
         with self._lock:
             self._collect()
             self._shrink(0)
@@ -103,7 +103,7 @@ pool = Pool()
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """``torch.empty``, from the pool where it is large.
 
-    While torch's profiler runs all of it is torch's: so its record of memory is whole.
+    While torch's profiler runs, torch allocates everything, so that its record of memory is complete.
     """
     size = prod(shape) * dtype.itemsize
     if size < SMALLEST or profiler_runs():

@@ -42,7 +42,7 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_
     check_call("cudnn", weights, x, entry, starts)
     why = unreadable((x, starts, *entry, *weights))
     if why is not None:
-        raise UnsupportedError("cudnn", "to run over time with a reset mask here", why, ["vmap"])
+        raise UnsupportedError("cudnn", "a reset mask over time here", why, ["vmap"])
     x, entry = _materialized(x, entry)
     if target.on_cuda(x):
         return layer_on_device(weights, x, entry, starts, every_end)
@@ -118,7 +118,7 @@ def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) 
         check_call("cudnn", w, x, state)
     why = fixed_sizes(x)
     if why is not None:
-        raise UnsupportedError("cudnn", "to be traced by make_fx with fixed sizes", why, ["vmap"])
+        raise UnsupportedError("cudnn", "make_fx with fixed sizes", why, ["vmap"])
     x, state = _materialized(x, state)
     flat = [v for w in weights for v in _params(w)]
     return kernel.run(flat, x, state, spec.bias, spec.num_layers, spec.bidirectional)

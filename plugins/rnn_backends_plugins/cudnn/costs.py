@@ -1,4 +1,4 @@
-"""What the kernel's work costs beside its cells (a cell: one row at one step), for the planner.
+"""The kernel's costs beside its cells (a cell: one row at one step), for the planner.
 
 A call over ``T`` steps of ``B`` rows takes time like ``T B + step T + call``, in cells. The costs on a CPU were
 fitted to forward and backward passes over 4 to 128 rows and 4 to 60 steps, H = 32 to 512, two threads:

@@ -53,7 +53,7 @@ def _has_cuts(x: Tensor, starts: Tensor) -> bool:
 
 
 def _known(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> tuple[CallInputs, LayerInputs]:
-    """From the survey, if this is the layer whose turn it is; else it is read."""
+    """From the survey, if this is its next layer; else read now."""
     surveyed = _call.get()
     if surveyed is not None:
         call, turn = surveyed

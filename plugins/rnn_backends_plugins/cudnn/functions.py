@@ -1,4 +1,4 @@
-"""Rows to cells and back, as functions whose backward pass copies, and the quick way to call such a function."""
+"""Rows to cells and back, as functions with a backward pass that copies, and a quick way to call them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call's plans are made from, read off a GPU in one transfer: to read is to wait until the GPU has come so far.
+"""The inputs of a call's plans, read from a GPU in one transfer, because each read waits for the GPU.
 
 On a CPU reading costs nothing, so there everything is read where it is needed, and whether a cut did its work is seen
 afterwards (``flush.is_clean``). Here that would be a second wait. So before anything runs, all layers are inspected at
@@ -47,7 +47,7 @@ class LayerInputs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class CallInputs:
-    """What is known of a call.
+    """Facts about a call.
 
     Attributes:
         mask: ``[T, B]`` bool, on the host: where sequences start.

@@ -253,15 +253,15 @@ def _cuts(length: Ints, costs: Costs) -> list[tuple[int, int]]:
     edges = np.unique(np.linspace(0, len(length), 33).astype(int))
     ahead = edges[None, :] - edges[:, None]  # [from, to]
     price = np.where(ahead > 0, np.append(length, 0)[edges][:, None] * (ahead + costs.step) + costs.call, _FULL)
-    best, came = np.where(edges == 0, 0, _FULL), []
+    best, origins = np.where(edges == 0, 0, _FULL), []
     for _ in range(MAX_BLOCKS):
         total = np.concatenate([best[:, None] + price, best[None, :]])  # one block more, or none
-        came.append(np.where(total.argmin(0) == len(edges), -1, total.argmin(0)))
+        origins.append(np.where(total.argmin(0) == len(edges), -1, total.argmin(0)))
         before, best = best[-1], total.min(0)
         if best[-1] >= before:
             break
     cuts, k = [], len(edges) - 1
-    for back in reversed(came):
+    for back in reversed(origins):
         if back[k] >= 0 and k > 0:
             cuts.append((int(edges[back[k]]), int(edges[k])))
             k = int(back[k])
