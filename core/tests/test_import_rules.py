@@ -30,6 +30,7 @@ RULES = {
     "rnn_conformance.script": "rnn_backends|rnn_conformance.(suite|laws|report|check)",
     "rnn_conformance.defects": "rnn_backends|rnn_conformance.(suite|laws|rollouts|check)",
     "rnn_conformance.cli": "rnn_backends|rnn_benchmarks|rnn_conformance",
+    "rnn_conformance.doctor_example": "rnn_backends",
     "rnn_conformance.pytest_plugin": "rnn_conformance.pytest_items",
     "rnn_conformance.pytest_items": "rnn_backends|rnn_conformance.(suite|laws|report|check|waivers)",
     "rnn_conformance.test_backend": "rnn_conformance.pytest_plugin",
@@ -43,7 +44,7 @@ OUTSIDE = {
     "pytest": "rnn_conformance.pytest_",
     "hypothesis": "rnn_conformance.suite",
     "matplotlib": "rnn_benchmarks.plots",
-    "torchrl": "rnn_backends.module|rnn_benchmarks|rnn_conformance.(rollouts|defects)",
+    "torchrl": "rnn_backends.module|rnn_benchmarks|rnn_conformance.(rollouts|defects|doctor_example)",
     "gymnasium": "rnn_conformance.rollouts",
 }
 
