@@ -17,6 +17,9 @@ from torch.testing import assert_close
 pytest.importorskip("expecttest", reason="torch's test tools need expecttest, which is in the dependency group test")
 from torch.testing._internal.common_modules import module_inputs_torch_nn_LSTM
 
+# The import above forbids every later test of this process to set torch.backends flags.
+torch.backends.__allow_nonbracketed_mutation_flag = True
+
 KINDS = ("nn.LSTM", "cpp", "compile", "cudnn", "vmap", "torchscript")
 
 

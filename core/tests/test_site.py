@@ -49,7 +49,7 @@ def test_the_reference_has_every_public_name(site):
     text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
     missing = {
         name
-        for name in rnn_backends.__all__
+        for name in set(rnn_backends.__all__) - {"__version__"}  # a text, which needs no page
         if f'id="rnn_backends.{name}"' not in text and f'id="rnn_backends.errors.{name}"' not in text
     }
     assert missing == set()

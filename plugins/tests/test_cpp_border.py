@@ -42,7 +42,8 @@ def made(function, wide):
     layer = kernel.Layer(steps, B, I, H, P, 1)
     layer.is_init_b = 1
     for name, value in tensors.items():
-        kernel._place(layer, **{name: value})
+        setattr(layer, name, value.data_ptr())
+        setattr(layer, f"room_{name}", value.untyped_storage().nbytes() // value.itemsize)
         for axis, stride in zip("tb", value.stride(), strict=False):
             if hasattr(layer, f"{name}_{axis}") and name != "is_init":
                 setattr(layer, f"{name}_{axis}", stride)

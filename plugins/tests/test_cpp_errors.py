@@ -54,7 +54,7 @@ def test_an_exception_in_a_parallel_region_becomes_a_status(throwing, threads, p
 
 @pytest.mark.parametrize(
     ("status", "kind", "words"),
-    [(1, MemoryError, "cannot work"), (2, InputError, "refuses"), (3, RuntimeError, "failed"), (9, RuntimeError, "")],
+    [(1, MemoryError, "out of memory"), (2, InputError, "rejects"), (3, RuntimeError, "failed"), (9, RuntimeError, "")],
 )
 def test_each_status_is_an_error_of_its_kind(status, kind, words):
     with pytest.raises(kind, match=f"the cpp kernel .*{words}"):

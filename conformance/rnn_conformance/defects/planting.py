@@ -117,7 +117,7 @@ def _defect(
     def plant() -> Iterator[LSTMBackend]:
         with ExitStack() as stack:
             stack.enter_context(restored_settings())
-            stack.callback(mode._context.set, mode._context.get())  # a wrong context may leave its mode behind
+            stack.callback(_restore_mode, mode._context.get(), mode.torchrl_recurrent_mode())
             for patch in patches():
                 stack.enter_context(mock.patch.object(patch.owner, patch.name, patch.value))
             yield make()
@@ -128,6 +128,14 @@ def _defect(
     return Defect(
         written.__name__, subject, sentence, plant, laws, **more, rounds=rounds, survived=survived, patches=patches
     )
+
+
+def _restore_mode(entry: Any, torchrl: bool | None) -> None:
+    """Put the recurrent mode back, ours and TorchRL's: a wrong context may leave its mode behind."""
+    mode._context.set(entry)
+    set_torchrl = mode.torchrl_set_recurrent_mode()
+    if set_torchrl is not None and mode.torchrl_recurrent_mode() is not torchrl:
+        set_torchrl(torchrl).__enter__()
 
 
 def _numbers(rounds: Rounds) -> tuple[int, ...]:
