@@ -18,7 +18,8 @@ pytest.importorskip("expecttest", reason="torch's test tools need expecttest, wh
 from torch.testing._internal.common_modules import module_inputs_torch_nn_LSTM
 
 # The import above forbids every later test of this process to set torch.backends flags.
-torch.backends.__allow_nonbracketed_mutation_flag = True
+torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
+assert not torch.backends.flags_frozen()
 
 KINDS = ("nn.LSTM", "cpp", "compile", "cudnn", "vmap", "torchscript")
 

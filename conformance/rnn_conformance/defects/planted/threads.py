@@ -94,16 +94,23 @@ class _SeenOnce:
         self.value, self.owner = value, threading.get_ident()
 
 
+WITHOUT_TORCHRL = [
+    Patch(modes, "torchrl_set_recurrent_mode", lambda: None),
+    Patch(modes, "torchrl_recurrent_mode", lambda: None),
+]
+"""TorchRL's mode, where it is loaded, would hide that ours is in the wrong place."""
+
+
 @in_core("the_mode_stays_in_its_thread")
 def a_mode_for_all_threads() -> list[Patch]:
     """The mode is global: a mode set in one thread is seen by another (once, so that the law need not wait)."""
-    return [Patch(modes, "_context", _SeenOnce())]
+    return [Patch(modes, "_context", _SeenOnce()), *WITHOUT_TORCHRL]
 
 
 @in_core("the_mode_stays_in_its_task", round=6, survived=6)
 def tasks_of_one_thread_share_a_mode() -> list[Patch]:
     """The mode is thread-local only, so an asyncio task runs in the mode that another one has set."""
-    return [Patch(modes, "_context", _OfTheThread())]
+    return [Patch(modes, "_context", _OfTheThread()), *WITHOUT_TORCHRL]
 
 
 class _OfTheThread(threading.local):
