@@ -15,7 +15,7 @@ from rnn_backends import BrokenBackendError, ContractError, LSTMBackend, Unknown
 from rnn_backends.registry import DISABLE_VARIABLE, Registry
 from rnn_backends.unroll import unroll
 
-BUILT_IN = ("compile", "cpp", "cudnn", "torchscript", "vmap")
+BUILT_IN = ("compile", "cpp", "cudnn", "torchscript", "triton", "vmap")
 IMPORTS = "from rnn_backends import LSTMBackend, hookimpl\nfrom rnn_backends.unroll import unroll\n"
 GOOD = IMPORTS + "contract_version = 1\n@hookimpl\ndef lstm_backend():\n    return LSTMBackend('good', unroll)\n"
 

@@ -1,0 +1,138 @@
+"""``triton``: an LSTM layer as Triton kernels for NVIDIA GPUs, with the resets inside.
+
+A kernel runs through all of time and reads the resets itself, so nothing is planned on the host and nothing waits for
+the device. ``kernels.py`` is where to begin to read; ``plan.py`` says how a layer is cut for a card, ``run.py`` calls.
+
+Triton comes with torch on Linux with CUDA. Without a GPU its interpreter runs the kernels on a CPU, slowly, for tests:
+``TRITON_INTERPRET=1``.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
+from rnn_backends.authoring import (
+    Arguments,
+    Needs,
+    Run,
+    check_kinds,
+    have_memory,
+    known_weights,
+    make_layer,
+    nothing_at_work,
+    plain_keys,
+    torch_step,
+    wants_gradient,
+    zero_at,
+)
+from torch import Tensor
+
+from .plan import MOST_UNITS
+
+contract_version = 1
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+LEAST_CAPABILITY = 8, 0
+"""Of which on a GPU multiplies TF32 and bfloat16."""
+
+
+def interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on a CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+DEVICES = ("cuda", "cpu") if interpreted() else ("cuda",)
+
+
+def _forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    from . import run  # triton is imported by the first call: it may not be there
+
+    return run.forward(given, keep)
+
+
+def _backward(given: Arguments, done: Run, needs: Needs) -> list[Tensor | None]:
+    from . import run
+
+    return run.backward(given, done, needs)
+
+
+layer = make_layer("triton", _forward, _backward, lambda H, dtype: (4, H), DEVICES)
+
+
+def step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step: a :data:`rnn_backends.StepFunction`."""
+    done = _act_on_memory(weights, x, state)
+    if done is not None:
+        return done
+    if torch.compiler.is_compiling():
+        return torch_step(weights, x, state)
+    check_kinds("triton", (x, *state))
+    starts = x.new_ones(1, x.shape[0], dtype=torch.bool)
+    out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
+    return State(out.h.squeeze(0), out.c.squeeze(0))
+
+
+def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+    """One step with resets: a :data:`rnn_backends.ActFunction`."""
+    done = _act_on_memory(weights, x, state, is_init)
+    return step(weights, x, zero_at(state, is_init)) if done is None else done
+
+
+def _act_on_memory(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State | None:
+    """One step past the dispatcher, or ``None`` where it is not for it: no plain tensors, or gradients."""
+    h, c = state
+    if not nothing_at_work() or not have_memory((x, h, c, is_init), plain_keys(*DEVICES)):
+        return None
+    if torch.is_grad_enabled() and wants_gradient((x, h, c, *weights)):
+        return None
+    known = known_weights(weights)
+    if known is None or weights.w_hr is not None:
+        return None
+    I, H, _ = known.sizes  # noqa: E741
+    B = x.shape[0] if x.ndim else 0
+    alike = all((v.dtype, v.device) == (known.dtype, known.device) for v in (x, h, c))
+    if not alike or x.shape != (B, I) or h.shape != (B, H) or c.shape != (B, H):
+        return None
+    if is_init is not None and (is_init.shape != (B,) or is_init.dtype != torch.bool or is_init.device != x.device):
+        return None
+    from . import run
+
+    return run.step(weights, x, state, is_init)
+
+
+def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why it cannot serve here. Looks, and imports no Triton."""
+    if find_spec("triton") is None:
+        return "triton is not installed (it comes with torch on Linux with CUDA)"
+    if device.type == "cpu" and not interpreted():
+        return "it is made for cuda, not for cpu (TRITON_INTERPRET=1 runs it there, slowly, for tests)"
+    if device.type not in DEVICES:
+        return f"it is made for cuda, not for {device.type}"
+    if dtype not in DTYPES:
+        return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
+    if spec.proj_size:
+        return "it has no projection (proj_size)"
+    if spec.hidden_size > MOST_UNITS:
+        return f"it takes a hidden_size of at most {MOST_UNITS}"
+    return _gpu_is_too_old(device) if device.type == "cuda" else None
+
+
+def _gpu_is_too_old(device: torch.device) -> str | None:
+    if torch.version.hip is not None:
+        return "its exchange between programs was written for NVIDIA GPUs"
+    found = torch.cuda.get_device_capability(device)
+    if found >= LEAST_CAPABILITY:
+        return None
+    least, here = (".".join(map(str, version)) for version in (LEAST_CAPABILITY, found))
+    return f"it needs compute capability {least} or more, and this GPU has {here}"
+
+
+@hookimpl
+def lstm_backend() -> LSTMBackend:
+    """Nothing is compiled here; Triton compiles at the first call of a hidden size and dtype, a second or two."""
+    traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
+    return LSTMBackend("triton", layer, rejects, frozenset(traits), step=step, act=act)

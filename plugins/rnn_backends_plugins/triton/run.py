@@ -1,0 +1,231 @@
+"""Calls of the Triton kernels: buffers, launches, and the products that need no recurrence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+import triton
+import triton.language as tl
+from rnn_backends import LayerWeights, State
+from rnn_backends.authoring import Arguments, Needs, Run
+from torch import Tensor
+
+from . import kernels
+from .plan import Card, Plan, is_large, plan
+
+INTERPRETED = triton.knobs.runtime.interpret
+"""Whether Triton's interpreter runs the kernels (``TRITON_INTERPRET=1``): on a CPU, a step a launch."""
+
+STEP_ROWS = STEP_UNITS = 16
+"""Rows and hidden units of a program of the step: the fewest, so that a small batch has many programs."""
+
+_COUNTERS = 32
+"""int32 numbers between two counters: each has a line of the cache of its own."""
+
+
+@lru_cache
+def card_of(device: torch.device) -> Card:
+    """The GPU's figures; under the interpreter those of a card on which a tile takes few rows and units."""
+    if device.type == "cpu":
+        return Card(132, 227 * 1024, 90)
+    found = torch.cuda.get_device_properties(device)
+    return Card(found.multi_processor_count, found.shared_memory_per_block_optin, 10 * found.major + found.minor)
+
+
+def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device) -> Plan:
+    """The plan for these sizes on this device."""
+    card = card_of(device)
+    return plan(H, dtype.itemsize, is_large(H, B, dtype.itemsize, card), card)
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """How ``tl.dot`` multiplies float32: as torch's switch for cuDNN's recurrent networks allows.
+
+    Without TF32 three TF32 products make up one of float32 (Ootomo & Yokota 2022, "Recovering single precision
+    accuracy from Tensor Cores").
+    """
+    return "tf32" if torch.backends.cudnn.allow_tf32 or dtype != torch.float32 else "tf32x3"
+
+
+def operand_of(dtype: torch.dtype) -> tl.dtype:
+    """What ``tl.dot`` multiplies; the interpreter multiplies the bits of bfloat16 numbers, so there float32."""
+    if INTERPRETED or dtype == torch.float32:
+        return tl.float32
+    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    """No gradient and no autocast for torch's own products."""
+    with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+        yield
+
+
+def _unit_stride(value: Tensor) -> Tensor:
+    """With the numbers of the last dimension side by side."""
+    return value if value.stride(-1) == 1 or value.shape[-1] == 1 else value.contiguous()
+
+
+def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Run one layer: a :data:`~rnn_backends.authoring.Forward`."""
+    (T, B, H, _), x = given.sizes, given.x
+    h, c = x.new_empty(T, B, H), x.new_empty(T, B, H)
+    if not T * B * H:
+        return h, c, x.new_empty(T, B, 4, H) if keep else x.new_empty(0)
+    with _as_it_is():
+        rows = x.reshape(T * B, -1)
+        w_ih = given.w_ih.t()
+        gates = rows @ w_ih if given.bias is None else torch.addmm(given.bias, rows, w_ih)
+        chosen = plan_for(H, B, x.dtype, x.device)
+        _launch_forward(given, gates, h, c, chosen, keep)
+    return h, c, gates.view(T, B, 4, H) if keep else x.new_empty(0)
+
+
+def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chosen: Plan, keep: bool) -> None:
+    (T, B, H, _), x = given.sizes, given.x
+    tiles = -(-B // chosen.rows)
+    programs, steps = _grid(chosen, tiles, x.device)
+    entry_h, entry_c = _unit_stride(given.entry_h), _unit_stride(given.entry_c)
+    into = x.new_zeros(2, tiles * chosen.rows, chosen.padded)
+    into[0, :B, :H] = entry_h[0]
+    carry = x.new_zeros(_carried(chosen, tiles, steps), dtype=torch.float32)
+    counters = torch.zeros(tiles * _COUNTERS, dtype=torch.int32, device=x.device)
+    starts = given.starts.view(torch.uint8)
+    w_hh = given.w_hh.contiguous()
+    strides = (*starts.stride(), *entry_h.stride()[:2], *entry_c.stride()[:2])
+    for t0, t1 in ((t, t + 1) for t in range(T)) if steps else ((0, T),):
+        kernels.forward_kernel[(programs, chosen.slices)](
+            *(gates, w_hh, starts, entry_h, entry_c, h, c, into, carry, counters),
+            *(T, B, t0, t1, tiles, *strides),
+            **_sizes(chosen, H, steps, x.dtype),
+            KEEP=keep,
+        )
+
+
+def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
+    """The gradients: a :data:`~rnn_backends.authoring.Backward`."""
+    (T, B, H, _), x = given.sizes, given.x
+    if not T * B * H:
+        like = (given.x, given.w_ih, given.w_hh, None, None, given.entry_h, given.entry_c)
+        found = [x.new_zeros(4 * H) if value is None else torch.zeros_like(value) for value in like]
+        return [value if need else None for value, need in zip(found, needs, strict=True)]
+    with _as_it_is():
+        grad_gates = torch.empty_like(run.gates)
+        entry_h = x.new_zeros(T, B, H) if needs.entry_h else None
+        entry_c = x.new_zeros(T, B, H) if needs.entry_c else None
+        _launch_backward(given, run, grad_gates, entry_h, entry_c, plan_for(H, B, x.dtype, x.device))
+        rows = grad_gates.view(T * B, 4 * H)
+        grad_x = (rows @ given.w_ih).view_as(x) if needs.x else None
+        w_ih = rows.t() @ x.reshape(T * B, -1) if needs.w_ih else None
+        w_hh = rows.t() @ _entering(given, run).view(T * B, H) if needs.w_hh else None
+        bias = rows.sum(0) if needs.bias else None
+    return [grad_x, w_ih, w_hh, bias, None, entry_h, entry_c]
+
+
+def _entering(given: Arguments, run: Run) -> Tensor:
+    """The ``h`` that entered each step, ``[T, B, H]``."""
+    entering = torch.empty_like(run.h)
+    entering[0] = given.entry_h[0]
+    torch.where(given.starts[1:].unsqueeze(-1), given.entry_h[1:], run.h[:-1], out=entering[1:])
+    return entering
+
+
+def _launch_backward(
+    given: Arguments, run: Run, grad_gates: Tensor, entry_h: Tensor | None, entry_c: Tensor | None, chosen: Plan
+) -> None:
+    (T, B, H, _), x = given.sizes, given.x
+    tiles = -(-B // chosen.rows)
+    programs, steps = _grid(chosen, tiles, x.device)
+    stored_c = _unit_stride(given.entry_c)
+    parts = x.new_empty(2, chosen.slices, programs * chosen.rows, chosen.padded, dtype=torch.float32)
+    carry = x.new_zeros(_carried(chosen, tiles, steps), dtype=torch.float32)
+    counters = torch.zeros(programs * _COUNTERS, dtype=torch.int32, device=x.device)
+    starts = given.starts.view(torch.uint8)
+    w_hh = given.w_hh.contiguous()
+    grad_h = None if run.grad_h is None else run.grad_h.contiguous()
+    grad_c = None if run.grad_c is None else run.grad_c.contiguous()
+    first = -1 if entry_h is not None or entry_c is not None else 0
+    for t0, t1 in ((t, t + 1) for t in range(T - 1, first - 1, -1)) if steps else ((first, T),):
+        kernels.backward_kernel[(programs, chosen.slices)](
+            *(run.gates, w_hh, starts, stored_c, run.c),
+            *(run.c if value is None else value for value in (grad_h, grad_c)),
+            grad_gates,
+            *(grad_gates if value is None else value for value in (entry_h, entry_c)),
+            *(parts, carry, counters),
+            *(T, B, t0, t1, tiles, *starts.stride(), *stored_c.stride()[:2]),
+            **_sizes(chosen, H, steps, x.dtype),
+            HAS_GRAD_H=grad_h is not None,
+            HAS_GRAD_C=grad_c is not None,
+            NEED_ENTRY_H=entry_h is not None,
+            NEED_ENTRY_C=entry_c is not None,
+        )
+
+
+def _grid(chosen: Plan, tiles: int, device: torch.device) -> tuple[int, bool]:
+    """Programs along the first axis, and whether each step is a launch of its own."""
+    together = chosen.programs(tiles, card_of(device))
+    steps = INTERPRETED or not together
+    return (tiles if steps else together), steps
+
+
+def _carried(chosen: Plan, tiles: int, steps: bool) -> tuple[int, ...]:
+    return (tiles * chosen.rows, chosen.slices * chosen.units) if steps else (1,)
+
+
+def _sizes(chosen: Plan, H: int, steps: bool, dtype: torch.dtype) -> dict[str, object]:
+    """The compile-time arguments that both kernels have, and how they are launched."""
+    # A cooperative launch fails where its programs do not fit on the GPU together; none could wait for ever.
+    together = {} if INTERPRETED else {"launch_cooperative_grid": chosen.slices > 1 and not steps}
+    return {
+        "H": H,
+        "U": chosen.units,
+        "G": chosen.slices,
+        "BB": chosen.rows,
+        "KP": chosen.padded,
+        "BK": chosen.piece,
+        "RESIDENT": chosen.resident,
+        "STEPS": steps,
+        "WAITS": chosen.slices > 1 and not steps,
+        "PRECISION": precision_of(dtype),
+        "OPERAND": operand_of(dtype),
+        "num_warps": chosen.warps,
+        "num_stages": 1,
+        **together,
+    }
+
+
+def step(weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None = None) -> State:
+    """One step in one launch, its products included, without a gradient.
+
+    Args:
+        weights: contiguous.
+        x: ``[B, I]``.
+        state: ``State([B, H], [B, H])``.
+        starts: ``[B]`` bool: where the state counts as zero.
+    """
+    (w_ih, w_hh, b_ih, b_hh, _), (h, c) = weights, state
+    B, H = h.shape
+    h_out, c_out = h.new_empty(B, H), h.new_empty(B, H)
+    if not B * H:
+        return State(h_out, c_out)
+    x, h, c = _unit_stride(x), _unit_stride(h), _unit_stride(c)
+    begins = h if starts is None else starts.view(torch.uint8)
+    kernels.step_kernel[(-(-B // STEP_ROWS), -(-H // STEP_UNITS))](
+        *(x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh, h, c, begins, h_out, c_out),
+        *(B, x.stride(0), h.stride(0), c.stride(0), begins.stride(0)),
+        I=x.shape[1],
+        H=H,
+        U=STEP_UNITS,
+        BB=STEP_ROWS,
+        BK=64,
+        HAS_B_IH=b_ih is not None,
+        HAS_B_HH=b_hh is not None,
+        HAS_STARTS=starts is not None,
+        PRECISION=precision_of(h.dtype),
+        OPERAND=operand_of(h.dtype),
+        num_warps=4,
+    )
+    return State(h_out, c_out)
