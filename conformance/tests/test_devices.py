@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from click.testing import CliRunner
+from rnn_backends import LSTMBackend, register, unregister
+from rnn_backends.authoring import unroll
 from rnn_conformance.check import check_backend
 from rnn_conformance.cli.check import check_command
 from rnn_conformance.suite.device import exact_float32
@@ -47,3 +49,27 @@ def test_float32_is_float32_on_cuda_and_the_settings_come_back(monkeypatch):
     assert torch.backends.cudnn.allow_tf32
     with exact_float32("cpu"):
         assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.fixture
+def _made_for_another_device():
+    elsewhere = LSTMBackend("elsewhere", unroll, lambda spec, device, dtype: f"made for warp, not for {device.type}")
+    register(elsewhere)
+    yield
+    unregister("elsewhere")
+
+
+@pytest.mark.usefixtures("_made_for_another_device")
+def test_a_backend_for_another_device_does_not_hold_here():
+    named = CliRunner().invoke(check_command, ["elsewhere", "--profile", "smoke", "-k", "one_row"])
+    assert named.exit_code == 3, named.output
+    assert "? elsewhere: made for warp, not for cpu" in named.output
+    assert "held" not in named.output
+
+
+@pytest.mark.usefixtures("_made_for_another_device")
+def test_who_names_no_backend_is_told_which_were_left_out():
+    ran = CliRunner().invoke(check_command, ["--profile", "smoke", "-k", "a_net_over_one"])
+    assert ran.exit_code == 0, ran.output
+    assert "not run   elsewhere on cpu: made for warp, not for cpu" in ran.output
+    assert "elsewhere  " not in ran.output.split("not run")[-1].split("\n", 1)[1]

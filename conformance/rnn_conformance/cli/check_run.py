@@ -17,6 +17,7 @@ from ..report.terminal import IN_FULL, console, plain, print_results
 from ..rollouts.timing import HIDDEN_SIZE, time_ratio
 from ..suite.device import absent
 from ..suite.inputs import Rollout
+from ..suite.reach import Reach
 from ..waivers import Waiver, apply
 from .progress import RunProgress
 
@@ -64,7 +65,19 @@ class CheckRun:
         self._console, self._options, self._waivers = console, options, tuple(waivers)
         self._seed = fresh_seed() if options.seed is None else options.seed
         found = dict(_loaded(name) for name in backends or names())
-        self._planned = [(name, found[name], device) for device in options.devices for name in found]
+        planned = [(name, found[name], device) for device in options.devices for name in found]
+        reasons = [_why_not(backend, device) for _, backend, device in planned]
+        # Who names no backend asks for those that can run here.
+        self._left_out = [
+            f"{name} on {device}: {reason}"
+            for (name, backend, device), reason in zip(planned, reasons, strict=True)
+            if reason and not backends and isinstance(backend, LSTMBackend)
+        ]
+        self._planned = [
+            (name, reason or backend, device)
+            for (name, backend, device), reason in zip(planned, reasons, strict=True)
+            if backends or not reason or not isinstance(backend, LSTMBackend)
+        ]
         self._expected = tuple(select(options.laws, options.profile))
         self._done: list[BackendRun] = []
 
@@ -73,6 +86,8 @@ class CheckRun:
         started = time.perf_counter()
         self._console.print(plain("rollouts: " + "; ".join(_describe(r) for r in recordings())))
         self._console.print(plain(f"          {recordings()[0].source}"))
+        for words in self._left_out:
+            self._console.print(plain(f"not run   {words}"), soft_wrap=True)
         with quiet_single_thread(), RunProgress(len(self._planned), console(stderr=True)) as progress:
             self._run_all(progress)
         results = self._results(time.perf_counter() - started)
@@ -135,6 +150,13 @@ def _loaded(name: str) -> tuple[str, LSTMBackend | str]:
     except BrokenBackendError as error:
         return name, str(error)
     return backend.name, backend
+
+
+def _why_not(backend: LSTMBackend | str, device: str) -> str | None:
+    """Why a backend runs nothing on a device that is there, in its words."""
+    if isinstance(backend, str):
+        return backend
+    return None if absent(device) else Reach(backend, device).nothing()
 
 
 def _describe(rollout: Rollout) -> str:

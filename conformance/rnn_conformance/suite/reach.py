@@ -65,6 +65,16 @@ class Reach:
         except Exception:  # another law tests that rejects() does not raise
             return False
 
+    def nothing(self) -> str | None:
+        """The backend's reason for the plainest case, if it accepts no case at all on this device; else ``None``."""
+        if self.within({}).narrowed:
+            return None
+        plainest = Case(T=1, B=1, I=1, H=1, dtype="f32")
+        try:
+            return self.backend.rejects(plainest.spec, torch.device(self.device), plainest.torch_dtype)
+        except Exception:  # another law tests that rejects() does not raise
+            return None
+
     def within(self, where: Mapping[str, Any]) -> Allowed:
         """The constraints of a law, with only the values that the backend accepts; unchanged if it accepts none.
 
