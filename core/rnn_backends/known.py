@@ -91,9 +91,15 @@ def _are_marked(w: LayerWeights, marks: list[Any]) -> bool:
 def _marks(w: LayerWeights) -> list[Any]:
     """Which tensors, and where: memory that is freed, resized or replaced (``p.data = ...``) is elsewhere then.
 
-    A lazy negation and another dtype of the same width can take over the same memory, so they are marks of their own.
+    A lazy negation and another dtype of the same width can take over the same memory, so they are marks of their own;
+    and memory that was freed and taken again, less of it, can be at the same address.
     """
-    return [None if v is None else (id(v), v.data_ptr(), v.shape, v.dtype, v.is_contiguous(), v.is_neg()) for v in w]
+    return [None if v is None else _mark(v) for v in w]
+
+
+def _mark(v: Tensor) -> tuple[Any, ...]:
+    held = v.untyped_storage().nbytes()
+    return id(v), v.data_ptr(), held, v.shape, v.dtype, v.is_contiguous(), v.is_neg()
 
 
 def _fit(w: LayerWeights) -> bool:

@@ -84,6 +84,22 @@ def test_memory_that_was_freed_is_an_error_in_the_next_step(lstm, size):
 
 
 @torch.no_grad()
+def test_less_memory_at_the_same_address_is_an_error_in_the_next_step(lstm):
+    x, state = values()
+    weight = lstm.weight_hh_l0
+    whole = weight.clone()
+    for size in range(64, 4 * whole.numel(), 64):
+        lstm.step(x, state)
+        storage = weight.untyped_storage()
+        storage.resize_(0)
+        storage.resize_(size)
+        with pytest.raises(InputError, match="freed or resized"):
+            lstm.step(x, state)
+        storage.resize_(whole.nbytes)
+        weight.data.copy_(whole)
+
+
+@torch.no_grad()
 def test_weights_of_another_shape_are_an_error_in_the_next_step(lstm):
     x, state = values()
     lstm.step(x, state)
