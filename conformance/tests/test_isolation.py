@@ -10,6 +10,7 @@ import warnings
 import torch
 from rnn_backends import LSTMBackend, State, get_backend
 from rnn_conformance.laws.catalogue import LAWS
+from rnn_conformance.suite import interpreter, isolation
 from rnn_conformance.suite.case import Case
 from rnn_conformance.suite.isolation import outcome_in_a_process
 from torch._inductor.async_compile import AsyncCompile
@@ -79,3 +80,19 @@ def test_a_hang_in_a_fresh_interpreter_is_a_crash_too():
 def test_an_interpreter_that_dies_is_a_crash():
     found = run(lambda *args: os._exit(7))
     assert (found.verdict, found.message) == ("crashed", "its process ended with status 7")
+
+
+def test_an_interpreter_alone_answers_too(monkeypatch):
+    monkeypatch.setattr(isolation, "run_in_a_fork", isolation.run_alone)
+    assert outcome_in_a_process(LAW, get_backend("vmap"), CASE, "cpu", 120).verdict == "passed"
+
+
+def test_laws_fork_from_one_interpreter_that_is_started_anew_where_it_ended():
+    here = os.getpid()
+    outcome_in_a_process(LAW, get_backend("vmap"), CASE, "cpu", 120)
+    first = interpreter._started[here]
+    outcome_in_a_process(LAW, get_backend("vmap"), CASE, "cpu", 120)
+    assert interpreter._started[here] is first
+    first.end()
+    assert outcome_in_a_process(LAW, get_backend("vmap"), CASE, "cpu", 120).verdict == "passed"
+    assert interpreter._started[here] is not first

@@ -45,4 +45,9 @@ ROUNDS = (
     Round(6, "core", "a fifth author, who had read core and the laws' sentences and looked for gaps"),
     Round(7, "core", "a sixth author, who had read core alone"),
     Round(8, "kernels, core and settings", "the author of the laws that followed, told which kinds of defects live"),
+    Round(
+        9,
+        "kernels and core",
+        "a seventh author, who had read core, the plugins and the page about the suite, and no law",
+    ),
 )

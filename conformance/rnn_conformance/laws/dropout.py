@@ -35,6 +35,12 @@ def _masks(trial: Trial, T: int, seed: int) -> list[Tensor]:
     return [torch.nn.functional.dropout(ones, case.dropout / 100, True).cpu() for _ in range(case.L - 1)]
 
 
+def _random_state(trial: Trial) -> Tensor:
+    """Of the generator that the case's device draws from."""
+    device = torch.device(trial.device)
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+
+
 def _dropped(trial: Trial, inputs: Inputs, masks: list[Tensor]) -> _Dropped:
     """Each layer alone by the reference, its input times its mask."""
     case, D = trial.case, trial.case.spec.directions
@@ -51,13 +57,14 @@ def _dropped(trial: Trial, inputs: Inputs, masks: list[Tensor]) -> _Dropped:
     return _Dropped(x, torch.cat(ends_h), torch.cat(ends_c))
 
 
-@law(**DEEP)
+@law(wide=True, **DEEP)
 def dropout_is_torchs_between_layers(trial: Trial) -> None:
-    """In training each layer but the first reads torch.nn.functional.dropout of the one below, with the same mask."""
-    expected = _dropped(trial, trial.inputs, _masks(trial, trial.case.T, 7))
+    """In training each layer but the first reads torch.nn.functional.dropout of the one below; nothing else draws."""
+    expected, after = _dropped(trial, trial.inputs, _masks(trial, trial.case.T, 7)), _random_state(trial)
     lstm = trial.lstm().train()
     torch.manual_seed(7)
     ran = trial.run(lstm)
+    identical("the random state after the call", _random_state(trial), after, "byte")
     trial.agree("output", ran.output, expected.output)
     trial.agree_states("the end state", ran, expected.h, expected.c)
 
@@ -74,16 +81,17 @@ def dropout_goes_backward_through_the_same_mask(trial: Trial) -> None:
     trial.agree_gradients(trial.gradients(trial.loss, lstm), expected)
 
 
-@law(profiles=("quick", "full"), **DEEP)
+@law(wide=True, profiles=("quick", "full"), **DEEP)
 def dropout_of_a_step_is_torchs(trial: Trial) -> None:
     """A step in training draws the mask of one step, and the next step draws a new one."""
     lstm, inputs = trial.lstm().train(), trial.inputs
     for t in range(min(2, trial.case.T)):
         at = slice(t, t + 1)
         now = Inputs(inputs.x[at], inputs.h[:, at], inputs.c[:, at], inputs.starts[:1], inputs.weights)
-        expected = _dropped(trial, now, _masks(trial, 1, 11 + t))
+        expected, after = _dropped(trial, now, _masks(trial, 1, 11 + t)), _random_state(trial)
         torch.manual_seed(11 + t)
         output, state = lstm.step(inputs.x[t], State(inputs.h[:, t], inputs.c[:, t]))
+        identical(f"the random state after step {t}", _random_state(trial), after, "byte")
         trial.agree(f"output of step {t}", output, expected.output[0], 0, "b unit")
         trial.agree(f"c of step {t}", state.c, expected.c[:, 0], 1, "layer b unit")
 

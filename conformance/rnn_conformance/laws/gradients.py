@@ -20,13 +20,13 @@ def _right(trial: Trial, parts: str = "yhc") -> None:
     trial.agree_gradients(trial.gradients(loss), trial.expected_gradients(loss))
 
 
-@law(rollouts=True)
+@law(wide=True, rollouts=True)
 def gradients_equal_reference(trial: Trial) -> None:
     """The gradients for input, stored states and every weight equal the reference's."""
     _right(trial)
 
 
-@law(dtype=("f32",))
+@law(wide=True, dtype=("f32",))
 def gradients_equal_reference_in_float32(trial: Trial) -> None:
     """In float32 the gradients for input, stored states and every weight equal the float64 reference's."""
     _right(trial)
@@ -101,14 +101,23 @@ def gradient_of_other_rows_is_zero(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def backward_twice_gives_the_same(trial: Trial) -> None:
-    """A second backward pass through a retained graph gives the same gradients."""
+    """A second backward pass through a retained graph gives the same gradients, and for another loss that loss's."""
     lstm, x = trial.lstm(), trial.inputs.x.requires_grad_()
-    loss = trial.loss(trial.run(lstm))
     leaves = [x, *lstm.parameters()]
-    once = torch.autograd.grad(loss, leaves, retain_graph=True)
-    again = torch.autograd.grad(loss, leaves)
-    for actual, expected in zip(again, once, strict=True):
-        trial.agree("the second gradient", actual, expected, None, "")
+
+    def grads(of: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(of, leaves, retain_graph=True)
+
+    ran = trial.run(lstm)
+    loss, other = trial.loss(ran), trial.loss(ran, "y") * -0.5
+    first, once, again, last = grads(other), grads(loss), grads(loss), grads(other)
+    fresh = grads(trial.loss(trial.run(lstm)))
+    for what, found, right in (
+        ("the second gradient", again, once), ("the gradient of another loss", once, fresh),
+        ("the gradient of the first loss", last, first),
+    ):  # fmt: skip
+        for actual, expected in zip(found, right, strict=True):
+            trial.agree(what, actual, expected, None, "")
 
 
 @law(bias=(True,), profiles=("quick", "full"))
@@ -166,7 +175,7 @@ def gradients_of_the_stored_states_alone(trial: Trial) -> None:
     trial.agree_gradients(actual, {name: expected[name] for name in leaves})
 
 
-@law(profiles=("quick", "full"))
+@law(wide=True, profiles=("quick", "full"))
 def gradients_of_a_call_with_hx(trial: Trial) -> None:
     """Gradients of ``lstm(x, hx, is_init=is_init)`` through output, h_n and c_n equal the reference's."""
     lstm, inputs = trial.lstm(), _needing(trial.fresh())
@@ -174,7 +183,7 @@ def gradients_of_a_call_with_hx(trial: Trial) -> None:
     _right_from_hx(trial, lstm, inputs, ran)
 
 
-@law(bidirectional=(False,), profiles=("quick", "full"))
+@law(wide=True, bidirectional=(False,), profiles=("quick", "full"))
 def gradients_flow_through_steps(trial: Trial) -> None:
     """Gradients through ``LSTM.step``, step by step, equal the reference's over the whole row."""
     lstm, inputs = trial.lstm(), _needing(trial.fresh())

@@ -12,7 +12,7 @@ from ..suite.law import law
 from ..suite.trial import Trial
 
 
-@law(layout=LAYOUTS[1:])
+@law(wide=True, layout=LAYOUTS[1:])
 def memory_layout_does_not_matter(trial: Trial) -> None:
     """Transposed, strided and offset inputs and states are read like contiguous ones."""
     inputs = trial.inputs
@@ -98,7 +98,7 @@ def _restrided(value: Tensor, stride: int) -> Tensor:
     return value.as_strided(value.shape, [stride if size == 1 else usual for size, usual in own])
 
 
-@law(T=(3,), B=(3,), I=(1, 3), layout=("contiguous",), profiles=("quick", "full"))
+@law(wide=True, T=(3,), B=(3,), I=(1, 3), layout=("contiguous",), profiles=("quick", "full"))
 def strides_of_sizes_of_one_are_not_read(trial: Trial) -> None:
     """With one row, one step or one feature the stride of that dimension may be any number, in calls and in steps."""
     inputs, lstm = trial.fresh(), trial.lstm()

@@ -18,7 +18,7 @@ from ..suite.verdict import Declined, LawBroken
 from ._shared import registered
 
 
-@law(dropout=(0, 30), L=(2, 3), profiles=("quick", "full"))
+@law(wide=True, dropout=(0, 30), L=(2, 3), profiles=("quick", "full"))
 def a_pickle_keeps_everything(trial: Trial) -> None:
     """Pickled and loaded, LSTM and module keep their backend, options, mode, training flag and values."""
     with registered(trial.backend):
@@ -247,3 +247,27 @@ def hooks_of_the_inner_lstm_run(trial: Trial) -> None:
         double.remove()
         where = "over time" if recurrent else "of a step"
         trial.agree(f"features {where} with hooks on the module's LSTM", actual, expected, 0, "b unit", scale=2)
+
+
+@law(T=(3,), B=(2,), L=(1, 2), bidirectional=(False,), dropout=(0,), profiles=("quick", "full"))
+def every_kind_of_hook_runs_on_the_inner_lstm(trial: Trial) -> None:
+    """Backward hooks of a module's LSTM run, and so do hooks on all modules, over time and in a step."""
+    module, td, lists = trial.module(), trial.tensordict(), nn.modules.module
+    for recurrent, given, where in ((True, td, "over time"), (False, td[:, 0], "in a step")):
+        run = module.set_recurrent_mode(recurrent)
+        kinds: dict[str, Any] = {
+            "a backward hook": run.lstm.register_full_backward_hook,
+            "a backward pre-hook": run.lstm.register_full_backward_pre_hook,
+            "a forward hook on all modules": lists.register_module_forward_hook,
+            "a forward pre-hook on all modules": lists.register_module_forward_pre_hook,
+            "a backward hook on all modules": lists.register_module_full_backward_hook,
+        }
+        for kind, register in kinds.items():
+            ran: list[nn.Module] = []
+            handle = register(lambda called, *_, ran=ran: ran.append(called))
+            try:
+                run(given.clone())["features"].sum().backward()
+            finally:
+                handle.remove()
+            if ran.count(run.lstm) != 1:
+                raise LawBroken(f"{kind} ran {ran.count(run.lstm)} times on a module's LSTM {where}, expected once")

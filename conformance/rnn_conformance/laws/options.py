@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+from rnn_backends import State
 from torch import nn
 
 from ..suite.compare import identical
@@ -14,19 +15,40 @@ from ..suite.verdict import LawBroken
 from ._shared import agrees_with_reference
 
 
-@law(L=(2, 3))
+@law(wide=True, L=(2, 3))
 def layers(trial: Trial) -> None:
     """Each layer reads the h of the one below: values and gradients equal the reference's."""
     agrees_with_reference(trial, gradients=True)
 
 
-@law(bidirectional=(True,))
+@law(
+    costly=True, once=True, L=(12,), T=(3,), B=(2,), I=(3,), H=(3,), P=(0,), layout=("contiguous",),
+    profiles=("quick", "full"),
+)  # fmt: skip
+def twelve_layers(trial: Trial) -> None:
+    """Twelve layers keep their order: values and gradients equal the reference's, in a call and in a step."""
+    agrees_with_reference(trial, gradients=True)
+    lstm, inputs = trial.lstm(), trial.inputs
+    with torch.no_grad():
+        ran = trial.stream(lstm, inputs.x, (inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous()))
+        output, state = lstm.step(inputs.x[0], State(inputs.h[:, 0], inputs.c[:, 0]))
+    for what, steps, found in (("a call", trial.case.T, ran), ("a step", 1, Ran(output.unsqueeze(0), *state))):
+        starts = torch.zeros_like(inputs.starts[:steps])
+        starts[0] = True
+        part = inputs._replace(x=inputs.x[:steps], h=inputs.h[:, :steps], c=inputs.c[:, :steps], starts=starts)
+        expected = trial.reference(part)
+        trial.agree(f"output of {what}", found.output, expected.output)
+        trial.agree(f"h after {what}", found.h, expected.end_h[:, -1], 1, "layer b unit")
+        trial.agree(f"c after {what}", found.c, expected.end_c[:, -1], 1, "layer b unit")
+
+
+@law(wide=True, bidirectional=(True,))
 def bidirectional(trial: Trial) -> None:
     """The reverse direction runs each sequence from its last step to its first, from its own stored state."""
     agrees_with_reference(trial, gradients=True)
 
 
-@law(P=(1, 2, 3), H=(3, 5))
+@law(wide=True, P=(1, 2, 3), H=(3, 5))
 def projection(trial: Trial) -> None:
     """With a projection the projected h is both the output and the recurrent state; c keeps its size."""
     agrees_with_reference(trial, gradients=True)

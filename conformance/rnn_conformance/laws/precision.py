@@ -8,19 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from rnn_backends import UnsupportedError
+from rnn_backends import State, UnsupportedError
 from torch import Tensor
 
 from ..suite.compare import demand
 from ..suite.device import tf32_allowed
 from ..suite.inputs import Inputs
 from ..suite.law import law
-from ..suite.reference import torch_per_trajectory
+from ..suite.reference import torch_per_trajectory, trajectories
 from ..suite.trial import Ran, Trial, differentiate
 from ..suite.verdict import Declined, LawBroken
 
 
-@law(dtype=("f16",), profiles=("quick", "full"))
+@law(wide=True, dtype=("f16",), profiles=("quick", "full"))
 def output_equals_reference_in_float16(trial: Trial) -> None:
     """In float16 output and end states equal the float64 reference's within its rounding."""
     ran = trial.run(trial.lstm())
@@ -42,7 +42,7 @@ def output_equals_reference_in_tf32(trial: Trial) -> None:
         trial.agree_in_tf32(f"the end state {name}", *ends, 2, "layer t b unit")
 
 
-@law(dtype=("f32", "bf16", "f16", "f64"), profiles=("quick", "full"))
+@law(wide=True, dtype=("f32", "bf16", "f16", "f64"), profiles=("quick", "full"))
 def everything_has_the_weights_dtype(trial: Trial) -> None:
     """Output, states and all gradients have the dtype and device of the weights."""
     lstm, inputs = trial.lstm(), trial.fresh()
@@ -88,7 +88,7 @@ def the_default_device_does_not_matter(trial: Trial) -> None:
     trial.agree("output", ran.output, trial.expected.output)
 
 
-@law(dtype=("f32",), T=(4, 5), B=(4,), H=(8,), I=(5,), L=(1, 2), profiles=("quick", "full"))
+@law(wide=True, dtype=("f32",), T=(4, 5), B=(4,), H=(8,), I=(5,), L=(1, 2), profiles=("quick", "full"))
 def no_worse_than_torch(trial: Trial) -> None:
     """In float32 the root-mean-square error against float64 is at most four times torch.nn.LSTM's."""
     x, h, c, starts, weights = trial.inputs
@@ -112,7 +112,8 @@ SUM_ERROR = 0.02
 
 
 @law(
-    costly=True, T=(600,), B=(2,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,), resets=("consecutive",),
+    costly=True, once=True, T=(600,), B=(2,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,),
+    resets=("consecutive",),
     dtype=("bf16",), profiles=("quick", "full"),
 )  # fmt: skip
 def long_rows_in_bfloat16(trial: Trial) -> None:
@@ -138,24 +139,64 @@ def long_rows_in_bfloat16(trial: Trial) -> None:
 
 
 @law(
-    costly=True, T=(300,), B=(2,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,), resets=("consecutive",),
-    profiles=("quick", "full"),
+    costly=True, once=True, T=(1100,), B=(4,), I=(2,), H=(4,), L=(1,), P=(0,), bidirectional=(False,),
+    resets=("none",), profiles=("quick", "full"),
 )  # fmt: skip
 def long_rows_equal_reference(trial: Trial) -> None:
-    """Over 300 steps output and all gradients equal the reference's, as over ten: no block of time forgets another."""
-    few, lstm = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm()
-    lstm.load_state_dict(few.weights)
-    x, h, c, starts = (value.detach().cpu() for value in few[:4])
-    weights = {name: value.detach().cpu().double() for name, value in few.weights.items()}
-    own = Inputs(x.double(), h.double(), c.double(), starts, weights)
-    for inputs in (few, own):
-        inputs.x.requires_grad_()
-    leaves = {"x": own.x, **{name: value.requires_grad_() for name, value in own.weights.items()}}
-    expected, ran = trial.reference(own), trial.run(lstm, few)
-    trial.agree("output", ran.output, expected.output)
-    right = differentiate(expected.output.square().sum(), leaves)
-    found = differentiate(ran.output.square().sum(), {"x": few.x, **dict(lstm.named_parameters())})
-    trial.agree_gradients(found, right)
+    """Over 1100 steps, with starts next to multiples of 32, values are right in both directions, and gradients."""
+    for two in (False, True):
+        own = Trial(trial.backend, replace(trial.case, bidirectional=two), trial.device)
+        try:
+            lstm = own.lstm()
+        except Declined:
+            if not two:
+                raise
+            continue
+        inputs = own.fresh().weighted(trial.case.H**-0.5)
+        for row, step in enumerate((-1, 0, 1)):  # the fourth row is one sequence
+            inputs.starts[32 + step :: 32, row] = True
+        lstm.load_state_dict(inputs.weights)
+        x = inputs.x.detach().cpu().double().requires_grad_(not two)
+        weights = {n: w.detach().cpu().double().requires_grad_(not two) for n, w in inputs.weights.items()}
+        output, end_h, end_c = _by_lengths(weights, x, inputs.h.cpu(), inputs.c.cpu(), inputs.starts.cpu(), two)
+        inputs.x.requires_grad_(not two)
+        ran = own.run(lstm, inputs)
+        own.agree("output", ran.output, output)
+        ends = torch.cat([inputs.starts[1:], torch.ones_like(inputs.starts[:1])]).unsqueeze(-1)
+        for name, actual, wanted in (("h", ran.h, end_h), ("c", ran.c, end_c)):
+            own.agree(f"end {name}", torch.where(ends, actual, 0), wanted, 2, "layer t b unit")
+        if not two:
+            leaves = {"x": inputs.x, **dict(lstm.named_parameters())}
+            right = differentiate(output.square().sum(), {"x": x, **weights})
+            own.agree_gradients(differentiate(ran.output.square().sum(), leaves), right)
+        trial.error_ratio = max(trial.error_ratio or 0.0, own.error_ratio or 0.0)
+
+
+def _by_lengths(
+    weights: dict[str, Tensor], x: Tensor, h: Tensor, c: Tensor, starts: Tensor, two: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch.nn.LSTM of one layer in float64, over all trajectories of one length at once: for long rows.
+
+    Returns:
+        ``output [T, B, D*P]`` and, where a sequence ends and else zero, ``h [D, T, B, P]`` and ``c [D, T, B, H]``.
+    """
+    (T, B), H, bias = starts.shape, c.shape[-1], "bias_ih_l0" in weights
+    lstm = torch.nn.LSTM(x.shape[-1], H, 1, bias, bidirectional=two, dtype=torch.float64)
+    end_h, end_c = torch.zeros_like(h).double(), torch.zeros_like(c).double()
+    by_length: dict[int, list[tuple[int, int]]] = {}
+    for b, begin, end in trajectories(starts):
+        by_length.setdefault(end - begin, []).append((b, begin))
+    places, pieces = [], []
+    for length, found in by_length.items():
+        rows, begins = (torch.tensor(column) for column in zip(*found, strict=True))
+        steps = begins + torch.arange(length).unsqueeze(-1)
+        hx = h[:, begins, rows].double().contiguous(), c[:, begins, rows].double().contiguous()
+        piece, (h_n, c_n) = torch.func.functional_call(lstm, weights, (x[steps, rows], hx))
+        end_h[:, steps[-1], rows], end_c[:, steps[-1], rows] = h_n.detach(), c_n.detach()
+        places.append((steps * B + rows).flatten())
+        pieces.append(piece.flatten(0, 1))
+    order = torch.cat(places).argsort()
+    return torch.cat(pieces)[order].view(T, B, -1), end_h, end_c
 
 
 def _rms(value: Tensor) -> float:
@@ -273,6 +314,39 @@ def large_input_saturates(trial: Trial) -> None:
 def infinite_input_saturates(trial: Trial) -> None:
     """An infinite input saturates the gates: values are finite and equal the reference's."""
     _follows(trial, lambda x: torch.where(x > 0, float("inf"), x))
+
+
+@law(dtype=("f64", "f32", "f16", "bf16"), B=(1, 2, 3), profiles=("quick", "full"))
+def large_cell_states_are_carried(trial: Trial) -> None:
+    """Cell states of some hundreds saturate their tanh alone: values, steps and gradients equal the reference's."""
+    inputs, lstm = trial.fresh(), trial.lstm()
+    inputs = inputs._replace(c=inputs.c * 400)
+    expected, ran = trial.reference(inputs), trial.run(lstm, inputs)
+    trial.agree("output", ran.output, expected.output)
+    trial.agree_states("the end state", ran, expected.end_h, expected.end_c)
+    if not trial.case.bidirectional:
+        with torch.no_grad():
+            output, _ = lstm.step(inputs.x[0], State(inputs.h[:, 0], inputs.c[:, 0]))
+        trial.agree("output of a step", output, expected.output[0], 0, "b unit")
+    exact = Inputs(*inputs[:4], {n: w.cpu().double().requires_grad_() for n, w in inputs.weights.items()})
+    right = differentiate(trial.reference(exact).output.sin().sum(), exact.weights)
+    trial.agree_gradients(differentiate(ran.output.sin().sum(), dict(lstm.named_parameters())), right)
+
+
+@law(dtype=("f16",), I=(4,), P=(0,), L=(1,), bidirectional=(False,), T=(1, 2, 3), profiles=("quick", "full"))
+def products_may_cancel_in_float16(trial: Trial) -> None:
+    """In float16 terms of a product whose partial sums pass 65504 cancel: sums are kept in a wider dtype."""
+    inputs = trial.fresh()
+    signs = torch.tensor([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]], dtype=torch.float16) * 200
+    rows = signs[torch.arange(4 * trial.case.H) % 3].to(trial.device)
+    inputs = inputs._replace(x=torch.full_like(inputs.x, 256), weights=inputs.weights | {"weight_ih_l0": rows})
+    lstm = trial.lstm()
+    lstm.load_state_dict(inputs.weights)
+    expected = trial.reference(inputs)
+    with torch.no_grad():
+        step, _ = lstm.step(inputs.x[0], State(inputs.h[:, 0], inputs.c[:, 0]))
+    trial.agree("output of a step", step, expected.output[0], 0, "b unit")
+    trial.agree("output", trial.run(lstm, inputs).output, expected.output)
 
 
 @law(dtype=("f64", "f32"), profiles=("quick", "full"))

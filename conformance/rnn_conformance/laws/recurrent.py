@@ -36,7 +36,7 @@ def _steps(trial: Trial, replaced: float | None = None) -> Ran:
     return Ran(torch.stack(outputs), torch.stack(hs, 1), torch.stack(cs, 1))
 
 
-@law(rollouts=True)
+@law(wide=True, rollouts=True)
 def recurrent_mode_starts_from_stored_states(trial: Trial) -> None:
     """In recurrent mode sequences start at t = 0 and at every is_init, from the state stored at that position."""
     ran = ran_from(trial.module().set_recurrent_mode(True)(trial.tensordict()))
@@ -44,7 +44,7 @@ def recurrent_mode_starts_from_stored_states(trial: Trial) -> None:
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
 
-@law()
+@law(wide=True)
 def hidden_outputs_are_zero_padded(trial: Trial) -> None:
     """In recurrent mode the hidden outputs are the final state where a sequence ends, and exactly +0 elsewhere."""
     ran = ran_from(trial.module().set_recurrent_mode(True)(trial.tensordict()))
@@ -70,7 +70,7 @@ def padding_is_zero_where_states_are_nan(trial: Trial) -> None:
         _demand_padding(trial, name, value)
 
 
-@law(bidirectional=(False,), rollouts=True)
+@law(wide=True, bidirectional=(False,), rollouts=True)
 def sequential_mode_starts_from_zero(trial: Trial) -> None:
     """In sequential mode a step with is_init starts from zeros, any other from the given state."""
     is_init, inputs = trial.is_init, trial.inputs
@@ -159,7 +159,7 @@ def the_tensordict_is_filled_in_place(trial: Trial) -> None:
         raise LawBroken(f"the module wrote {sorted(map(str, added))}")
 
 
-@law(profiles=("quick", "full"))
+@law(wide=True, profiles=("quick", "full"))
 def gradients_flow_through_recurrent_mode(trial: Trial) -> None:
     """Gradients of features and hidden outputs equal the reference's; those on padding reach no input."""
     module = trial.module()

@@ -24,13 +24,13 @@ def reset_at_the_first_step(trial: Trial) -> None:
     agrees_with_reference(trial)
 
 
-@law(resets=("last",), T=(2, 1, 3, 5))
+@law(wide=True, resets=("last",), T=(2, 1, 3, 5))
 def reset_at_the_last_step(trial: Trial) -> None:
     """A reset at the last step starts a sequence of length one."""
     agrees_with_reference(trial)
 
 
-@law(resets=("consecutive",), T=(3, 4, 5, 8))
+@law(wide=True, resets=("consecutive",), T=(3, 4, 5, 8))
 def consecutive_resets(trial: Trial) -> None:
     """Resets at steps that follow one another make sequences of length one, each with its own end."""
     agrees_with_reference(trial)
@@ -72,7 +72,7 @@ def _where(kept: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return torch.where(kept.to(value.device), value, 0)
 
 
-@law(B=(1, 2, 3), T=(2, 3, 4, 6), dtype=("f64", "f32"))
+@law(wide=True, B=(1, 2, 3), T=(2, 3, 4, 6), dtype=("f64", "f32"))
 def nan_stays_in_its_sequence(trial: Trial) -> None:
     """NaN in one sequence's input and stored state reaches no other sequence, before or after it."""
     _poisoned(trial, float("nan"))
@@ -84,7 +84,7 @@ def infinity_stays_in_its_sequence(trial: Trial) -> None:
     _poisoned(trial, float("inf"))
 
 
-@law(dtype=("f64", "f32"))
+@law(wide=True, dtype=("f64", "f32"))
 def nan_in_unread_stored_states_stays_there(trial: Trial) -> None:
     """NaN stored at steps where no sequence starts is never read: output and end states do not change."""
     inputs, unread = trial.fresh(), ~trial.inputs.starts
@@ -94,7 +94,7 @@ def nan_in_unread_stored_states_stays_there(trial: Trial) -> None:
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
 
-@law(bidirectional=(False,), dtype=("f64", "f32"))
+@law(wide=True, bidirectional=(False,), dtype=("f64", "f32"))
 def nan_is_not_hidden(trial: Trial) -> None:
     """NaN that a step reads appears in its output: NaN is not replaced silently."""
     inputs = trial.fresh()
@@ -103,7 +103,7 @@ def nan_is_not_hidden(trial: Trial) -> None:
     demand("output of the step that read NaN", output.isnan(), output, "NaN", "unit")
 
 
-@law(stored=("random",))
+@law(wide=True, stored=("random",))
 def a_stream_restarts_from_zero(trial: Trial) -> None:
     """In ``lstm(x, hx, is_init=)`` a reset starts from zeros, at the first step too; other rows start from hx."""
     inputs, is_init = trial.fresh(), trial.is_init
@@ -118,7 +118,7 @@ def a_stream_restarts_from_zero(trial: Trial) -> None:
     trial.agree("c_n", ran.c, expected.end_c[:, -1], 1, "layer b unit")
 
 
-@law(T=(4,), B=(4,), profiles=("quick", "full"))
+@law(wide=True, T=(4,), B=(4,), profiles=("quick", "full"))
 def a_square_mask_keeps_its_axes(trial: Trial) -> None:
     """With as many rows as steps, resets are read along time as for other sizes, in a call and in recurrent mode."""
     lstm, module, td = trial.lstm(), trial.module(), trial.tensordict()

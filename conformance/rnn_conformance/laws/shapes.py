@@ -16,6 +16,7 @@ from ..suite.trial import Ran, Trial, differentiate
 
 
 @law(
+    wide=True,
     H=(1, 3, 5, 127, 129, 257),
     I=(1, 7),
     L=(1, 2),
@@ -139,7 +140,7 @@ def _right_gradients(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran, times: 
 
 @law(
     costly=True, T=(2000,), B=(1,), I=(1,), H=(1,), L=(1,), P=(0,), bidirectional=(False,), resets=("consecutive",),
-    profiles=("quick", "full"),
+    profiles=("full",),
 )  # fmt: skip
 def long_rows(trial: Trial) -> None:
     """Two thousand steps give the reference's output, end states and gradient of the input."""

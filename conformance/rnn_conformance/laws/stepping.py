@@ -10,7 +10,7 @@ from ..suite.law import law
 from ..suite.trial import Trial
 
 
-@law(bidirectional=(False,), rollouts=True)
+@law(wide=True, bidirectional=(False,), rollouts=True)
 def sequence_equals_its_steps(trial: Trial) -> None:
     """A sequence equals its steps taken one by one with LSTM.step, each sequence from its stored state."""
     lstm, inputs = trial.lstm(), trial.inputs
@@ -33,7 +33,7 @@ def sequence_equals_its_steps(trial: Trial) -> None:
             )
 
 
-@law(bidirectional=(False,))
+@law(wide=True, bidirectional=(False,))
 def cut_and_carried_equals_whole(trial: Trial) -> None:
     """Cut at any step and continued with the carried state, a sequence gives the same results as uncut."""
     lstm, inputs, is_init = trial.lstm(), trial.inputs, trial.is_init
@@ -47,7 +47,7 @@ def cut_and_carried_equals_whole(trial: Trial) -> None:
         trial.agree(f"c_n cut at {cut}", tail.c, whole.c, 1, "layer b unit", scale=2)
 
 
-@law(T=(1,))
+@law(wide=True, T=(1,))
 def one_step(trial: Trial) -> None:
     """With one step, T = 1, output and states equal the reference's."""
     ran = trial.run(trial.lstm())

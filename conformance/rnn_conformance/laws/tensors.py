@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from rnn_backends import State
+from rnn_backends import LSTM, State
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -261,7 +261,7 @@ def _shrunk(value: Tensor) -> Tensor:
     return value
 
 
-@law(**KINDS)
+@law(**KINDS | {"H": (8,)})
 def memory_that_is_gone(trial: Trial) -> None:
     """Inputs, states and weights with freed or shrunk memory raise an error with a reason, after earlier calls too."""
     for what in ("input", "state", "weight", "weight after a call"):
@@ -270,6 +270,23 @@ def memory_that_is_gone(trial: Trial) -> None:
                 kind = f"{what} whose memory was {how}"
                 if _answers(trial, kind, way, what, lose):
                     raise LawBroken(f"{kind}, {way}: numbers from memory that does not exist")
+    for way in WAYS:
+        _given_back_smaller(trial, way)
+
+
+def _given_back_smaller(trial: Trial, way: str) -> None:
+    """Memory that was freed and taken again, less of it, may be at the old address: each size is tried."""
+    lstm = trial.lstm().requires_grad_(False)
+    values, weight = given(trial, lstm), lstm.get_parameter("weight_hh_l1")
+    whole, storage = weight.clone(), weight.untyped_storage()
+    for size in range(64, whole.nbytes, 64):
+        run(lstm, values, way)
+        storage.resize_(0)
+        storage.resize_(size)
+        if _is_answered(lstm, values, "a weight whose memory was freed and given back smaller", way):
+            raise LawBroken(f"a weight whose memory was given back smaller, {way}: numbers from beyond its memory")
+        storage.resize_(whole.nbytes)
+        weight.copy_(whole)
 
 
 def _answers(trial: Trial, kind: str, way: str, what: str, lose: Callable[[Tensor], Tensor]) -> bool:
@@ -286,6 +303,10 @@ def _answers(trial: Trial, kind: str, way: str, what: str, lose: Callable[[Tenso
         weight = lstm.get_parameter("weight_hh_l1")
         weight.untyped_storage().resize_(lose(weight).untyped_storage().nbytes())
 
+    return _is_answered(lstm, values, kind, way)
+
+
+def _is_answered(lstm: LSTM, values: Given, kind: str, way: str) -> bool:
     def call() -> bool:
         try:
             run(lstm, values, way)

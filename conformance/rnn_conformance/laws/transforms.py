@@ -127,19 +127,34 @@ def double_backward(trial: Trial) -> None:
 
 @law(trait=Trait.FORWARD_AD, profiles=("quick", "full"), **SMALL)
 def forward_mode(trial: Trial) -> None:
-    """torch.func.jvp along directions of input and weights equals the reference's."""
-    run, (x, _, _, _, weights) = _functional(trial.lstm()), trial.inputs
-    along_x = trial.noise(x, 21).to(x)
-    along = {n: trial.noise(v, 22 + k).to(v) for k, (n, v) in enumerate(weights.items())}
+    """torch.func.jvp along directions of input, state and weights equals the reference's, output and last state."""
+    lstm, inputs, is_init = trial.lstm(), trial.inputs, trial.is_init
+    state = (inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous())
+    leaves = {"x": inputs.x, "h": state[0], "c": state[1], **inputs.weights}
+    along = {n: trial.noise(v, 21 + k).to(v) for k, (n, v) in enumerate(leaves.items())}
+    carried = torch.zeros_like(inputs.starts)
+    carried[0] = ~is_init[0]
 
-    def tangent(function: Callable[[dict[str, Tensor], Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = torch.func.jvp(function, (weights, x), (along, along_x))  # type: ignore[assignment]
-        return found
+    def run(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        weights = {n: given[n] for n in inputs.weights}
+        hx = given["h"], given["c"]
+        output, (h, c) = torch.func.functional_call(lstm, weights, (given["x"], hx), {"is_init": is_init})
+        return output, h, c
 
-    output, actual = tangent(lambda w, x: run(w, x, trial.is_init))
-    right, expected = tangent(lambda w, x: _streamed(trial, x, w))
-    trial.agree("output", output, right)
-    trial.agree("the tangent", actual, expected, scale=4)
+    def right(given: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        weights = {n: given[n] for n in inputs.weights}
+        h, c = (torch.where(carried.unsqueeze(-1), v.unsqueeze(1), 0) for v in (given["h"], given["c"]))
+        found = trial.reference(Inputs(given["x"], h, c, inputs.starts, weights))
+        return found.output, found.end_h[:, -1], found.end_c[:, -1]
+
+    for names in (tuple(leaves), ("h",), ("c",)):
+        moved = {n: v if n in names else torch.zeros_like(v) for n, v in along.items()}
+        values, tangents = torch.func.jvp(run, (leaves,), (moved,))[:2]
+        wanted, along_wanted = torch.func.jvp(right, (leaves,), (moved,))[:2]
+        for name, actual, expected in zip(("output", "h", "c"), values, wanted, strict=True):
+            trial.agree(name, actual, expected, None, "")
+        for name, actual, expected in zip(("output", "h", "c"), tangents, along_wanted, strict=True):
+            trial.agree(f"the tangent of {name} along {', '.join(names)}", actual, expected, None, "", scale=4)
 
 
 @law(trait=Trait.SCRIPT, costly=True, T=(4,), B=(2,), dtype=CHEAP_DTYPE, stored=("zeros",))
@@ -166,7 +181,7 @@ def _head(output: Tensor, trial: Trial) -> Tensor:
 
 
 @law(
-    trait=Trait.FULLGRAPH, profiles=("quick", "full"), costly=True, T=(3,), B=(2,), dtype=CHEAP_DTYPE,
+    trait=Trait.FULLGRAPH, profiles=("quick", "full"), costly=True, once=True, T=(3,), B=(2,), dtype=CHEAP_DTYPE,
     stored=("zeros",),
     bidirectional=(False,),
 )  # fmt: skip

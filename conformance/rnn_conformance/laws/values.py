@@ -11,19 +11,19 @@ from ..suite.trial import Trial
 from ..suite.verdict import LawBroken
 
 
-@law(rollouts=True)
+@law(wide=True, rollouts=True)
 def output_equals_reference(trial: Trial) -> None:
     """The output at every step equals the reference's, in float64 or the best dtype that the backend takes."""
     trial.agree("output", trial.run(trial.lstm()).output, trial.expected.output)
 
 
-@law(dtype=("f32",), rollouts=True)
+@law(wide=True, dtype=("f32",), rollouts=True)
 def output_equals_reference_in_float32(trial: Trial) -> None:
     """In float32 the output at every step equals the float64 reference's within float32's rounding."""
     trial.agree("output", trial.run(trial.lstm()).output, trial.expected.output)
 
 
-@law(dtype=("bf16",))
+@law(wide=True, dtype=("bf16",))
 def output_equals_reference_in_bfloat16(trial: Trial) -> None:
     """In bfloat16 output and end states have that dtype and equal the float64 reference's within its rounding."""
     ran = trial.run(trial.lstm())
@@ -34,19 +34,19 @@ def output_equals_reference_in_bfloat16(trial: Trial) -> None:
     trial.agree_states("the end state", ran, trial.expected.end_h, trial.expected.end_c)
 
 
-@law(rollouts=True)
+@law(wide=True, rollouts=True)
 def end_states_equal_reference(trial: Trial) -> None:
     """h and c equal the reference's wherever a sequence ends, not only at the last step."""
     trial.agree_states("the end state", trial.run(trial.lstm()), trial.expected.end_h, trial.expected.end_c)
 
 
-@law(dtype=("f32",), profiles=("quick", "full"))
+@law(wide=True, dtype=("f32",), profiles=("quick", "full"))
 def end_states_equal_reference_in_float32(trial: Trial) -> None:
     """In float32 h and c equal the float64 reference's wherever a sequence ends."""
     trial.agree_states("the end state", trial.run(trial.lstm()), trial.expected.end_h, trial.expected.end_c)
 
 
-@law()
+@law(wide=True)
 def last_states_equal_reference(trial: Trial) -> None:
     """With only the last sequence's end state requested, it equals the reference's; with all ends next, so do they."""
     lstm, drawn = trial.lstm(), trial.inputs

@@ -188,3 +188,28 @@ def loading_is_strict_unless_told_otherwise(trial: Trial) -> None:
             raise LawBroken(f"{what}.load_state_dict with strict=False names {keys}, not {missing} and {extra}")
         for name, value in module.state_dict().items():
             identical(f"{name} after loading", value, before if name == missing else doubled[name], "row column")
+
+
+@law(profiles=("quick", "full"))
+def a_weight_of_another_shape_is_not_loaded(trial: Trial) -> None:
+    """load_state_dict raises for a weight of another shape, one that would broadcast too, whatever ``strict`` says."""
+    for what, module, prefix in (("LSTM", trial.lstm(), ""), ("LSTMModule", trial.module(), "lstm.")):
+        weights = {prefix + name: value for name, value in trial.inputs.weights.items()}
+        for name, value in weights.items():
+            others = {
+                "one number": value.flatten()[:1], "one row": value[:1], "one row more": torch.cat([value, value[:1]]),
+                "another dimension": value.unsqueeze(0), "its transpose": value.T, "one dimension": value.flatten(),
+            }  # fmt: skip
+            for kind, other in others.items():
+                if other.shape == value.shape:
+                    continue
+                for strict in (True, False):
+                    try:
+                        module.load_state_dict(weights | {name: other}, strict=strict)
+                    except RuntimeError as error:
+                        if name not in str(error):
+                            raise LawBroken(f"{what}.load_state_dict of {name} as {kind} does not name it") from error
+                    else:
+                        raise LawBroken(f"{what}.load_state_dict accepts {kind} for {name}, with strict={strict}")
+                if module.state_dict()[name].shape != value.shape:
+                    raise LawBroken(f"{what}.load_state_dict of {kind} for {name} changes the shape of the weight")

@@ -10,10 +10,8 @@ import contextlib
 import faulthandler
 import json
 import multiprocessing
-import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -27,6 +25,7 @@ from rnn_backends.paths import write_whole
 from rnn_backends.registry import is_registered_value
 
 from .case import Case
+from .interpreter import run_alone, run_in_a_fork
 from .judge import outcome_of
 from .law import Law
 from .verdict import Outcome
@@ -41,8 +40,8 @@ GRACE = 10.0
 def outcome_in_a_process(law: Law, backend: LSTMBackend, case: Case, device: str, seconds: float) -> Outcome:
     """One law over one case, in a process of its own.
 
-    An installed backend is found again by its name, in a fresh interpreter. For one that was made in this process the
-    process is forked; a process that holds a GPU cannot fork, so the law runs in it, without a limit.
+    An installed backend is found again by its name, in a fork of an interpreter that has run nothing. For one that was
+    made in this process the process is forked; one that holds a GPU cannot fork: the law runs in it, without a limit.
 
     Args:
         law: to run; a fresh interpreter finds it again by its name.
@@ -101,30 +100,20 @@ def _found_by_entry_point(name: str) -> bool:
 
 
 def _fresh(arguments: list[str], seconds: float) -> str:
-    """Run :mod:`rnn_conformance.laws.__main__` in a fresh interpreter; how it ended, in words."""
-    command = [sys.executable, "-m", "rnn_conformance.laws", *arguments]
-    # a session of its own, so that a compiler's workers are killed too
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    """Run :mod:`rnn_conformance.laws.__main__` in a fork of a fresh interpreter; how it ended, in words.
+
+    A driver of a GPU does not outlive a fork, and other systems' libraries may not: there the interpreter runs alone.
+    """
+    errors = Path(arguments[4]).with_suffix(".errors")
+    start = run_in_a_fork if arguments[3] == "cpu" and sys.platform == "linux" else run_alone
     try:
-        _, stderr = process.communicate(timeout=seconds + GRACE)
-    except subprocess.TimeoutExpired:
+        status = start(arguments, errors, seconds + GRACE)
+    except OSError as error:
+        return f"its interpreter ended: {error}"
+    if status is None:
         return f"not done after {seconds:g} seconds"
-    finally:
-        _stop(process)
-    last = next(iter(reversed(stderr.strip().splitlines())), "")
-    return f"its process ended with status {process.returncode}: {last}"
-
-
-def _stop(process: subprocess.Popen[str]) -> None:
-    """Kill the process and all its children."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError):  # all have ended already
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
+    last = next(iter(reversed(errors.read_text(errors="replace").strip().splitlines())), "")
+    return f"its process ended with status {status}: {last}"
 
 
 def _forked(law: Law, backend: LSTMBackend, case: Case, device: str, answer: Path, seconds: float) -> str:

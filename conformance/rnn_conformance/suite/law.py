@@ -32,6 +32,8 @@ class Law:
         since: the contract version that added it; it is declined for a backend made for an older one.
         profiles: the profiles it belongs to; a law of full belongs to deep too.
         once: whether one case is enough in every profile, as the law itself tries many things.
+        wide: whether it draws all cases of the profile; the others draw a quarter, as what they do matters more to them
+            than sizes and options, which wide laws vary too.
         time_limit: in seconds; the law then runs in a process of its own. ``None``: it runs in this process, unlimited.
     """
 
@@ -49,6 +51,7 @@ class Law:
     drawn: bool = True
     since: int = 1
     once: bool = False
+    wide: bool = False
 
     def not_yet(self, backend: LSTMBackend) -> str | None:
         """Why the backend is not held to this law: it is made for an older contract version; else ``None``."""
@@ -76,6 +79,7 @@ def law(
     drawn: bool = True,
     since: int = 1,
     once: bool = False,
+    wide: bool = False,
     **where: Any,
 ) -> Callable[[LawFunction], Law]:
     """Make a function a law. Further keywords constrain its cases: ``T=(1,)``, ``dtype=("f32",)``."""
@@ -85,7 +89,7 @@ def law(
         subject = function.__module__.rpartition(".")[2]
         return Law(
             function.__name__, sentence, subject, function, where, trait, tries_unclaimed,
-            costly or time_limit is not None, rollouts, profiles, time_limit, drawn, since, once,
+            costly or time_limit is not None, rollouts, profiles, time_limit, drawn, since, once, wide,
         )  # fmt: skip
 
     return decorate

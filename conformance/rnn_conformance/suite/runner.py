@@ -17,12 +17,12 @@ from .isolation import outcome_in_a_process
 from .judge import outcome_of
 from .law import Law
 from .reach import Allowed, Reach
-from .search import Findings, search
+from .search import SHRINK_SECONDS, Findings, search
 from .strategies import rich
 from .verdict import BAD, LawResult, Outcome
 
 PROFILES = {"smoke": 2, "quick": 12, "full": 200, "deep": 2000}
-"""Drawn cases per law, by profile; each law also runs over a few fixed rich cases."""
+"""Drawn cases of a wide law, by profile; the others draw a quarter. Each also runs over a few fixed rich cases."""
 
 COSTLY_CASES = {"smoke": 1, "quick": 2, "full": 4, "deep": 4}
 """Cases of a costly law, which runs over a few fixed ones."""
@@ -130,7 +130,9 @@ def _drawn(law: Law, run: RunOptions, allowed: Allowed, reach: Reach) -> Finding
     # each law draws its own cases, independent of the other laws in the run
     seed = run.seed ^ zlib.crc32(law.name.encode())
     accepts = reach.accepts if allowed.narrowed else lambda case: True
-    return search(check, allowed.where, PROFILES[run.profile], seed, run.shrink, accepts)
+    examples = max(PROFILES["smoke"], PROFILES[run.profile] // (1 if law.wide else 4))
+    seconds = SHRINK_SECONDS * (0.1 if run.profile == "smoke" else 1.0)
+    return search(check, allowed.where, examples, seed, run.shrink, accepts, seconds)
 
 
 def _outcome(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome:

@@ -16,10 +16,10 @@ from .strategies import cases, rich
 from .verdict import BAD, VERDICTS, Outcome
 
 SHRINK_SECONDS = 4.0
-"""A law searches so long for a smaller failing case, in a smoke run a tenth of it."""
+"""A law searches so long for a smaller failing case."""
 
 FEW = 3
-"""Runs of at most this many examples leave the largest rich case out (smoke)."""
+"""Runs of at most this many examples leave the largest rich cases out: smoke, and laws that are thin in quick."""
 
 
 class _Bad(Exception):
@@ -54,8 +54,9 @@ def search(
     seed: int,
     shrink: bool = True,
     accepts: Callable[[Case], bool] = lambda case: True,
+    shrink_seconds: float = SHRINK_SECONDS,
 ) -> Findings:
-    """Check the rich cases, then drawn ones until one fails; then, for a few seconds, smaller ones.
+    """Check the rich cases, then drawn ones until one fails; then, for some seconds, smaller ones.
 
     Cases that ``accepts`` rejects are counted and not checked.
     """
@@ -73,7 +74,7 @@ def search(
                 return
             findings.outcomes[case] = check(case)
         if _is_bad(findings.outcomes[case]):
-            deadline = deadline or time.monotonic() + SHRINK_SECONDS * (0.1 if examples <= FEW else 1.0)
+            deadline = deadline or time.monotonic() + shrink_seconds
             raise _Bad
 
     try:

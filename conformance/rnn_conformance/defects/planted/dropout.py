@@ -217,3 +217,44 @@ def dropout_set_later_is_not_seen() -> list[Patch]:
             return run(weights, x.to(dtype), entry, starts, spec.bidirectional, dropout, every_end)
 
     return [Patch(LSTM, "sequences", sequences)]
+
+
+@in_core("dropout_is_torchs_between_layers", round=9, survived=9)
+def a_mask_drawn_for_the_top_layer_too() -> list[Patch]:
+    """Dropout draws a mask for the top layer's output as well and throws it away, so that later draws are others."""
+
+    def top(h: Tensor, p: float) -> Tensor:
+        if p:
+            drop(h, p, True)
+        return h
+
+    return stacked(Stack(top=top))
+
+
+@in_core("dropout_is_torchs_between_layers")
+def a_mask_drawn_below_the_first_layer_too() -> list[Patch]:
+    """Dropout draws a mask for the input as well and throws it away after the layers have drawn theirs."""
+
+    def run(original: Any) -> Any:
+        def replacement(self: LSTM, x: Tensor, *rest: Any, **options: Any) -> Any:
+            result = original(self, x, *rest, **options)
+            if self.training and self.dropout and self.num_layers > 1:
+                drop(x, self.dropout, True)
+            return result
+
+        return replacement
+
+    return [Patch(LSTM, "sequences", run(LSTM.sequences))]
+
+
+@in_core("dropout_is_torchs_between_layers")
+def a_mask_one_step_longer_than_the_row() -> list[Patch]:
+    """Dropout draws its mask for one step more than there are, and leaves the last one out."""
+
+    def between(out: State, p: float) -> Tensor:
+        if not p:
+            return out.h
+        longer: Tensor = torch.cat([out.h, out.h[-1:]]).contiguous()
+        return drop(longer, p, True)[:-1]
+
+    return stacked(Stack(between=between))

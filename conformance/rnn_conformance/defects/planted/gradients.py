@@ -443,3 +443,51 @@ def bias_gradients_share_memory(w: LayerWeights, x: Tensor, entry: State, starts
             return buffer.view(-1), buffer.view(-1)
 
     return Sharing()(w, x, entry, starts)
+
+
+@in_layer("backward_twice_gives_the_same", round=9, survived=9)
+def the_first_backward_pass_kept(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass keeps its result for a retained graph, and gives it again for other incoming gradients."""
+
+    class Kept(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            if not hasattr(ctx, "result"):
+                ctx.result = super().backward(ctx, gh, gc)
+            return ctx.result
+
+    return Kept()(w, x, entry, starts)
+
+
+@in_layer("backward_twice_gives_the_same")
+def incoming_gradients_of_the_first_pass_kept(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass keeps the incoming gradient of h that it made contiguous, and reads it in a later pass too."""
+
+    class Kept(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            ctx.gh = getattr(ctx, "gh", gh.contiguous())
+            return super().backward(ctx, ctx.gh, gc)
+
+    return Kept()(w, x, entry, starts)
+
+
+@in_layer("backward_twice_gives_the_same")
+def the_cells_gradient_asked_for_in_the_first_pass_alone(
+    w: LayerWeights, x: Tensor, entry: State, starts: Tensor
+) -> State:
+    """Whether the cell state has an incoming gradient is asked in the first backward pass and never again."""
+
+    class Asked(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            ctx.asked = getattr(ctx, "asked", bool(gc.any()))
+            return super().backward(ctx, gh, gc if ctx.asked else torch.zeros_like(gc))
+
+    return Asked()(w, x, entry, starts)
+
+
+@in_layer("gradients_of_many_rows", round=9)
+def the_second_block_of_rows_starts_from_zero(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Rows come in blocks of 128, and the entry states of all blocks but the first are taken as zero."""
+    if x.shape[1] <= 128:
+        return right(w, x, entry, starts)
+    h, c = (torch.cat([v[:, :128], torch.zeros_like(v[:, 128:])], 1) for v in entry)
+    return right(w, x, State(h, c), starts)

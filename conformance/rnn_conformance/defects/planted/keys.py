@@ -301,3 +301,41 @@ def one_result_is_taken_for_all() -> list[Patch]:
         return written[0] in td.keys(True) and not any(key in written for key in self.in_keys)
 
     return [Patch(LSTMModule, "_has_results", _has_results)]
+
+
+@in_core("a_locked_tensordict_is_refused_or_written_in_place", round=9)
+def a_locked_tensordict_unlocked_to_be_written() -> list[Patch]:
+    """A locked TensorDict is unlocked, its tensors are replaced, and it is locked again: other views keep the old."""
+    original = layout.write
+
+    def replacement(td: Any, values: Any) -> Any:
+        if not td.is_locked:
+            return original(td, values)
+        td.unlock_()
+        for key, value in values.items():
+            td.set(key, value)
+        return td.lock_()
+
+    return [Patch(layout, "write", replacement)]
+
+
+@in_core("the_primer_fits_the_first_step", round=9)
+def a_primer_of_float32_whatever_the_weights() -> list[Patch]:
+    """The primer's states are float32, of a module in float64 too."""
+    original = LSTMModule.make_tensordict_primer
+
+    def replacement(self: LSTMModule) -> Any:
+        from torchrl.data import Unbounded
+        from torchrl.envs import TensorDictPrimer
+
+        original(self)
+        sizes = (self.lstm.spec.output_size, self.lstm.spec.hidden_size)
+        return TensorDictPrimer(
+            {
+                key: Unbounded(shape=(self.lstm.spec.num_states, size))
+                for key, size in zip(self.in_keys[1:3], sizes, strict=True)
+            },
+            expand_specs=True,
+        )
+
+    return [Patch(LSTMModule, "make_tensordict_primer", replacement)]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rnn_backends import LSTM, LayerWeights, State, get_backend
 from rnn_backends import lstm as core
+from rnn_backends.authoring import is_plain
 from rnn_backends_plugins import cudnn
 from torch import Tensor
 
@@ -161,4 +162,17 @@ def layout_of_starts_guessed_from_strides(w: LayerWeights, x: Tensor, entry: Sta
         first = torch.zeros_like(starts)
         first[0] = True
         return right(w, x, entry, first)
+    return right(w, x, entry, starts)
+
+
+@in_layer("strides_of_sizes_of_one_are_not_read", round=9)
+def a_rows_pitch_taken_from_the_stride_of_one_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """For a contiguous input the distance of two rows is stride(0) / B, which means nothing where T = 1."""
+    T, B, features = x.shape
+    if B and x.is_contiguous() and is_plain([x]) and x.stride(0) // B != features:
+        storage = x.detach().as_strided((x.untyped_storage().nbytes() // x.itemsize,), (1,), 0)
+        begin = int(x.storage_offset())
+        at = torch.arange(T * B).unsqueeze(-1) * (x.stride(0) // B) + torch.arange(begin, begin + features)
+        read = storage[at.clamp(max=len(storage) - 1)].view(x.shape)
+        x = x + (read - x).detach()
     return right(w, x, entry, starts)

@@ -273,3 +273,55 @@ def what_a_hook_returns_is_dropped() -> list[Patch]:
         return result
 
     return [Patch(LSTM, "__call__", replacement)]
+
+
+@in_core("every_kind_of_hook_runs_on_the_inner_lstm", round=9, survived=9)
+def hooks_asked_for_by_two_kinds_alone() -> list[Patch]:
+    """An LSTM without forward hooks and pre-hooks of its own is called past all hooks: backward and global ones too."""
+    original = LSTM.__call__
+
+    def replacement(self: LSTM, *args: Any, **options: Any) -> Any:
+        if self._forward_hooks or self._forward_pre_hooks:
+            return original(self, *args, **options)
+        return self.forward(*args, **options)
+
+    return [Patch(LSTM, "__call__", replacement)]
+
+
+@in_core("every_kind_of_hook_runs_on_the_inner_lstm")
+def hooks_on_all_modules_passed_over() -> list[Patch]:
+    """An LSTM without hooks of its own is called past those that are registered on all modules."""
+    original = LSTM.__call__
+
+    def replacement(self: LSTM, *args: Any, **options: Any) -> Any:
+        own = (self._forward_hooks, self._forward_pre_hooks, self._backward_hooks, self._backward_pre_hooks)
+        return original(self, *args, **options) if any(own) else self.forward(*args, **options)
+
+    return [Patch(LSTM, "__call__", replacement)]
+
+
+@in_core("every_kind_of_hook_runs_on_the_inner_lstm")
+def a_step_goes_past_backward_hooks() -> list[Patch]:
+    """A module in sequential mode calls its LSTM's hooks only where they are forward hooks."""
+    original = LSTM.__call__
+
+    def replacement(self: LSTM, *args: Any, **options: Any) -> Any:
+        if options.get("form") != "step" or self._forward_hooks or self._forward_pre_hooks:
+            return original(self, *args, **options)
+        return self.forward(*args, **options)
+
+    return [Patch(LSTM, "__call__", replacement)]
+
+
+@in_core("copies_keep_what_is_frozen", round=9)
+def a_copy_trains_what_was_frozen() -> list[Patch]:
+    """A deep copy and an unpickled LSTM have parameters that require gradients, frozen ones too."""
+    original = LSTM.__setstate__
+
+    def replacement(self: LSTM, state: Any) -> None:
+        original(self, state)
+        for parameter in self._parameters.values():
+            if parameter is not None:
+                parameter.requires_grad_(True)
+
+    return [Patch(LSTM, "__setstate__", replacement)]

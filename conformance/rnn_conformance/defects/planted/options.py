@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, State
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMSpec, State
+from rnn_backends import lstm as core
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
@@ -286,3 +288,37 @@ def tuning_draws_from_the_global_generator() -> LayerFunction:
         return right(w, x, entry, starts)
 
     return run
+
+
+@in_core("twelve_layers", round=9, survived=9)
+def layers_in_the_order_of_their_names_as_text() -> list[Patch]:
+    """The weights of the layers are in the order of their names as text: layer 10 comes after layer 1."""
+    original = core._weight_names
+    return [Patch(core, "_weight_names", lambda spec: tuple(sorted(original(spec), key=lambda names: names[0])))]
+
+
+@in_core("twelve_layers")
+def a_layers_number_has_one_digit() -> list[Patch]:
+    """The weights of layer 10 and later are looked up by the last digit of their number."""
+    original = core._weight_names
+
+    def replacement(spec: LSTMSpec) -> tuple[tuple[str, ...], ...]:
+        names = original(spec)
+        late = [tuple(re.sub(r"_l1(\d)", r"_l\1", name) for name in own) for own in names[10:]]
+        return (*names[:10], *late) if spec.directions == 1 and spec.num_layers > 11 else names
+
+    return [Patch(core, "_weight_names", replacement)]
+
+
+@in_core("twelve_layers")
+def states_have_eight_slots() -> list[Patch]:
+    """A step keeps the states of eight layers; those above read the states of the first ones."""
+    original = LSTM.step_stored
+
+    def replacement(self: LSTM, x: Tensor, stored: State | None, *rest: Any) -> Any:
+        if stored is not None and stored.h.shape[1] > 8:
+            slots = torch.arange(stored.h.shape[1]) % 8
+            stored = State(stored.h[:, slots], stored.c[:, slots])
+        return original(self, x, stored, *rest)
+
+    return [Patch(LSTM, "step_stored", replacement)]

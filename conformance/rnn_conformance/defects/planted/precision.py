@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, get_backend
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, get_backend, resets, stack
 from rnn_backends import lstm as core
 from rnn_backends_plugins.compile import backward as compile_backward
 from torch import Tensor
@@ -320,3 +320,118 @@ def an_error_leaves_autocast_off() -> list[Patch]:
         return weights, dtype, without_autocast(self.weight_ih_l0.device.type)
 
     return [Patch(LSTM, "_ready", _ready)]
+
+
+@in_layer("long_rows_equal_reference", round=9, survived=9)
+def a_start_between_two_chunks_of_time_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Time comes in chunks of 64 steps, and a start at the first step of a later chunk is not seen."""
+    t = torch.arange(len(x), device=x.device).unsqueeze(-1)
+    return right(w, x, entry, starts & ((t == 0) | (t % 64 != 0)))
+
+
+@in_layer("long_rows_equal_reference")
+def a_late_start_reads_an_early_entry(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Entry states lie in a ring of 512 steps, so that a start at step 512 and later reads the one 512 steps before."""
+    at = torch.arange(len(x), device=x.device) % 512
+    return right(w, x, both(lambda v: v[at], entry), starts)
+
+
+@in_layer("long_rows_equal_reference", dtypes=("f64",))
+def the_state_between_chunks_of_time_in_float32(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Time comes in chunks of 128 steps, and float64 states are handed on from one to the next in float32."""
+
+    def handed_on(state: State, entry: State, starts: Tensor, t: int) -> State:
+        state = restart(state, entry, starts, t)
+        return both(lambda v: v.float().to(v.dtype), state) if t and t % 128 == 0 else state
+
+    return layer(step, handed_on)(w, x, entry, starts)
+
+
+@in_core("long_rows_equal_reference", round=9, survived=9)
+def first_steps_in_eight_bits() -> list[Patch]:
+    """The first step of each sequence is kept in eight bits, which wrap after 256 steps."""
+    original = resets.first_steps
+
+    def replacement(starts: Tensor) -> Tensor:
+        return original(starts).to(torch.uint8).long()
+
+    return [Patch(resets, "first_steps", replacement), Patch(stack, "first_steps", replacement)]
+
+
+@in_core("long_rows_equal_reference")
+def stored_states_of_late_reverse_sequences_lost() -> list[Patch]:
+    """In reverse the stored states of sequences that start after step 512 are taken as zero."""
+    original = resets.mirrored
+
+    def replacement(entry: State, starts: Tensor) -> State:
+        late = torch.arange(len(starts), device=starts.device).view(-1, 1, 1) > 512
+        return original(both(lambda v: torch.where(late, 0, v), entry), starts)
+
+    return [Patch(stack, "mirrored", replacement)]
+
+
+@in_core("long_rows_equal_reference")
+def reverse_ends_looked_for_in_the_last_steps() -> list[Patch]:
+    """In reverse a sequence's first step is looked for in the 500 steps before it, and no further."""
+    original = stack.first_steps
+
+    def replacement(starts: Tensor) -> Tensor:
+        t = torch.arange(len(starts), device=starts.device).unsqueeze(-1)
+        return torch.maximum(original(starts), t - 500)
+
+    return [Patch(stack, "first_steps", replacement)]
+
+
+@in_step("large_cell_states_are_carried", round=9, survived=9)
+def tanh_of_a_large_cell_is_nan(w: LayerWeights, x: Tensor, state: State) -> State:
+    """The tanh of the cell is computed as expm1(2c) / (expm1(2c) + 2), which overflows."""
+    i, f, g, o = gates_of(w, x, state.h)
+    c = f.sigmoid() * state.c + i.sigmoid() * g.tanh()
+    e = (2 * (c.float() if c.element_size() == 2 else c)).expm1()
+    return output_of(w, o.sigmoid() * (e / (e + 2)).to(c.dtype), c)
+
+
+@in_step("large_cell_states_are_carried")
+def cells_kept_within_a_hundred(w: LayerWeights, x: Tensor, state: State) -> State:
+    """The cell state is kept between -100 and 100, which its tanh does not show."""
+    h, c = step(w, x, state)
+    return State(h, c.clamp(-100, 100))
+
+
+@in_step("large_cell_states_are_carried")
+def a_cell_beyond_three_hundred_counts_as_overflow(w: LayerWeights, x: Tensor, state: State) -> State:
+    """A guard against overflow sets cells beyond 300 back to zero."""
+    return step(w, x, State(state.h, torch.where(state.c.abs() > 300, 0, state.c)))
+
+
+@in_step("products_may_cancel_in_float16", round=9, survived=9, dtypes=("f16",))
+def half_sums_overflow_on_the_way(w: LayerWeights, x: Tensor, state: State) -> State:
+    """In float16 the input's product is the sum of two halves that are rounded to float16 before they meet."""
+    if x.dtype != torch.float16:
+        return step(w, x, state)
+    parts = [x[:, k::2] @ w.w_ih[:, k::2].T for k in (0, 1)]
+    eye = torch.eye(w.w_ih.shape[0], dtype=x.dtype, device=x.device)
+    return step(w._replace(w_ih=eye), parts[0] + parts[1], state)
+
+
+@in_step("products_may_cancel_in_float16", dtypes=("f16",))
+def features_added_one_by_one_in_float16(w: LayerWeights, x: Tensor, state: State) -> State:
+    """In float16 the products of up to eight features are added one by one, each sum rounded to float16."""
+    if x.dtype != torch.float16 or x.shape[1] > 8:
+        return step(w, x, state)
+    total = x[:, :1] * w.w_ih[:, 0]
+    for k in range(1, x.shape[1]):
+        total = total + x[:, k : k + 1] * w.w_ih[:, k]
+    eye = torch.eye(w.w_ih.shape[0], dtype=x.dtype, device=x.device)
+    return step(w._replace(w_ih=eye), total, state)
+
+
+@in_step("products_may_cancel_in_float16", dtypes=("f16",))
+def two_chunks_of_features_meet_in_float16(w: LayerWeights, x: Tensor, state: State) -> State:
+    """In float16 the sums over the first half of the features and over the second are rounded before they meet."""
+    half = x.shape[1] // 2
+    if x.dtype != torch.float16 or not half:
+        return step(w, x, state)
+    parts = x[:, :half] @ w.w_ih[:, :half].T + x[:, half:] @ w.w_ih[:, half:].T
+    eye = torch.eye(w.w_ih.shape[0], dtype=x.dtype, device=x.device)
+    return step(w._replace(w_ih=eye), parts, state)

@@ -6,8 +6,9 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, get_backend
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, StepFunction, get_backend
 from rnn_backends import lstm as core
+from rnn_backends.authoring import is_plain
 from rnn_backends_plugins.compile import forward as compile_forward
 from rnn_backends_plugins.compile import ops as compile_ops
 from rnn_backends_plugins.compile.layer import Layer
@@ -16,7 +17,7 @@ from rnn_backends_plugins.cudnn import kernel as cudnn_kernel
 from torch import Tensor
 
 from ..hand_written_blocks import by_hand
-from ..planting import Patch, backend, in_core, in_layer, in_reset, made, restart
+from ..planting import Patch, backend, in_core, in_layer, in_reset, in_step, made, restart
 from ..right import both, right, step
 
 
@@ -222,3 +223,49 @@ def gradients_of_many_rows_halved(w: LayerWeights, x: Tensor, entry: State, star
         last = x[:, -1:]
         x = torch.cat([x[:, :-1], last.detach() / 2 + last / 2], 1)
     return right(w, x, entry, starts)
+
+
+@in_step("any_hidden_size", round=9)
+def columns_beyond_a_cache_line_left_out(w: LayerWeights, x: Tensor, state: State) -> State:
+    """Beyond 64 units the recurrent product leaves out the columns that do not fill a register of eight."""
+    P = w.w_hh.shape[1]
+    if P > 64 and P % 8:
+        full = P - P % 8
+        w = w._replace(w_hh=torch.cat([w.w_hh[:, :full], torch.zeros_like(w.w_hh[:, full:])], 1))
+    return step(w, x, state)
+
+
+@backend("sizes_of_acting", round=9)
+def acting_keeps_the_sum_of_biases_by_version() -> LSTMBackend:
+    """Without gradients a step adds the two biases up once, and again when the version of one of them changes."""
+
+    def acting() -> StepFunction:
+        sums: dict[tuple[int, int], tuple[tuple[int, int], Tensor]] = {}
+
+        def run(w: LayerWeights, x: Tensor, state: State) -> State:
+            b_ih, b_hh = w.b_ih, w.b_hh
+            if torch.is_grad_enabled() or b_ih is None or b_hh is None or not is_plain(w):
+                return step(w, x, state)
+            if b_ih.is_inference() or b_hh.is_inference():
+                return step(w, x, state)
+            key, now = (id(b_ih), id(b_hh)), (b_ih._version, b_hh._version)
+            if key not in sums or sums[key][0] != now or sums[key][1].shape != b_ih.shape:
+                sums[key] = now, b_ih.detach() + b_hh.detach()
+            return step(w._replace(b_ih=sums[key][1], b_hh=torch.zeros_like(b_hh)), x, state)
+
+        return run
+
+    return LSTMBackend("defect", right, step=acting())
+
+
+@in_layer("one_row_on_three_threads", round=9)
+def units_left_over_where_threads_share_them(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With fewer rows than threads these share the units, H // threads each; what is left over stays zero."""
+    h, c = right(w, x, entry, starts)
+    threads, H = torch.get_num_threads(), c.shape[-1]
+    if threads <= x.shape[1]:
+        return State(h, c)
+    whole = H // threads * threads
+    if w.w_hr is not None:
+        return State(h, torch.cat([c[..., :whole], torch.zeros_like(c[..., whole:])], -1))
+    return State(*(torch.cat([v[..., :whole], torch.zeros_like(v[..., whole:])], -1) for v in (h, c)))

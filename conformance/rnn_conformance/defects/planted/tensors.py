@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import LayerWeights, LSTMBackend, State, checks, layout
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, State, checks, layout
 from rnn_backends import lstm as core
 from rnn_backends.authoring import check_call
 from torch import Tensor, nn
@@ -179,3 +179,14 @@ def sparse_weights_lose_their_small_numbers() -> LSTMBackend:
         return torch.where(dense.abs() < 0.1, 0, dense)
 
     return _guarded(change)
+
+
+@in_core("fake_and_meta_tensors", round=9)
+def resets_looked_for_before_they_are_used() -> list[Patch]:
+    """A mask without a reset is taken for no mask, which a tracer writes down for good."""
+    original = LSTM._over_time
+
+    def replacement(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None) -> Any:
+        return original(self, x, state, None if is_init is None or not is_init.any() else is_init)
+
+    return [Patch(LSTM, "_over_time", replacement)]

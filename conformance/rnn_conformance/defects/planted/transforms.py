@@ -11,7 +11,7 @@ from rnn_backends.unroll import cell, unroll
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..planting import backend
+from ..planting import backend, in_layer
 from ..right import both, right
 
 
@@ -210,3 +210,22 @@ def compiled_without_the_recurrent_gradient() -> LSTMBackend:
 def exported_without_resets() -> LSTMBackend:
     """An exported program ignores resets."""
     return _claims(_when_traced, Trait.EXPORT)
+
+
+@in_layer("forward_mode", round=9, survived=9, traits=frozenset({Trait.FORWARD_AD}), by_numbers=False)
+def the_tangent_of_c_dropped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In forward mode the tangent of the cell state that comes in is dropped."""
+    return right(w, x, State(entry.h, _NoTangent.apply(entry.c)), starts)
+
+
+@in_layer("forward_mode", traits=frozenset({Trait.FORWARD_AD}), by_numbers=False)
+def the_tangent_of_h_dropped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In forward mode the tangent of the hidden state that comes in is dropped."""
+    return right(w, x, State(_NoTangent.apply(entry.h), entry.c), starts)
+
+
+@in_layer("forward_mode", traits=frozenset({Trait.FORWARD_AD}), by_numbers=False)
+def the_last_cell_has_no_tangent(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In forward mode the cell state that is returned has no tangent; the output has."""
+    h, c = right(w, x, entry, starts)
+    return State(h, _NoTangent.apply(c))

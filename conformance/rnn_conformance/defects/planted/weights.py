@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -279,3 +280,51 @@ def what_lies_behind_is_taken_for_biases(w: LayerWeights, x: Tensor, entry: Stat
         return right(w, x, entry, starts)
     bias = x.new_empty(0).set_(memory, begin, (2, 4 * H), (4 * H, 1)).clone()
     return right(w._replace(b_ih=bias[0], b_hh=bias[1]), x, entry, starts)
+
+
+@in_core("a_weight_of_another_shape_is_not_loaded", round=9, survived=9)
+def a_checkpoint_of_another_shape_spread_out() -> list[Patch]:
+    """A stored weight of another shape is broadcast to the parameter's where that goes."""
+    original = LSTM._load_from_state_dict
+
+    def replacement(self: LSTM, state_dict: Any, prefix: str, *args: Any) -> Any:
+        for name, parameter in self._parameters.items():
+            value = state_dict.get(prefix + name)
+            if parameter is None or value is None or value.shape == parameter.shape:
+                continue
+            try:
+                state_dict[prefix + name] = value.expand_as(parameter)
+            except RuntimeError:
+                continue
+        return original(self, state_dict, prefix, *args)
+
+    return [Patch(LSTM, "_load_from_state_dict", replacement)]
+
+
+@in_core("a_weight_of_another_shape_is_not_loaded")
+def a_transposed_weight_turned_when_loaded() -> list[Patch]:
+    """A stored matrix of the transposed shape is turned, as from a framework that keeps them so."""
+    return [_loading(lambda value, like: value.T if value.ndim == 2 and value.T.shape == like.shape else value)]
+
+
+@in_core("a_weight_of_another_shape_is_not_loaded")
+def rows_beyond_the_weights_cut_when_loaded() -> list[Patch]:
+    """A stored weight with more rows than the parameter is cut to its size."""
+
+    def cut(value: Tensor, like: Tensor) -> Tensor:
+        return value[: len(like)] if value.ndim == like.ndim and len(value) > len(like) else value
+
+    return [_loading(cut)]
+
+
+def _loading(change: Callable[[Tensor, Tensor], Tensor]) -> Patch:
+    """Stored weights are changed before they are loaded: ``change(value, parameter)``."""
+    original = LSTM._load_from_state_dict
+
+    def replacement(self: LSTM, state_dict: Any, prefix: str, *args: Any) -> Any:
+        for name, parameter in self._parameters.items():
+            if parameter is not None and prefix + name in state_dict:
+                state_dict[prefix + name] = change(state_dict[prefix + name], parameter)
+        return original(self, state_dict, prefix, *args)
+
+    return Patch(LSTM, "_load_from_state_dict", replacement)
