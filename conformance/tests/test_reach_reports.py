@@ -98,7 +98,7 @@ def test_details_of_a_law_have_its_dtypes_and_what_is_out_of_reach():
 
 def test_the_command_ends_with_status_3_where_strict_shows_little():
     register(
-        LSTMBackend("thin", right, rejects=lambda spec, device, dtype: dtype.itemsize == 2 and "not today" or None)
+        LSTMBackend("thin", right, rejects=lambda spec, device, dtype: (dtype.itemsize == 2 and "not today") or None)
     )
     try:
         options = ["check", "thin", "--profile", "smoke", "-k", "in_float16", "-k", "in_bfloat16"]
