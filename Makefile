@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest --quiet --durations=5 --numprocesses=auto --ma
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test lint sanitize fuzz docs matrix mutants mutants-suite dist format browser clean
+.PHONY: help setup check test lint sanitize fuzz docs matrix mutants mutants-suite triton-defects dist format browser clean
 .NOTPARALLEL:
 
 help: ## this list
@@ -53,6 +53,9 @@ mutants: $(READY) ## mutation testing of core's smallest files, an hour; FILES="
 MINUTES ?= 30
 mutants-suite: $(READY) ## mutants of core and of kernels in Python against the laws, MINUTES of them; the page is written anew
 	@$(BIN)/python tools/mutants_suite.py $(TARGETS) --minutes $(MINUTES) --write
+
+triton-defects: $(READY) ## edits of the Triton kernels, each of which must be found, without a GPU, four minutes; writes the page
+	@TRITON_INTERPRET=1 TRITON_DEFAULT_FP_FUSION=1 $(BIN)/python plugins/tests/triton_defects.py --write
 
 dist: $(READY) ## wheel and source distribution, into dist/; the wheel is installed into a fresh environment and imported
 	@rm -rf dist && $(BIN)/python -m build --quiet . && $(BIN)/python tools/try_wheel.py dist

@@ -1,6 +1,8 @@
 """The ``triton`` backend without a GPU: its kernels in Triton's interpreter, each in a process of its own."""
 
+import functools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from rnn_backends import LSTM, UnsupportedError
 
 HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs/generated/triton_defects.md"
 PARTS = 4
 """Of the laws, so that they run side by side."""
 
@@ -25,7 +28,45 @@ def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
 def test_slices_and_tiles_equal_the_unroll():
     done = interpreted(str(HERE / "triton_interpreted.py"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("right") == 45
+    assert done.stdout.count("right") == 49
+
+
+@pytest.mark.slow
+def test_in_every_order_of_the_programs_each_reads_what_it_needs_and_none_waits_for_ever():
+    done = interpreted(str(HERE / "triton_exchange.py"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("right") == 12
+    assert "backward_kernel, T, B, H (3, 3, 3), 3 slices, 1 tiles at once" in done.stdout
+    assert done.stdout.count(": 1 states, 1 of 1 programs have to run at once") == 2  # one slice waits for nobody
+    assert done.stdout.count("2 of 2 programs have to run at once") == 4  # where not all of a tile's run, they wait
+
+
+SAMPLE = ("stale_tile", "one_slot_forward", "arrival_releases_nothing", "waits_for_its_own_step", "int32_steps")
+SAMPLE += ("tf32_where_it_is_off", "a_slice_is_missing")
+
+
+@pytest.mark.slow
+def test_planted_defects_are_found_by_whom_they_name():
+    """A sample; ``make triton-defects`` tries all."""
+    picked = [word for name in SAMPLE for word in ("--only", name)]
+    done = interpreted(str(HERE / "triton_defects.py"), *picked)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [line.split()[:2] for line in done.stdout.splitlines()] == [["died", name] for name in ordered(SAMPLE)]
+
+
+def test_every_planted_defect_is_an_edit_of_the_source_and_has_its_line_on_the_page():
+    assert re.findall(r"^\| `(\w+)`", PAGE.read_text(), re.MULTILINE) == defects()
+
+
+@functools.cache
+def defects() -> list[str]:
+    done = interpreted(str(HERE / "triton_defects.py"), "--list")
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def ordered(names: tuple[str, ...]) -> list[str]:
+    return [name for name in defects() if name in names]
 
 
 @pytest.mark.slow

@@ -6,12 +6,17 @@ line for each case, and ends with status 1 where one is wrong.
 
 import itertools
 import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from unittest import mock
 
 import torch
 from rnn_backends import LayerWeights, State
 from rnn_backends.authoring import Arguments, Needs, Run, unroll
 from rnn_backends_plugins.triton import run
 from rnn_backends_plugins.triton.plan import Plan, power_of_two
+from triton_recorded import patched_once
+from triton_together import together
 
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 SIZES = ((5, 7, 3, 5), (4, 3, 2, 16), (1, 2, 1, 1), (3, 9, 0, 6), (2, 1, 4, 9))
@@ -44,27 +49,60 @@ def error_of(sizes: tuple[int, ...], dtype: torch.dtype, chosen: Plan, wants_ent
     leaves = [x, *(v for v in weights if v is not None), *((entry_h, entry_c) if wants_entry else ())]
     gradients = torch.autograd.grad(expected, leaves, [grad_h.double(), grad_c.double()])
     given = Arguments(x, *weights, None, entry_h, entry_c, starts)
-    run.plan_for = lambda *_: chosen
-    with torch.no_grad():
+    with torch.no_grad(), mock.patch.object(run, "plan_for", return_value=chosen):
         h, c, gates = run.forward(given, True)
         needs = Needs(True, True, True, bias, False, wants_entry, wants_entry)
         found = [v for v in run.backward(given, Run(h, c, gates, grad_h, grad_c), needs) if v is not None]
     worst = 0.0
     for actual, right in zip([h, c, *found], [*expected, *gradients], strict=True):
         if right.numel():
+            right = right.detach()
             scale = right.abs().max().clamp(min=1e-3)
             worst = max(worst, float(((actual.double() - right).abs().max() / scale).nan_to_num(torch.inf)))
     return worst
 
 
+CUTS = ((2, 4, 0), (4, 2, 4), (16, 16, 0))
+"""Units of a slice, rows of a tile, piece of H (0: all)."""
+IN_TURNS = (
+    ((5, 7, 3, 5), (2, 4, 0), 1),
+    ((4, 5, 2, 6), (2, 2, 4), 2),
+    ((5, 7, 3, 5), (2, 2, 0), 1),
+    ((3, 5, 2, 4), (4, 2, 0), 2),
+)
+"""Sizes, cuts and how many tiles run side by side, where the programs of a tile wait for each other."""
+
+
+def cases() -> Iterator[tuple[str, Callable[[], float], float]]:
+    """Words, what gives the error, and the most that it may be."""
+    for k, (sizes, cut, dtype) in enumerate(itertools.product(SIZES, CUTS, TOLERANCE)):
+        yield (
+            f"T,B,I,H {sizes} U,BB,BK {cut} {dtype}",
+            partial(error_of, sizes, dtype, small_plan(sizes[3], *cut), k % 2 == 0, k % 3 > 0),
+            TOLERANCE[dtype],
+        )
+    for seed, (sizes, cut, programs) in enumerate(IN_TURNS):
+        yield (
+            f"T,B,I,H {sizes} U,BB,BK {cut} in turns, {programs} tiles at once",
+            partial(error_in_turns, sizes, small_plan(sizes[3], *cut), programs, seed),
+            TOLERANCE[torch.float32],
+        )
+
+
+def error_in_turns(sizes: tuple[int, ...], chosen: Plan, programs: int, seed: int) -> float:
+    """As :func:`error_of`, in one launch over all steps whose programs run in turns and wait for each other."""
+    with together(seed), mock.patch.object(run, "_grid", return_value=(programs, False)):
+        return error_of(sizes, torch.float32, chosen, wants_entry=seed % 2 == 0, bias=True)
+
+
 def main() -> int:
     wrong = 0
-    cuts = ((2, 4, 0), (4, 2, 4), (16, 16, 0))  # units of a slice, rows of a tile, piece of H (0: all)
-    for k, (sizes, cut, dtype) in enumerate(itertools.product(SIZES, cuts, TOLERANCE)):
-        found = error_of(sizes, dtype, small_plan(sizes[3], *cut), wants_entry=k % 2 == 0, bias=k % 3 > 0)
-        bad = not found < TOLERANCE[dtype]
-        wrong += bad
-        print(f"{'WRONG' if bad else 'right'} T,B,I,H {sizes} U,BB,BK {cut} {dtype}: {found:.1e}", flush=True)
+    with patched_once():
+        for words, error, most in cases():
+            found = error()
+            bad = not found < most
+            wrong += bad
+            print(f"{'WRONG' if bad else 'right'} {words}: {found:.1e}", flush=True)
     return int(wrong > 0)
 
 

@@ -5,7 +5,7 @@ Program ``(p, g)`` runs slice ``g`` of the tiles ``p``, ``p + P``, ...; the slic
 steps and tiles where they fit (``RESIDENT``), else they are read again in each step in pieces of ``BK``. A step needs
 what all ``G`` slices computed in the step before: it passes through global memory, in two slots by turns, and a counter
 a tile says how many programs have written theirs. ``docs/architecture.md`` says why no program waits for ever and
-``plugins/tests/triton/protocol.py`` explores all orders.
+``plugins/tests/triton_protocol.py`` explores all orders.
 
 The equations are those of :class:`torch.nn.LSTM` (gate order i, f, g, o); the gradient is backpropagation through time
 (Greff et al. 2017, "LSTM: A Search Space Odyssey", section II, without peepholes).

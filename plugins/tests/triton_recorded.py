@@ -1,0 +1,314 @@
+"""What the Triton kernels do with memory, written down while they run in Triton's interpreter: no number is computed.
+
+The launches are those of ``run.py``, over tensors without memory (``device="meta"``), so any size can be tried. Every
+access is checked against the tensor that its pointer belongs to, and outputs for being written once. A wait does not
+wait: each poll is answered with one more, and where the kernel is content that was its goal.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from rnn_backends.authoring import Arguments, Needs, Run
+from rnn_backends_plugins.triton import run
+from rnn_backends_plugins.triton.plan import Plan
+from triton.runtime import interpreter
+from triton_protocol import Event, Found, Model
+
+APART = 44
+"""Each tensor has addresses of its own, 2 to this power apart."""
+EXCHANGED = ("into", "parts")
+"""What the programs of a tile exchange."""
+OUTPUTS = {"forward_kernel": ("h", "c"), "backward_kernel": ("grad_gates",)}
+"""Of which every number is written exactly once."""
+
+
+@dataclass
+class Buffer:
+    """A tensor as a kernel sees it: an address."""
+
+    name: str
+    tensor: torch.Tensor
+    address: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    @property
+    def bytes(self) -> int:
+        """From the first number to behind the last."""
+        t = self.tensor
+        last = sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+        return (last + 1) * t.itemsize if t.numel() else 0
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+@dataclass
+class Launch:
+    """One launch: what its programs did, and what is wrong with single accesses."""
+
+    kernel: str
+    constants: dict[str, Any]
+    steps: int
+    buffers: list[Buffer]
+    traces: list[list[Event]] = field(default_factory=list)
+    wrong: set[str] = field(default_factory=set)
+    precisions: set[str] = field(default_factory=set)
+
+    def exchanged(self, address: int) -> bool:
+        """Whether the place belongs to what the programs of a tile exchange."""
+        return self.buffer(address).name in EXCHANGED
+
+    def found(self) -> Found:
+        """What is wrong in any order of the programs' steps."""
+        return self.model().explore()
+
+    def model(self) -> Model:
+        """Of the exchange between its programs."""
+        by = "arrive" if self.constants["WAITS"] else "barrier"
+        return Model(self.traces, self.steps, self.exchanged, by)
+
+    def buffer(self, address: int) -> Buffer:
+        return self.buffers[(address >> APART) - 1]
+
+
+@contextmanager
+def patched_once() -> Iterator[None]:
+    """Within it a module's Triton functions are replaced by the interpreter's once: it does so anew in every call."""
+    original, scopes, known = interpreter._patch_lang, [], set()
+
+    def once(fn: Any) -> Any:
+        if id(fn.__globals__) not in known:
+            known.add(id(fn.__globals__))
+            scopes.append(original(fn))
+        return SimpleNamespace(restore=lambda: None)
+
+    try:
+        with mock.patch.object(interpreter, "_patch_lang", once):
+            yield
+    finally:
+        for scope in reversed(scopes):
+            scope.restore()
+
+
+class Recorder:
+    """In place of the interpreter's memory and of its loop over programs.
+
+    Args:
+        starts: gives for places in ``starts`` whether a sequence starts there; at the first step one always does.
+        window: replaces ``t0`` and ``t1``: a few steps of a long row.
+        last: only the last programs of the first axis run: those of the last rows of a large batch.
+    """
+
+    def __init__(self, starts: Callable[[np.ndarray], np.ndarray], window: tuple[int, int] | None, last: bool) -> None:
+        self.starts, self.window, self.last = starts, window, last
+        self.launches: list[Launch] = []
+        self.polls = 0
+
+    def launch(self, executor: interpreter.GridExecutor, *given: Any, **options: Any) -> None:
+        """Run all programs of a launch, one after the other."""
+        fn = executor.fn
+        known = inspect.signature(fn).parameters
+        bound = inspect.getcallargs(fn, *given, **{k: v for k, v in options.items() if k in known})
+        if self.window is not None:
+            bound["t0"], bound["t1"] = self.window
+            if "h" in known:
+                bound["t0"] = max(bound["t0"], 0)  # forward has no step before the first
+        buffers: list[Buffer] = []
+        for name, value in bound.items():
+            if isinstance(value, torch.Tensor):
+                same = next((buffer for buffer in buffers if buffer.tensor is value), None)
+                if same is None:
+                    same = Buffer(name, value, (len(buffers) + 1) << APART)
+                    buffers.append(same)
+                bound[name] = same
+        constants = {name: value for name, value in bound.items() if name in executor.constexprs}
+        self.now = Launch(fn.__name__, constants, bound["t1"] - bound["t0"], buffers)
+        self.launches.append(self.now)
+        with patched_once():
+            interpreter._patch_lang(fn)
+            arguments = {k: v if k in executor.constexprs else interpreter._implicit_cvt(v) for k, v in bound.items()}
+            grid = (*executor.grid, *(1,) * (3 - len(executor.grid)))
+            builder.set_grid_dim(*grid)
+            first = grid[0] - 1 if self.last else 0
+            for place in ((p, g, 0) for p in range(first, grid[0]) for g in range(grid[1])):
+                builder.set_grid_idx(*place)
+                self.now.traces.append([])
+                self.polls = 0
+                fn(**arguments)
+
+    def _add(self, event: Event) -> None:
+        self.now.traces[-1].append(event)
+
+    def _places(self, kind: str, pointers: np.ndarray, mask: np.ndarray) -> frozenset[int]:
+        found = np.broadcast_to(pointers, np.broadcast_shapes(pointers.shape, mask.shape))[
+            np.broadcast_to(mask, np.broadcast_shapes(pointers.shape, mask.shape))
+        ].ravel()
+        for number in np.unique(found >> np.uint64(APART)).tolist():
+            own = found[found >> np.uint64(APART) == number]
+            if not 1 <= number <= len(self.now.buffers):
+                self.now.wrong.add(f"a {kind} far from every tensor")
+                continue
+            buffer = self.now.buffers[number - 1]
+            if int(own.max()) - buffer.address >= buffer.bytes or (own % np.uint64(buffer.tensor.itemsize)).any():
+                self.now.wrong.add(f"a {kind} outside of {buffer.name}")
+        return frozenset(found.tolist())
+
+    def load(self, pointers: Any, mask: Any, other: Any, policy: Any, volatile: Any) -> Any:
+        """Zeros, and where ``starts`` is read what it was said to be."""
+        places = self._places("read", pointers.data, mask.data)
+        self._add(Event("read", places))
+        dtype = pointers.get_element_ty()
+        shape = np.broadcast_shapes(pointers.data.shape, mask.data.shape)
+        if places and self.now.buffer(next(iter(places))).name in EXCHANGED and policy[0] != "cg":
+            self.now.wrong.add("a read of what is exchanged may find it in a cache of its own")
+        found = np.zeros(shape, interpreter._get_np_dtype(dtype))
+        if places and self.now.buffer(next(iter(places))).name == "starts":
+            buffer = self.now.buffer(next(iter(places)))
+            at = np.broadcast_to(pointers.data, shape) - np.uint64(buffer.address)
+            found = ((at < buffer.tensor.stride(0)) | self.starts(at)).astype(found.dtype)
+        self._starts_alone(places)
+        if other is not None:
+            found = np.where(mask.data, found, other.data)
+        return interpreter.TensorHandle(found, dtype)
+
+    def _starts_alone(self, places: frozenset[int]) -> None:
+        """A stored state is read where a sequence starts, and nowhere else."""
+        for place in places:
+            buffer = self.now.buffer(place)
+            if not buffer.name.startswith("entry_"):
+                return
+            at = np.uint64((place - buffer.address) // buffer.tensor.itemsize // buffer.tensor.shape[-1])
+            if not (at < buffer.tensor.shape[1] or self.starts(at)):
+                self.now.wrong.add(f"a read of {buffer.name} where no sequence starts")
+
+    def store(self, pointers: Any, value: Any, mask: Any, policy: Any) -> None:
+        self._add(Event("write", self._places("write", pointers.data, mask.data)))
+
+    def barrier(self) -> None:
+        self._add(Event("barrier"))
+
+    def atomic(self, op: Any, pointer: Any, value: Any, mask: Any, sem: Any, scope: Any) -> Any:
+        """An addition of zero polls, and is told one more each time; any other arrives."""
+        (address,), (amount,) = pointer.data.ravel().tolist(), value.data.ravel().tolist()
+        self._places("write", pointer.data, mask.data)
+        if scope.name != "GPU":
+            self.now.wrong.add("a counter that other multiprocessors need not see")
+        if amount:
+            self.polls = 0
+            self._add(
+                Event("arrive", counter=address, amount=amount, ordered=sem.name in ("RELEASE", "ACQUIRE_RELEASE"))
+            )
+        else:
+            trace = self.now.traces[-1]
+            if self.polls and trace[-1].kind == "wait":
+                trace.pop()
+            self.polls = self.polls + 1 if self.polls else 1
+            self._add(
+                Event("wait", counter=address, amount=self.polls, ordered=sem.name in ("ACQUIRE", "ACQUIRE_RELEASE"))
+            )
+        return interpreter.TensorHandle(np.full(value.data.shape, self.polls, np.int32), value.dtype.scalar)
+
+    def dot(self, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
+        self.now.precisions.add(precision.name)
+        return d
+
+
+builder = interpreter.interpreter_builder
+
+
+def some_start(places: np.ndarray) -> np.ndarray:
+    """Some of them, the same every time."""
+    return (places * np.uint64(2654435761) >> np.uint64(13)) % np.uint64(3) == 0
+
+
+@contextmanager
+def recording(
+    starts: Callable[[np.ndarray], np.ndarray] = some_start, window: tuple[int, int] | None = None, last: bool = False
+) -> Iterator[Recorder]:
+    """Within it launches are written down and compute nothing."""
+    recorder = Recorder(starts, window, last)
+    replaced = {
+        "create_masked_load": recorder.load,
+        "create_masked_store": recorder.store,
+        "create_barrier": recorder.barrier,
+        "create_atomic_rmw": recorder.atomic,
+        "create_dot": recorder.dot,
+        "get_cache_policy": lambda modifier, eviction: (modifier, eviction),
+    }
+    with (
+        mock.patch.multiple(builder, **replaced),
+        mock.patch.object(
+            interpreter.GridExecutor,
+            "__call__",
+            lambda self, *given, **options: recorder.launch(self, *given, **options),
+        ),
+    ):
+        yield recorder
+
+
+def record(
+    sizes: tuple[int, int, int],
+    chosen: Plan,
+    programs: int,
+    dtype: torch.dtype = torch.float32,
+    entry: bool = True,
+    steps: bool = False,
+    window: tuple[int, int] | None = None,
+    last: bool = False,
+) -> list[Launch]:
+    """The launches of a layer, forward and backward, as ``run.py`` makes them.
+
+    Args:
+        sizes: ``T, B, H``.
+        chosen: how it is cut.
+        programs: of the first axis; the programs of a tile wait for each other.
+        dtype: of the tensors.
+        entry: stored states want a gradient.
+        steps: a launch for each step; ``programs`` is then that of tiles.
+        window: the steps that run; ``None``: all.
+        last: only the last program of the first axis runs.
+    """
+    T, B, H = sizes
+
+    def make(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    starts = torch.empty(T, B, dtype=torch.bool, device="meta")
+    given = Arguments(make(T, B, 1), make(4 * H, 1), make(4 * H, H), None, None, make(T, B, H), make(T, B, H), starts)
+    done = Run(make(T, B, H), make(T, B, H), make(T, B, 4, H), make(T, B, H), make(T, B, H))
+    needs = Needs(True, True, True, False, False, entry, entry)
+    with (
+        recording(window=window, last=last) as recorder,
+        mock.patch.object(run, "plan_for", return_value=chosen),
+        mock.patch.object(run, "_grid", return_value=(programs, steps)),
+    ):
+        run.forward(given, True)
+        run.backward(given, done, needs)
+    if window is None:
+        for kernel, names in OUTPUTS.items():
+            _written_once([launch for launch in recorder.launches if launch.kernel == kernel], names)
+    if not torch.backends.cudnn.allow_tf32:
+        for launch in recorder.launches:
+            if "TF32" in launch.precisions:
+                launch.wrong.add("a product in TF32 where torch's switch is off")
+    return recorder.launches
+
+
+def _written_once(launches: list[Launch], names: Sequence[str]) -> None:
+    """Every number of the outputs is written once, by all launches together."""
+    events = [event for launch in launches for trace in launch.traces for event in trace if event.kind == "write"]
+    for name in names:
+        (buffer,) = (buffer for buffer in launches[-1].buffers if buffer.name == name)
+        own = [place for event in events for place in event.places if place >> APART == buffer.address >> APART]
+        if len(own) != buffer.tensor.numel() or len(set(own)) != len(own):
+            launches[-1].wrong.add(f"not every number of {name} is written once")
