@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from rnn_backends.crossovers import parse
+from rnn_backends_plugins.triton.plan import Plan
 from rnn_benchmarks.cases import Shape
 from rnn_benchmarks.gpu import measure as gpu_measure
+from rnn_benchmarks.gpu import model
 from rnn_benchmarks.gpu.__main__ import main
 from rnn_benchmarks.gpu.page import BETWEEN, NotOfAGpuError, fill_all, tables
 from rnn_benchmarks.gpu.parts import Job, Part, run_all, run_part
@@ -247,6 +249,30 @@ def test_a_precision_allows_tf32_in_one_lane_alone_and_puts_it_back(name):
     with precision(name):
         assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is (name == "TF32")
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+
+
+def test_the_model_of_the_triton_kernels_is_on_the_page_and_explains_the_trial():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert {found[2]: found[0] for found in model.BETWEEN.finditer(page)} == {
+        name: f"<!-- model: {name} -->\n{text}\n<!-- end -->" for name, text in model.tables().items()
+    }, "python -m rnn_benchmarks.gpu model"
+    for row in model.TRIAL:
+        said = sum(model.prices().parts(model._of_trial(row)).values())
+        assert 0.8 < said / row.measured < 1.2
+    assert all(price > 0 for price in vars(model.prices()).values())
+
+
+def test_the_model_counts_what_a_step_moves():
+    step = model.step_of(64, 256, 4, Plan(32, 8, 16, 256, 256, 4), 4, backward=False)
+    assert step.instructions == 16 * 4 * 32 * 256 // (16 * 8 * 8)  # m16n8k8
+    assert step.shared == 4 * 32 * 256 * 4
+    assert step.l2 == 16 * 256 * 4 + 16 * 32 * 4  # the whole h in, its own units out
+    assert step.memory == 64 * 256 * 10 * 4
+    back = model.step_of(64, 256, 4, Plan(32, 8, 16, 256, 256, 4), 4, backward=True)
+    assert back.l2 == 16 * 256 * 4 + 8 * 16 * 32 * 4  # its part of all units out, all parts of its own in
+    assert model.step_of(64, 256, 4, Plan(256, 1, 16, 256, 256, 4), 4, backward=False).waits == 0
+    in_pieces = model.step_of(64, 256, 4, Plan(32, 8, 16, 256, 64, 4), 4, backward=False)
+    assert in_pieces.l2 - step.l2 == step.shared
 
 
 def test_what_fails_to_be_measured_has_its_reason_and_the_others_go_on(monkeypatch, tmp_path):

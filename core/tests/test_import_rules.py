@@ -21,6 +21,7 @@ RULES = {
     "rnn_backends_plugins": "rnn_backends",
     "rnn_benchmarks": "rnn_backends",
     "rnn_benchmarks.plots": "rnn_backends|rnn_backends_plugins.cudnn|rnn_benchmarks",
+    "rnn_benchmarks.gpu": "rnn_backends|rnn_backends_plugins.triton|rnn_benchmarks",
     "rnn_conformance.suite": "rnn_backends",
     "rnn_conformance.laws": "rnn_backends|rnn_conformance.suite",
     "rnn_conformance.rollouts": "rnn_backends|rnn_conformance.suite",

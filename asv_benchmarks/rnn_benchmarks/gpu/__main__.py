@@ -4,6 +4,7 @@
   python -m rnn_benchmarks.gpu run --minutes 3 --parts environment,figures
   python -m rnn_benchmarks.gpu run --device cpu --minutes 1     the same way on a CPU, to try it out
   python -m rnn_benchmarks.gpu page gpu-results         fill the GPU parts of docs/ and the shipped crossovers from it
+  python -m rnn_benchmarks.gpu model                    what the Triton kernels should cost, on paper, into docs/
 
 The parts, in order: environment, laws, tests, figures, crossovers, quick. Each has a share of the time and what earlier
 ones left over, is stopped with all that it started when that is up, and has written down by then what it has:
@@ -47,6 +48,8 @@ def _parser() -> ArgumentParser:
     page.add_argument("folder", type=Path, nargs="?", default=OUT)
     page.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
     page.add_argument("--crossovers", type=Path, default=Path("core/rnn_backends/crossovers.json"))
+    model = words.add_parser("model", help="fill the documentation's model of the Triton kernels' cost")
+    model.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
     return parser
 
 
@@ -63,6 +66,11 @@ def main(words: list[str] | None = None) -> None:
             parser.error(str(error))
         for path in written:
             print(f"filled {path}")
+        return
+    if options.what == "model":
+        from .model import fill
+
+        print(f"filled {fill(options.docs)}")
         return
     _device(options, parser)
     options.out.mkdir(parents=True, exist_ok=True)
