@@ -1,9 +1,9 @@
 """Mutants against the suite: `make mutants-suite`, or `python tools/mutants_suite.py --minutes 30`.
 
 A machine makes the defects: an operator, a constant, a condition, an index changed, arguments swapped, a line left out,
-each in one place of core or of a kernel written in Python. The laws of the profile `quick` run over each in a forked
-process, those that kill most first, until one fails. Results are kept in `.mutants/suite.jsonl`, one line each, so that
-a stopped run goes on. What survives is
+each in one place of core, of a kernel written in Python, or of the sources of `cpp` (`tools/cpp_mutants.py`). The laws
+of the profile `quick` run over each in a forked process, first over few cases, those that kill most first, until one
+fails. Results are kept in `.mutants/suite.jsonl`, one line each, so that a stopped run goes on. What survives is
 equivalent, for a reason in `tools/mutants_suite.toml`, or shows what no law sees.
 
 The mutants are made here: cosmic-ray (`tools/mutants.py`) leaves out no lines and swaps no arguments, and it changes
@@ -21,6 +21,7 @@ import importlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cpp_mutants
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".mutants" / "suite.jsonl"
@@ -49,8 +53,9 @@ TARGETS = {
         "conformance/rnn_conformance/defects/hand_written_blocks.py",
         "rnn_conformance.defects.hand_written_blocks",
     ),
+    "cpp": ("plugins/rnn_backends_plugins/cpp", "rnn_backends_plugins.cpp"),
 }
-"""What is mutated: core under the backend `vmap`, a tiled kernel, a kernel with a backward pass written by hand."""
+"""What is mutated: core under `vmap`, a tiled kernel, one with a backward pass written by hand, C++ of `cpp`."""
 SECONDS = 240.0
 """Of one mutant; one that is not done then is unfinished, and a later run takes it up again."""
 LAW_SECONDS = 90
@@ -67,7 +72,7 @@ OF_MODULES = (
     "dispatch",
 )
 """Subjects of laws about modules and the registry: left out where a kernel is mutated, which is behind all of them."""
-KERNELS = ("tiled", "blocks")
+KERNELS = ("tiled", "blocks", "cpp")
 DIED = ("killed", "crashed", "endless")
 
 
@@ -82,6 +87,7 @@ class Mutant:
         before: the innermost statement as it is, in one line.
         after: the same as the mutant has it.
         code: the whole file's text.
+        file: its name, of a target of several files.
     """
 
     target: str
@@ -90,6 +96,7 @@ class Mutant:
     before: str
     after: str
     code: str
+    file: str = ""
 
     @property
     def key(self) -> str:
@@ -179,6 +186,9 @@ CHANGES: dict[type[ast.AST], Callable[[Any], Iterator[Change]]] = {
 
 def mutants(target: str) -> Iterator[Mutant]:
     """All mutants of a target that are different programs."""
+    if target == "cpp":
+        yield from _cpp_mutants()
+        return
     tree = ast.parse((ROOT / TARGETS[target][0]).read_text())
     seen = {ast.dump(tree)}
     places = list(_places(tree))
@@ -198,6 +208,13 @@ def mutants(target: str) -> Iterator[Mutant]:
             if ast.dump(changed) not in seen:
                 seen.add(ast.dump(changed))
                 yield Mutant(target, kind, line, _short(before), _short(after), ast.unparse(changed))
+
+
+def _cpp_mutants() -> Iterator[Mutant]:
+    for file in sorted((ROOT / TARGETS["cpp"][0]).iterdir()):
+        if file.suffix in (".h", ".cpp"):
+            for change in cpp_mutants.changes(file.read_text()):
+                yield Mutant("cpp", change.kind, change.line, change.before, change.after, change.text, file.name)
 
 
 Place = tuple[ast.AST, ast.stmt, ast.AST, str, int | None]
@@ -240,6 +257,8 @@ def _short(text: str) -> str:
 def installed(mutant: Mutant) -> None:
     """Give the target's functions the mutant's code, whoever holds them: nothing is imported anew."""
     path, name = TARGETS[mutant.target]
+    if mutant.target == "cpp":
+        raise ValueError("C++ is compiled: see compiled")
     module = importlib.import_module(name)
     codes: dict[str, CodeType] = {}
 
@@ -257,6 +276,19 @@ def installed(mutant: Mutant) -> None:
                 function.__code__ = new
 
 
+def compiled(mutant: Mutant | None, folder: Path) -> str | None:
+    """Compile the sources of `cpp` with a mutant in their place, for this process alone; why they do not compile."""
+    from rnn_backends_plugins.cpp import build
+
+    sources = folder / "sources"
+    shutil.copytree(build.SOURCES, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    if mutant is not None:
+        (sources / mutant.file).write_text(mutant.code)
+    build.SOURCES = sources
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    return build.why_not()
+
+
 def backend_of(target: str) -> Any:
     """The backend that a target is run under. Not a registered one, so that lanes fork this process."""
     from dataclasses import replace
@@ -267,7 +299,7 @@ def backend_of(target: str) -> Any:
         return importlib.import_module(TARGETS[target][1]).tiled()
     if target == "blocks":
         return LSTMBackend("blocks", importlib.import_module(TARGETS[target][1]).by_hand())
-    return replace(get_backend("vmap"), name="mutant")
+    return replace(get_backend("cpp" if target == "cpp" else "vmap"), name="mutant")
 
 
 def laws_in_order(kills: Counter[str], target: str) -> list[str]:
@@ -277,9 +309,10 @@ def laws_in_order(kills: Counter[str], target: str) -> list[str]:
     left_out = OF_MODULES if target in KERNELS else frozenset()
     fit = [
         n for n, law in LAWS.items()
-        if law.belongs("quick") and law.drawn and not law.costly and law.subject not in left_out
+        if law.belongs("quick") and law.drawn and law.subject not in left_out
+        and (not law.costly or (target != "tiled" and law.time_limit is None and law.trait is None))
     ]  # fmt: skip
-    return sorted(fit, key=lambda name: (-kills[name], _costs.get(name, 0.0)))
+    return sorted(fit, key=lambda name: (-kills[name], _costs.get(name, 1.0)))
 
 
 _costs: dict[str, float] = {}
@@ -288,20 +321,29 @@ COSTS = KEPT.with_name("costs.json")
 
 
 def measure_laws(seed: int) -> None:
-    """Find what each law costs, once: it is kept for the next run."""
-    if COSTS.exists():
-        _costs.update(json.loads(COSTS.read_text()))
-        return
+    """Find what each law costs, once: it is kept for the next run.
+
+    In a process of its own: some laws use threads, which a later fork of this one would wait for.
+    """
+    if not COSTS.exists():
+        COSTS.parent.mkdir(exist_ok=True)
+        pid = os.fork()
+        if pid == 0:
+            _measure(seed)
+            os._exit(0)
+        os.waitpid(pid, 0)
+    _costs.update(json.loads(COSTS.read_text()))
+
+
+def _measure(seed: int) -> None:
     from rnn_conformance.check import quiet_single_thread
     from rnn_conformance.laws.catalogue import LAWS
     from rnn_conformance.suite.runner import RunOptions, run_law
 
     options = RunOptions(backend_of("unroll"), "smoke", "cpu", seed, shrink=False)
     with quiet_single_thread():
-        for name in laws_in_order(Counter(), "unroll"):
-            _costs[name] = run_law(LAWS[name], options).seconds
-    COSTS.parent.mkdir(exist_ok=True)
-    COSTS.write_text(json.dumps(_costs))
+        found = {name: run_law(LAWS[name], options).seconds for name in laws_in_order(Counter(), "unroll")}
+    COSTS.write_text(json.dumps(found))
 
 
 def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, answer: Path) -> None:
@@ -318,7 +360,12 @@ def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, a
 
     say("runs", "")
     try:
-        if mutant is not None:
+        if target == "cpp":
+            reason = compiled(mutant, answer.parent)
+            if reason:
+                say("uncompilable", "", reason[:200])
+                return
+        elif mutant is not None:
             installed(mutant)
         from rnn_conformance.check import quiet_single_thread
         from rnn_conformance.laws.catalogue import LAWS
@@ -428,6 +475,7 @@ def go_on(
 def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbers: dict[str, int]) -> str:
     """The table of all results as Markdown."""
     reasons = explained()
+    rows = [row for row in rows if row["verdict"] != "uncompilable"]
     equivalent = [row for row in rows if row["verdict"] not in DIED and _key(row) in reasons]
     live = [row for row in rows if row["verdict"] in ("survived", "unfinished") and _key(row) not in reasons]
     dead = [row for row in rows if row["verdict"] in DIED]
@@ -435,7 +483,7 @@ def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbe
     lines = [
         "# Mutants against the suite", "",
         f"`make mutants-suite`, {day}, commit `{commit}`, seed {seed}. A machine changed one place of core or of a",
-        "kernel in Python; the laws of `quick` that do not compile ran over each until one failed.", "",
+        "kernel; the laws of `quick` that do not compile ran over each until one failed.", "",
         f"**{len(dead)} of {len(dead) + len(live)} mutants that are not equivalent died: {share:.1f} %.**",
         f"{sum(row['verdict'] == 'unfinished' for row in live)} of the others are unfinished: no law had failed when",
         "the time of a mutant was up, and more laws would have run. So the figure is a lower bound.",
@@ -457,7 +505,7 @@ def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbe
     for title, chosen in (("Survived or unfinished", live), ("Equivalent", equivalent)):
         lines += ["", f"## {title}", ""] + (["None."] if not chosen else [])
         for row in chosen:
-            where = f"{row['verdict']}, `{row['target']}`, line {row['line']}, {row['kind']}"
+            where = f"{row['verdict']}, `{row.get('file') or row['target']}`, line {row['line']}, {row['kind']}"
             lines += [f"- {where}: `{row['before']}` became `{row['after']}`."]
             lines += [f"  {reasons[_key(row)]}"] if _key(row) in reasons else []
     return "\n".join(lines) + "\n"
