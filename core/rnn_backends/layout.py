@@ -86,17 +86,22 @@ def check_writable(td: TensorDictBase, keys: Sequence[NestedKey]) -> None:
     """Raise before any work is done if the results could not be written."""
     if td.is_locked and any(td.get(key, None) is None for key in keys):
         raise InputError(f"the TensorDict is locked and lacks some of {list(keys)}: unlock it, or pass tensordict_out=")
-    checked = None
+    checked: set[tuple[str, ...]] = set()
     for key in keys:
         parent = key[:-1] if isinstance(key, tuple) else ()
-        if not parent or parent == checked:
+        if not parent or parent in checked:
             continue
-        there = td.get(parent, None)
-        if there is not None and not is_tensor_collection(there):
-            raise InputError(
-                f"{parent} is a tensor in the TensorDict, and results are to be written into it: rename it"
-            )
-        checked = parent
+        for place in (parent[:length] for length in range(1, len(parent) + 1)):
+            if place in checked:
+                continue
+            checked.add(place)
+            there = td.get(place, None)
+            if there is None:
+                break
+            if not is_tensor_collection(there):
+                raise InputError(
+                    f"{place} is a tensor in the TensorDict, and results are to be written into it: rename it"
+                )
 
 
 def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from rnn_backends import BrokenBackendError, LSTMBackend, get_backend, names
+from rnn_backends import LSTM, BrokenBackendError, LSTMBackend, LSTMModule, Trait, get_backend, names
 
 from ..suite.law import law
 from ..suite.trial import Trial, differentiate
@@ -124,6 +124,14 @@ def _demand(counts: Counter[str], what: str, expected: dict[str, int]) -> None:
 def the_module_names_its_backend(trial: Trial) -> None:
     """``lstm_backend`` of the LSTM and of the module is the name of the requested backend."""
     module = trial.module()
-    for actual in (trial.lstm().lstm_backend, module.lstm_backend, module.set_recurrent_mode(True).lstm_backend):
+    made: list[LSTM | LSTMModule] = [
+        trial.lstm(),
+        module,
+        module.set_recurrent_mode(True),
+        module.with_backend(trial.backend),
+    ]
+    if Trait.CELL_STATES in trial.backend.traits and not trial.case.bidirectional:
+        made.append(trial.module("all"))
+    for actual in (one.lstm_backend for one in made):
         if actual != trial.backend.name:
             raise LawBroken(f"the module reports the backend {actual!r}, and {trial.backend.name!r} was requested")

@@ -112,7 +112,7 @@ SUM_ERROR = 0.02
 
 
 @law(
-    costly=True, once=True, T=(600,), B=(2,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,),
+    costly=True, T=(600,), B=(2,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,),
     resets=("consecutive",),
     dtype=("bf16",), profiles=("quick", "full"),
 )  # fmt: skip

@@ -5,10 +5,22 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, InputError, LSTMSpec, MissingKeyError, RNNBackendsError, Trait, UnsupportedError, names
+from rnn_backends import (
+    LSTM,
+    InputError,
+    LSTMModule,
+    LSTMSpec,
+    MissingKeyError,
+    RNNBackendsError,
+    State,
+    Trait,
+    UnsupportedError,
+    names,
+)
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.func import grad
@@ -158,8 +170,10 @@ def _set(key: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
 
 
 WRONG: dict[str, tuple[Wrong, type[RNNBackendsError], str]] = {
-    "no input": (lambda td: td.del_("observation"), MissingKeyError, "observation"),
-    "no reset mask": (lambda td: td.del_("is_init"), MissingKeyError, "is_init"),
+    "no input": (lambda td: td.del_("observation"), MissingKeyError, "'observation'"),
+    "no input, and what there is": (lambda td: td.del_("observation"), MissingKeyError, "has 'is_init'"),
+    "no reset mask": (lambda td: td.del_("is_init"), MissingKeyError, "'is_init'"),
+    "no reset mask, and what there is": (lambda td: td.del_("is_init"), MissingKeyError, "has 'observation'"),
     "h without c": (lambda td: td.del_(C_KEY), InputError, C_KEY),
     "c without h": (lambda td: td.del_(H_KEY), InputError, H_KEY),
     "too many features": (_set("observation", lambda v: torch.cat([v, v], -1)), InputError, "observation"),
@@ -188,6 +202,60 @@ def wrong_entries_are_refused_and_nothing_is_written(trial: Trial) -> None:
             _raises(lambda m=module, t=td: m(t), what, kind, word)  # type: ignore[misc]
             if set(td.keys(True, True)) != set(before.keys(True, True)) or not bool((td == before).all()):
                 raise LawBroken(f"{what}: the TensorDict was changed before the error")
+
+
+@law(L=(1,), profiles=("quick", "full"))
+def results_are_not_written_under_a_tensor(trial: Trial) -> None:
+    """A tensor where a result's TensorDict has to be raises InputError, at any depth, and nothing is written."""
+    keys = ["features", ("next", "deep", "h"), ("next", "deep", "c")]
+    for place in ("next", ("next", "deep")):
+        for mode in (True, False):
+            lstm = trial.lstm(batch_first=True)
+            module = LSTMModule(lstm=lstm, in_key="observation", out_keys=keys, default_recurrent_mode=mode)
+            td = trial.tensordict()
+            td = td if mode else td[:, 0].clone()
+            td[place] = td["observation"] * 1
+            before = td.clone()
+            _raises(lambda m=module, t=td: m(t), f"a tensor under {place!r}", InputError, "is a tensor")  # type: ignore[misc]
+            if set(td.keys(True, True)) != set(before.keys(True, True)):
+                raise LawBroken(f"with a tensor under {place!r} some results were written before the error")
+
+
+_KEYS: dict[str, Any] = {"in_key": "x", "out_key": "y"}
+
+
+@law(costly=True, once=True, T=(1,), B=(1,), I=(2,), H=(3,), L=(1,), P=(0,), bidirectional=(False,), dtype=CHEAP_DTYPE)
+def options_that_do_not_fit_are_refused(trial: Trial) -> None:
+    """Keys, sizes and options of a module that contradict each other raise InputError, which says what it got."""
+    mine: dict[str, Any] = {"lstm_backend": trial.backend, "device": trial.device, "dtype": trial.case.torch_dtype}
+    lstm = trial.lstm(batch_first=True)
+    make: Callable[..., LSTMModule] = partial(LSTMModule, 2, 3, **mine)
+    calls: dict[str, tuple[Callable[[], object], str]] = {
+        "another hidden_output": (lambda: make(**_KEYS, hidden_output="none"), "'none'"),
+        "a hidden_output of both directions": (
+            lambda: make(**_KEYS, hidden_output="all", bidirectional=True), "bidirectional"),
+        "time first": (lambda: make(1, True, False, **_KEYS), "batch_first"),
+        "no sizes": (lambda: LSTMModule(**_KEYS, **mine), "input_size"),
+        "no keys": (lambda: make(), "in_key"),
+        "a key and keys": (lambda: make(in_key="x", in_keys=["x", "h", "c"], out_key="y"), "in_key"),
+        "two keys": (lambda: make(in_keys=["x", "h"], out_key="y"), "in_keys"),
+        "five keys": (lambda: make(in_keys=["x", "h", "c", "r", "s"], out_key="y"), "in_keys"),
+        "a string for keys": (lambda: make(in_keys="xhc", out_key="y"), "'xhc'"),
+        "the same key twice": (lambda: make(in_keys=["x", "x", "c"], out_key="y"), "differ"),
+        "an output in the mask's place": (lambda: make(in_key="x", out_key="is_init"), "is_init"),
+        "an input in the mask's place": (lambda: make(in_key="is_init", out_key="y"), "is_init"),
+        "a key within another": (lambda: make(in_key=("y", "x"), out_key="y"), "'y'"),
+        "two masks": (lambda: make(in_keys=["x", "h", "c", "r"], out_key="y", is_init_key="s"), "'s'"),
+        "an LSTM and sizes": (lambda: make(lstm=lstm, **_KEYS), "lstm="),
+        "an LSTM and a bias": (lambda: LSTMModule(lstm=lstm, bias=False, **_KEYS), "bias"),
+        "an LSTM with time first": (lambda: LSTMModule(lstm=trial.lstm(), **_KEYS), "batch_first"),
+        "a GRU": (lambda: LSTMModule(lstm=torch.nn.GRU(2, 3, batch_first=True), **_KEYS), "GRU"),
+        "no mode": (lambda: make(**_KEYS).set_recurrent_mode("sometimes"), "'sometimes'"),  # type: ignore[arg-type]
+        "a mode that is assigned": (lambda: setattr(make(**_KEYS), "recurrent_mode", True), "set_recurrent_mode"),
+        "python_based on another": (lambda: make(**_KEYS, python_based=True), "python_based"),
+    }  # fmt: skip
+    for what, (call, word) in calls.items():
+        _raises(call, what, InputError, word)
 
 
 def _raises(call: Callable[[], object], what: str, kind: type[Exception], word: str) -> None:
@@ -220,6 +288,28 @@ def wrong_tensors_are_refused(trial: Trial) -> None:
     }
     for what, (call, word) in calls.items():
         _raises(call, what, InputError, word)
+
+
+@law(L=(1, 2), profiles=("quick", "full"))
+def wrong_weights_are_refused(trial: Trial) -> None:
+    """A weight of another shape, dtype or device raises InputError, which names it, in calls and in steps."""
+    wrong: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "one row more": lambda v: torch.cat([v, v[:1]]),
+        "another dtype": other_dtype,
+        "no memory": lambda v: v.to("meta"),
+    }
+    inputs = trial.inputs
+    state = State(inputs.h[:, 0], inputs.c[:, 0])
+    for name in (n for n in inputs.weights if n != "weight_ih_l0"):
+        for what, spoil in wrong.items():
+            lstm = trial.lstm()
+            calls = {"a call": lambda m=lstm: m(inputs.x), "a step": lambda m=lstm: m.step(inputs.x[0], state)}
+            with torch.no_grad():
+                for call in calls.values():  # what an earlier call found out about its weights must not count
+                    call()
+                setattr(lstm, name, torch.nn.Parameter(spoil(lstm.get_parameter(name).detach())))
+                for way, call in calls.items():
+                    _raises(call, f"{name} with {what}, in {way}", InputError, name)
 
 
 @law(costly=True, T=(1,), B=(1,))

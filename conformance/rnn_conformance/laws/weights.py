@@ -120,6 +120,22 @@ def parametrized_weights_are_read(trial: Trial) -> None:
 
 
 @law(profiles=("quick", "full"))
+def copies_on_a_backend_follow_parametrizations(trial: Trial) -> None:
+    """A copy by ``with_backend`` reads weights as a parametrization makes them, added before the copy or after it."""
+    for early in (True, False):
+        lstm = trial.lstm()
+        twin = lstm if early else lstm.with_backend(trial.backend)
+        for name in trial.inputs.weights:
+            register_parametrization(lstm, name, _Scaled())
+        twin = lstm.with_backend(trial.backend) if early else twin
+        halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in trial.inputs.weights.items()})
+        when = "after" if early else "before"
+        trial.agree(
+            f"output of a copy made {when} the parametrization", trial.run(twin).output, trial.reference(halved).output
+        )
+
+
+@law(profiles=("quick", "full"))
 def a_copy_is_independent(trial: Trial) -> None:
     """A deepcopy gives the same results and does not change with the original."""
     lstm = trial.lstm()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, State, get_backend
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, Trait, get_backend
 from rnn_backends import lstm as core
 from torch import Tensor
 
@@ -51,3 +51,10 @@ def every_layer_runs_twice() -> list[Patch]:
 def the_module_names_auto() -> list[Patch]:
     """The module names its backend "auto", whichever backend runs."""
     return [Patch(LSTM, "lstm_backend", property(lambda self: "auto"))]
+
+
+@in_core("the_module_names_its_backend", on=LSTMBackend("defect", right, traits=frozenset({Trait.CELL_STATES})))
+def all_states_are_left_to_auto() -> list[Patch]:
+    """With hidden_output="all" a module around an LSTM chooses among all backends, whichever the LSTM has."""
+    original = LSTMModule._check_hidden_output
+    return [Patch(LSTMModule, "_check_hidden_output", lambda self, request: original(self, "auto"))]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from math import prod
 from typing import Any
+from unittest import mock
 
 import torch
-from rnn_backends import LSTM, InputError, LSTMBackend, LSTMSpec, State, Trait, layout
+from rnn_backends import LSTM, InputError, LSTMBackend, LSTMModule, LSTMSpec, State, Trait, layout, module
 from rnn_backends import lstm as core
 from rnn_backends.choose import demand
 from rnn_backends.transforms import traits_needed
@@ -205,3 +206,68 @@ def loading_checks_nothing() -> list[Patch]:
         self._placed = (self.weight_ih_l0.device, self.weight_ih_l0.dtype)
 
     return [Patch(LSTM, "__setstate__", replacement)]
+
+
+@in_core("options_that_do_not_fit_are_refused")
+def any_word_is_a_hidden_output() -> list[Patch]:
+    """A hidden_output other than "all" means "ends", whatever it is."""
+    original = LSTMModule._check_hidden_output
+
+    def replacement(self: LSTMModule, request: Any) -> None:
+        if self.hidden_output == "all":
+            original(self, request)
+
+    return [Patch(LSTMModule, "_check_hidden_output", replacement)]
+
+
+@in_core("options_that_do_not_fit_are_refused")
+def keys_may_collide() -> list[Patch]:
+    """Nobody looks whether keys lie within one another, or an output in the reset mask's place."""
+    return [Patch(module, "check_keys", lambda read, written: None)]
+
+
+@in_core("results_are_not_written_under_a_tensor")
+def tensors_in_the_way_are_replaced() -> list[Patch]:
+    """A tensor where a result's TensorDict has to be is replaced by one."""
+    original = layout.write
+
+    def replacement(td: Any, values: Any) -> Any:
+        for key in values:
+            parent = key[:-1] if isinstance(key, tuple) else ()
+            for length in range(1, len(parent) + 1):
+                there = td.get(parent[:length], None)
+                if isinstance(there, Tensor):
+                    td.del_(parent[:length])
+        return original(td, values)
+
+    return [Patch(layout, "check_writable", lambda td, keys: None), Patch(layout, "write", replacement)]
+
+
+@in_core("results_are_not_written_under_a_tensor")
+def only_the_outermost_place_is_looked_at() -> list[Patch]:
+    """Before results are written it is checked that "next" is a TensorDict, and nothing within it."""
+    original = layout.check_writable
+
+    def replacement(td: Any, keys: Any) -> None:
+        original(td, [key if isinstance(key, str) else key[:2] for key in keys])
+
+    return [Patch(layout, "check_writable", replacement)]
+
+
+@in_core("wrong_weights_are_refused")
+def nobody_looks_at_the_weights() -> list[Patch]:
+    """Nobody looks at the weights' shapes, dtypes and devices: torch's operators fail where they meet them."""
+    patches = [Patch(LSTM, "_check_weights", lambda self, weights, casts: None)]
+    return [*patches, Patch(LSTM, "_is_as_placed", lambda self, known, shapes: True)]
+
+
+@in_core("wrong_weights_are_refused")
+def a_step_trusts_its_weights() -> list[Patch]:
+    """A step without gradients takes the weights as they are; a call looks at their shapes and dtypes."""
+    original = LSTM.step_stored
+
+    def replacement(self: LSTM, *args: Any) -> Any:
+        with mock.patch.object(LSTM, "_check_weights"):
+            return original(self, *args)
+
+    return [Patch(LSTM, "step_stored", replacement), Patch(LSTM, "_is_as_placed", lambda self, known, shapes: True)]

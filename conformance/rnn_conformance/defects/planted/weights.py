@@ -328,3 +328,16 @@ def _loading(change: Callable[[Tensor, Tensor], Tensor]) -> Patch:
         return original(self, state_dict, prefix, *args)
 
     return Patch(LSTM, "_load_from_state_dict", replacement)
+
+
+@in_core("copies_on_a_backend_follow_parametrizations")
+def a_copy_lists_its_parameters_when_it_is_made() -> list[Patch]:
+    """A copy on another backend has a list of the parameters as they were when it was made."""
+    original = LSTM.with_backend
+
+    def replacement(self: LSTM, *args: Any) -> LSTM:
+        new = original(self, *args)
+        new.__dict__["_parameters"] = dict(new._parameters)
+        return new
+
+    return [Patch(LSTM, "with_backend", replacement)]
