@@ -19,6 +19,7 @@ from .errors import InputError
 from .keys import HIDDEN_IN, HIDDEN_OUT, check_keys, read_keys, write_keys
 from .lstm import LSTM, Form, as_dtype, check_is_lstm
 from .mode import Mode, as_mode, recurrent_mode
+from .torchrl_names import TorchRLOptions
 
 if TYPE_CHECKING:
     from torchrl.envs import TensorDictPrimer
@@ -42,6 +43,10 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         proj_size: ``P``, 0 for none.
         bidirectional: whether each layer also runs in reverse over each sequence.
         python_based: the same as ``lstm_backend="vmap"``.
+        recurrent_backend: TorchRL's name for ``lstm_backend``: a backend's name; ``"pad"`` is ``"cudnn"`` and
+            ``"scan"`` is ``"vmap"``.
+        recurrent_compute_dtype, recurrent_recompute, recurrent_matmul_precision: TorchRL's options of its own kernels,
+            accepted at their defaults; the error of another value says what to use instead.
 
     Keyword Args:
         in_key: the value's key; the hidden keys are then ``recurrent_state_h`` and ``recurrent_state_c``.
@@ -96,6 +101,10 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         proj_size: int = 0,
         bidirectional: bool = False,
         python_based: bool = False,
+        recurrent_backend: str | None = None,
+        recurrent_compute_dtype: torch.dtype | None = None,
+        recurrent_recompute: str | None = None,
+        recurrent_matmul_precision: str | None = None,
         *,
         in_key: NestedKey | None = None,
         in_keys: Sequence[NestedKey] | None = None,
@@ -116,7 +125,10 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         check_keys(self.in_keys, self.out_keys)
         self._recurrent_mode = as_mode(default_recurrent_mode)
         self.hidden_output = hidden_output
-        lstm_backend = _requested(lstm_backend, python_based)
+        torchrl = TorchRLOptions(
+            python_based, recurrent_backend, recurrent_compute_dtype, recurrent_recompute, recurrent_matmul_precision
+        )
+        lstm_backend = torchrl.backend(lstm_backend)
         if lstm is not None:
             unused: dict[str, Any] = {
                 "num_layers": num_layers != 1,
@@ -166,6 +178,27 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     def lstm_backend(self) -> str:
         """The name of the backend that runs."""
         return self.lstm.lstm_backend
+
+    @property
+    def canonical_keys(self) -> list[NestedKey]:
+        """The keys that it reads and writes: those that :meth:`canonicalize` lays out."""
+        return [*self.in_keys, *self.out_keys]
+
+    def canonicalize(self, data: TensorDictBase, *, inplace: bool = False) -> TensorDictBase:
+        """``data`` with contiguous memory at the keys that this module reads and writes; the rest stays as it is.
+
+        No backend needs it; TorchRL's pipelines call it, and a kernel copies less.
+
+        Args:
+            data: of any batch size; missing keys are left out.
+            inplace: write into ``data``, else into a copy that shares the other entries.
+        """
+        found = data if inplace else data.copy()
+        for key in self.canonical_keys:
+            value = data.get(key, None)
+            if value is not None:
+                found.set(key, value.contiguous())
+        return found
 
     @property
     def recurrent_mode(self) -> bool:
@@ -320,14 +353,6 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
 
 
 _REGISTRIES = {name for name, value in nn.Module().__dict__.items() if isinstance(value, dict)}
-
-
-def _requested(lstm_backend: str | LSTMBackend | None, python_based: bool) -> str | LSTMBackend | None:
-    if not python_based:
-        return lstm_backend
-    if lstm_backend not in (None, "vmap", "torchrl"):
-        raise InputError(f"python_based=True means lstm_backend='vmap', got {lstm_backend!r} too: give one of them")
-    return "vmap"
 
 
 def _check_wrapped(lstm: nn.RNNBase, unused: dict[str, Any], device: torch.device | str | None) -> None:

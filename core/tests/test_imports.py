@@ -23,7 +23,7 @@ LAYERS = (
     {"resets", "unroll", "plain"},
     {"stack", "operators", "known"},
     {"lstm", "scripting", "authoring"},
-    {"layout", "keys", "mode", "mlp"},
+    {"layout", "keys", "mode", "mlp", "torchrl_names"},
     {"module", "net"},
     {"mistakes"},
     {"testing"},
