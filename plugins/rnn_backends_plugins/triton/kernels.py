@@ -2,7 +2,8 @@
 
 Who computes what. Rows of the batch are cut into tiles of ``BB``, the hidden units into ``G`` slices of ``U``.
 Program ``(p, g)`` runs slice ``g`` of the tiles ``p``, ``p + P``, ...; the slice's weights stay on the chip for all
-steps and tiles where they fit (``RESIDENT``), else they are read again in each step in pieces of ``BK``. A step needs
+steps and tiles where they fit (``RESIDENT``), else they are read again in each step. Products take ``BK`` of the ``KP``
+columns at a time: all at once, the rows that enter alone would fill the registers. A step needs
 what all ``G`` slices computed in the step before: it passes through global memory, in two slots by turns, and a counter
 a tile says how many programs have written theirs. ``docs/architecture.md`` says why no program waits for ever and
 ``plugins/tests/triton_protocol.py`` explores all orders.
@@ -155,9 +156,10 @@ def forward_kernel(
     real = (unit < H)[None, :]
     k = tl.arange(0, BK)
     w_at = w_hh + unit[None, :] * H + k[:, None]
+    w = ()
     if RESIDENT:
-        w_mask = real & (k < H)[:, None]
-        w = load_four(w_at, H * H, w_mask, OPERAND)
+        for j in tl.static_range(KP // BK):
+            w += (load_four(w_at + j * BK, H * H, real & (j * BK + k < H)[:, None], OPERAND),)
     slot = tiles.to(tl.int64) * BB * KP
     step_of_gates = B.to(tl.int64) * (4 * H)
     step_of_h = B.to(tl.int64) * H
@@ -192,8 +194,9 @@ def forward_kernel(
                     wait(counters + tile * 32, G * (t - t0))
             h_at = into_row + (t & 1) * slot + k[None, :]
             if RESIDENT:
-                h_in = tl.load(h_at, cache_modifier=".cg").to(OPERAND)
-                pre = add_products(pre, h_in, w, PRECISION)
+                for j in tl.static_range(KP // BK):
+                    h_in = tl.load(h_at + j * BK, cache_modifier=".cg").to(OPERAND)
+                    pre = add_products(pre, h_in, w[j], PRECISION)
             else:
                 for k0 in tl.range(0, KP, BK, num_stages=1):
                     piece = real & (k0 + k < H)[:, None]
@@ -272,9 +275,10 @@ def backward_kernel(
     real = (unit < H)[None, :]
     k = tl.arange(0, BK)
     w_at = w_hh + unit[:, None] * H + k[None, :]
+    w = ()
     if RESIDENT:
-        w_mask = (unit < H)[:, None] & (k < H)[None, :]
-        w = load_four(w_at, H * H, w_mask, OPERAND)
+        for j in tl.static_range(KP // BK):
+            w += (load_four(w_at + j * BK, H * H, (unit < H)[:, None] & (j * BK + k < H)[None, :], OPERAND),)
     slice_of_parts = tl.num_programs(0).to(tl.int64) * BB * KP
     slot = G * slice_of_parts
     step_of_gates = B.to(tl.int64) * (4 * H)
@@ -338,8 +342,9 @@ def backward_kernel(
             dc_next = dc * f
             d = (d_i.to(OPERAND), d_f.to(OPERAND), d_g.to(OPERAND), d_o.to(OPERAND))
             if RESIDENT:
-                part = sum_of_products(d, w, PRECISION)
-                tl.store(part_row + (t & 1) * slot + g * slice_of_parts + k[None, :], part)
+                for j in tl.static_range(KP // BK):
+                    part = sum_of_products(d, w[j], PRECISION)
+                    tl.store(part_row + (t & 1) * slot + g * slice_of_parts + j * BK + k[None, :], part)
             else:
                 for k0 in tl.range(0, KP, BK, num_stages=1):
                     piece = (unit < H)[:, None] & (k0 + k < H)[None, :]
