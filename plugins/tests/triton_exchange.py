@@ -16,12 +16,12 @@ from triton_recorded import Launch, record
 
 GROUPS = (
     ((3, 3, 4), Plan(2, 2, 2, 4, 4, 4), 1),
-    ((2, 3, 3), Plan(2, 2, 2, 4, 2, 4), 2),
+    ((2, 3, 3), Plan(2, 2, 2, 4, 2, 4, resident=False), 2),
     ((3, 3, 3), Plan(1, 3, 4, 4, 4, 4), 1),
     ((3, 3, 3), Plan(4, 1, 2, 4, 4, 4), 1),
 )
 """Sizes T, B, H, plans, and how many tiles run side by side: two and three slices, pieces, two tiles, one program."""
-LARGER = (((4, 5, 4), Plan(2, 2, 2, 4, 4, 4), 1), ((3, 2, 4), Plan(1, 4, 2, 4, 2, 4), 1))
+LARGER = (((4, 5, 4), Plan(2, 2, 2, 4, 4, 4), 1), ((3, 2, 4), Plan(1, 4, 2, 4, 2, 4, resident=False), 1))
 """Three tiles, four slices: not tried with every planted defect."""
 FAR = (
     {"sizes": (1 << 24, 64, 16), "window": ((1 << 24) - 2, 1 << 24)},

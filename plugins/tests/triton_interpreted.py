@@ -25,7 +25,7 @@ SIZES = ((5, 7, 3, 5), (4, 3, 2, 16), (1, 2, 1, 1), (3, 9, 0, 6), (2, 1, 4, 9))
 def small_plan(H: int, units: int, rows: int, piece: int) -> Plan:
     """Slices and tiles so small that a few units and rows make several of them."""
     padded = max(piece, power_of_two(H))
-    return Plan(units, -(-H // units), rows, padded, piece or padded, 4)
+    return Plan(units, -(-H // units), rows, padded, piece or padded, 4, resident=piece != 4)
 
 
 def error_of(sizes: tuple[int, ...], dtype: torch.dtype, chosen: Plan, wants_entry: bool, bias: bool) -> float:
@@ -62,8 +62,8 @@ def error_of(sizes: tuple[int, ...], dtype: torch.dtype, chosen: Plan, wants_ent
     return worst
 
 
-CUTS = ((2, 4, 0), (4, 2, 4), (16, 16, 0))
-"""Units of a slice, rows of a tile, piece of H (0: all)."""
+CUTS = ((2, 4, 2), (4, 2, 4), (16, 16, 0))
+"""Units of a slice, rows of a tile, piece of H (0: all; 4: the weights are read again in each step)."""
 IN_TURNS = (
     ((5, 7, 3, 5), (2, 4, 0), 1),
     ((4, 5, 2, 6), (2, 2, 4), 2),

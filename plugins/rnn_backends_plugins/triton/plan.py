@@ -43,8 +43,9 @@ class Plan:
         slices: ``G``, programs that share a tile of rows.
         rows: ``BB``, rows of a tile.
         padded: ``KP``, H up to the next power of two.
-        piece: ``BK``, how much of H one matrix product takes; ``padded`` where the weights stay on the chip.
+        piece: ``BK``, how many of ``KP`` columns one matrix product takes.
         warps: of a program.
+        resident: whether the weights stay on the chip for all steps.
     """
 
     units: int
@@ -53,11 +54,7 @@ class Plan:
     padded: int
     piece: int
     warps: int
-
-    @property
-    def resident(self) -> bool:
-        """Whether the weights stay on the chip for all steps."""
-        return self.piece == self.padded
+    resident: bool = True
 
     def programs(self, tiles: int, card: Card) -> int:
         """``P``: how many tiles run side by side, with all their programs on the GPU at once; 0: not even one."""
@@ -67,6 +64,9 @@ class Plan:
 MOST_UNITS = 1024
 """H beyond which there is no plan."""
 
+MOST_WEIGHTS = 128 * 1024
+"""Bytes of weights that one program keeps at most: a GPU with more shared memory has none left for the operands."""
+
 
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not less than ``n``."""
@@ -74,35 +74,43 @@ def power_of_two(n: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def plan(H: int, itemsize: int, large: bool, card: Card) -> Plan:
+def plan(H: int, itemsize: int, large: bool, card: Card, backward: bool = False) -> Plan:
     """The plan of a layer.
 
-    The least number of slices that fits: each wait is for fewer programs, and more tiles run side by side. What has
-    to fit into shared memory are the slice's weights and the rows that enter a step; the factor is what Triton was
-    seen to allocate for both (``docs/generated/triton_resources.md``).
+    As few slices as fit: each wait is for fewer programs, and more tiles run side by side. The limits are those below
+    which Triton's compiler uses no stack (``docs/generated/triton_resources.md``):
+
+    - 16 rows and 4 warps, whose products take pieces of 256 bytes a row: operands of more fill the registers.
+    - For large batches 64 rows and 8 warps, which multiply from shared memory all at once; where the rows that enter,
+      or in the backward pass the products, are too wide for it, 16 rows there too.
 
     Args:
         H: hidden size, 1 to 1024.
         itemsize: bytes of a number.
         large: whether the batch has more rows than the GPU takes at once in tiles of 16.
         card: the GPU.
+        backward: of the backward pass.
     """
     padded = max(16, power_of_two(H))
-    rows = 64 if large and padded >= 64 else 16
-    for units in (64, 32, 16):
-        if units > padded and units > 16:
-            continue
-        weights = 4 * units * padded * itemsize
-        states = rows * padded * itemsize
-        registers = 4 * rows * units * 3 // (32 * 4)  # accumulators, gates and the cell's operands, for four warps
-        if (
-            weights + states <= card.shared * 7 // 8
-            and weights <= 128 * 1024
-            and registers <= 96 * (2 if rows > 16 else 1)
-        ):
-            warps = 8 if rows > 16 or padded > 256 else 4
-            return Plan(units, -(-H // units), rows, padded, padded, warps)
-    return Plan(16, -(-H // 16), rows, padded, min(padded, 64), 8 if rows > 16 else 4)
+    wide = large and 64 <= padded <= (256 if backward or itemsize == 4 else 512)
+    for rows in (64, 16) if wide else (16,):
+        for units in (64, 32, 16):
+            if units <= padded and _fits(units, rows, padded, itemsize, card):
+                piece = padded if rows > 16 else min(padded, (128 if units * itemsize > 128 else 256) // itemsize)
+                return Plan(units, -(-H // units), rows, padded, piece, 8 if rows > 16 else 4)
+    return Plan(16, -(-H // 16), 16, padded, min(padded, 64), 4, resident=False)
+
+
+def _fits(units: int, rows: int, padded: int, itemsize: int, card: Card) -> bool:
+    """Whether the weights and the rows that enter fit into shared memory, and the accumulators into the registers."""
+    weights, entering = 4 * units * padded * itemsize, rows * padded * itemsize
+    if rows > 16:
+        most = MOST_WEIGHTS // 2 if units > 16 else MOST_WEIGHTS
+        return (
+            weights <= most and weights + entering <= card.shared and units * itemsize <= (128 if padded <= 128 else 64)
+        )
+    widest = 256 if padded <= 64 else 128
+    return weights <= MOST_WEIGHTS and weights + 12 * 1024 <= card.shared and units * itemsize <= widest
 
 
 def is_large(H: int, B: int, itemsize: int, card: Card) -> bool:

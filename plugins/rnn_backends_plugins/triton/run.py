@@ -35,10 +35,10 @@ def card_of(device: torch.device) -> Card:
     return Card(found.multi_processor_count, found.shared_memory_per_block_optin, 10 * found.major + found.minor)
 
 
-def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device) -> Plan:
+def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> Plan:
     """The plan for these sizes on this device."""
     card = card_of(device)
-    return plan(H, dtype.itemsize, is_large(H, B, dtype.itemsize, card), card)
+    return plan(H, dtype.itemsize, is_large(H, B, dtype.itemsize, card), card, backward)
 
 
 def precision_of(dtype: torch.dtype) -> str:
@@ -116,7 +116,8 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
         grad_gates = torch.empty_like(run.gates)
         entry_h = x.new_zeros(T, B, H) if needs.entry_h else None
         entry_c = x.new_zeros(T, B, H) if needs.entry_c else None
-        _launch_backward(given, run, grad_gates, entry_h, entry_c, plan_for(H, B, x.dtype, x.device))
+        chosen = plan_for(H, B, x.dtype, x.device, backward=True)
+        _launch_backward(given, run, grad_gates, entry_h, entry_c, chosen)
         rows = grad_gates.view(T * B, 4 * H)
         grad_x = (rows @ given.w_ih).view_as(x) if needs.x else None
         w_ih = rows.t() @ x.reshape(T * B, -1) if needs.w_ih else None

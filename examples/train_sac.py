@@ -1,0 +1,163 @@
+"""SAC with memory on Pendulum whose angular velocity is hidden: the policy sees the cosine and sine of the angle alone.
+
+Off-policy: experience is kept in a replay buffer and read again in slices, with the policy's states as they were stored.
+
+    python examples/train_sac.py                       minutes of one CPU core
+    python examples/train_sac.py --no-memory           the same networks without LSTMs
+    python examples/train_sac.py --backend vmap        another kernel
+    python examples/train_sac.py --frames 1024         to see that it runs
+    python examples/train_sac.py --out result.json     keeps the result, and the learning curve as result.png
+
+What a recurrent policy needs off-policy; each is marked with a number in the source:
+  (1) The policy and the critics have LSTMs of their own, with state keys of their own. SACLoss copies the critic and
+      runs the copies under torch.vmap: every backend that `rnn-backends list` shows as ready can be in it but `cudnn`
+      and `torchscript`, and `auto` takes another one there by itself.
+  (2) The primer stores the policy's state in each step: a slice may begin anywhere.
+  (3) The buffer gives slices [rows, time] of one episode each.
+  (4) Stored states are those of older weights, and the critics, which do not act, have none. Burn-in: the first steps
+      of a slice only bring the states up to date, without gradients, and are then left out of the loss.
+  (5) The loss runs in recurrent mode.
+"""
+
+import argparse
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import torch
+from results import Run
+from rnn_backends import LSTMModule, set_recurrent_mode
+from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
+from torch import nn
+from torchrl.collectors import Collector
+from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
+from torchrl.envs import Compose, ExplorationType, InitTracker, RewardScaling, RewardSum, TransformedEnv, set_exploration_type
+from torchrl.envs.libs.gym import GymWrapper
+from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
+from torchrl.objectives import SACLoss, SoftUpdate
+
+ENVS, STEPS, HIDDEN, ROWS, SLICE, BURN_IN = 8, 20, 64, 64, 12, 4
+
+
+def make_env(memory, seed, envs=ENVS):
+    """Pendulum without its angular velocity, ``envs`` at once. Observation ``[envs, 2]``."""
+
+    def hide_velocity(env):
+        box = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        return gymnasium.wrappers.TransformObservation(env, lambda x: x[:2], box)
+
+    mode = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # TorchRL resets
+    env = gymnasium.make_vec("Pendulum-v1", envs, "sync", vector_kwargs=mode, wrappers=[hide_velocity])
+    env = TransformedEnv(GymWrapper(env), Compose(InitTracker(), RewardSum(), RewardScaling(0.0, 0.1)))
+    if isinstance(memory, LSTMModule):
+        env.append_transform(memory.make_tensordict_primer())  # (2)
+    env.set_seed(seed)
+    return env
+
+
+def make_memory(name, inputs, backend, with_memory):
+    """An LSTM with state keys of its own (1), or a layer without memory: ``inputs`` numbers to ``name``_features."""
+    if not with_memory:
+        return TensorDictModule(nn.Sequential(nn.Linear(inputs, HIDDEN), nn.Tanh()), [f"{name}_in"], [f"{name}_features"])
+    h, c = f"{name}_h", f"{name}_c"
+    return LSTMModule(
+        inputs, HIDDEN, lstm_backend=backend,
+        in_keys=[f"{name}_in", h, c], out_keys=[f"{name}_features", ("next", h), ("next", c)],
+    )  # fmt: skip
+
+
+def make_models(args):
+    """The policy's memory, the policy, and a critic."""
+    memory = make_memory("actor", 2, args.backend, not args.no_memory)
+    head = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2), NormalParamExtractor())
+    seen = TensorDictModule(lambda x: x, ["observation"], ["actor_in"])
+    out = TensorDictModule(head, ["actor_features"], ["loc", "scale"])
+    limits = {"low": -2.0, "high": 2.0}
+    policy = ProbabilisticActor(
+        TensorDictSequential(seen, memory, out), in_keys=["loc", "scale"], distribution_class=TanhNormal,
+        distribution_kwargs=limits, return_log_prob=False, default_interaction_type=ExplorationType.RANDOM,
+    )  # fmt: skip
+    both = TensorDictModule(lambda x, action: torch.cat([x, action], -1), ["observation", "action"], ["critic_in"])
+    value = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
+    critic = TensorDictSequential(
+        both, make_memory("critic", 3, args.backend, not args.no_memory),
+        ValueOperator(value, in_keys=["critic_features"], out_keys=["state_action_value"]),
+    )  # fmt: skip
+    return memory, policy.to(args.device), critic.to(args.device)
+
+
+def evaluate(memory, policy, seed):
+    """Mean return of 16 new episodes with the policy's mean actions."""
+    env = make_env(memory, seed + 1000, envs=16)
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        steps = env.rollout(200, policy)
+    return steps["next", "episode_reward"][:, -1].mean().item()
+
+
+def update(rows, loss, target, optimizer):
+    """One step of SAC on ``rows [ROWS, SLICE]``; the loss leaves the burn-in out (4)."""
+    with set_recurrent_mode(True):  # (5)
+        losses = loss(rows)
+    total = sum(losses[f"loss_{name}"][..., BURN_IN:].mean() for name in ("actor", "qvalue", "alpha"))
+    optimizer.zero_grad()
+    total.backward()
+    nn.utils.clip_grad_norm_(loss.parameters(), 10.0)
+    optimizer.step()
+    target.step()
+
+
+def train(args):
+    """Train until the limit of frames or minutes."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    memory, policy, critic = make_models(args)
+    iterations = -(-args.frames // (ENVS * STEPS))
+    sizes = {"frames_per_batch": ENVS * STEPS, "total_frames": iterations * ENVS * STEPS}
+    places = {"policy_device": args.device, "storing_device": "cpu", "env_device": "cpu"}
+    env = make_env(memory, args.seed)
+    collector = Collector(env, policy, **sizes, **places)
+    loss = SACLoss(policy, critic, num_qvalue_nets=2, reduction="none", scalar_output_mode="exclude", action_spec=env.action_spec_unbatched)
+    loss.make_value_estimator(gamma=0.98)
+    target, optimizer = SoftUpdate(loss, tau=0.01), torch.optim.Adam(loss.parameters(), lr=args.lr)
+    sampler = SliceSampler(slice_len=SLICE, end_key=("next", "done"), cache_values=False)
+    buffer = TensorDictReplayBuffer(  # (3)
+        storage=LazyTensorStorage(args.frames, ndim=2), sampler=sampler, batch_size=ROWS * SLICE
+    )
+    run = Run(vars(args) | {"runs_on": getattr(memory, "lstm_backend", "no memory")})
+    run_before = evaluate(memory, policy, args.seed)
+    returns = []
+    for batch in collector:
+        ended = batch["next", "done"].squeeze(-1)
+        returns = (returns + batch["next", "episode_reward"].squeeze(-1)[ended].tolist())[-16:]
+        buffer.extend(batch)
+        if run.frames >= args.warmup:
+            for _ in range(args.updates):
+                update(buffer.sample().reshape(ROWS, SLICE).to(args.device), loss, target, optimizer)
+        run.log(frames=batch.numel(), mean_return=float(np.mean(returns)) if returns else run_before)
+        if run.minutes > args.minutes:
+            break
+    collector.shutdown()
+    run.finish(return_before=run_before, evaluated_return=evaluate(memory, policy, args.seed))
+    return run
+
+
+def main():
+    """Read the options, train, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="auto", help="the LSTMs' backend; `rnn-backends list` has the names")
+    parser.add_argument("--device", default="cpu", help="of the networks; the environments stay on the CPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=10.0, help="wall-clock limit (default: 10)")
+    parser.add_argument("--frames", type=int, default=20_000, help="environment steps (default: 20000)")
+    parser.add_argument("--warmup", type=int, default=1600, help="frames before the first update (default: 1600)")
+    parser.add_argument("--updates", type=int, default=32, help="after each 160 frames (default: 32)")
+    parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate (default: 0.001)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; small tensors gain nothing from more")
+    parser.add_argument("--no-memory", action="store_true", help="without LSTMs")
+    parser.add_argument("--out", type=Path, help="a file for the result (JSON); the learning curve is beside it (PNG)")
+    args = parser.parse_args()
+    train(args).write(args.out)
+
+
+if __name__ == "__main__":
+    main()
