@@ -116,7 +116,7 @@ def train(args):
     places = {"policy_device": args.device, "storing_device": "cpu", "env_device": "cpu"}
     env = make_env(memory, args.seed)
     collector = Collector(env, policy, **sizes, **places)
-    loss = SACLoss(policy, critic, num_qvalue_nets=2, reduction="none", scalar_output_mode="exclude", action_spec=env.action_spec_unbatched)
+    loss = SACLoss(policy, critic, num_qvalue_nets=2, alpha_init=0.1, reduction="none", scalar_output_mode="exclude", action_spec=env.action_spec_unbatched)
     loss.make_value_estimator(gamma=0.98)
     target, optimizer = SoftUpdate(loss, tau=0.01), torch.optim.Adam(loss.parameters(), lr=args.lr)
     sampler = SliceSampler(slice_len=SLICE, end_key=("next", "done"), cache_values=False)
@@ -147,7 +147,7 @@ def main():
     parser.add_argument("--backend", default="auto", help="the LSTMs' backend; `rnn-backends list` has the names")
     parser.add_argument("--device", default="cpu", help="of the networks; the environments stay on the CPU")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=10.0, help="wall-clock limit (default: 10)")
+    parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock limit (default: 20)")
     parser.add_argument("--frames", type=int, default=20_000, help="environment steps (default: 20000)")
     parser.add_argument("--warmup", type=int, default=1600, help="frames before the first update (default: 1600)")
     parser.add_argument("--updates", type=int, default=32, help="after each 160 frames (default: 32)")
