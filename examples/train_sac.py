@@ -1,6 +1,6 @@
 """SAC with memory on Pendulum whose angular velocity is hidden: the policy sees the cosine and sine of the angle alone.
 
-Off-policy: experience is kept in a replay buffer and read again in slices, with the policy's states as they were stored.
+Off-policy: experience is kept in a replay buffer and read again in slices, with the states that the policy stored.
 
     python examples/train_sac.py                       minutes of one CPU core
     python examples/train_sac.py --no-memory           the same networks without LSTMs
@@ -31,7 +31,15 @@ from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequ
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
-from torchrl.envs import Compose, ExplorationType, InitTracker, RewardScaling, RewardSum, TransformedEnv, set_exploration_type
+from torchrl.envs import (
+    Compose,
+    ExplorationType,
+    InitTracker,
+    RewardScaling,
+    RewardSum,
+    TransformedEnv,
+    set_exploration_type,
+)
 from torchrl.envs.libs.gym import GymWrapper
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
@@ -58,7 +66,9 @@ def make_env(memory, seed, envs=ENVS):
 def make_memory(name, inputs, backend, with_memory):
     """An LSTM with state keys of its own (1), or a layer without memory: ``inputs`` numbers to ``name``_features."""
     if not with_memory:
-        return TensorDictModule(nn.Sequential(nn.Linear(inputs, HIDDEN), nn.Tanh()), [f"{name}_in"], [f"{name}_features"])
+        return TensorDictModule(
+            nn.Sequential(nn.Linear(inputs, HIDDEN), nn.Tanh()), [f"{name}_in"], [f"{name}_features"]
+        )
     h, c = f"{name}_h", f"{name}_c"
     return LSTMModule(
         inputs, HIDDEN, lstm_backend=backend,
@@ -116,7 +126,15 @@ def train(args):
     places = {"policy_device": args.device, "storing_device": "cpu", "env_device": "cpu"}
     env = make_env(memory, args.seed)
     collector = Collector(env, policy, **sizes, **places)
-    loss = SACLoss(policy, critic, num_qvalue_nets=2, alpha_init=0.1, reduction="none", scalar_output_mode="exclude", action_spec=env.action_spec_unbatched)
+    loss = SACLoss(
+        policy,
+        critic,
+        num_qvalue_nets=2,
+        alpha_init=0.1,
+        reduction="none",
+        scalar_output_mode="exclude",
+        action_spec=env.action_spec_unbatched,
+    )
     loss.make_value_estimator(gamma=0.98)
     target, optimizer = SoftUpdate(loss, tau=0.01), torch.optim.Adam(loss.parameters(), lr=args.lr)
     sampler = SliceSampler(slice_len=SLICE, end_key=("next", "done"), cache_values=False)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from rnn_backends.paths import write_whole
-from rnn_backends_plugins.triton.plan import CARDS, Plan, is_large, plan
+from rnn_backends_plugins.triton.plan import CARDS, Plan, batch_of, plan
 
 from ..cases import Shape
 from ..page import markdown
@@ -128,7 +128,7 @@ def step_of(B: int, H: int, itemsize: int, cut: Plan, side_by_side: int, backwar
         all_l2=moved * programs,
         memory=rows * H * of_a_cell * itemsize,
         waits=int(cut.slices > 1),
-        cells=cut.rows * cut.units / (32 * cut.warps),
+        cells=max(4.0, cut.rows * cut.units / (32 * cut.warps)),  # a warp multiplies at least 16 rows and 8 units
     )
 
 
@@ -165,26 +165,37 @@ def prices() -> Prices:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """One shape in one precision.
+class Pass:
+    """One kernel over all steps.
 
     Attributes:
         cut: the plan.
         side_by_side: tiles that run at once.
         rounds: how often so many do.
-        forward: one step.
-        backward: one step.
+        step: one step.
+    """
+
+    cut: Plan
+    side_by_side: int
+    rounds: int
+    step: Step
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One shape in one precision.
+
+    Attributes:
+        forward: of the layer.
+        backward: of the layer.
         products: ms outside of the kernels: of the inputs, and of the gradients over all steps.
         slow_products: the same without TF32 in torch's own products, which is torch's default.
     """
 
     name: str
     precision: str
-    cut: Plan
-    side_by_side: int
-    rounds: int
-    forward: Step
-    backward: Step
+    forward: Pass
+    backward: Pass
     products: float
     slow_products: float
 
@@ -200,7 +211,7 @@ class Prediction:
     def ms(self, slow: bool = False) -> float:
         """Forward and backward, from the call to the end."""
         T = GPU_SHAPES[self.name].T
-        kernels = self.rounds * T * (self.us(self.forward) + self.us(self.backward))
+        kernels = sum(of.rounds * T * self.us(of.step) for of in (self.forward, self.backward))
         outside = self.slow_products if slow else self.products
         return (LAUNCHES_BEFORE * LAUNCH + kernels) / 1000 + outside
 
@@ -208,20 +219,27 @@ class Prediction:
 def predict(name: str, precision: str, cut: Plan | None = None) -> Prediction:
     """What a cut should reach; ``None``: the plan's choice."""
     shape, itemsize = GPU_SHAPES[name], ITEMSIZE[precision]
-    if cut is None:
-        cut = plan(shape.H, itemsize, is_large(shape.H, shape.B, itemsize, CARD), CARD)
-    tiles = ceil(shape.B / cut.rows)
-    at_once = cut.programs(tiles, CARD) or tiles
-    steps = [step_of(shape.B, shape.H, itemsize, cut, at_once, backward) for backward in (False, True)]
+    batch = batch_of(shape.H, shape.B, itemsize, CARD)
+    forward, backward = (
+        _pass(name, precision, cut or plan(shape.H, itemsize, batch, CARD, b), b) for b in (False, True)
+    )
     slow = "float32" if precision == "TF32" else precision
     outside = [products_ms(shape, itemsize, which) for which in (precision, slow)]
-    return Prediction(name, precision, cut, at_once, ceil(tiles / at_once), steps[0], steps[1], *outside)
+    return Prediction(name, precision, forward, backward, *outside)
+
+
+def _pass(name: str, precision: str, cut: Plan, backward: bool) -> Pass:
+    shape = GPU_SHAPES[name]
+    tiles = ceil(shape.B / cut.rows)
+    at_once = cut.programs(tiles, CARD) or tiles
+    step = step_of(shape.B, shape.H, ITEMSIZE[precision], cut, at_once, backward)
+    return Pass(cut, at_once, ceil(tiles / at_once), step)
 
 
 def cuts(name: str, precision: str) -> Iterator[Plan]:
     """Cuts whose weights stay on the chip, within what the trial has shown: at most 8 cells of a thread."""
     H, itemsize = GPU_SHAPES[name].H, ITEMSIZE[precision]
-    padded = plan(H, itemsize, False, CARD).padded
+    padded = plan(H, itemsize, "few", CARD).padded
     for units, rows, warps in product((16, 32, 64), (16, 32, 64), (4, 8)):
         fits = (4 * units + rows) * padded * itemsize <= CARD.shared * 7 // 8
         if units <= padded and fits and rows * units <= 8 * 32 * warps and ceil(H / units) <= CARD.sms:
@@ -278,13 +296,13 @@ def _price_text() -> str:
 def _step_table(backward: bool) -> str:
     lines = []
     for found in predictions():
-        step = found.backward if backward else found.forward
-        cut = found.cut
+        of = found.backward if backward else found.forward
+        step, cut = of.step, of.cut
         parts = prices().parts(step)
         lines.append([
             f"{found.name}, {found.precision}",
             f"{cut.slices}, {cut.units}, {cut.rows}" + ("" if cut.resident else ", pieces"),
-            f"{found.side_by_side} x {found.rounds}",
+            f"{of.side_by_side} x {of.rounds}",
             str(step.instructions), f"{step.shared / 1024:.0f}", f"{step.l2 / 1024:.0f}",
             f"{step.memory / 1024:.0f}", str(step.waits),
             f"{sum(parts.values()):.1f}", found.bound(step),
@@ -309,8 +327,8 @@ def _cut_table() -> str:
         other = best(now.name, now.precision)
         row = [f"{now.name}, {now.precision}"]
         for found in (now, other):
-            cut = found.cut
-            row += [f"{cut.slices}, {cut.rows}, {cut.warps}", f"{found.us(found.forward):.1f}", f"{found.ms(True):.2f}"]
+            cut, step = found.forward.cut, found.forward.step
+            row += [f"{cut.slices}, {cut.rows}, {cut.warps}", f"{found.us(step):.1f}", f"{found.ms(True):.2f}"]
         dense = DENSE.get((now.name, now.precision))
         lines.append([*row, "-" if dense is None else f"{other.ms(True) / dense:.2f}"])
     heads = ["plan: G, BB, warps", "step, us", "ms", "fastest by the model", "step, us", "ms", "R"]
@@ -321,7 +339,7 @@ def _goal_table() -> str:
     lines = []
     for found in predictions():
         shape = GPU_SHAPES[found.name]
-        step = found.us(found.forward)
+        step = found.us(found.forward.step)
         limit = next((us for most, us in STEP_GOALS if most >= shape.H), None) if shape.B <= 128 else None
         dense = DENSE.get((found.name, found.precision))
         goal = R_GOALS[found.name] if found.precision == "TF32" else R_GOAL_16

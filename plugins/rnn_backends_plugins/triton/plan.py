@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -73,47 +74,57 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+Batch = Literal["few", "many", "large"]
+"""Rows of a batch: ``few`` where tiles of 16 rows in slices of 32 units run all at once, ``many`` where they do in
+slices of 64, ``large`` beyond. So another batch compiles at most three times."""
+
+
+def batch_of(H: int, B: int, itemsize: int, card: Card) -> Batch:
+    """Which batch ``B`` rows are."""
+    tiles = -(-B // 16)
+    names: tuple[Batch, Batch] = ("few", "many")
+    for name in names:
+        if tiles * plan(H, itemsize, name, card).slices <= card.sms:
+            return name
+    return "few" if tiles == 1 else "large"
+
+
 @lru_cache(maxsize=256)
-def plan(H: int, itemsize: int, large: bool, card: Card, backward: bool = False) -> Plan:
+def plan(H: int, itemsize: int, batch: Batch, card: Card, backward: bool = False) -> Plan:
     """The plan of a layer.
 
-    As few slices as fit: each wait is for fewer programs, and more tiles run side by side. The limits are those below
-    which Triton's compiler uses no stack (``docs/generated/triton_resources.md``):
+    Matrix instructions give a warp at least 16 rows and 8 units, four cells a thread: with a warp for each 8 units no
+    thread has more. Few rows take slices of at most 32 units, so that more multiprocessors read their weights side by
+    side; many take 64, so that more tiles run side by side. Then as few slices as fit. The limits are those below which
+    Triton's compiler uses no stack (``docs/generated/triton_resources.md``):
 
-    - 16 rows and 4 warps, whose products take pieces of 256 bytes a row: operands of more fill the registers.
+    - 16 rows, whose products take pieces of 256 bytes a row: operands of more fill the registers.
     - For large batches 64 rows and 8 warps, which multiply from shared memory all at once; where the rows that enter,
       or in the backward pass the products, are too wide for it, 16 rows there too.
 
     Args:
         H: hidden size, 1 to 1024.
         itemsize: bytes of a number.
-        large: whether the batch has more rows than the GPU takes at once in tiles of 16.
+        batch: how many rows there are, as :func:`batch_of` says.
         card: the GPU.
         backward: of the backward pass.
     """
     padded = max(16, power_of_two(H))
-    wide = large and 64 <= padded <= (256 if backward or itemsize == 4 else 512)
+    wide = batch == "large" and 64 <= padded <= (256 if backward or itemsize == 4 else 512)
+    most = 32 if batch == "few" else 64
     for rows in (64, 16) if wide else (16,):
         for units in (64, 32, 16):
-            if units <= padded and _fits(units, rows, padded, itemsize, card):
-                piece = padded if rows > 16 else min(padded, (128 if units * itemsize > 128 else 256) // itemsize)
-                return Plan(units, -(-H // units), rows, padded, piece, 8 if rows > 16 else 4)
+            if units <= min(padded, most) and _fits(units, rows, padded, itemsize, card):
+                if rows == 16:
+                    return Plan(units, -(-H // units), 16, padded, min(padded, 256 // itemsize), max(4, units // 8))
+                return Plan(units, -(-H // units), rows, padded, padded, 8)
     return Plan(16, -(-H // 16), 16, padded, min(padded, 64), 4, resident=False)
 
 
 def _fits(units: int, rows: int, padded: int, itemsize: int, card: Card) -> bool:
     """Whether the weights and the rows that enter fit into shared memory, and the accumulators into the registers."""
     weights, entering = 4 * units * padded * itemsize, rows * padded * itemsize
-    if rows > 16:
-        most = MOST_WEIGHTS // 2 if units > 16 else MOST_WEIGHTS
-        return (
-            weights <= most and weights + entering <= card.shared and units * itemsize <= (128 if padded <= 128 else 64)
-        )
-    widest = 256 if padded <= 64 else 128
-    return weights <= MOST_WEIGHTS and weights + 12 * 1024 <= card.shared and units * itemsize <= widest
-
-
-def is_large(H: int, B: int, itemsize: int, card: Card) -> bool:
-    """Whether tiles of 16 rows would not all run at once."""
-    small = plan(H, itemsize, False, card)
-    return -(-B // small.rows) > max(1, card.sms // small.slices)
+    if rows == 16:
+        return weights <= MOST_WEIGHTS and weights + 12 * 1024 <= card.shared
+    most = MOST_WEIGHTS // 2 if units > 16 else MOST_WEIGHTS
+    return weights <= most and weights + entering <= card.shared and units * itemsize <= (128 if padded <= 128 else 64)
