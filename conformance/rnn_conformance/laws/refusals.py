@@ -169,13 +169,19 @@ def _set(key: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Wrong:
     return spoil
 
 
+def _into_the_deep(td: TensorDictBase) -> None:
+    td["other", "deep"] = td["observation"]
+    td.del_("observation")
+
+
 WRONG: dict[str, tuple[Wrong, type[RNNBackendsError], str]] = {
     "no input": (lambda td: td.del_("observation"), MissingKeyError, "'observation'"),
     "no input, and what there is": (lambda td: td.del_("observation"), MissingKeyError, "has 'is_init'"),
     "no reset mask": (lambda td: td.del_("is_init"), MissingKeyError, "'is_init'"),
     "no reset mask, and what there is": (lambda td: td.del_("is_init"), MissingKeyError, "has 'observation'"),
-    "h without c": (lambda td: td.del_(C_KEY), InputError, C_KEY),
-    "c without h": (lambda td: td.del_(H_KEY), InputError, H_KEY),
+    "no input, and what there is at depth": (_into_the_deep, MissingKeyError, "('other', 'deep')"),
+    "h without c": (lambda td: td.del_(C_KEY), InputError, f"'{C_KEY}' is not"),
+    "c without h": (lambda td: td.del_(H_KEY), InputError, f"'{H_KEY}' is not"),
     "too many features": (_set("observation", lambda v: torch.cat([v, v], -1)), InputError, "observation"),
     "another dtype": (_set("observation", other_dtype), InputError, "float32"),
     "an integer input": (_set("observation", lambda v: v.long()), InputError, "int64"),

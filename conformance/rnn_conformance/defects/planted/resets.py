@@ -219,3 +219,12 @@ def square_reset_mask_folded_batch_first() -> list[Patch]:
         return x, is_init.T if is_init.shape[0] == is_init.shape[1] else is_init, stored
 
     return [Patch(layout, "fold_time", replacement)]
+
+
+@in_layer("reset_at_every_step_is_independent_steps", round=2)
+def all_starts_read_the_first_entry(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """If every step is a start, all run as one large batch, from the first step's stored state."""
+    if len(x) > 1 and x.shape[1] and bool(starts.all()):
+        many = step(w, x.flatten(0, 1), both(lambda v: v[:1].expand_as(v).flatten(0, 1), entry))
+        return both(lambda v: v.unflatten(0, x.shape[:2]), many)
+    return right(w, x, entry, starts)

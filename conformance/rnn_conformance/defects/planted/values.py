@@ -226,15 +226,6 @@ def forget_gate_of_the_row_before(w: LayerWeights, x: Tensor, state: State) -> S
     return finish(w, (i, f, g, o), state.c)
 
 
-@in_layer("output_equals_reference", round=2)
-def all_starts_read_the_first_entry(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """If every step is a start, all run as one large batch, from the first step's stored state."""
-    if len(x) > 1 and x.shape[1] and bool(starts.all()):
-        many = step(w, x.flatten(0, 1), both(lambda v: v[:1].expand_as(v).flatten(0, 1), entry))
-        return both(lambda v: v.unflatten(0, x.shape[:2]), many)
-    return right(w, x, entry, starts)
-
-
 @in_layer("output_equals_reference_in_float32")
 def bfloat16_inside_float32(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """float32 is computed in bfloat16 and cast back."""
