@@ -19,7 +19,6 @@ from rnn_backends import (
     registry,
 )
 from rnn_backends import lstm as core
-from rnn_backends.module import _requested
 from rnn_backends.registry import Registry
 
 from ..planting import Patch, in_core
@@ -172,7 +171,7 @@ def wrapped_backend_forgotten() -> list[Patch]:
         hidden_output = kwargs.pop("hidden_output", "ends")
         original(self, *args, **kwargs)
         self.hidden_output = hidden_output
-        self._check_hidden_output(_requested(given.get("lstm_backend"), given.get("python_based", False)))
+        self._check_hidden_output("vmap" if given.get("python_based") else given.get("lstm_backend"))
 
     return [Patch(LSTMModule, "__init__", init)]
 
