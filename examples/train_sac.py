@@ -4,18 +4,16 @@ Off-policy: experience is kept in a replay buffer and read again in slices, with
 
     python examples/train_sac.py                       minutes of one CPU core
     python examples/train_sac.py --no-memory           the same networks without LSTMs
-    python examples/train_sac.py --backend vmap        another kernel
-    python examples/train_sac.py --frames 1024         to see that it runs
+    python examples/train_sac.py --frames 2000         to see that it runs
     python examples/train_sac.py --out result.json     keeps the result, and the learning curve as result.png
 
 What a recurrent policy needs off-policy; each is marked with a number in the source:
   (1) The policy and the critics have LSTMs of their own, with state keys of their own. SACLoss copies the critic and
-      runs the copies under torch.vmap: every backend that `rnn-backends list` shows as ready can be in it but `cudnn`
-      and `torchscript`, and `auto` takes another one there by itself.
+      runs the copies under torch.vmap, which every backend can but `cudnn` and `torchscript`.
   (2) The primer stores the policy's state in each step: a slice may begin anywhere.
-  (3) The buffer gives slices [rows, time] of one episode each.
+  (3) SliceSampler gives slices [rows, time] of one episode each.
   (4) Stored states are those of older weights, and the critics, which do not act, have none. Burn-in: the first steps
-      of a slice only bring the states up to date, without gradients, and are then left out of the loss.
+      of a slice bring the states up to date, and are left out of the loss.
   (5) The loss runs in recurrent mode.
 """
 
@@ -31,20 +29,13 @@ from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequ
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.data import LazyTensorStorage, SliceSampler, TensorDictReplayBuffer
-from torchrl.envs import (
-    Compose,
-    ExplorationType,
-    InitTracker,
-    RewardScaling,
-    RewardSum,
-    TransformedEnv,
-    set_exploration_type,
-)
+from torchrl.envs import Compose, InitTracker, RewardScaling, RewardSum, TransformedEnv
 from torchrl.envs.libs.gym import GymWrapper
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import SACLoss, SoftUpdate
 
-ENVS, STEPS, HIDDEN, ROWS, SLICE, BURN_IN = 8, 20, 64, 64, 12, 4
+ENVS, STEPS, HIDDEN, WARMUP, ROWS, SLICE, BURN_IN = 8, 20, 64, 1600, 64, 12, 4
 
 
 def make_env(memory, seed, envs=ENVS):
@@ -66,14 +57,11 @@ def make_env(memory, seed, envs=ENVS):
 def make_memory(name, inputs, backend, with_memory):
     """An LSTM with state keys of its own (1), or a layer without memory: ``inputs`` numbers to ``name``_features."""
     if not with_memory:
-        return TensorDictModule(
-            nn.Sequential(nn.Linear(inputs, HIDDEN), nn.Tanh()), [f"{name}_in"], [f"{name}_features"]
-        )
+        layer = nn.Sequential(nn.Linear(inputs, HIDDEN), nn.Tanh())
+        return TensorDictModule(layer, [f"{name}_in"], [f"{name}_features"])
     h, c = f"{name}_h", f"{name}_c"
-    return LSTMModule(
-        inputs, HIDDEN, lstm_backend=backend,
-        in_keys=[f"{name}_in", h, c], out_keys=[f"{name}_features", ("next", h), ("next", c)],
-    )  # fmt: skip
+    keys = {"in_keys": [f"{name}_in", h, c], "out_keys": [f"{name}_features", ("next", h), ("next", c)]}
+    return LSTMModule(inputs, HIDDEN, lstm_backend=backend, **keys)
 
 
 def make_models(args):
@@ -82,17 +70,12 @@ def make_models(args):
     head = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 2), NormalParamExtractor())
     seen = TensorDictModule(lambda x: x, ["observation"], ["actor_in"])
     out = TensorDictModule(head, ["actor_features"], ["loc", "scale"])
-    limits = {"low": -2.0, "high": 2.0}
-    policy = ProbabilisticActor(
-        TensorDictSequential(seen, memory, out), in_keys=["loc", "scale"], distribution_class=TanhNormal,
-        distribution_kwargs=limits, return_log_prob=False, default_interaction_type=ExplorationType.RANDOM,
-    )  # fmt: skip
+    how = {"distribution_class": TanhNormal, "distribution_kwargs": {"low": -2.0, "high": 2.0}}
+    policy = ProbabilisticActor(TensorDictSequential(seen, memory, out), in_keys=["loc", "scale"], **how)
     both = TensorDictModule(lambda x, action: torch.cat([x, action], -1), ["observation", "action"], ["critic_in"])
     value = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, 1))
-    critic = TensorDictSequential(
-        both, make_memory("critic", 3, args.backend, not args.no_memory),
-        ValueOperator(value, in_keys=["critic_features"], out_keys=["state_action_value"]),
-    )  # fmt: skip
+    value = ValueOperator(value, in_keys=["critic_features"], out_keys=["state_action_value"])
+    critic = TensorDictSequential(both, make_memory("critic", 3, args.backend, not args.no_memory), value)
     return memory, policy.to(args.device), critic.to(args.device)
 
 
@@ -118,44 +101,33 @@ def update(rows, loss, target, optimizer):
 
 def train(args):
     """Train until the limit of frames or minutes."""
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # small tensors gain nothing from more
     torch.manual_seed(args.seed)
     memory, policy, critic = make_models(args)
-    iterations = -(-args.frames // (ENVS * STEPS))
-    sizes = {"frames_per_batch": ENVS * STEPS, "total_frames": iterations * ENVS * STEPS}
+    sizes = {"frames_per_batch": ENVS * STEPS, "total_frames": -(-args.frames // (ENVS * STEPS)) * ENVS * STEPS}
     places = {"policy_device": args.device, "storing_device": "cpu", "env_device": "cpu"}
     env = make_env(memory, args.seed)
     collector = Collector(env, policy, **sizes, **places)
-    loss = SACLoss(
-        policy,
-        critic,
-        num_qvalue_nets=2,
-        alpha_init=0.1,
-        reduction="none",
-        scalar_output_mode="exclude",
-        action_spec=env.action_spec_unbatched,
-    )
+    options = {"alpha_init": 0.1, "reduction": "none", "scalar_output_mode": "exclude"}  # one loss a step: (4)
+    loss = SACLoss(policy, critic, action_spec=env.action_spec_unbatched, **options)
     loss.make_value_estimator(gamma=0.98)
-    target, optimizer = SoftUpdate(loss, tau=0.01), torch.optim.Adam(loss.parameters(), lr=args.lr)
-    sampler = SliceSampler(slice_len=SLICE, end_key=("next", "done"), cache_values=False)
-    buffer = TensorDictReplayBuffer(  # (3)
-        storage=LazyTensorStorage(args.frames, ndim=2), sampler=sampler, batch_size=ROWS * SLICE
-    )
+    target, optimizer = SoftUpdate(loss, tau=0.01), torch.optim.Adam(loss.parameters(), lr=1e-3)
+    parts = {"sampler": SliceSampler(slice_len=SLICE, end_key=("next", "done"))}  # (3)
+    buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(args.frames, ndim=2), batch_size=ROWS * SLICE, **parts)
     run = Run(vars(args) | {"runs_on": getattr(memory, "lstm_backend", "no memory")})
-    run_before = evaluate(memory, policy, args.seed)
-    returns = []
+    before, returns = evaluate(memory, policy, args.seed), []
     for batch in collector:
         ended = batch["next", "done"].squeeze(-1)
         returns = (returns + batch["next", "episode_reward"].squeeze(-1)[ended].tolist())[-16:]
         buffer.extend(batch)
-        if run.frames >= args.warmup:
+        if run.frames >= WARMUP:
             for _ in range(args.updates):
                 update(buffer.sample().reshape(ROWS, SLICE).to(args.device), loss, target, optimizer)
-        run.log(frames=batch.numel(), mean_return=float(np.mean(returns)) if returns else run_before)
+        run.log(frames=batch.numel(), mean_return=float(np.mean(returns)) if returns else before)
         if run.minutes > args.minutes:
             break
     collector.shutdown()
-    run.finish(return_before=run_before, evaluated_return=evaluate(memory, policy, args.seed))
+    run.finish(return_before=before, evaluated_return=evaluate(memory, policy, args.seed))
     return run
 
 
@@ -167,10 +139,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock limit (default: 20)")
     parser.add_argument("--frames", type=int, default=20_000, help="environment steps (default: 20000)")
-    parser.add_argument("--warmup", type=int, default=1600, help="frames before the first update (default: 1600)")
     parser.add_argument("--updates", type=int, default=32, help="after each 160 frames (default: 32)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate (default: 0.001)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; small tensors gain nothing from more")
     parser.add_argument("--no-memory", action="store_true", help="without LSTMs")
     parser.add_argument("--out", type=Path, help="a file for the result (JSON); the learning curve is beside it (PNG)")
     args = parser.parse_args()

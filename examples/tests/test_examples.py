@@ -1,6 +1,7 @@
 """Each example runs as its reader would run it, at a tiny size, and teaches with ``--help``."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,41 @@ def test_train_ppo_runs_and_writes_its_result_and_its_picture(memory, tmp_path):
     assert data["result"]["frames"] == data["curve"][-1][0] == 2048  # two whole iterations
     assert 0 < data["result"]["evaluated_return"] <= 500
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_sac_runs_and_writes_its_result_and_its_picture(tmp_path):
+    run("train_sac.py", "--frames", 1760, "--updates", 2, "--out", tmp_path / "result.json")  # two updates at the end
+    data = json.loads((tmp_path / "result.json").read_text())
+    assert data["options"]["runs_on"] not in ("cudnn", "torchscript")  # they have no vmap
+    assert data["result"]["frames"] == 1760
+    assert -2000 < data["result"]["evaluated_return"] < 0
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("way", [(), ("--fsdp",)], ids=["ddp", "fsdp2"])
+def test_two_processes_train_one_model(way):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(EXAMPLES / "many_machines.py"), "--updates", "30", "--backend", "cudnn", *way]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = [float(value) for value in re.findall(r"processes ([\d.]+)", done.stdout)]
+    assert losses[-1] < losses[0]
+    assert len(re.findall(r"process \d: weights", done.stdout)) == 2
+    assert len(set(re.findall(r"weights sum to (\S+)", done.stdout))) == 1
+
+
+def test_collectors_act_in_processes_of_their_own():
+    said = run("many_machines.py", "--collectors", 2, "--backend", "cudnn")
+    assert said.count("of 2 processes, states (2, 2, 32, 1, 64)") == 4
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [("train_sac.py", ("SliceSampler", "--no-memory", "Burn-in", "(5)")), ("many_machines.py", ("torchrun", "FSDP2"))],
+)
+def test_help_of_the_others_teaches_too(program, words):
+    said = run(program, "--help")
+    assert all(word in said for word in words)
 
 
 def test_help_teaches():
