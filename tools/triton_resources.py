@@ -4,7 +4,9 @@ Each kernel of each plan is compiled for a card of its own with the assembler th
 
     python tools/triton_resources.py                      # H100, the sizes of the benchmarks
     python tools/triton_resources.py --capability 86 --hidden 256 --dtype bfloat16
-    python tools/triton_resources.py --all --write        # docs/generated/triton_resources.md, minutes
+    python tools/triton_resources.py --hidden 256 --plan 32 32 64 8     # another cut: units, rows, piece, warps
+    python tools/triton_resources.py --all --write        # docs/generated/triton_resources.md, half an hour of one core
+    python tools/triton_resources.py --all --write --resume    # goes on where it was stopped
 """
 
 from __future__ import annotations
@@ -14,15 +16,21 @@ import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import triton
+from rnn_backends.authoring import write_whole
 from rnn_backends_plugins.triton import kernels, plan, run
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+PAGE = Path(__file__).parents[1] / "docs/generated/triton_resources.md"
+CAPABILITIES = (90, 86, 80, 89, 100)
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "tf32x3": plan.SPLIT}
+HIDDEN = (16, 64, 128, 256, 512, 1024)
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 ELSEWHERE = {"starts": "*u8", "carry": "*fp32", "counters": "*i32", "parts": "*fp32"}
 
@@ -35,7 +43,11 @@ class Needs:
     stack: int
     shared: int
     instruction: str
-    instructions: int
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The last columns of a row."""
+        return str(self.registers), str(self.stack), str(-(-self.shared // 1024)), self.instruction
 
 
 def compiled(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, capability: int, **options: Any) -> Needs:
@@ -66,28 +78,112 @@ def compiled(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, capabil
     instruction = (
         "tcgen05" if "tcgen05.mma" in text else "wgmma" if "wgmma" in text else "mma" if "mma.sync" in text else "fma"
     )
-    return Needs(int(registers), int(stack), found.metadata.shared, instruction, found.asm.get("sass", "").count("\n"))
+    return Needs(int(registers), int(stack), found.metadata.shared, instruction)
 
 
-def of_layer(H: int, dtype: torch.dtype, chosen: plan.Plan, capability: int, precision: str) -> dict[str, Needs]:
-    """Both kernels of a plan."""
+def of_kernel(H: int, dtype: torch.dtype, chosen: plan.Plan, capability: int, precision: str, backward: bool) -> Needs:
+    """What one kernel of a plan needs."""
     sizes = {
         **{"H": H, "U": chosen.units, "G": chosen.slices, "BB": chosen.rows, "KP": chosen.padded, "BK": chosen.piece},
-        **{
-            "RESIDENT": chosen.resident,
-            "STEPS": False,
-            "WAITS": chosen.slices > 1,
-            "PRECISION": precision,
-            "OPERAND": run.operand_of(dtype),
-        },
+        **{"RESIDENT": chosen.resident, "STEPS": False, "WAITS": chosen.slices > 1},
+        **{"PRECISION": precision, "OPERAND": run.operand_of(dtype)},
     }
     options = {"num_warps": chosen.warps, "num_stages": 1, "launch_cooperative_grid": chosen.slices > 1}
-    forward = {**sizes, "KEEP": True}
-    backward = {**sizes, "HAS_GRAD_H": True, "HAS_GRAD_C": False, "NEED_ENTRY_H": False, "NEED_ENTRY_C": False}
-    return {
-        "forward": compiled(kernels.forward_kernel, forward, dtype, capability, **options),
-        "backward": compiled(kernels.backward_kernel, backward, dtype, capability, **options),
-    }
+    if not backward:
+        return compiled(kernels.forward_kernel, {**sizes, "KEEP": True}, dtype, capability, **options)
+    flags = {"HAS_GRAD_H": True, "HAS_GRAD_C": False, "NEED_ENTRY_H": False, "NEED_ENTRY_C": False}
+    return compiled(kernels.backward_kernel, {**sizes, **flags}, dtype, capability, **options)
+
+
+HEADS = (
+    "compute capability",
+    "H",
+    "dtype",
+    "batch",
+    "kernel",
+    "G, U, BB, BK, warps",
+    "registers",
+    "stack",
+    "shared, KiB",
+    "unit",
+)
+INTRODUCTION = """# What the Triton kernels need
+
+By `python tools/triton_resources.py --all --write`: each kernel as `plan.py` cuts it, compiled with Triton {version}
+for GPUs that are not there. Registers and bytes of stack (spilled registers) a thread, shared memory a program, and the
+matrix instruction. `float32` is TF32; `tf32x3` is float32 where torch's switch forbids TF32. `few`, `many` and `large`
+are batches (`plan.batch_of`); `read again`: the weights do not stay on the chip. A plan that several batches share is
+compiled once. `float16` is compiled like `bfloat16`. Nothing here was measured on a GPU.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel of one plan on one card."""
+
+    capability: int
+    H: int
+    precision: str
+    batch: plan.Batch
+    backward: bool
+    chosen: plan.Plan
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row's first columns."""
+        cut = self.chosen
+        words = f"{cut.slices}, {cut.units}, {cut.rows}, {cut.piece}, {cut.warps}" + (
+            "" if cut.resident else ", read again"
+        )
+        kind = "backward" if self.backward else "forward"
+        return str(self.capability), str(self.H), self.precision, self.batch, kind, words
+
+    def compiled(self) -> Needs:
+        """Compile it."""
+        dtype = torch.float32 if self.precision == "tf32x3" else getattr(torch, self.precision)
+        precision = "tf32x3" if self.precision == "tf32x3" else "tf32"
+        return of_kernel(self.H, dtype, self.chosen, self.capability, precision, self.backward)
+
+
+def rows() -> list[Row]:
+    """Every plan that can be chosen, once; where torch forbids TF32, on one card."""
+    found: dict[tuple[object, ...], Row] = {}
+    for capability, precision, H in product(CAPABILITIES, ITEMSIZE, HIDDEN):
+        card = next(card for card in plan.CARDS.values() if card.capability == capability)
+        for batch, backward in product(get_args(plan.Batch), (False, True)):
+            chosen = plan.plan(H, ITEMSIZE[precision], batch, card, backward)
+            if precision != "tf32x3" or capability == 90:
+                found.setdefault(
+                    (capability, precision, H, backward, chosen), Row(capability, H, precision, batch, backward, chosen)
+                )
+    return list(found.values())
+
+
+def read_page() -> dict[tuple[str, ...], tuple[str, ...]]:
+    """The rows that the page has: what each needs, by its first columns."""
+    if not PAGE.exists():
+        return {}
+    lines = [line.strip("| \n").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    return {tuple(cells[:6]): tuple(cells[6:]) for cells in lines if cells[0].isdigit()}
+
+
+def write_page(found: dict[tuple[str, ...], tuple[str, ...]]) -> None:
+    """The page with these rows."""
+    lines = ["| " + " | ".join(HEADS) + " |", "|" + " --- |" * len(HEADS)]
+    lines += ["| " + " | ".join((*cells, *needs)) + " |" for cells, needs in found.items()]
+    write_whole(PAGE, INTRODUCTION.format(version=triton.__version__) + "\n" + "\n".join(lines) + "\n")
+
+
+def all_rows(write: bool, resume: bool) -> None:
+    """Compile every row, with progress; the page is written after each."""
+    known = read_page() if resume else {}
+    found: dict[tuple[str, ...], tuple[str, ...]] = {}
+    todo = rows()
+    for k, row in enumerate(todo, 1):
+        found[row.cells] = known.get(row.cells) or row.compiled().cells
+        print(f"{k} of {len(todo)}:", *row.cells, "->", *found[row.cells], flush=True)
+        if write:
+            write_page({**known, **found} if k < len(todo) else found)
 
 
 def main() -> None:
@@ -98,22 +194,27 @@ def main() -> None:
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--precision", default="tf32")
     parser.add_argument("--plan", type=int, nargs="+", help="units rows piece warps")
-    parser.add_argument("--large", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--batch", nargs="+", default=list(get_args(plan.Batch)), choices=get_args(plan.Batch))
+    parser.add_argument("--all", action="store_true", help="every plan that can be chosen")
+    parser.add_argument("--write", action="store_true", help=f"with --all: fill {PAGE.name}")
+    parser.add_argument("--resume", action="store_true", help="with --all: keep the rows that the page has")
     args = parser.parse_args()
+    if args.all:
+        all_rows(args.write, args.resume)
+        return
     card = next(card for card in plan.CARDS.values() if card.capability == args.capability)
     for H in args.hidden:
         for name in args.dtype:
             dtype = getattr(torch, name)
-            for large in args.large:
-                chosen = plan.plan(H, dtype.itemsize, bool(large), card)
+            for batch, backward in product(args.batch, (False, True)):
+                chosen = plan.plan(H, dtype.itemsize, batch, card, backward)
                 if args.plan:
                     units, rows, piece, warps = args.plan
                     chosen = plan.Plan(
                         units, -(-H // units), rows, max(16, plan.power_of_two(H)), piece or chosen.padded, warps
                     )
-                print(H, name, chosen, flush=True)
-                for kind, needs in of_layer(H, dtype, chosen, args.capability, args.precision).items():
-                    print(f"    {kind:9}", needs, flush=True)
+                needs = of_kernel(H, dtype, chosen, args.capability, args.precision, backward)
+                print(H, name, batch, "backward" if backward else "forward", chosen, needs, flush=True)
 
 
 if __name__ == "__main__":

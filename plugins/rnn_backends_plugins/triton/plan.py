@@ -69,6 +69,10 @@ MOST_WEIGHTS = 128 * 1024
 """Bytes of weights that one program keeps at most: a GPU with more shared memory has none left for the operands."""
 
 
+SPLIT = 8
+"""Bytes of a number in float32 without TF32: the compiler keeps the two halves of every weight."""
+
+
 def power_of_two(n: int) -> int:
     """The smallest power of two that is not less than ``n``."""
     return 1 << max(n - 1, 0).bit_length()
@@ -104,13 +108,13 @@ def plan(H: int, itemsize: int, batch: Batch, card: Card, backward: bool = False
 
     Args:
         H: hidden size, 1 to 1024.
-        itemsize: bytes of a number.
+        itemsize: bytes of a number; :data:`SPLIT` where each of float32 is multiplied as two of TF32.
         batch: how many rows there are, as :func:`batch_of` says.
         card: the GPU.
         backward: of the backward pass.
     """
     padded = max(16, power_of_two(H))
-    wide = batch == "large" and 64 <= padded <= (256 if backward or itemsize == 4 else 512)
+    wide = batch == "large" and itemsize <= 4 and 64 <= padded <= (256 if backward or itemsize == 4 else 512)
     most = 32 if batch == "few" else 64
     for rows in (64, 16) if wide else (16,):
         for units in (64, 32, 16):

@@ -14,7 +14,7 @@ from rnn_backends.authoring import Arguments, Needs, Run
 from torch import Tensor
 
 from . import kernels
-from .plan import Card, Plan, batch_of, plan
+from .plan import SPLIT, Card, Plan, batch_of, plan
 
 INTERPRETED = triton.knobs.runtime.interpret
 """Whether Triton's interpreter runs the kernels (``TRITON_INTERPRET=1``): on a CPU, a step a launch."""
@@ -38,7 +38,8 @@ def card_of(device: torch.device) -> Card:
 def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> Plan:
     """The plan for these sizes on this device."""
     card = card_of(device)
-    return plan(H, dtype.itemsize, batch_of(H, B, dtype.itemsize, card), card, backward)
+    itemsize = SPLIT if precision_of(dtype) == "tf32x3" else dtype.itemsize
+    return plan(H, itemsize, batch_of(H, B, itemsize, card), card, backward)
 
 
 def precision_of(dtype: torch.dtype) -> str:
