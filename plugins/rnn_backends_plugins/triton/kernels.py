@@ -156,7 +156,7 @@ def forward_kernel(
     real = (unit < H)[None, :]
     k = tl.arange(0, BK)
     w_at = w_hh + unit[None, :] * H + k[:, None]
-    w = ()
+    w: tl.tuple = ()
     if RESIDENT:
         for j in tl.static_range(KP // BK):
             w += (load_four(w_at + j * BK, H * H, real & (j * BK + k < H)[:, None], OPERAND),)
@@ -275,7 +275,7 @@ def backward_kernel(
     real = (unit < H)[None, :]
     k = tl.arange(0, BK)
     w_at = w_hh + unit[:, None] * H + k[None, :]
-    w = ()
+    w: tl.tuple = ()
     if RESIDENT:
         for j in tl.static_range(KP // BK):
             w += (load_four(w_at + j * BK, H * H, (unit < H)[:, None] & (j * BK + k < H)[None, :], OPERAND),)

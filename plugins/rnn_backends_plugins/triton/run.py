@@ -32,7 +32,11 @@ def card_of(device: torch.device) -> Card:
     if device.type == "cpu":
         return Card(132, 227 * 1024, 90)
     found = torch.cuda.get_device_properties(device)
-    return Card(found.multi_processor_count, found.shared_memory_per_block_optin, 10 * found.major + found.minor)
+    return Card(
+        found.multi_processor_count,
+        getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block),
+        10 * found.major + found.minor,
+    )
 
 
 def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> Plan:
