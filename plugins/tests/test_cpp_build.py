@@ -749,12 +749,28 @@ def test_a_compiler_that_cannot_be_run(place):
 
 
 def test_a_compiler_that_hangs_is_ended_with_all_it_started(place, monkeypatch):
-    monkeypatch.setattr(compiler, "TIME_LIMIT", 0.5)
+    monkeypatch.setenv("RNN_BACKENDS_COMPILE_SECONDS", "0.5")
     place.compiler(before=f"sleep 300 & echo $! >> {place.folder}/child; wait", text=FAILS)
-    declined("took longer than 0 s")
+    declined("took longer than 0.5 s (RNN_BACKENDS_COMPILE_SECONDS sets the limit)")
     assert place.calls() == 1
     child = int((place.folder / "child").read_text())
     wait_for(lambda: not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text())
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "nan", "inf", "1e999", "90 s"])
+def test_a_time_limit_that_is_no_number_of_seconds_is_the_reason_and_nothing_is_run(place, monkeypatch, given):
+    monkeypatch.setenv("RNN_BACKENDS_COMPILE_SECONDS", given)
+    place.compiler(text=FAILS)
+    declined(f"RNN_BACKENDS_COMPILE_SECONDS={given!r} is no number of seconds above zero")
+    assert place.calls() == 0
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, 90.0), ("", 90.0), (" ", 90.0), ("0.5", 0.5), (" 600 ", 600.0)])
+def test_the_time_limit_is_what_the_environment_says(monkeypatch, given, seconds):
+    monkeypatch.delenv("RNN_BACKENDS_COMPILE_SECONDS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RNN_BACKENDS_COMPILE_SECONDS", given)
+    assert compiler.time_limit() == seconds
 
 
 def test_a_compiler_that_leaves_something_running_is_not_waited_for(place):

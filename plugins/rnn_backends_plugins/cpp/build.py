@@ -229,7 +229,7 @@ def _build(folder: Path) -> ctypes.CDLL:
             log.info("waiting for another process that compiles the LSTM kernel into %s", folder)
 
     try:
-        with locked(folder / "lstm.lock", compiler.TIME_LIMIT + 30, tell) as lock:
+        with locked(folder / "lstm.lock", compiler.time_limit() + 30, tell) as lock:
             try:
                 if file.exists() or file.is_symlink():
                     return _open(file)

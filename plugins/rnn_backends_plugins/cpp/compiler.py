@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -16,7 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 TIME_LIMIT = 90.0
-"""Seconds: some twenty times what GCC takes."""
+"""Seconds: some twenty times what GCC takes. The variable :data:`LIMIT_VARIABLE` replaces it."""
+LIMIT_VARIABLE = "RNN_BACKENDS_COMPILE_SECONDS"
 CAUSES = ("No space left", "Disk quota exceeded", "Read-only file system", "Cannot allocate memory", "error")
 """Words that mark the line of a compiler's output with the cause, most specific first."""
 
@@ -40,6 +42,22 @@ def command() -> list[str]:
         return shlex.split(given) or ["g++"]
     except ValueError as error:
         raise BuildError(f"its kernel needs a C++ compiler, and CXX={given!r} cannot be read: {error}") from error
+
+
+def time_limit() -> float:
+    """Seconds that the compiler may take: :data:`LIMIT_VARIABLE`, or :data:`TIME_LIMIT` where that is unset or empty.
+
+    Raises:
+        BuildError: the variable holds no finite number above zero.
+    """
+    given = os.environ.get(LIMIT_VARIABLE, "").strip()
+    if not given:
+        return TIME_LIMIT
+    with suppress(ValueError):
+        seconds = float(given)
+        if 0 < seconds < math.inf:
+            return seconds
+    raise BuildError(f"its kernel cannot be compiled: {LIMIT_VARIABLE}={given!r} is no number of seconds above zero")
 
 
 def missing() -> str | None:
@@ -68,9 +86,9 @@ def run(arguments: Sequence[str], folder: Path) -> None:
     """Run the compiler with ``folder`` for its temporary files.
 
     Raises:
-        BuildError: it cannot be run, fails or takes longer than :data:`TIME_LIMIT`.
+        BuildError: it cannot be run, fails or takes longer than :func:`time_limit`.
     """
-    words = command()
+    words, limit = command(), time_limit()
     environment = {**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)}
     try:
         process = subprocess.Popen(
@@ -85,7 +103,7 @@ def run(arguments: Sequence[str], folder: Path) -> None:
         raise BuildError(f"its kernel cannot be compiled: {error}") from error
     notice = Notice("rnn-backends: compiling the LSTM kernel for this processor, once")
     try:
-        errors = _wait(process, notice)
+        errors = _wait(process, limit, notice)
     finally:
         notice.end()
         if process.poll() is None:
@@ -96,8 +114,8 @@ def run(arguments: Sequence[str], folder: Path) -> None:
         raise BuildError(f"its kernel cannot be compiled: {words[0]} {_words(errors, process.returncode)}")
 
 
-def _wait(process: subprocess.Popen[bytes], notice: Notice) -> str:
-    """Wait for the process, and return its stderr."""
+def _wait(process: subprocess.Popen[bytes], limit: float, notice: Notice) -> str:
+    """Wait for the process for ``limit`` seconds at most, and return its stderr."""
     began = time.monotonic()
     while True:
         ended = process.poll() is not None
@@ -107,9 +125,10 @@ def _wait(process: subprocess.Popen[bytes], notice: Notice) -> str:
             if ended:  # something that it started still has its stderr
                 return ""
         passed = time.monotonic() - began
-        if passed > TIME_LIMIT:
+        if passed > limit:
             _end(process)
-            raise BuildError(f"its kernel cannot be compiled: {command()[0]} took longer than {TIME_LIMIT:.0f} s")
+            told = f"{command()[0]} took longer than {limit:g} s ({LIMIT_VARIABLE} sets the limit)"
+            raise BuildError(f"its kernel cannot be compiled: {told}")
         notice.update(passed)
 
 
