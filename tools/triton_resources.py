@@ -88,7 +88,12 @@ def of_kernel(H: int, dtype: torch.dtype, chosen: plan.Plan, capability: int, pr
         **{"RESIDENT": chosen.resident, "STEPS": False, "WAITS": chosen.slices > 1},
         **{"PRECISION": precision, "OPERAND": run.operand_of(dtype)},
     }
-    options = {"num_warps": chosen.warps, "num_stages": 1, "launch_cooperative_grid": chosen.slices > 1}
+    options = {
+        "num_warps": chosen.warps,
+        "num_stages": 1,
+        "launch_cooperative_grid": chosen.slices > 1,
+        "enable_fp_fusion": True,
+    }
     if not backward:
         return compiled(kernels.forward_kernel, {**sizes, "KEEP": True}, dtype, capability, **options)
     flags = {"HAS_GRAD_H": True, "HAS_GRAD_C": False, "NEED_ENTRY_H": False, "NEED_ENTRY_C": False}

@@ -103,8 +103,8 @@ def plan(H: int, itemsize: int, batch: Batch, card: Card, backward: bool = False
     Triton's compiler uses no stack (``docs/generated/triton_resources.md``):
 
     - 16 rows, whose products take pieces of 256 bytes a row: operands of more fill the registers.
-    - For large batches 64 rows and 8 warps, which multiply from shared memory all at once; where the rows that enter,
-      or in the backward pass the products, are too wide for it, 16 rows there too.
+    - For large batches on Hopper 64 rows and 8 warps, whose instructions (``wgmma``) multiply from shared memory;
+      where the rows that enter, or in the backward pass the products, are too wide for it, 16 rows there too.
 
     Args:
         H: hidden size, 1 to 1024.
@@ -114,15 +114,16 @@ def plan(H: int, itemsize: int, batch: Batch, card: Card, backward: bool = False
         backward: of the backward pass.
     """
     padded = max(16, power_of_two(H))
-    wide = batch == "large" and itemsize <= 4 and 64 <= padded <= (256 if backward or itemsize == 4 else 512)
-    most = 32 if batch == "few" else 64
+    hopper = card.capability // 10 == 9
+    wide = batch == "large" and hopper and itemsize <= 4 and 64 <= padded <= (256 if backward or itemsize == 4 else 512)
+    most = 32 if batch == "few" or itemsize == SPLIT else 64
     for rows in (64, 16) if wide else (16,):
         for units in (64, 32, 16):
             if units <= min(padded, most) and _fits(units, rows, padded, itemsize, card):
                 if rows == 16:
                     return Plan(units, -(-H // units), 16, padded, min(padded, 256 // itemsize), max(4, units // 8))
                 return Plan(units, -(-H // units), rows, padded, padded, 8)
-    return Plan(16, -(-H // 16), 16, padded, min(padded, 64), 4, resident=False)
+    return Plan(16, -(-H // 16), 16, padded, min(padded, 256 // max(itemsize, 4)), 4, resident=False)
 
 
 def _fits(units: int, rows: int, padded: int, itemsize: int, card: Card) -> bool:

@@ -1,0 +1,71 @@
+"""The Triton kernels compiled for GPUs that are not here: ``tools/triton_resources.py`` and its page."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="its compiler comes with triton, and it is not installed")
+
+ROOT = Path(__file__).parents[2]
+MOST_STACK = 72
+"""Bytes that a thread may spill: those of the worst row of the page, which has a better plan for none of them."""
+
+
+@pytest.fixture(scope="module")
+def resources():
+    spec = importlib.util.spec_from_file_location("triton_resources", ROOT / "tools/triton_resources.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def test_the_page_has_every_plan(resources):
+    assert [row.cells for row in resources.rows()] == list(resources.read_page())
+
+
+def test_every_kernel_fits_its_card(resources):
+    page = resources.read_page()
+    for row in resources.rows():
+        card = next(card for card in resources.plan.CARDS.values() if card.capability == row.capability)
+        registers, stack, shared, _ = page[row.cells]
+        assert int(shared) * 1024 <= card.shared, row
+        assert int(stack) <= MOST_STACK, row
+        assert int(registers) * 32 * row.chosen.warps <= 65536, row  # or not even one program runs
+
+
+@pytest.mark.parametrize("H", [1, 5, 16, 100, 200, 513, 1000, 1024])
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_all_programs_of_a_tile_fit_on_the_card_or_each_step_is_a_launch(resources, H, itemsize):
+    plan = resources.plan
+    for card in plan.CARDS.values():
+        for B in (1, 16, 17, 64, 1024, 4096, 100_000):
+            cut = plan.plan(H, itemsize, plan.batch_of(H, B, itemsize, card), card)
+            assert cut.slices * cut.units >= H > (cut.slices - 1) * cut.units
+            side_by_side = cut.programs(-(-B // cut.rows), card)
+            assert side_by_side * cut.slices <= card.sms  # 0 of them: run.py launches each step by itself
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [3, 60, 150])
+def test_the_page_says_what_the_compiler_gives(resources, k):
+    if f"Triton {triton.__version__}\n" not in resources.PAGE.read_text():
+        pytest.skip(f"the page was made by another Triton than {triton.__version__}")
+    row = resources.rows()[k]
+    assert row.compiled().cells == resources.read_page()[row.cells]
+
+
+def test_no_kernel_is_specialised_on_the_sizes_of_a_call(resources):
+    kernels = resources.kernels
+    for kernel in (kernels.forward_kernel, kernels.backward_kernel, kernels.step_kernel):
+        for parameter in kernel.params:
+            if parameter.is_constexpr or parameter.do_not_specialize:
+                continue
+            is_size = re.fullmatch(r"[A-Z]|t[01]|tiles|\w+_[tb]", parameter.name)
+            assert not is_size, f"{kernel.fn.__name__}: another {parameter.name} would compile it again"
+            if parameter.name in ("starts", "entry_h", "entry_c"):
+                assert parameter.do_not_specialize_on_alignment
