@@ -20,6 +20,7 @@ from .registry import get_backend, is_registered_value
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
 from .stack import RunLayers, layers_with
 from .transforms import traits_needed
+from .weights import as_dtype, cast_weights, spec_of, weight_names, weight_shapes
 
 States = tuple[Tensor, Tensor]
 Form = Literal["row", "step", "sequences", "all_states", "output"]
@@ -110,7 +111,7 @@ class LSTM(SharedRNN):
             dtype=dtype,
         )
         weight = self.weight_ih_l0
-        self._bind(resolve(lstm_backend, _spec_of(self), weight.device, weight.dtype))
+        self._bind(resolve(lstm_backend, spec_of(self), weight.device, weight.dtype))
         self._chosen_on_meta = weight.device.type == "meta" and is_auto(lstm_backend)
 
     @classmethod
@@ -128,7 +129,7 @@ class LSTM(SharedRNN):
         new = cls.__new__(cls)
         new.share(lstm)
         weight = new.weight_ih_l0
-        new._bind(resolve(lstm_backend, _spec_of(new), weight.device, weight.dtype))
+        new._bind(resolve(lstm_backend, spec_of(new), weight.device, weight.dtype))
         return new
 
     def with_backend(self, lstm_backend: str | LSTMBackend) -> LSTM:
@@ -139,7 +140,7 @@ class LSTM(SharedRNN):
             UnsupportedError: it declines this LSTM.
         """
         weight = self.weight_ih_l0
-        backend = resolve(lstm_backend, _spec_of(self), weight.device, weight.dtype)
+        backend = resolve(lstm_backend, spec_of(self), weight.device, weight.dtype)
         new = type(self).__new__(type(self))
         new.share(self)  # the registries themselves are shared, also for later changes
         new._bind(backend)
@@ -147,9 +148,9 @@ class LSTM(SharedRNN):
 
     def _bind(self, backend: LSTMBackend) -> None:
         weight = self.weight_ih_l0
-        self._backend, self._spec = backend, _spec_of(self)
-        self._weight_names = _weight_names(self._spec)
-        self._weight_shapes = _weight_shapes(self._spec)
+        self._backend, self._spec = backend, spec_of(self)
+        self._weight_names = weight_names(self._spec)
+        self._weight_shapes = weight_shapes(self._spec)
         self._run_layers = layers_with(backend.layer, backend.layer)
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
@@ -162,7 +163,7 @@ class LSTM(SharedRNN):
         """Choose again where ``"auto"`` had only weights without memory to go by, and they have arrived since."""
         weight = self.weight_ih_l0
         if self._chosen_on_meta and weight.device.type != "meta":
-            self._bind(resolve("auto", _spec_of(self), weight.device, weight.dtype))
+            self._bind(resolve("auto", spec_of(self), weight.device, weight.dtype))
 
     @property
     def lstm_backend(self) -> str:
@@ -467,7 +468,7 @@ class LSTM(SharedRNN):
         if (weight.device, casts) != self._placed_in_autocast:
             demand(self._backend, self.spec, weight.device, casts)
             self._placed_in_autocast = (weight.device, casts)
-        cast = [_cast(layer, casts) for layer in weights]
+        cast = [cast_weights(layer, casts) for layer in weights]
         return cast, casts, torch.autocast(weight.device.type, enabled=False)
 
     def _known(self, weights: list[LayerWeights]) -> list[KnownWeights] | None:
@@ -608,52 +609,8 @@ def check_is_lstm(value: object) -> None:
         raise InputError(f"lstm must be a torch.nn.LSTM or rnn_backends.LSTM, got {type(value).__name__}")
 
 
-def _spec_of(lstm: nn.RNNBase) -> LSTMSpec:
-    return LSTMSpec(
-        lstm.input_size,
-        lstm.hidden_size,
-        lstm.num_layers,
-        lstm.bias,
-        lstm.dropout,
-        lstm.bidirectional,
-        lstm.proj_size,
-    )
-
-
-def _weight_names(spec: LSTMSpec) -> tuple[tuple[str, ...], ...]:
-    """The parameters' names in torch.nn.LSTM's order, for each layer and direction: ``weight_ih_l0`` and so on."""
-    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if spec.bias else [])]
-    kinds += ["weight_hr"] if spec.proj_size else []
-    suffixes = ["", "_reverse"][: spec.directions]
-    return tuple(tuple(f"{kind}_l{k}{suffix}" for kind in kinds) for k in range(spec.num_layers) for suffix in suffixes)
-
-
-def _weight_shapes(spec: LSTMSpec) -> tuple[tuple[tuple[int, ...] | None, ...], ...]:
-    """The shapes of each layer's and direction's :class:`LayerWeights`; ``None`` for those that it has not."""
-    H, P, found = spec.hidden_size, spec.output_size, []
-    for k in range(spec.num_layers):
-        bias, features = (4 * H,) if spec.bias else None, spec.input_size if k == 0 else P * spec.directions
-        shapes = ((4 * H, features), (4 * H, P), bias, bias, (P, H) if spec.proj_size else None)
-        found += [shapes] * spec.directions
-    return tuple(found)
-
-
 def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:
     """``L*D`` states as one; ``shared``: the last one's memory is the output's too, so it is copied."""
     if len(states) == 1 and not shared:  # a view is enough
         return State(states[0].h.unsqueeze(dim), states[0].c.unsqueeze(dim))
     return State(torch.stack([s.h for s in states], dim), torch.stack([s.c for s in states], dim))
-
-
-def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value.to(dtype)``, which costs a step of acting most of a microsecond where there is nothing to do."""
-    if value.dtype == dtype:
-        return value
-    if not value.is_floating_point():
-        raise InputError(f"a tensor to compute with must be floating point, got {value.dtype}")
-    return value.to(dtype)
-
-
-def _cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
-    b_ih, b_hh, w_hr = (None if v is None else v.to(dtype) for v in (w.b_ih, w.b_hh, w.w_hr))
-    return LayerWeights(w.w_ih.to(dtype), w.w_hh.to(dtype), b_ih, b_hh, w_hr)

@@ -17,9 +17,10 @@ from .choose import resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
 from .keys import HIDDEN_IN, HIDDEN_OUT, check_keys, read_keys, write_keys
-from .lstm import LSTM, Form, as_dtype, check_is_lstm
+from .lstm import LSTM, Form, check_is_lstm
 from .mode import Mode, as_mode, recurrent_mode
 from .torchrl_names import TorchRLOptions
+from .weights import as_dtype
 
 if TYPE_CHECKING:
     from torchrl.envs import TensorDictPrimer

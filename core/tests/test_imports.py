@@ -15,7 +15,7 @@ ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 LAYERS = (
     {"errors", "_torch", "paths"},
     {"contract"},
-    {"hooks", "transforms"},
+    {"hooks", "transforms", "weights"},
     {"prepare", "checks"},
     {"registry", "crossovers"},
     {"ranking"},
