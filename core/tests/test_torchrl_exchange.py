@@ -46,12 +46,13 @@ def test_net_arguments_are_theirs():
     assert list(inspect.signature(LSTMNet).parameters) == list(inspect.signature(TheirNet).parameters)
 
 
-def test_module_positional_arguments_are_theirs_but_for_what_their_backends_need():
+def test_module_arguments_are_theirs():
     ours, theirs = (inspect.signature(m.__init__).parameters for m in (LSTMModule, torchrl.modules.LSTMModule))
-    positional = [n for n, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD and not n.startswith("recurrent_")]
+    positional = [n for n, p in theirs.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert [n for n, p in ours.items() if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
-    for name in (n for n in theirs if not n.startswith("recurrent_")):
-        assert ours[name].default == theirs[name].default, name
+    for name in theirs:
+        expected = None if name.startswith("recurrent_") else theirs[name].default  # not given: `auto` chooses
+        assert ours[name].default == expected, name
 
 
 @pytest.mark.parametrize("python", [False, True])
