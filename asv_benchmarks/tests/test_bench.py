@@ -110,7 +110,7 @@ def test_spread_has_quartiles() -> None:
 
 
 @pytest.mark.parametrize("reads", READS)
-@pytest.mark.parametrize("who", [name for name in names() if name != "compile"])
+@pytest.mark.parametrize("who", [name for name in names() if name not in ("compile", "triton")])  # not on a CPU
 def test_every_backend_computes_the_same_case(who: str, reads: str) -> None:
     mine, others = (build(Contestant(name, TINY, "0.20", "train", reads))(1) for name in (who, "vmap"))
     assert len(mine) == 5

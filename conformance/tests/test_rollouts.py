@@ -147,7 +147,7 @@ def test_each_law_passes_the_plain_unroll(law: str) -> None:
     assert (result.verdict, result.message) == ("passed", "")
     assert result.cases == 4
     assert result.worst_error_ratio is not None
-    assert 0 < result.worst_error_ratio < 0.5
+    assert 0 <= result.worst_error_ratio < 0.5  # steps and rows may agree to the bit in all four cases
 
 
 def test_a_crash_is_not_a_failure_of_the_law() -> None:

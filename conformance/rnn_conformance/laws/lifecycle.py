@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -266,7 +267,9 @@ def every_kind_of_hook_runs_on_the_inner_lstm(trial: Trial) -> None:
             ran: list[nn.Module] = []
             handle = register(lambda called, *_, ran=ran: ran.append(called))
             try:
-                run(given.clone())["features"].sum().backward()
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # torch warns of inputs without gradients, and of TensorDicts
+                    run(given.clone())["features"].sum().backward()
             finally:
                 handle.remove()
             if ran.count(run.lstm) != 1:
