@@ -127,7 +127,7 @@ def test_the_whole_command_on_a_cpu_leaves_one_folder_with_everything(tried):
     run = json.loads((folder / "run.json").read_text())
     assert tuple(run["parts"]) == PARTS
     assert {job["name"]: job["status"] for part in run["parts"].values() for job in part["jobs"]} == dict.fromkeys(
-        ("environment", "smoke-vmap", "tests", "figures", "crossovers", "quick-vmap"), 0
+        ("environment", "smoke-vmap", "tests", "figures", "cuts", "crossovers", "quick-vmap"), 0
     )
     for part in PARTS:
         assert f"{part}: " in process.stdout
@@ -165,6 +165,30 @@ def test_crossovers_are_a_table_that_core_reads(tried):
     assert [(cell.batch, cell.time, cell.features, cell.hidden) for cell in table.cells] == [(2, 3, 2, 4)]
 
 
+def test_cuts_are_measured_and_one_that_fails_has_its_reason(tmp_path):
+    """In Triton's interpreter: the kernels really run, and this process has Triton without it."""
+    pytest.importorskip("triton", reason="the interpreter comes with triton, and it is not installed")
+    program = f"""
+from pathlib import Path
+from rnn_benchmarks.gpu import cuts
+real, broken = cuts.candidates, cuts.Plan(3, 2, 4, 4, 4, 4)
+cuts.candidates = lambda *given: [*real(*given)[:2], broken]
+cuts.measure_cuts("cpu", Path({str(tmp_path)!r}), 60.0, ["2,3,2,4"])
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "cuts.json").read_text())
+    assert [(row["precision"], row["by"], "train" in row, "note" in row) for row in rows] == [
+        (which, by, right, not right)
+        for which in ("TF32", "bfloat16")
+        for by, right in (("plan", True), ("other", True), ("other", False))
+    ]
+    assert all(row["train"] > row["forward"] > 0 for row in rows if "train" in row)
+    assert "must be a power of 2" in rows[2]["note"]
+    assert done.stdout.count("on paper") == 6
+
+
 def test_pages_about_gpus_are_not_filled_from_a_cpu(tried, tmp_path):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     before = (tmp_path / "docs" / "performance.md").read_text()
@@ -192,6 +216,10 @@ def made_up(folder):
         Row("acting", "graph of cudnn", one, "0", "step", "module", spread, third, "nn.LSTM"),
     ], {"memory/cudnn/G1": 1.25, "first call/compile/seconds": "it took longer than 40 s"})  # fmt: skip
     figures.save(folder / "figures.json")
+    cut = {"shape": "S1", "precision": "TF32", "by": "plan", "units": 32, "slices": 8, "rows": 16, "piece": 256}
+    cuts = [{**cut, "warps": w, "forward": 0.0006, "train": 0.001 * w, "predicted": 0.0015} for w in (4, 8)]
+    cuts.append({**cut, "warps": 16, "predicted": 0.001, "note": "OutOfResources: shared memory"})
+    (folder / "cuts.json").write_text(json.dumps(cuts))
     law = {"kind": "result", "law": "one_row", "verdict": "failed", "waived": "", "dtypes": ["f32"]}
     header = {"kind": "header", "runs": [{"expected": ["one_row", "one_step", "projection"]}]}
     rows = [header, law, {**law, "law": "one_step", "verdict": "passed"}, {"kind": "footer"}]
@@ -227,6 +255,8 @@ def test_pages_and_crossovers_are_filled_with_chip_date_and_versions_and_twice_i
     assert "| TF32, G1, 3 % | 2 ms | 2 ms (1.37) |" in texts[0]
     assert "| bfloat16, G1, 3 % | - | - |" in texts[0]
     assert "| B1, H64 | 2 ms (0.30) |" in texts[0]
+    assert "| S1, TF32 | plan | 8, 32, 16, 256, 4 | 600 us | 4 ms | 1.5 ms | fastest |" in texts[0]
+    assert "| S1, TF32 | plan | 8, 32, 16, 256, 16 | - | - | 1 ms | OutOfResources: shared memory |" in texts[0]
     assert "Did not end with exit status 0: smoke-cudnn (1), quick-cudnn (cut off)." in texts[0]
     assert "| cudnn, smoke | 1 | 0 | 1 | 1 | f32 2 | `one_row` |" in texts[1]
     found = {table.device: table for table in parse(texts[2], shipped=True)}
@@ -310,7 +340,7 @@ def test_bad_usage_is_refused_in_words_before_anything_runs(words, says, tmp_pat
 def test_help_teaches_the_parts_and_their_order(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert "environment, laws, tests, figures, crossovers, quick" in capsys.readouterr().out
+    assert "environment, laws, tests, figures, cuts, crossovers, quick" in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_command_says_how_to_try_it(monkeypatch, capsys, tmp_path):

@@ -299,3 +299,148 @@ def test_acting_is_captured_in_a_graph(backend):
             expected = module(td.clone())
             torch.testing.assert_close(out["features"], expected["features"])
             torch.testing.assert_close(out["next", "recurrent_state_c"], expected["next", "recurrent_state_c"])
+
+
+def triton_case(T=9, B=37, I=5, H=40, seed=0, dtype=torch.float32, device="cuda"):  # noqa: E741
+    """An LSTM on ``triton`` with several tiles and slices, an input, and resets."""
+    torch.manual_seed(seed)
+    lstm = LSTM(I, H, lstm_backend="triton", device=device, dtype=dtype)
+    x = torch.randn(T, B, I, device=device, dtype=dtype, requires_grad=True)
+    return lstm, x, torch.rand(T, B, device=device) < 0.2
+
+
+def triton_call(lstm, x, starts):
+    """The output and all gradients."""
+    output, _ = lstm(x, is_init=starts)
+    grad = torch.linspace(-1, 1, output.numel(), device=x.device, dtype=x.dtype).view_as(output)
+    return output, *torch.autograd.grad(output, [x, *lstm.parameters()], grad)
+
+
+def assert_close_by_row(found, expected, most):
+    for one, other in zip(found, expected, strict=True):
+        assert (one.double() - other.double()).abs().max() <= most * other.double().abs().max().clamp(min=1e-3)
+
+
+@pytest.fixture
+def exact_products():
+    """No TF32, in torch's products nor in recurrent networks."""
+    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [place.allow_tf32 for place in places]
+    for place in places:
+        place.allow_tf32 = False
+    yield
+    for place, value in zip(places, before, strict=True):
+        place.allow_tf32 = value
+
+
+TRITON_SIZES = pytest.mark.parametrize(
+    ("B", "H"), [(1, 1), (37, 40), (16, 256), (300, 64), (33, 512), (3000, 128), (5, 1000)]
+)
+
+
+@on_a_gpu
+@TRITON_SIZES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_equals_the_unroll(exact_products, B, H, dtype):
+    """Slices that wait for each other, tiles one after another, weights that do not stay on the chip."""
+    case = triton_case(T=12, B=B, H=H, dtype=dtype)
+    wide, x, starts = case[0].with_backend("vmap").double(), case[1].detach().double().requires_grad_(), case[2]
+    found = triton_call(*triton_case(T=12, B=B, H=H, dtype=dtype))
+    assert_close_by_row(found, triton_call(wide, x, starts), 1e-5 if dtype == torch.float32 else 4e-2)
+
+
+@on_a_gpu
+def test_triton_gives_the_same_bits_again():
+    """A race shows as another number, now and then."""
+    lstm, x, starts = triton_case(T=64, B=200, H=256)
+    first = triton_call(lstm, x, starts)
+    for _ in range(20):
+        for one, other in zip(triton_call(lstm, x, starts), first, strict=True):
+            assert one.equal(other)
+
+
+@on_a_gpu
+def test_triton_never_waits_for_the_device():
+    lstm, x, starts = triton_case()
+    triton_call(lstm, x, starts)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        triton_call(lstm, x, starts)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_a_gpu
+def test_triton_is_captured_in_a_graph_with_its_resets_and_gradients():
+    lstm, x, starts = triton_case()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            triton_call(lstm, x, starts)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = triton_call(lstm, x, starts)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            x.normal_()
+            starts.copy_(torch.rand_like(x[..., 0]) < 0.3 * seed)
+        graph.replay()
+        for one, other in zip(captured, triton_call(lstm, x, starts), strict=True):
+            assert one.equal(other)
+
+
+@on_a_gpu
+def test_triton_on_streams_side_by_side_and_in_several_modules():
+    """Each of them has programs enough to fill the GPU, and must neither mix with the others nor wait for ever."""
+    cases = [triton_case(T=40, B=64, H=256, seed=seed) for seed in range(6)]
+    expected = [triton_call(*case) for case in cases]
+    torch.cuda.synchronize()
+    streams = [torch.cuda.Stream() for _ in cases]
+    for _ in range(5):
+        found = []
+        for stream, case in zip(streams, cases, strict=True):
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                found.append(triton_call(*case))
+        torch.cuda.synchronize()
+        for one, other in zip(found, expected, strict=True):
+            for a, b in zip(one, other, strict=True):
+                assert a.equal(b)
+
+
+@on_a_gpu
+def test_triton_compiles_nothing_for_another_length_batch_or_other_resets(monkeypatch):
+    import triton
+
+    compiled = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **about: compiled.append(about) and None)
+    for B in (16, 17):  # a new size compiles; 16 is a number that Triton likes to specialise on
+        triton_call(*triton_case(T=8, B=B, H=72))
+    compiled.clear()
+    for T, B, rate in ((1, 16, 0.5), (2, 1, 0.0), (33, 48, 0.9), (128, 3, 1.0)):
+        lstm, x, _ = triton_case(T=T, B=B, H=72)
+        triton_call(lstm, x, torch.rand(T, B, device="cuda") < rate)
+    assert not compiled
+
+
+@on_a_gpu
+def test_triton_acts_in_one_launch_that_a_graph_takes():
+    lstm, x, _ = triton_case(H=64)
+    state = State(*torch.randn(2, 1, 37, 64, device="cuda"))
+    with torch.no_grad():
+        expected = lstm.with_backend("vmap").step(x[0], state)
+        lstm.step(x[0], state)
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            found = lstm.step(x[0], state)
+        graph.replay()
+    torch.cuda.synchronize()
+    for one, other in zip(
+        torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(expected), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-3)

@@ -24,6 +24,8 @@ SLOW = ("vmap", "torchscript", "compile")
 COMPILES = ("compile",)
 """Their first call takes long: they come last."""
 ACTING, Q, R = "acting", "Q", "R, "
+Q_TRITON = "Q, triton"
+"""Q of ``triton`` by name: ``auto`` takes it where the shipped table says so, before the first run nowhere."""
 SHORTEST, LONGEST = 0.2, 2.0
 """Seconds for one group."""
 ROUNDS = (3, 41)
@@ -91,6 +93,8 @@ def _steps(device: str, names: list[str], shapes: list[Shape], acting: list[Shap
     for resets in ("0.03", "0"):
         for shape in shapes if peers else []:
             yield Step(Q_group(Q, "auto", peers, shape, resets, 1.0, device))
+            if "triton" in names:
+                yield Step(Q_group(Q_TRITON, "triton", peers, shape, resets, 1.0, device))
     for which in PRECISIONS:
         able = [name for name in (fast or slow) if name in accepting(device, DTYPES[which])]
         for resets in ("0.20", "0"):

@@ -21,7 +21,7 @@ from rnn_backends_plugins.triton.plan import CARDS, Plan, batch_of, plan
 
 from ..cases import Shape
 from ..page import markdown
-from .settings import GPU_SHAPES
+from .settings import GPU_SHAPES, name_of
 
 CARD = CARDS["H100"]
 CLOCK = 1755.0
@@ -192,12 +192,17 @@ class Prediction:
         slow_products: the same without TF32 in torch's own products, which is torch's default.
     """
 
-    name: str
+    shape: Shape
     precision: str
     forward: Pass
     backward: Pass
     products: float
     slow_products: float
+
+    @property
+    def name(self) -> str:
+        """Of the shape."""
+        return name_of(self.shape)
 
     def us(self, step: Step) -> float:
         """Microseconds of a step."""
@@ -210,35 +215,33 @@ class Prediction:
 
     def ms(self, slow: bool = False) -> float:
         """Forward and backward, from the call to the end."""
-        T = GPU_SHAPES[self.name].T
-        kernels = sum(of.rounds * T * self.us(of.step) for of in (self.forward, self.backward))
+        kernels = sum(of.rounds * self.shape.T * self.us(of.step) for of in (self.forward, self.backward))
         outside = self.slow_products if slow else self.products
         return (LAUNCHES_BEFORE * LAUNCH + kernels) / 1000 + outside
 
 
-def predict(name: str, precision: str, cut: Plan | None = None) -> Prediction:
+def predict(shape: Shape, precision: str, cut: Plan | None = None) -> Prediction:
     """What a cut should reach; ``None``: the plan's choice."""
-    shape, itemsize = GPU_SHAPES[name], ITEMSIZE[precision]
+    itemsize = ITEMSIZE[precision]
     batch = batch_of(shape.H, shape.B, itemsize, CARD)
     forward, backward = (
-        _pass(name, precision, cut or plan(shape.H, itemsize, batch, CARD, b), b) for b in (False, True)
+        _pass(shape, precision, cut or plan(shape.H, itemsize, batch, CARD, b), b) for b in (False, True)
     )
     slow = "float32" if precision == "TF32" else precision
     outside = [products_ms(shape, itemsize, which) for which in (precision, slow)]
-    return Prediction(name, precision, forward, backward, *outside)
+    return Prediction(shape, precision, forward, backward, *outside)
 
 
-def _pass(name: str, precision: str, cut: Plan, backward: bool) -> Pass:
-    shape = GPU_SHAPES[name]
+def _pass(shape: Shape, precision: str, cut: Plan, backward: bool) -> Pass:
     tiles = ceil(shape.B / cut.rows)
     at_once = cut.programs(tiles, CARD) or tiles
     step = step_of(shape.B, shape.H, ITEMSIZE[precision], cut, at_once, backward)
     return Pass(cut, at_once, ceil(tiles / at_once), step)
 
 
-def cuts(name: str, precision: str) -> Iterator[Plan]:
+def cuts(shape: Shape, precision: str) -> Iterator[Plan]:
     """Cuts whose weights stay on the chip, within what the trial has shown: at most 8 cells of a thread."""
-    H, itemsize = GPU_SHAPES[name].H, ITEMSIZE[precision]
+    H, itemsize = shape.H, ITEMSIZE[precision]
     padded = plan(H, itemsize, "few", CARD).padded
     for units, rows, warps in product((16, 32, 64), (16, 32, 64), (4, 8)):
         fits = (4 * units + rows) * padded * itemsize <= CARD.shared * 7 // 8
@@ -246,10 +249,10 @@ def cuts(name: str, precision: str) -> Iterator[Plan]:
             yield Plan(units, ceil(H / units), rows, padded, padded, warps)
 
 
-def best(name: str, precision: str) -> Prediction:
+def best(shape: Shape, precision: str) -> Prediction:
     """The fastest of :func:`cuts` by the model; the plan's own choice where there is none."""
-    tried = [predict(name, precision, cut) for cut in cuts(name, precision)]
-    return min([predict(name, precision), *tried], key=Prediction.ms)
+    tried = [predict(shape, precision, cut) for cut in cuts(shape, precision)]
+    return min([predict(shape, precision), *tried], key=Prediction.ms)
 
 
 def products_ms(shape: Shape, itemsize: int, precision: str) -> float:
@@ -267,8 +270,8 @@ def products_ms(shape: Shape, itemsize: int, precision: str) -> float:
 def predictions() -> Iterator[Prediction]:
     """Every shape in both precisions."""
     for precision in ITEMSIZE:
-        for name in GPU_SHAPES:
-            yield predict(name, precision)
+        for shape in GPU_SHAPES.values():
+            yield predict(shape, precision)
 
 
 def _trial_table() -> str:
@@ -324,7 +327,7 @@ def verdict(value: float, goal: float | None) -> str:
 def _cut_table() -> str:
     lines = []
     for now in predictions():
-        other = best(now.name, now.precision)
+        other = best(now.shape, now.precision)
         row = [f"{now.name}, {now.precision}"]
         for found in (now, other):
             cut, step = found.forward.cut, found.forward.step
@@ -338,8 +341,7 @@ def _cut_table() -> str:
 def _goal_table() -> str:
     lines = []
     for found in predictions():
-        shape = GPU_SHAPES[found.name]
-        step = found.us(found.forward.step)
+        shape, step = found.shape, found.us(found.forward.step)
         limit = next((us for most, us in STEP_GOALS if most >= shape.H), None) if shape.B <= 128 else None
         dense = DENSE.get((found.name, found.precision))
         goal = R_GOALS[found.name] if found.precision == "TF32" else R_GOAL_16

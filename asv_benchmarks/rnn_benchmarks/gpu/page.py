@@ -19,7 +19,8 @@ from ..page import markdown
 from ..tables import percent, pivot, ratio_text
 from ..tables import seconds as time_text
 from ..tune_report import store
-from .measure import ACTING, Q, R
+from .cuts import FILE as CUTS
+from .measure import ACTING, Q_TRITON, Q, R
 from .settings import PRECISIONS, name_of
 
 BETWEEN = re.compile(r"(<!-- gpu: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -76,11 +77,13 @@ def tables(folder: Path, here: dict[str, Any]) -> dict[str, str]:
     made = {
         "R": _R_table(figures),
         "Q": _pivot("shape, resets", figures.of(Q), _place, _both),
+        "Q, triton": _pivot("shape, resets", figures.of(Q_TRITON), _place, _both),
         "acting": _pivot("B, H", figures.of(ACTING), _rows_and_size, _both),
         "memory": _numbers("over `nn.LSTM`", figures, "memory", "{:.2f}"),
         "first call": _numbers("backend", figures, "first call", "{:.1f}"),
     }
     return {
+        "cuts": _cuts(folder / CUTS),
         "where": f"{about}{_endings(folder)}",
         "laws": f"{about}\n\n{_laws(folder)}",
         **made,
@@ -154,6 +157,26 @@ def _numbers(corner: str, figures: Figures, what: str, form: str) -> str:
     heads = list(dict.fromkeys(name for cells in found.values() for name in cells))
     lines = [[who, *(cells.get(name, "-") for name in heads)] for who, cells in found.items()]
     return markdown(corner, heads, lines) if lines else NOTHING
+
+
+def _cuts(file: Path) -> str:
+    """Every cut of a shape, and which was the fastest."""
+    rows = _read(file) if file.exists() else []
+    fastest: dict[tuple[str, str], float] = {}
+    for row in rows:
+        where = row["shape"], row["precision"]
+        fastest[where] = min(fastest.get(where, row.get("train", float("inf"))), row.get("train", float("inf")))
+    heads = ["by", "G, U, BB, BK, warps", "forward", "both", "on paper", "note"]
+    lines = [
+        [
+            f"{row['shape']}, {row['precision']}", row["by"],
+            ", ".join(str(row[size]) for size in ("slices", "units", "rows", "piece", "warps")),
+            *(time_text(row[mode]) if mode in row else "-" for mode in ("forward", "train", "predicted")),
+            "fastest" if row.get("train") == fastest[row["shape"], row["precision"]] else row.get("note", ""),
+        ]
+        for row in rows
+    ]  # fmt: skip
+    return markdown("shape, precision", heads, lines) if lines else NOTHING
 
 
 def _laws(folder: Path) -> str:

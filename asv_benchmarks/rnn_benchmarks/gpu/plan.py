@@ -13,7 +13,7 @@ from rnn_backends import LSTMSpec, explain
 
 from .parts import Job, Part
 
-PARTS = ("environment", "laws", "tests", "figures", "crossovers", "quick")
+PARTS = ("environment", "laws", "tests", "figures", "cuts", "crossovers", "quick")
 MOST = 16
 """At most so many processes run side by side, and no more than there are cores."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -54,6 +54,7 @@ def parts_of(choice: Choice) -> list[Part]:
         Part(
             "figures", "R, Q, acting, memory, first call, alone on the device", 120, lambda: [_own("figures", choice)]
         ),
+        Part("cuts", "other cuts of triton's kernels against the plan's", 40, lambda: [_own("cuts", choice)]),
         Part("crossovers", "times for auto", 40, lambda: [_own("crossovers", choice)]),
         Part(
             "quick", "laws, quick, every backend, with the time that is left", 55, lambda: _laws(choice, "quick"), cores
