@@ -3,6 +3,7 @@
 - **A hand-written layer**: :func:`make_layer` turns a forward and a backward pass over memory into a layer that torch's
   dispatcher, autograd, ``torch.func``, ``torch.compile`` and ``torch.export`` know. The passes get :class:`Arguments`,
   :class:`Run` and :class:`Needs`.
+- **Acting**: :func:`make_steps` adds one step, past the dispatcher where that is right.
 - **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_second_gradient`.
 - **Kinds of tensors**: :func:`is_plain` and its like say when a kernel may read a tensor's memory by its address.
 - **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits, and
@@ -12,6 +13,7 @@
 - **Files**: :func:`cache_folder` and :func:`write_whole`.
 """
 
+from .acting import StepOnMemory, make_steps
 from .contract import SurveyedLayer, SurveyFunction
 from .known import KnownWeights, check_call, known_weights, reset
 from .operators import (
@@ -54,6 +56,7 @@ __all__ = [
     "Layer",
     "Needs",
     "Run",
+    "StepOnMemory",
     "SurveyFunction",
     "SurveyedLayer",
     "accumulation_views",
@@ -73,6 +76,7 @@ __all__ = [
     "is_plain",
     "known_weights",
     "make_layer",
+    "make_steps",
     "materialized",
     "nothing_at_work",
     "plain_keys",

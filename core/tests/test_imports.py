@@ -22,6 +22,7 @@ LAYERS = (
     {"choose"},
     {"resets", "unroll", "plain"},
     {"stack", "operators", "known"},
+    {"acting"},
     {"lstm", "scripting", "authoring"},
     {"layout", "keys", "mode", "mlp", "torchrl_names"},
     {"module", "net"},

@@ -9,17 +9,7 @@ from __future__ import annotations
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import (
-    check_kinds,
-    have_memory,
-    known_weights,
-    make_layer,
-    nothing_at_work,
-    plain_keys,
-    torch_step,
-    wants_gradient,
-    zero_at,
-)
+from rnn_backends.authoring import KnownWeights, make_layer, make_steps
 from torch import Tensor
 
 from . import kernel
@@ -45,36 +35,13 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
     return State(h.to(x.dtype), c.to(x.dtype))
 
 
-def step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    """One step: a :data:`rnn_backends.StepFunction`."""
-    done = act_on_memory(weights, x, state)
-    if done is not None:
-        return done
-    if torch.compiler.is_compiling():
-        return torch_step(weights, x, state)
-    check_kinds("cpp", (x, *state))
-    starts = x.new_ones(1, x.shape[0], dtype=torch.bool)
-    out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
-    return State(out.h.squeeze(0), out.c.squeeze(0))
+def _step_on_memory(
+    known: KnownWeights, weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None
+) -> State | None:
+    return kernel.step(known, x, state, is_init) if x.dtype in WIDE else None
 
 
-def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
-    """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    done = act_on_memory(weights, x, state, is_init)
-    return step(weights, x, zero_at(state, is_init)) if done is None else done
-
-
-def act_on_memory(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State | None:
-    """One step past the dispatcher, or ``None`` where it is not for it: no plain tensors, gradients, 16 bits."""
-    h, c = state
-    if not nothing_at_work() or x.dtype not in WIDE or not have_memory((x, h, c, is_init), plain_keys("cpu")):
-        return None
-    if torch.is_grad_enabled() and wants_gradient((x, h, c, *weights)):
-        return None
-    known = known_weights(weights)
-    if known is None or known.device != x.device:
-        return None
-    return kernel.step(known, x, state, is_init)
+step, act = make_steps("cpp", layer, _step_on_memory, ("cpu",))
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -14,20 +14,7 @@ from importlib.util import find_spec
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import (
-    Arguments,
-    Needs,
-    Run,
-    check_kinds,
-    have_memory,
-    known_weights,
-    make_layer,
-    nothing_at_work,
-    plain_keys,
-    torch_step,
-    wants_gradient,
-    zero_at,
-)
+from rnn_backends.authoring import Arguments, KnownWeights, Needs, Run, make_layer, make_steps
 from torch import Tensor
 
 from .plan import MOST_UNITS
@@ -63,45 +50,22 @@ def _backward(given: Arguments, done: Run, needs: Needs) -> list[Tensor | None]:
 layer = make_layer("triton", _forward, _backward, lambda H, dtype: (4, H), DEVICES)
 
 
-def step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    """One step: a :data:`rnn_backends.StepFunction`."""
-    done = _act_on_memory(weights, x, state)
-    if done is not None:
-        return done
-    if torch.compiler.is_compiling():
-        return torch_step(weights, x, state)
-    check_kinds("triton", (x, *state))
-    starts = x.new_ones(1, x.shape[0], dtype=torch.bool)
-    out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
-    return State(out.h.squeeze(0), out.c.squeeze(0))
-
-
-def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
-    """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    done = _act_on_memory(weights, x, state, is_init)
-    return step(weights, x, zero_at(state, is_init)) if done is None else done
-
-
-def _act_on_memory(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State | None:
-    """One step past the dispatcher, or ``None`` where it is not for it: no plain tensors, or gradients."""
-    h, c = state
-    if not nothing_at_work() or not have_memory((x, h, c, is_init), plain_keys(*DEVICES)):
-        return None
-    if torch.is_grad_enabled() and wants_gradient((x, h, c, *weights)):
-        return None
-    known = known_weights(weights)
-    if known is None or weights.w_hr is not None:
-        return None
-    I, H, _ = known.sizes  # noqa: E741
+def _step_on_memory(
+    known: KnownWeights, weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None
+) -> State | None:
+    (h, c), (I, H, _) = state, known.sizes  # noqa: E741
     B = x.shape[0] if x.ndim else 0
     alike = all((v.dtype, v.device) == (known.dtype, known.device) for v in (x, h, c))
-    if not alike or x.shape != (B, I) or h.shape != (B, H) or c.shape != (B, H):
+    if weights.w_hr is not None or not alike or x.shape != (B, I) or h.shape != (B, H) or c.shape != (B, H):
         return None
     if is_init is not None and (is_init.shape != (B,) or is_init.dtype != torch.bool or is_init.device != x.device):
         return None
     from . import run
 
     return run.step(weights, x, state, is_init)
+
+
+step, act = make_steps("triton", layer, _step_on_memory, DEVICES)
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:

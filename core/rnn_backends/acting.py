@@ -1,0 +1,64 @@
+"""One step of a hand-written layer: past torch's dispatcher where that is right, else the layer with ``T = 1``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .contract import ActFunction, LayerFunction, LayerWeights, State, StepFunction
+from .known import KnownWeights, known_weights
+from .operators import torch_step, wants_gradient
+from .plain import check_kinds, have_memory, nothing_at_work, plain_keys
+from .resets import zero_at
+
+StepOnMemory = Callable[[KnownWeights, LayerWeights, Tensor, State, Tensor | None], State | None]
+"""``step(known, weights, x [B, I], State([B, P], [B, H]), is_init [B] bool or None) -> State``, over memory, without a
+gradient; ``None`` where it is not for these tensors. Sizes and dtypes have not been looked at."""
+
+
+def make_steps(
+    name: str, layer: LayerFunction, on_memory: StepOnMemory, devices: tuple[str, ...]
+) -> tuple[StepFunction, ActFunction]:
+    """The two functions of a backend that act, from its layer and a step over memory.
+
+    Args:
+        name: the backend's.
+        layer: what runs wherever ``on_memory`` must not: tracers, transforms, gradients, other kinds of tensors.
+        on_memory: called for plain tensors on one of ``devices`` beside their weights, where no gradient is wanted.
+        devices: the types of device whose memory it reads.
+
+    Returns:
+        ``step`` and ``act`` of :class:`rnn_backends.LSTMBackend`.
+    """
+
+    def past_the_dispatcher(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None) -> State | None:
+        h, c = state
+        if not nothing_at_work() or not have_memory((x, h, c, is_init), plain_keys(*devices)):
+            return None
+        if torch.is_grad_enabled() and wants_gradient((x, h, c, *weights)):
+            return None
+        known = known_weights(weights)
+        if known is None or known.device != x.device:
+            return None
+        return on_memory(known, weights, x, state, is_init)
+
+    def step(weights: LayerWeights, x: Tensor, state: State) -> State:
+        """One step: a :data:`rnn_backends.StepFunction`."""
+        done = past_the_dispatcher(weights, x, state, None)
+        if done is not None:
+            return done
+        if torch.compiler.is_compiling():
+            return torch_step(weights, x, state)
+        check_kinds(name, (x, *state))
+        starts = x.new_ones(1, x.shape[0], dtype=torch.bool)
+        out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
+        return State(out.h.squeeze(0), out.c.squeeze(0))
+
+    def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        """One step with resets: a :data:`rnn_backends.ActFunction`."""
+        done = past_the_dispatcher(weights, x, state, is_init)
+        return step(weights, x, zero_at(state, is_init)) if done is None else done
+
+    return step, act
