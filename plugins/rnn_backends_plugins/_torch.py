@@ -132,6 +132,11 @@ def flat_weights(module: nn.RNNBase) -> list[Tensor] | None:
     return weights if names is not None and len(weights) == len(names) else None
 
 
+def functions_of_nn() -> Any:
+    """The namespace in which ``torch.nn.LSTM`` looks up ``lstm``. Without the private name: torch's."""
+    return getattr(torch, "_VF", torch)
+
+
 def profiler_runs() -> bool:
     """Whether torch's profiler runs. Without the private name: no, and its record of memory may lack kept blocks."""
     enabled: Callable[[], bool] | None = getattr(torch.autograd, "_profiler_enabled", None)

@@ -28,6 +28,7 @@ REMOVED = [
     ("torchscript", "_C._autograd._top_saved_tensors_default_hooks"),
     (None, "_flat_weights_names"),
     (None, "_flat_weights"),
+    (None, "_VF"),
     ("cpp", "autograd._profiler_enabled"),
     ("compile", "_C._AutoDispatchBelowAutograd"),
     ("compile", "_C._ExcludeDispatchKeyGuard"),

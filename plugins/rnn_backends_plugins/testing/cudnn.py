@@ -11,7 +11,7 @@ aten/src/ATen/native/cudnn/RNN.cpp
     lies where cuDNN has its biases is taken for them; of all parameters only the last must be contiguous.
     ``_cudnn_rnn_flatten_weight``: moves the parameters into one buffer, in place.
     ``use_rnn_persist_small_h``: the small-H kernel, up to H = 192 forward and 128 backward, not in float64.
-    ``promote_rnn_math_type``: 16 bits are computed in float32.
+    ``promote_rnn_math_type``: 16 bits are computed in float32. ``allowTF32CuDNN``: products of float32 in TF32.
 aten/src/ATen/native/RNN.cpp
     ``lstm``, ``use_cudnn``: an empty input does not go to cuDNN.
 torch/nn/modules/rnn.py
@@ -21,9 +21,9 @@ tools/autograd/derivatives.yaml
 
 Two things are cuDNN's own and stand nowhere in torch. The order in its buffer: all layers' matrices (``w_ih``, ``w_hh``,
 the projection), then all layers' biases; what failed on an H100 failed as that order says. The small-H kernel's
-precision: some 16 bits of mantissa, as measured there.
+precision: some 16 bits of mantissa, as measured there with TF32 off.
 
-What is missing: dropout inside the call (the plugin never asks for it), packed sequences, TF32.
+What is missing: dropout inside the call (the plugin never asks for it), packed sequences.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from dataclasses import dataclass, field, replace
 from functools import wraps
 from itertools import accumulate
 from math import prod
-from typing import Any
+from threading import local
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -50,8 +51,8 @@ from ..cudnn import flat, target
 SMALL_H, SMALL_H_BACKWARD = 192, 128
 """Largest hidden sizes of the small-H kernel."""
 
-MANTISSA = 16
-"""Bits of its products' factors."""
+SMALL_H_BITS, TF32_BITS = 16, 11
+"""Significant bits of the factors of products in float32: of the small-H kernel, and of TF32."""
 
 CHUNK_WARNING = (
     "RNN module weights are not part of single contiguous chunk of memory. This means they need to be compacted at "
@@ -89,6 +90,13 @@ SYNCS = frozenset(
 """Names of functions that read the device, or make the host wait for it."""
 
 
+class _Bits(NamedTuple):
+    """Significant bits of the factors of a kernel's products; ``None``: all."""
+
+    forward: int | None
+    backward: int | None
+
+
 class HostSyncError(AssertionError):
     """The host read a tensor that stands for one on a GPU."""
 
@@ -98,7 +106,7 @@ class StandIn:
     """What was seen.
 
     Attributes:
-        rounds: whether float32 is rounded as the small-H kernel rounds it.
+        rounds: whether float32 is rounded, as the small-H kernel and TF32 round it.
         reads: how often the host read the device, where it may.
         calls: the number of steps of each call of the kernel.
         torchs: ``torch.lstm`` as it was.
@@ -136,11 +144,11 @@ class StandIn:
         H = c.shape[2]
         P = 0 if h.shape[2] == H else h.shape[2]
         weights = _effective(params, has_biases, x.shape[2], H, P, num_layers, bidirectional)
-        small = x.dtype != torch.float64 and P == 0 and H <= SMALL_H
+        bits = self._bits(x.dtype, H, P)
 
         def compute(x: Tensor, h: Tensor, c: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
             wide = [value if value.dtype == torch.float64 else value.float() for value in (x, h, c, *weights)]
-            found = _run(wide[0], (wide[1], wide[2]), wide[3:], bidirectional, batch_first, self.rounds and small)
+            found = _run(wide[0], (wide[1], wide[2]), wide[3:], bidirectional, batch_first, bits)
             return tuple(value.to(x.dtype) for value in found)
 
         if _torch.in_transform():
@@ -148,6 +156,14 @@ class StandIn:
         else:
             y, h, c = _Kernel.apply(compute, train, x, h, c, *weights)
         return y, h, c
+
+    def _bits(self, dtype: torch.dtype, H: int, P: int) -> _Bits:
+        """TF32 where torch allows it; without it only the small-H kernel, without a projection, rounds."""
+        if not self.rounds or dtype == torch.float64:
+            return _Bits(None, None)
+        if dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+            return _Bits(TF32_BITS, TF32_BITS)
+        return _Bits(*(SMALL_H_BITS if P == 0 and limit >= H else None for limit in (SMALL_H, SMALL_H_BACKWARD)))
 
 
 def order(I: int, H: int, P: int, layers: int, bidirectional: bool) -> flat.Layout:  # noqa: E741
@@ -248,14 +264,13 @@ def _run(
     weights: list[Tensor],
     bidirectional: bool,
     batch_first: bool,
-    rounds: bool,
+    bits: _Bits,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """An LSTM; where it ``rounds``, the factors of its products have ``MANTISSA`` bits."""
-    directions, backward = 2 if bidirectional else 1, hx[1].shape[2] <= SMALL_H_BACKWARD
-    size = len(weights) // len(hx[0])
+    """An LSTM whose products' factors have so many ``bits``."""
+    directions, size = 2 if bidirectional else 1, len(weights) // len(hx[0])
 
     def cut(value: Tensor) -> Tensor:
-        result: Tensor = _Rounded.apply(value, backward) if rounds else value
+        result: Tensor = value if bits == (None, None) else _Rounded.apply(value, bits)
         return result
 
     x = x.transpose(0, 1) if batch_first else x
@@ -296,20 +311,27 @@ class _Instead(torch.autograd.Function):
 
 
 class _Rounded(torch.autograd.Function):
-    """``value`` with ``MANTISSA`` bits; so is its gradient, where ``backward`` is true (Veltkamp's splitting)."""
+    """``value`` with ``bits.forward`` significant bits; its gradient has ``bits.backward``."""
 
     @staticmethod
-    def forward(value: Tensor, backward: bool) -> Tensor:
-        large = value * (2.0 ** (24 - MANTISSA) + 1)
-        return torch.where(large.isfinite(), large - (large - value), value)
+    def forward(value: Tensor, bits: _Bits) -> Tensor:
+        return _round(value, bits.forward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.backward_too = inputs[1]
+        ctx.bits = inputs[1].backward
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _Rounded.forward(grad, True) if ctx.backward_too else grad, None
+        return _round(grad, ctx.bits), None
+
+
+def _round(value: Tensor, bits: int | None) -> Tensor:
+    """Float32 ``value`` with so many significant bits (Veltkamp's splitting); as it is where it would overflow."""
+    if bits is None:
+        return value.view_as(value)
+    large = value * (2.0 ** (24 - bits) + 1)
+    return torch.where(large.isfinite(), large - (large - value), value)
 
 
 class _Kernel(torch.autograd.Function):
@@ -345,18 +367,12 @@ class _KernelBackward(torch.autograd.Function):
 
 
 class NoHostSync(TorchFunctionMode):
-    """Raises :class:`HostSyncError` where the host would read a tensor, or wait for the device.
-
-    Attributes:
-        allowed: whether this is the one place where it may.
-    """
-
-    allowed = False
+    """Raises :class:`HostSyncError` where the host would read a tensor, or wait for the device."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if not self.allowed and (name in SYNCS or _reads(name, args, kwargs)):
+        if not _place.allowed and (name in SYNCS or _reads(name, args, kwargs)):
             raise HostSyncError(f"{name} reads the device")
         return func(*args, **kwargs)
 
@@ -375,13 +391,22 @@ def _reads(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return False
 
 
+class _Place(local):
+    """Of each thread: whether it is at the one place where the host may read."""
+
+    allowed = False
+
+
+_place = _Place()
+
+
 @contextmanager
 def _allowed() -> Iterator[None]:
-    NoHostSync.allowed = True
+    _place.allowed = True
     try:
         yield
     finally:
-        NoHostSync.allowed = False
+        _place.allowed = False
 
 
 def _is_data(value: Any) -> bool:
@@ -426,8 +451,11 @@ def guarded(backend: LSTMBackend) -> LSTMBackend:
 def cuda_on_cpu(rounds: bool = False) -> Iterator[StandIn]:
     """CPU tensors stand for a GPU's: the ``cudnn`` backend takes its CUDA path, and finds this stand-in there.
 
+    So does ``torch.nn.LSTM``, by which the suite judges float32 on a device.
+
+
     Args:
-        rounds: whether float32 is rounded as the small-H kernel rounds it.
+        rounds: whether float32 is rounded, as the small-H kernel and TF32 round it.
     """
     stand_in, read, send = StandIn(rounds), target.read, target.send
 
@@ -445,6 +473,7 @@ def cuda_on_cpu(rounds: bool = False) -> Iterator[StandIn]:
 
     with (
         patch.object(torch, "lstm", stand_in.lstm),
+        patch.object(_torch.functions_of_nn(), "lstm", stand_in.lstm, create=True),
         patch.object(torch, "_cudnn_rnn_flatten_weight", flatten),
         patch.object(nn.RNNBase, "flatten_parameters", _flatten_parameters),
         patch.object(target, "on_cuda", lambda value: True),
