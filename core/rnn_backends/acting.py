@@ -6,16 +6,27 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
+from .autograd_rule import wants_gradient
 from .contract import ActFunction, LayerFunction, LayerWeights, State, StepFunction
 from .known import KnownWeights, known_weights
-from .operators import torch_step, wants_gradient
-from .plain import check_kinds, have_memory, nothing_at_work, plain_keys
+from .plain import check_kinds, have_memory, is_plain, nothing_at_work, plain_keys
 from .resets import zero_at
+from .unroll import cell
 
 StepOnMemory = Callable[[KnownWeights, LayerWeights, Tensor, State, Tensor | None], State | None]
 """``step(known, weights, x [B, I], State([B, P], [B, H]), is_init [B] bool or None) -> State``, over memory, without a
 gradient; ``None`` where it is not for these tensors. Sizes and dtypes have not been looked at."""
+
+
+def torch_step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step by torch's own operators, for a compiler to trace: a :data:`rnn_backends.StepFunction`."""
+    w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    # lstm_cell has no rule for torch.vmap and takes no zero tensors; compiled, both are the same
+    if w_hr is None and not torch.compiler.is_compiling() and is_plain((x, *state, *weights), (x.device.type,)):
+        return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
+    return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
 
 
 def make_steps(

@@ -13,22 +13,13 @@
 - **Files**: :func:`cache_folder` and :func:`write_whole`.
 """
 
-from .acting import StepOnMemory, make_steps
+from .acting import StepOnMemory, make_steps, torch_step
+from .arguments import Arguments, Needs, Run
+from .autograd_rule import wants_gradient
 from .contract import SurveyedLayer, SurveyFunction
+from .handwritten import Layer, make_layer
+from .kernels import Backward, Forward, Kernel
 from .known import KnownWeights, check_call, known_weights, reset
-from .operators import (
-    Arguments,
-    Backward,
-    Forward,
-    Kernel,
-    Layer,
-    Needs,
-    Run,
-    make_layer,
-    refuse_second_gradient,
-    torch_step,
-    wants_gradient,
-)
 from .paths import cache_folder, write_whole
 from .plain import (
     are_exact,
@@ -45,6 +36,7 @@ from .plain import (
     unreadable,
 )
 from .resets import at_ends, ends_of, first_steps, starts_of, take_steps, zero_at
+from .second_gradients import refuse_second_gradient
 from .unroll import accumulation_views, cell, unroll
 
 __all__ = [

@@ -1,0 +1,42 @@
+"""The autograd rule of a hand-written layer: what its forward pass keeps, and what its backward pass returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _torch
+
+
+def wants_gradient(read: Iterable[Tensor | None]) -> bool:
+    """Whether autograd may need a gradient of any of these."""
+    if not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling():
+        return any(v is not None and v.requires_grad for v in read)
+    return _torch.any_requires_grad(*read)
+
+
+def keep_for_backward(ctx: Any, read: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Keep what the backward pass reads: all of :class:`~.arguments.Arguments` but the bias, and the results."""
+    x, w_ih, w_hh, _, w_hr, entry_h, entry_c, starts = read
+    ctx.set_materialize_grads(False)  # no zeros for the gates
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, *output)
+
+
+def gradients(ctx: Any, first: int, grads: Sequence[Tensor | None], run: Any) -> tuple[Tensor | None, ...]:
+    """The gradients of :class:`Arguments`, by ``run(read)``; they are the inputs from ``first`` on."""
+    needs = ctx.needs_input_grad[first : first + 7]
+    if grads[0] is None and grads[1] is None:
+        return (None,) * 8
+    found = run((grads[0], grads[1], *ctx.saved_tensors, list(needs)))
+    return (*(g if need else None for g, need in zip(found, needs, strict=True)), None)
+
+
+def without_none(read: Sequence[Any], found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """An operator gives tensors: an empty one of its own for each ``None``."""
+    return tuple(read[2].new_empty(0) if v is None else v for v in found)

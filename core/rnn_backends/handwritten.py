@@ -1,0 +1,194 @@
+"""A hand-written layer as a layer function of the contract: the shortest way to its kernel that is right.
+
+A call takes one of three ways. Plain tensors (``plain.py``) go straight to the kernel, with one autograd node if there
+are gradients. Under ``torch.func`` a call is an ``autograd.Function`` with a rule for ``vmap``, because ``torch.func``
+takes no operator's gradient; below the transforms it comes here again. Everything else goes through the dispatcher.
+``compile``, ``cpp`` and ``triton`` are made of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from . import _torch, operators
+from .autograd_rule import gradients, keep_for_backward, wants_gradient, without_none
+from .contract import LayerWeights, State
+from .errors import UnsupportedError
+from .kernels import KERNELS, Backward, Forward, Kernel
+from .plain import OTHERS, check_kinds, is_plain
+from .second_gradients import no_second_gradient
+from .unroll import unroll
+from .vmap_rule import one_by_one
+
+
+def make_layer(
+    name: str,
+    forward: Forward,
+    backward: Backward,
+    gates_of: Callable[[int, torch.dtype], Sequence[int]],
+    devices: tuple[str, ...],
+    looks_at_memory: bool = False,
+) -> Layer:
+    """A backend's layer from its kernel: see :class:`Kernel` for the arguments, ``name`` is the backend's."""
+    KERNELS[name] = Kernel(forward, backward, gates_of, devices, looks_at_memory)
+    return Layer(name, KERNELS[name])
+
+
+class Layer:
+    """One backend's layer over time: a :data:`rnn_backends.LayerFunction`.
+
+    Args:
+        name: the backend's.
+        kernel: its forward and backward pass.
+    """
+
+    def __init__(self, name: str, kernel: Kernel) -> None:
+        self.name, self.kernel = name, kernel
+
+    def __call__(self, weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        """Run over ``x [T, B, I]`` from ``entry State([T, B, P], [T, B, H])`` where ``starts [T, B]``."""
+        if torch.onnx.is_in_onnx_export():  # a graph of torch's operators alone is what ONNX can hold
+            return unroll(weights, x, entry, starts)
+        w_ih, w_hh, bias, b_hh, w_hr = weights
+        if bias is not None and b_hh is not None:
+            if not torch.compiler.is_compiling():
+                check_kinds(self.name, (bias, b_hh))
+            bias = bias + b_hh  # the operator takes the sum: autograd gives both their gradient
+        read = (x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts)
+        if torch.compiler.is_compiling():
+            h, c, _ = operators.layer(self.name, *read, wants_gradient(read))
+            return State(h, c)
+        h, c, _ = _call(self.name, self.kernel, read, keep=False)
+        return State(h, c)
+
+
+def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Run a layer by the shortest way that is right for these tensors.
+
+    Args:
+        name: the backend's.
+        kernel: its kernel.
+        read: as in :class:`Arguments`.
+        keep: keep what the gradient needs, even where none of these tensors wants one: a transform further up does.
+    """
+    if is_plain(read, kernel.devices):
+        if wants_gradient(read):
+            return _Plain.apply(kernel, name, *read)  # type: ignore[no-any-return]
+        return kernel.run(read, keep)
+    check_kinds(name, read)
+    if _torch.in_transform():
+        levels = _torch.transform_levels()
+        keep = keep or levels is None or not levels.isdisjoint({"Grad", "Jvp"})
+        if levels is None or "Functionalize" not in levels:  # it has no rule for an autograd.Function
+            return _Transformed.apply(name, keep, *read)  # type: ignore[no-any-return]
+    return _dispatched(name, operators.layer, (*read, keep or wants_gradient(read)))  # type: ignore[no-any-return]
+
+
+def _call_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The gradients, likewise; ``read`` as ``layer_backward`` has it. Where there is none, an empty tensor."""
+    if is_plain(read[:12], kernel.devices):
+        if wants_gradient(read[:12]):
+            return _PlainBackward.apply(kernel, name, *read)  # type: ignore[no-any-return]
+        return without_none(read, kernel.run_backward(name, read))
+    check_kinds(name, read[:12])
+    if _torch.in_transform() and "Functionalize" not in (_torch.transform_levels() or ()):
+        return _TransformedBackward.apply(name, *read)  # type: ignore[no-any-return]
+    return _dispatched(name, operators.layer_backward, read)  # type: ignore[no-any-return]
+
+
+def _dispatched(name: str, operator: Any, read: Sequence[Any]) -> Any:
+    """Call through torch's dispatcher; where it has no rule for these tensors, raise an error with a reason."""
+    try:
+        return operator(name, *read)
+    except UnsupportedError:
+        raise
+    except NotImplementedError as error:
+        reason = f"torch has no rule for its operator there ({str(error).splitlines()[0]})"
+        raise UnsupportedError(name, "tensors of this kind", reason, OTHERS) from error
+
+
+class _Plain(torch.autograd.Function):
+    """Of plain tensors. Not in the form that ``torch.func`` takes, which costs 60 us for an inspection."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, name: str, *read: Any) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.kernel, ctx.name = kernel, name
+        output = kernel.run(read, keep=True)
+        keep_for_backward(ctx, read, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = gradients(ctx, 2, grads, lambda read: _call_backward(ctx.name, ctx.kernel, read))
+        return (None, None, *found)
+
+
+class _PlainBackward(torch.autograd.Function):
+    """With ``create_graph``."""
+
+    @staticmethod
+    def forward(ctx: Any, kernel: Kernel, name: str, *read: Any) -> tuple[Tensor, ...]:
+        ctx.name = name
+        return without_none(read, kernel.run_backward(name, read))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        no_second_gradient(ctx.name)
+
+
+class _Below(torch.autograd.Function):
+    """As ``torch.func`` accepts it. Below the last transform ``apply`` chooses anew between the other ways."""
+
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        return super().apply(*args) if _torch.in_transform() else cls.below(*args)
+
+    @classmethod
+    def below(cls, *args: Any) -> Any:
+        raise NotImplementedError
+
+    @classmethod
+    def vmap(cls, info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        return one_by_one(cls.apply, info.batch_size, in_dims, args)
+
+
+class _Transformed(_Below):
+    @staticmethod
+    def forward(name: str, keep: bool, *read: Any) -> Any:
+        return _Transformed.below(name, keep, *read)
+
+    @classmethod
+    def below(cls, name: str, keep: bool, *read: Any) -> Any:
+        return _call(name, KERNELS[name], read, keep)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+        ctx.name = inputs[0]
+        keep_for_backward(ctx, inputs[2:], output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        found = gradients(ctx, 2, grads, lambda read: _call_backward(ctx.name, KERNELS[ctx.name], read))
+        return (None, None, *found)
+
+
+class _TransformedBackward(_Below):
+    @staticmethod
+    def forward(name: str, *read: Any) -> Any:
+        return _TransformedBackward.below(name, *read)
+
+    @classmethod
+    def below(cls, name: str, *read: Any) -> Any:
+        return _call_backward(name, KERNELS[name], read)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.name = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        no_second_gradient(ctx.name)

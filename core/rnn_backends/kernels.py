@@ -1,0 +1,76 @@
+"""Hand-written kernels by the name of their backend: what :func:`rnn_backends.authoring.make_layer` registers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .arguments import Arguments, Needs, Run
+from .errors import UnsupportedError
+from .plain import OTHERS
+from .registry import get_backend
+
+Forward = Callable[[Arguments, bool], tuple[Tensor, Tensor, Tensor]]
+"""``forward(arguments, keep) -> h [T, B, P], c [T, B, H], gates``; ``gates`` is ``[0]`` unless ``keep``."""
+Backward = Callable[[Arguments, Run, Needs], Sequence[Tensor | None]]
+"""``backward(arguments, run, needs)``: the gradients in the order of :class:`Needs`, ``None`` where there is none."""
+
+
+class Kernel(NamedTuple):
+    """A backend's hand-written layer.
+
+    Attributes:
+        forward: the forward pass, over tensors with memory, of sizes that fit.
+        backward: the backward pass, over the same.
+        gates_of: the gates' shape behind ``[T, B]``, from ``H`` and the dtype.
+        devices: the types of device that it runs on.
+        looks_at_memory: whether it raises by itself where memory that it would read is not there.
+    """
+
+    forward: Forward
+    backward: Backward
+    gates_of: Callable[[int, torch.dtype], Sequence[int]]
+    devices: tuple[str, ...]
+    looks_at_memory: bool = False
+
+    def run(self, read: Sequence[Any], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The forward pass over memory."""
+        return self.forward(Arguments(*read).checked(memory=not self.looks_at_memory), keep)
+
+    def run_backward(self, name: str, read: Sequence[Any]) -> list[Tensor | None]:
+        """The backward pass over memory; ``read`` as ``layer_backward`` has it."""
+        grad_h, grad_c, x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, h, c, gates, needs = read
+        memory = not self.looks_at_memory
+        given = Arguments(x, w_ih, w_hh, None, w_hr, entry_h, entry_c, starts).checked(memory)
+        if not gates.numel() and x.shape[0] * x.shape[1] and w_hh.shape[0]:
+            raise UnsupportedError(
+                name,
+                "a backward pass here",
+                "the forward pass kept nothing for it, because it was traced or exported without gradients: trace it "
+                "with gradients enabled and parameters that require them",
+                OTHERS,
+            )
+        run = Run(h.contiguous(), c.contiguous(), gates.contiguous(), grad_h, grad_c)
+        kept = self.gates_of(w_hh.shape[0] // 4, x.dtype)
+        found = self.backward(given, run.checked(given, kept, memory), Needs(*needs))
+        return [None if v is None else v.to(x.dtype) for v in found]
+
+
+KERNELS: dict[str, Kernel] = {}
+"""The kernels of the backends that are loaded, by the backend's name."""
+
+
+def kernel_named(name: str, device: torch.device) -> Kernel:
+    """A backend's kernel; in a process that has not loaded the backend yet (an exported graph), it is loaded here."""
+    if name not in KERNELS:
+        get_backend(name)
+    if name not in KERNELS:
+        raise UnsupportedError(name, "calls of its operator", "it registered no kernel of this name", OTHERS)
+    kernel = KERNELS[name]
+    if device.type not in (*kernel.devices, "meta"):
+        reason = f"its kernel is made for {', '.join(kernel.devices)}, not for {device.type}"
+        raise UnsupportedError(name, f"tensors on {device.type}", reason, OTHERS)
+    return kernel
