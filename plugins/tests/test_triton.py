@@ -13,7 +13,7 @@ from rnn_backends import LSTM, UnsupportedError
 
 HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs/generated/triton_defects.md"
-PARTS = 4
+PARTS = 3
 """Of the laws, so that they run side by side."""
 
 pytest.importorskip("triton", reason="the interpreter comes with triton, and it is not installed")
@@ -28,7 +28,7 @@ def interpreted(*command: str) -> subprocess.CompletedProcess[str]:
 def test_slices_and_tiles_equal_the_unroll():
     done = interpreted(str(HERE / "triton_interpreted.py"))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("right") == 49
+    assert done.stdout.count("right") == 29
 
 
 @pytest.mark.slow
@@ -76,7 +76,7 @@ def test_smoke_laws_hold(part):
 
     names = sorted(law.name for law in LAWS.values() if law.belongs("smoke"))[part::PARTS]
     picked = [word for name in names for word in ("-k", name)]
-    done = interpreted("-m", "rnn_conformance", "check", "triton", "--profile", "smoke", "--seed", "1", *picked)
+    done = interpreted(str(HERE / "triton_laws.py"), "--profile", "smoke", "--seed", "1", *picked)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

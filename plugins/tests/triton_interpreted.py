@@ -64,6 +64,8 @@ def error_of(sizes: tuple[int, ...], dtype: torch.dtype, chosen: Plan, wants_ent
 
 CUTS = ((2, 4, 2), (4, 2, 4), (16, 16, 0))
 """Units of a slice, rows of a tile, piece of H (0: all; 4: the weights are read again in each step)."""
+SIXTEEN_BITS = tuple(itertools.product(range(len(SIZES)), (torch.bfloat16, torch.float16)))
+"""Every size with one of the cuts: the dtypes differ in loads and stores alone."""
 IN_TURNS = (
     ((5, 7, 3, 5), (2, 4, 0), 1),
     ((4, 5, 2, 6), (2, 2, 4), 2),
@@ -75,7 +77,8 @@ IN_TURNS = (
 
 def cases() -> Iterator[tuple[str, Callable[[], float], float]]:
     """Words, what gives the error, and the most that it may be."""
-    for k, (sizes, cut, dtype) in enumerate(itertools.product(SIZES, CUTS, TOLERANCE)):
+    every = [*itertools.product(SIZES, CUTS, (torch.float32,)), *((SIZES[k], CUTS[k % 3], d) for k, d in SIXTEEN_BITS)]
+    for k, (sizes, cut, dtype) in enumerate(every):
         yield (
             f"T,B,I,H {sizes} U,BB,BK {cut} {dtype}",
             partial(error_of, sizes, dtype, small_plan(sizes[3], *cut), k % 2 == 0, k % 3 > 0),
