@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ._torch import SharedRNN, registered_parameters, transforms_may_be_open
-from .checks import check_input, check_is_init, check_state
+from .checks import check_dense, check_input, check_is_init, check_state
 from .choose import alternatives, demand, is_auto, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, State, SurveyedLayer, SurveyFunction, Trait
 from .errors import InputError, UnsupportedError
 from .known import KnownWeights, known_weights, step_is_over, step_knows
-from .plain import check_memory, nothing_at_work
+from .plain import check_memory, check_together, nothing_at_work
 from .registry import get_backend, is_registered_value
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
 from .stack import RunLayers, layers_with
@@ -36,6 +36,7 @@ _TRANSFORMS = {
 
 
 _NO_CONTEXT = nullcontext()
+_MASKS = (Tensor, type(None))
 
 
 class LSTM(SharedRNN):
@@ -376,9 +377,9 @@ class LSTM(SharedRNN):
         self._check_memory(x, is_init, stored)
         return self.sequences(x, self._entry(x, stored), starts_of(is_init), every_end=False)[0]
 
-    @staticmethod
-    def _check_memory(x: Tensor, is_init: Tensor | None, state: State | None) -> None:
+    def _check_memory(self, x: Tensor, is_init: Tensor | None, state: State | None) -> None:
         h, c = (None, None) if state is None else state
+        check_together(self.weight_named("weight_ih_l0"), (x, is_init, h, c))
         check_memory((("input", x), ("is_init", is_init), ("the hidden state", h), ("the cell state", c)))
 
     def _entry(self, x: Tensor, stored: State | None) -> list[State]:
@@ -391,7 +392,7 @@ class LSTM(SharedRNN):
         return [State(h, c) for h, c in zip(*stored, strict=True)]
 
     def step(self, x: Tensor, state: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
-        """One time step, for acting. Nothing is checked here.
+        """One time step, for acting. Nothing is checked here but that input and state are dense.
 
         Args:
             x: ``[B, I]``.
@@ -401,7 +402,12 @@ class LSTM(SharedRNN):
         Returns:
             ``output [B, D*P]`` and the next state, shaped like ``state``.
         """
-        stored = None if state is None else State(state.h.transpose(0, 1), state.c.transpose(0, 1))
+        stored = None
+        check_dense("input", x)
+        if state is not None:
+            check_dense("h", state.h)
+            check_dense("c", state.c)
+            stored = State(state.h.transpose(0, 1), state.c.transpose(0, 1))
         output, (h, c) = self(x, stored, is_init=is_init, form="step")
         return output, State(h.transpose(0, 1), c.transpose(0, 1))
 
@@ -412,7 +418,8 @@ class LSTM(SharedRNN):
             stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
         weights = self.layer_weights()
         known = self._known(weights)
-        if known is None:
+        if known is None or type(x) is not Tensor or type(stored.h) is not Tensor or type(is_init) not in _MASKS:
+            check_together(weights[0].w_ih, (x, *stored, is_init))
             weights, dtype, uncast = self._ready()
         else:
             dtype, uncast = self._placed[1], _NO_CONTEXT
@@ -504,6 +511,7 @@ class LSTM(SharedRNN):
                     continue
                 if (
                     value is None
+                    or value.is_nested  # it may not say its shape
                     or value.shape != shape
                     or value.device != device
                     or (value.dtype is not dtype and not casts)
@@ -518,6 +526,8 @@ class LSTM(SharedRNN):
             for name, (value, shape) in zip(names, fields, strict=True):
                 if not isinstance(value, Tensor):
                     return InputError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}")
+                if value.is_nested:
+                    return InputError(f"{name} is a nested tensor: it must be dense, of shape {shape}")
                 if tuple(value.shape) != shape:
                     return InputError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
                 if value.device != first.device:

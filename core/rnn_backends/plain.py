@@ -110,9 +110,37 @@ def kind_of(value: Tensor, distributed: bool = False) -> str | None:
         return f"a tensor of layout {name}: pass it dense, as to_dense() gives it"
     if type(value) in EXACT or distributed:
         return None
-    if any(kind.__name__ == "DTensor" for kind in type(value).__mro__):
+    if is_distributed(value):
         return "a DTensor, for which its operator has no rule: pass what full_tensor() or to_local() gives"
     return None
+
+
+def is_distributed(value: Tensor) -> bool:
+    """Whether it is a ``DTensor`` of ``torch.distributed``, which need not be imported for the question."""
+    return type(value) not in EXACT and any(kind.__name__ == "DTensor" for kind in type(value).__mro__)
+
+
+def check_together(weight: Tensor, others: Iterable[Tensor | None]) -> None:
+    """Decline DTensors mixed with plain tensors, which torch's operators decline in words about one of them.
+
+    Args:
+        weight: any weight.
+        others: what a call reads besides.
+
+    Raises:
+        InputError: some are distributed and others are not.
+    """
+    if torch.compiler.is_compiling():
+        return
+    plain = type(weight) in EXACT
+    for value in others:
+        if value is None or (plain and type(value) in EXACT):
+            continue
+        if is_distributed(value) != is_distributed(weight):
+            raise InputError(
+                "some of the tensors are DTensors and others are not: distribute weights, input, state and is_init "
+                "alike (distribute_tensor), or pass what full_tensor() or to_local() gives"
+            )
 
 
 def check_kinds(backend: str, values: Iterable[Tensor | None], distributed: bool = False) -> None:

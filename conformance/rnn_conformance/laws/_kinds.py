@@ -60,11 +60,13 @@ class Kind(NamedTuple):
         name: in words.
         make: the call's tensors, of this kind. It may change the LSTM.
         mode: around the call.
+        taken: what is made of the input as the call takes it: of the first step, where there is one alone.
     """
 
     name: str
     make: Callable[[Given], Given]
     mode: Callable[[], AbstractContextManager[Any]] = nullcontext
+    taken: Callable[[Tensor], Tensor] = lambda x: x
 
 
 def given(trial: Trial, lstm: LSTM) -> Given:
@@ -84,21 +86,24 @@ def run(lstm: LSTM, values: Given, way: str, make: Callable[[Tensor], Tensor] = 
     return [output, h, c]
 
 
-def expected(trial: Trial, way: str) -> list[Tensor]:
-    """The reference's answer to :func:`run` with plain tensors."""
+def expected(trial: Trial, way: str, weights: dict[str, Tensor] | None = None) -> list[Tensor]:
+    """The reference's answer to :func:`run` with plain tensors; with other ``weights``, to differentiate."""
     steps = 1 if way.startswith("one step") else trial.case.T
     resets = trial.is_init[:steps] if way.endswith("with resets") else torch.zeros_like(trial.is_init[:steps])
-    return of_stream(trial, trial.inputs.x[:steps], resets, squeeze=way.startswith("one step"))
+    return of_stream(trial, trial.inputs.x[:steps], resets, squeeze=way.startswith("one step"), weights=weights)
 
 
-def of_stream(trial: Trial, x: Tensor, resets: Tensor, squeeze: bool = False) -> list[Tensor]:
+def of_stream(
+    trial: Trial, x: Tensor, resets: Tensor, squeeze: bool = False, weights: dict[str, Tensor] | None = None
+) -> list[Tensor]:
     """The reference's output and last state of ``x [T, B, I]`` from the case's first stored state."""
     starts, steps = resets.clone(), len(x)
     starts[0] = True
     entries = [torch.zeros_like(v[:, :1]).repeat(1, steps, 1, 1) for v in (trial.inputs.h, trial.inputs.c)]
     for entry, stored in zip(entries, (trial.inputs.h, trial.inputs.c), strict=True):
         entry[:, 0] = torch.where(resets[0].unsqueeze(-1), 0, stored[:, 0])
-    found = trial.reference(trial.inputs._replace(x=x, h=entries[0], c=entries[1], starts=starts))
+    inputs = trial.inputs._replace(x=x, h=entries[0], c=entries[1], starts=starts)
+    found = trial.reference(inputs if weights is None else inputs._replace(weights=weights))
     return [found.output[0] if squeeze else found.output, found.end_h[:, -1], found.end_c[:, -1]]
 
 
@@ -164,7 +169,7 @@ def every_kind(trial: Trial, kinds: Iterable[Kind], plain: Callable[[Tensor], Te
                 values = kind.make(given(trial, lstm))
                 values.installed(lstm)
                 with torch.no_grad(), kind.mode():
-                    found = run(lstm, values, way)
+                    found = run(lstm, values, way, kind.taken)
                 return [plain(v) for v in found]
 
             found = attempt(kind.name, way, call)

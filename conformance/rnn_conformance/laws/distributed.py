@@ -1,4 +1,4 @@
-"""Distributed: data parallel over two processes on this machine, in a process of its own with a time limit."""
+"""Distributed: data parallel over two processes, distributed tensors in one; each law in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import multiprocessing
 import os
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from rnn_backends import LSTM
+from rnn_backends import LSTM, State
 from torch import Tensor, nn
 
 from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.trial import Trial, differentiate
 from ..suite.verdict import Declined, LawBroken
+from ._kinds import IN_FULL, KINDS, WAYS, Given, attempt, compare, expected, given, naming, run
 
 SECONDS = 90.0
 
@@ -78,3 +82,90 @@ def data_parallel_gradients_are_averaged(trial: Trial) -> None:
         if lost:
             raise LawBroken(f"in process {rank} there is no gradient of {', '.join(lost)}")
         trial.agree_gradients(gradients, expected)
+
+
+@contextmanager
+def _mesh_of_one() -> Iterator[Any]:
+    """A mesh of this process alone, over gloo: what is a number or a rule of torch's is the same with more."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    group = torch.distributed
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    with tempfile.TemporaryDirectory(prefix="rnn-conformance-") as folder:
+        group.init_process_group("gloo", f"file://{folder}/meet", world_size=1, rank=0)
+        try:
+            yield init_device_mesh("cpu", (1,))
+        finally:
+            group.destroy_process_group()
+
+
+def _placed(mesh: Any, values: Given, what: str) -> Given:
+    """The tensors of a call as distributed tensors: ``what`` says which of them, and how."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+    def each(placement: Any) -> Callable[[Tensor], Tensor]:
+        return lambda value: distribute_tensor(value.detach(), mesh, [placement])
+
+    rows = Shard(1) if what == "shards of the rows" else Replicate()
+    columns = Shard(0) if what == "shards of the weights" else Replicate()
+    weights: dict[str, Tensor] = {
+        name: nn.Parameter(each(columns)(value), value.requires_grad) for name, value in values.weights.items()
+    }
+    if what == "the weights alone":
+        return values._replace(weights=weights)
+    if what == "the input alone":
+        return values._replace(x=each(rows)(values.x))
+    if what == "the state alone":
+        return values._replace(state=State(*map(each(rows), values.state)))
+    if what == "the mask alone":
+        return values._replace(is_init=each(rows)(values.is_init))
+    state = State(*map(each(rows), values.state))
+    return Given(each(rows)(values.x), each(rows)(values.is_init), state, weights)
+
+
+ALONE = ("the input alone", "the weights alone", "the state alone", "the mask alone")
+PLACEMENTS = ("replicas", "shards of the rows", "shards of the weights", *ALONE)
+"""Which tensors of a call are distributed, and how: the whole tensors, or a part of each."""
+
+
+def _whole(value: Tensor) -> Tensor:
+    full: Callable[[], Tensor] | None = getattr(value, "full_tensor", None)
+    return value if full is None else full()
+
+
+@law(**KINDS | IN_FULL)
+def distributed_tensors_are_right_or_refused(trial: Trial) -> None:
+    """Replicated and sharded DTensors, alone or mixed with plain tensors, are right, gradients too, or refused."""
+    _needs_gloo(trial)
+    answers = 0
+    with _mesh_of_one() as mesh:
+        for what in PLACEMENTS:
+            for way in WAYS:
+                kind, grad = f"DTensors ({what})", way in ("with resets", "one step with resets")
+
+                def call(what: str = what, way: str = way, grad: bool = grad) -> tuple[list[Tensor], list[Tensor]]:
+                    lstm = trial.lstm().requires_grad_(grad)
+                    values = _placed(mesh, given(trial, lstm), what)
+                    values.installed(lstm)
+                    found = run(lstm, values, way)
+                    output = found[0].square().sum()
+                    gradients = list(differentiate(output, values.weights).values()) if grad else []
+                    return [_whole(v) for v in found], [_whole(v) for v in gradients]
+
+                found = attempt(kind, way, call)
+                if found is None:
+                    continue
+                answers += 1
+                compare(trial, f"{kind}, {way}", found[0], expected(trial, way))
+                if grad:
+                    _agree(trial, f"{kind}, {way}", found[1], way)
+    if not answers:
+        raise Declined("every kind is refused in words")
+
+
+def _agree(trial: Trial, what: str, found: list[Tensor], way: str) -> None:
+    """The weights' gradients of the sum of the output's squares are the reference's."""
+    own = {name: value.double().requires_grad_() for name, value in trial.inputs.weights.items()}
+    right = differentiate(expected(trial, way, own)[0].square().sum(), own)
+    with naming(what):
+        trial.agree_gradients(dict(zip(right, found, strict=True)), right)

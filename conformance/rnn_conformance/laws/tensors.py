@@ -352,3 +352,61 @@ def _right_or_refused(trial: Trial, name: str, make: Callable[[Tensor], Tensor],
     if name in ("quantized", "meta", "nested"):
         raise LawBroken(f"{kind}, {way}: returned a result, in which no number can be right")
     compare(trial, f"{kind}, {way}", [v.to_dense() for v in found], expected(trial, way))
+
+
+def _nested(layout: torch.layout, value: Tensor) -> Tensor:
+    """Its rows as one nested tensor; a bias as it is, as torch nests no single numbers."""
+    if value.ndim < 2:
+        return value.detach()
+    made: Tensor = torch.nested.nested_tensor(list(value.detach()), layout=layout)
+    return made
+
+
+def _padded(value: Tensor) -> Tensor:
+    return value.to_padded_tensor(0.0) if value.is_nested else value
+
+
+def _mask(make: Callable[[Tensor], Tensor], values: Given) -> Given:
+    return values._replace(is_init=make(values.is_init))
+
+
+def _recurrent_weight(make: Callable[[Tensor], Tensor], values: Given) -> Given:
+    weight = nn.Parameter(make(values.weights["weight_hh_l1"]), requires_grad=False)
+    return values._replace(weights=values.weights | {"weight_hh_l1": weight})
+
+
+@law(**KINDS | IN_FULL)
+def nested_tensors_are_right_or_refused(trial: Trial) -> None:
+    """Nested tensors, strided or jagged, of one length or several, as any tensor of a call, are right or refused."""
+    layouts = {"strided": torch.strided, "jagged": torch.jagged}
+
+    def kinds() -> Iterator[Kind]:
+        for name, layout in layouts.items():
+            make = partial(_nested, layout)
+            yield Kind(f"a {name} nested tensor as input", lambda g: g, taken=make)
+            for what in (_state, _mask, _recurrent_weight, _all):
+                yield Kind(f"a {name} nested tensor as {what.__name__[1:]}", partial(what, make))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch: nested tensors are a prototype
+        every_kind(trial, kinds(), _padded)
+        for name, layout in layouts.items():
+            _of_several_lengths(trial, f"a {name} nested tensor of several lengths", layout)
+
+
+def _of_several_lengths(trial: Trial, kind: str, layout: torch.layout) -> None:
+    """The rows of a batch, each shorter than the one before it, as one nested input with the batch first."""
+    lstm, x = trial.lstm(batch_first=True).requires_grad_(False), trial.inputs.x
+    rows = [x[: len(x) - k, k] for k in range(x.shape[1])]
+
+    def call() -> tuple[list[Tensor], Tensor]:
+        output, (h, _) = lstm(torch.nested.nested_tensor([row.clone() for row in rows], layout=layout))
+        return list(output.unbind()), _padded(h)
+
+    found = attempt(kind, "without resets", call)
+    if found is None:
+        return
+    for k, row in enumerate(rows):
+        output, (h, _) = lstm(row)
+        trial.agree(f"{kind}: output of row {k}", found[0][k][: len(row)], output.double(), None, "")
+        trial.agree(f"{kind}: the state after row {k}", found[1][:, k], h.double(), None, "")

@@ -18,3 +18,23 @@ def averages_gradients_itself(w: LayerWeights, x: Tensor, entry: State, starts: 
         share = 1 / torch.distributed.get_world_size()
         return State(*(v.detach() * (1 - share) + v * share for v in ran))
     return ran
+
+
+def _is_distributed(value: Tensor) -> bool:
+    return type(value).__name__ == "DTensor"
+
+
+@in_layer("distributed_tensors_are_right_or_refused", by_numbers=False)
+def distributed_weights_have_no_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradient of a distributed recurrent weight is lost."""
+    if _is_distributed(w.w_hh):
+        w = w._replace(w_hh=w.w_hh.detach())
+    return right(w, x, entry, starts)
+
+
+@in_layer("distributed_tensors_are_right_or_refused", by_numbers=False)
+def resets_that_are_distributed_are_not_seen(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A distributed mask is taken for none."""
+    if _is_distributed(starts):
+        starts = torch.cat([torch.ones_like(starts[:1]), torch.zeros_like(starts[1:])])
+    return right(w, x, entry, starts)

@@ -190,3 +190,28 @@ def resets_looked_for_before_they_are_used() -> list[Patch]:
         return original(self, x, state, None if is_init is None or not is_init.any() else is_init)
 
     return [Patch(LSTM, "_over_time", replacement)]
+
+
+@in_core("nested_tensors_are_right_or_refused")
+def nested_rows_are_turned_around() -> list[Patch]:
+    """The rows of a nested input of one step are made dense in the wrong order."""
+    original = LSTM.step
+
+    def replacement(self: LSTM, x: Tensor, *more: Any) -> Any:
+        return original(self, x.to_padded_tensor(0.0).flip(0) if x.is_nested else x, *more)
+
+    return [Patch(LSTM, "step", replacement)]
+
+
+@in_core("nested_tensors_are_right_or_refused")
+def nested_rows_are_padded_and_run_to_the_end() -> list[Patch]:
+    """Rows of several lengths are padded with zeros, and the state is that after the padding."""
+    original = LSTM.forward
+
+    def replacement(self: LSTM, input: Tensor, hx: Any = None, **options: Any) -> Any:
+        if not input.is_nested or options.get("form", "row") != "row":
+            return original(self, input, hx, **options)
+        output, state = original(self, input.to_padded_tensor(0.0), hx, **options)
+        return torch.nested.nested_tensor(list(output), layout=input.layout), state
+
+    return [Patch(LSTM, "forward", replacement)]
