@@ -195,7 +195,7 @@ def test_gradients_are_asked_for_by_the_same_tensors_without_the_private_name():
 def test_parameters_are_found_without_the_registry(monkeypatch):
     lstm, x = LSTM(3, 4, 2, bidirectional=True, proj_size=2, lstm_backend="vmap"), torch.randn(5, 2, 3)
     expected = lstm(x)
-    monkeypatch.setattr("rnn_backends.lstm.registered_parameters", lambda module: {})
+    monkeypatch.setattr("rnn_backends.binding.registered_parameters", lambda module: {})
     assert_close(lstm(x), expected)
     assert _torch.registered_parameters(SimpleNamespace()) == {}
 

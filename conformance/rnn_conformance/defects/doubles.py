@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable
 from pathlib import Path
 
-MODULES = frozenset({"core", "layout", "mode", "modes", "nets", "registry"})
+MODULES = frozenset({"binding", "core", "execution", "layout", "mode", "modes", "nets", "registry"})
 """Names of modules of core: ``modes._stack`` and an imported ``_stack`` are the same."""
 
 

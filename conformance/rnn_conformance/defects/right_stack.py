@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, State
-from rnn_backends import lstm as core
+from rnn_backends import LayerFunction, LayerWeights, State, binding
 from rnn_backends.resets import ends_of, first_steps, mirrored, take_steps
 from torch import Tensor
 from torch.nn.functional import dropout as drop
@@ -59,7 +58,7 @@ class Stack:
 
 def stacked(stack: Stack) -> list[Patch]:
     """``stack`` in place of core's own."""
-    return [Patch(core, "layers_with", stack)]
+    return [Patch(binding, "layers_with", stack)]
 
 
 def all_first(starts: Tensor) -> Tensor:

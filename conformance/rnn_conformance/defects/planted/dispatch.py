@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, Trait, get_backend
-from rnn_backends import lstm as core
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, Trait, binding, get_backend
 from torch import Tensor
 
 from ..planting import Patch, backend, in_core
@@ -44,7 +43,7 @@ def every_layer_runs_twice() -> list[Patch]:
 
             return super().__call__(twice, back)
 
-    return [Patch(core, "layers_with", Twice())]
+    return [Patch(binding, "layers_with", Twice())]
 
 
 @in_core("the_module_names_its_backend")

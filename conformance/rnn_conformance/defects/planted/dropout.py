@@ -6,8 +6,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rnn_backends import LSTM, LayerWeights, State
-from rnn_backends import lstm as core
+from rnn_backends import LSTM, LayerWeights, State, binding, execution
 from rnn_backends.resets import ends_of, first_steps, mirrored, take_steps, zero_at
 from torch import Tensor, nn
 from torch.nn.functional import dropout as drop
@@ -63,7 +62,7 @@ def directions_dropped_apart() -> list[Patch]:
 
         return run_layers
 
-    return [Patch(core, "layers_with", wrong_layers_with)]
+    return [Patch(binding, "layers_with", wrong_layers_with)]
 
 
 class _AnotherMask(torch.autograd.Function):
@@ -138,7 +137,7 @@ def step_drops_each_direction_by_itself() -> list[Patch]:
         run, directions = self._backend.step or self._layer_as_step, self.spec.directions
         states: list[State] = []
         weights, dtype, uncast = self._ready()
-        if core.transforms_may_be_open():
+        if execution.transforms_may_be_open():
             self._check_transforms(weights, x, *stored, is_init)
         with uncast:
             x, hs, cs = x.to(dtype), stored.h.to(dtype), stored.c.to(dtype)
@@ -148,7 +147,7 @@ def step_drops_each_direction_by_itself() -> list[Patch]:
                     x = torch.cat([nn.functional.dropout(h, self.dropout, self.training) for h in below], -1)
                 states.append(run(w, x, State(h, c)))
         output = torch.cat([s.h for s in states[-directions:]], -1)
-        return output, core._stacked(states, dim=1)
+        return output, execution._stacked(states, dim=1)
 
     return [Patch(LSTM, "step_stored", replacement)]
 
@@ -210,7 +209,7 @@ def dropout_set_later_is_not_seen() -> list[Patch]:
         spec = self.spec
         dropout = spec.dropout if self.training else 0.0
         weights, dtype, uncast = self._ready()
-        if core.transforms_may_be_open():
+        if execution.transforms_may_be_open():
             self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
         with uncast:
             entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, get_backend, names
-from rnn_backends import lstm as core
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, binding, get_backend, names
 from torch import nn
 
 from ..planting import Patch, in_core
@@ -227,7 +226,7 @@ def with_backend_starts_in_training() -> list[Patch]:
 @in_core("a_copy_keeps_the_very_backend", round=(4, 7), survived=4)
 def pickled_by_name_alone() -> list[Patch]:
     """A backend with an installed one's name is pickled by that name: the copy runs the installed one."""
-    return [Patch(core, "is_registered_value", lambda backend: backend.name in names())]
+    return [Patch(binding, "is_registered_value", lambda backend: backend.name in names())]
 
 
 @in_core("from_torch_shares_the_weights")

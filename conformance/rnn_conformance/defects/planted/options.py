@@ -6,8 +6,7 @@ import re
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMSpec, State
-from rnn_backends import lstm as core
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMSpec, State, binding
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
@@ -293,21 +292,21 @@ def tuning_draws_from_the_global_generator() -> LayerFunction:
 @in_core("twelve_layers", round=9, survived=9)
 def layers_in_the_order_of_their_names_as_text() -> list[Patch]:
     """The weights of the layers are in the order of their names as text: layer 10 comes after layer 1."""
-    original = core.weight_names
-    return [Patch(core, "weight_names", lambda spec: tuple(sorted(original(spec), key=lambda names: names[0])))]
+    original = binding.weight_names
+    return [Patch(binding, "weight_names", lambda spec: tuple(sorted(original(spec), key=lambda names: names[0])))]
 
 
 @in_core("twelve_layers")
 def a_layers_number_has_one_digit() -> list[Patch]:
     """The weights of layer 10 and later are looked up by the last digit of their number."""
-    original = core.weight_names
+    original = binding.weight_names
 
     def replacement(spec: LSTMSpec) -> tuple[tuple[str, ...], ...]:
         names = original(spec)
         late = [tuple(re.sub(r"_l1(\d)", r"_l\1", name) for name in own) for own in names[10:]]
         return (*names[:10], *late) if spec.directions == 1 and spec.num_layers > 11 else names
 
-    return [Patch(core, "weight_names", replacement)]
+    return [Patch(binding, "weight_names", replacement)]
 
 
 @in_core("twelve_layers")

@@ -7,8 +7,18 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, get_backend, resets, stack
-from rnn_backends import lstm as core
+from rnn_backends import (
+    LSTM,
+    LayerFunction,
+    LayerWeights,
+    LSTMBackend,
+    LSTMModule,
+    State,
+    binding,
+    get_backend,
+    resets,
+    stack,
+)
 from rnn_backends_plugins.compile import backward as compile_backward
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -124,20 +134,20 @@ def half_gradients_are_summed_in_half() -> list[Patch]:
 @in_core("autocast_computes_in_bfloat16")
 def autocast_in_eight_levels() -> list[Patch]:
     """Under autocast weights are rounded to eighths."""
-    original = core.cast_weights
-    return [Patch(core, "cast_weights", lambda w, dtype: each(lambda v: (v * 8).round() / 8, original(w, dtype)))]
+    original = binding.cast_weights
+    return [Patch(binding, "cast_weights", lambda w, dtype: each(lambda v: (v * 8).round() / 8, original(w, dtype)))]
 
 
 @in_core("autocast_computes_in_bfloat16")
 def autocast_detaches_the_weights() -> list[Patch]:
     """Under autocast the recurrent weights are cast once, without gradients."""
-    original = core.cast_weights
+    original = binding.cast_weights
 
     def replacement(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
         result = original(w, dtype)
         return result._replace(w_hh=result.w_hh.detach())
 
-    return [Patch(core, "cast_weights", replacement)]
+    return [Patch(binding, "cast_weights", replacement)]
 
 
 @in_core("autocast_keeps_the_states_dtype")
@@ -197,7 +207,7 @@ def autocast_weights_kept() -> list[Patch]:
 @in_core("edited_weights_are_seen_under_autocast", round=3, survived=3)
 def autocast_casts_kept_while_acting() -> list[Patch]:
     """Under autocast without gradients the cast weights are kept: a later optimizer step is not seen."""
-    original, cache = core.cast_weights, WeakIdKeyDictionary()
+    original, cache = binding.cast_weights, WeakIdKeyDictionary()
 
     def replacement(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
@@ -207,13 +217,13 @@ def autocast_casts_kept_while_acting() -> list[Patch]:
             result = cache[w.w_ih] = original(w, dtype)
         return result
 
-    return [Patch(core, "cast_weights", replacement)]
+    return [Patch(binding, "cast_weights", replacement)]
 
 
 @in_core("edited_weights_are_seen_under_autocast", round=7, survived=7)
 def cast_kept_by_version() -> list[Patch]:
     """Without gradients cast weights are cached by version counter, which an edit through .data does not change."""
-    original = core.cast_weights
+    original = binding.cast_weights
     cache: Any = WeakIdKeyDictionary()
 
     def cast(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
@@ -227,13 +237,13 @@ def cast_kept_by_version() -> list[Patch]:
         again: LayerWeights = cache[w.w_ih][1]
         return again
 
-    return [Patch(core, "cast_weights", cast)]
+    return [Patch(binding, "cast_weights", cast)]
 
 
 @in_core("autocast_trains_after_acting", round=4, survived=4)
 def cast_weights_kept_without_gradient() -> list[Patch]:
     """Weights cast for autocast are kept until they change: after a call in no_grad, training has no gradient."""
-    original, cache = core.cast_weights, dict[Any, Any]()
+    original, cache = binding.cast_weights, dict[Any, Any]()
 
     def replacement(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
         if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
@@ -246,7 +256,7 @@ def cast_weights_kept_without_gradient() -> list[Patch]:
             result = cache[key] = (now, original(w, dtype), given)  # holds the weights: no id comes twice
         return result[1]
 
-    return [Patch(core, "cast_weights", replacement)]
+    return [Patch(binding, "cast_weights", replacement)]
 
 
 @in_step("large_input_saturates", "infinite_input_saturates")

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, layout
-from rnn_backends import lstm as core
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, execution, layout
 from rnn_backends.resets import ends_of
 from torch import Tensor
 
@@ -71,7 +70,7 @@ def stored_states_read_in_reversed_time() -> list[Patch]:
 
 
 def _padding(replacement: Callable[[Tensor, Tensor], Tensor]) -> list[Patch]:
-    return [Patch(core, "at_ends", lambda state, starts: both(lambda v: replacement(v, starts), state))]
+    return [Patch(execution, "at_ends", lambda state, starts: both(lambda v: replacement(v, starts), state))]
 
 
 @in_core("hidden_outputs_are_zero_padded")
@@ -131,46 +130,46 @@ def padding_of_h_multiplies() -> list[Patch]:
         ends = ends_of(starts).unsqueeze(-1)
         return State(state.h * ends, torch.where(ends, state.c, 0))
 
-    return [Patch(core, "at_ends", replacement)]
+    return [Patch(execution, "at_ends", replacement)]
 
 
 @in_core("sequential_mode_starts_from_zero", "any_story_agrees_with_the_model")
 def steps_never_reset() -> list[Patch]:
     """In sequential mode a step with is_init starts from the incoming state."""
-    return [Patch(core, "zero_at", lambda state, is_init: state)]
+    return [Patch(execution, "zero_at", lambda state, is_init: state)]
 
 
 @in_core("sequential_mode_starts_from_zero", "steps_equal_recurrent_mode")
 def steps_always_reset() -> list[Patch]:
     """In sequential mode every step starts from zeros."""
-    return [Patch(core, "zero_at", lambda state, is_init: both(torch.zeros_like, state))]
+    return [Patch(execution, "zero_at", lambda state, is_init: both(torch.zeros_like, state))]
 
 
 @in_core("sequential_mode_starts_from_zero")
 def steps_reset_h_only() -> list[Patch]:
     """In sequential mode a step with is_init keeps the incoming c."""
-    original = core.zero_at
-    return [Patch(core, "zero_at", lambda state, is_init: State(original(state, is_init).h, state.c))]
+    original = execution.zero_at
+    return [Patch(execution, "zero_at", lambda state, is_init: State(original(state, is_init).h, state.c))]
 
 
 @in_core("sequential_mode_starts_from_zero")
 def steps_reset_all_rows() -> list[Patch]:
     """In sequential mode one row's is_init resets the whole batch."""
-    original = core.zero_at
-    return [Patch(core, "zero_at", lambda s, is_init: original(s, is_init.any().expand_as(is_init)))]
+    original = execution.zero_at
+    return [Patch(execution, "zero_at", lambda s, is_init: original(s, is_init.any().expand_as(is_init)))]
 
 
 @in_core("sequential_mode_starts_from_zero")
 def steps_reset_the_first_layer_only() -> list[Patch]:
     """In sequential mode only the first layer resets."""
-    original = core.zero_at
+    original = execution.zero_at
 
     def replacement(state: State, is_init: Tensor) -> State:
         return State(
             *(torch.cat([z[:, :1], v[:, 1:]], 1) for z, v in zip(original(state, is_init), state, strict=True))
         )
 
-    return [Patch(core, "zero_at", replacement)]
+    return [Patch(execution, "zero_at", replacement)]
 
 
 def _one(w: LayerWeights, x: Tensor, state: State) -> State:
@@ -345,7 +344,7 @@ def padding_is_negative_zero() -> list[Patch]:
         ends = ends_of(starts).unsqueeze(-1)
         return both(lambda v: torch.where(ends, v, -0.0), state)
 
-    return [Patch(core, "at_ends", replacement)]
+    return [Patch(execution, "at_ends", replacement)]
 
 
 @in_core("hidden_outputs_are_zero_padded", round=8, survived=8)
@@ -356,4 +355,4 @@ def finite_states_are_padded_by_multiplication() -> list[Patch]:
         ends = ends_of(starts).unsqueeze(-1)
         return both(lambda v: torch.where(ends, v, torch.where(v.isfinite(), v * 0, 0)), state)
 
-    return [Patch(core, "at_ends", replacement)]
+    return [Patch(execution, "at_ends", replacement)]

@@ -8,7 +8,19 @@ from typing import Any
 from unittest import mock
 
 import torch
-from rnn_backends import LSTM, InputError, LSTMBackend, LSTMModule, LSTMSpec, State, Trait, layout, module
+from rnn_backends import (
+    LSTM,
+    InputError,
+    LSTMBackend,
+    LSTMModule,
+    LSTMSpec,
+    State,
+    Trait,
+    binding,
+    execution,
+    layout,
+    module,
+)
 from rnn_backends import lstm as core
 from rnn_backends.choose import demand
 from rnn_backends.transforms import traits_needed
@@ -31,7 +43,7 @@ def vmap_around_grad_not_refused() -> list[Patch]:
             needed.remove(Trait.VMAP)
         return needed
 
-    return [Patch(core, "traits_needed", replacement)]
+    return [Patch(binding, "traits_needed", replacement)]
 
 
 def _picky(answer: str) -> LSTMBackend:
@@ -68,7 +80,7 @@ def rejects_every_second_time() -> LSTMBackend:
 @in_core("a_refusal_comes_before_anything_is_done")
 def a_new_dtype_is_not_checked() -> list[Patch]:
     """A module that is moved to another dtype runs there without asking its backend."""
-    return [Patch(core, "demand", lambda *args: None)]
+    return [Patch(binding, "demand", lambda *args: None)]
 
 
 @in_core("a_refusal_comes_before_anything_is_done", round=(3, 4, 6, 7))
@@ -151,8 +163,8 @@ def hx_for_one_row_is_expanded() -> list[Patch]:
     def expanded(h0: Tensor, T: int, is_init: Any) -> Tensor:
         return entry_from_hx(h0 if is_init is None else h0.expand(is_init.shape[1], -1), T, is_init)
 
-    entry_from_hx = core.entry_from_hx
-    return [Patch(core, "check_state", replacement), Patch(core, "entry_from_hx", expanded)]
+    entry_from_hx = execution.entry_from_hx
+    return [Patch(core, "check_state", replacement), Patch(execution, "entry_from_hx", expanded)]
 
 
 @in_core("wrong_tensors_are_refused")
@@ -257,7 +269,7 @@ def only_the_outermost_place_is_looked_at() -> list[Patch]:
 @in_core("wrong_weights_are_refused")
 def nobody_looks_at_the_weights() -> list[Patch]:
     """Nobody looks at the weights' shapes, dtypes and devices: torch's operators fail where they meet them."""
-    patches = [Patch(LSTM, "_check_weights", lambda self, weights, casts: None)]
+    patches = [Patch(binding, "check_weights", lambda weights, names, shapes, casts: None)]
     return [*patches, Patch(LSTM, "_is_as_placed", lambda self, known, shapes: True)]
 
 

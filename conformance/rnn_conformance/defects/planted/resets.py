@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import LayerWeights, State, layout
+from rnn_backends import LayerWeights, State, execution, layout
 from rnn_backends import lstm as core
 from torch import Tensor
 
@@ -158,25 +158,25 @@ def nan_in_the_input_cleaned_up(w: LayerWeights, x: Tensor, entry: State, starts
 @in_core("a_stream_restarts_from_zero")
 def a_stream_ignores_its_first_reset() -> list[Patch]:
     """Called on tensors, is_init at the first step is ignored and hx is used."""
-    original = core.entry_from_hx
+    original = execution.entry_from_hx
 
     def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         cache = None if is_init is None else torch.cat([torch.zeros_like(is_init[:1]), is_init[1:]])
         return original(h0, T, cache)
 
-    return [Patch(core, "entry_from_hx", replacement)]
+    return [Patch(execution, "entry_from_hx", replacement)]
 
 
 @in_core("a_stream_restarts_from_zero")
 def a_stream_restarts_from_hx() -> list[Patch]:
     """Called on tensors, a reset in the middle of a row starts from hx instead of zeros."""
-    return [Patch(core, "entry_from_hx", lambda h0, T, is_init: h0.expand(T, -1, -1))]
+    return [Patch(execution, "entry_from_hx", lambda h0, T, is_init: h0.expand(T, -1, -1))]
 
 
 @in_core("a_stream_restarts_from_zero", round=1)
 def one_row_restarts_from_ones() -> list[Patch]:
     """With one row, a reset after the second step starts from hx plus one instead of zeros."""
-    original = core.entry_from_hx
+    original = execution.entry_from_hx
 
     def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         result = original(h0, T, is_init)
@@ -184,7 +184,7 @@ def one_row_restarts_from_ones() -> list[Patch]:
             return result
         return torch.cat([result[:2], result[2:] + is_init[2:, :, None]])
 
-    return [Patch(core, "entry_from_hx", replacement)]
+    return [Patch(execution, "entry_from_hx", replacement)]
 
 
 @in_layer("a_square_mask_keeps_its_axes", round=8)

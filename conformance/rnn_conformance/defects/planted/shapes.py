@@ -6,8 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, StepFunction, get_backend
-from rnn_backends import lstm as core
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, StepFunction, execution, get_backend
 from rnn_backends.authoring import is_plain
 from rnn_backends_plugins.compile import forward as compile_forward
 from rnn_backends_plugins.compile import ops as compile_ops
@@ -175,8 +174,8 @@ def _squeezed(value: Tensor) -> Tensor:
 @in_core("sizes_of_one_keep_their_dimensions")
 def a_size_of_one_is_squeezed() -> list[Patch]:
     """squeeze() without a dimension: stacked states lose dimensions where layers, steps and rows are one."""
-    original = core._stacked
-    return [Patch(core, "_stacked", lambda *args, **more: both(_squeezed, original(*args, **more)))]
+    original = execution._stacked
+    return [Patch(execution, "_stacked", lambda *args, **more: both(_squeezed, original(*args, **more)))]
 
 
 def _last_row_of(count: Any) -> Any:

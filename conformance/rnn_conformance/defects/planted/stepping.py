@@ -7,8 +7,7 @@ from dataclasses import astuple
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMSpec, State
-from rnn_backends import lstm as core
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMSpec, State, execution
 from rnn_backends.resets import entry_from_hx
 from torch import Tensor, nn
 
@@ -60,12 +59,12 @@ def step_keeps_the_old_c() -> LSTMBackend:
 @in_core("cut_and_carried_equals_whole", "without_resets_is_init_may_be_left_out")
 def a_stream_restarts_at_every_step() -> list[Patch]:
     """Called on tensors with is_init, hx is dropped and every step starts from zeros."""
-    original = core.entry_from_hx
+    original = execution.entry_from_hx
 
     def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         return original(h0, T, None if is_init is None else is_init | True)
 
-    return [Patch(core, "entry_from_hx", replacement)]
+    return [Patch(execution, "entry_from_hx", replacement)]
 
 
 @in_layer("cut_and_carried_equals_whole")
@@ -87,7 +86,7 @@ def rows_of_one_step_keep_hx() -> list[Patch]:
     def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         return h0.expand(T, -1, -1) if is_init is None or T == 1 else entry_from_hx(h0, T, is_init)
 
-    return [Patch(core, "entry_from_hx", replacement)]
+    return [Patch(execution, "entry_from_hx", replacement)]
 
 
 @in_layer("one_step")

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMBackend, State, checks, layout
-from rnn_backends import lstm as core
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, State, checks, execution, layout
 from rnn_backends.authoring import check_call
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
@@ -133,7 +132,7 @@ def _grown(values: Any) -> None:
 @in_core("memory_that_is_gone")
 def freed_inputs_are_given_new_memory() -> list[Patch]:
     """Inputs whose memory was freed get new memory, of zeros, without a word."""
-    return [Patch(core, "check_memory", _grown), Patch(layout, "check_memory", _grown)]
+    return [Patch(execution, "check_memory", _grown), Patch(layout, "check_memory", _grown)]
 
 
 @in_layer("memory_that_is_gone", by_numbers=False)

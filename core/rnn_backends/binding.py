@@ -1,0 +1,172 @@
+"""An LSTM's parameters, bound to a backend: the choice, the weights as backends see them, copies and pickles."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ._torch import SharedRNN, registered_parameters
+from .choose import alternatives, demand, resolve
+from .contract import LayerWeights, LSTMBackend, LSTMSpec, Trait
+from .errors import UnsupportedError
+from .known import KnownWeights, known_weights
+from .plain import nothing_at_work
+from .registry import get_backend, is_registered_value
+from .stack import RunLayers, layers_with
+from .transforms import traits_needed
+from .weights import Shapes, cast_weights, check_weights, spec_of, weight_names, weight_shapes
+
+KINDS = "cpu cuda xpu mps xla hpu mtia maia ipu privateuseone meta lazy vulkan ve fpga ideep hip opengl opencl"
+NO_AUTOCAST = frozenset(kind for kind in KINDS.split() if not torch.amp.is_autocast_available(kind))
+"""Device types without autocast. They are determined once, because torch 2.11's Dynamo cannot trace the question."""
+_TRANSFORMS = {
+    Trait.FORWARD_AD: ("forward-mode AD", "its kernel has no forward derivative"),
+    Trait.VMAP: ("torch.vmap", "its kernel has no batching rule"),
+}
+"""Transforms that not every kernel follows: the feature's name and the reason of a refusal, by trait."""
+NO_CONTEXT = nullcontext()
+
+
+class BoundLSTM(SharedRNN):
+    """The parameters of an LSTM and the backend that they are bound to: all of :class:`LSTM` that is not a call."""
+
+    weight_ih_l0: Tensor
+
+    def _bind(self, backend: LSTMBackend) -> None:
+        weight = self.weight_ih_l0
+        self._backend, self._spec = backend, spec_of(self)
+        self._weight_names = weight_names(self._spec)
+        self._weight_shapes = weight_shapes(self._spec)
+        self._run_layers = layers_with(backend.layer, backend.layer)
+        self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
+        self._placed = (weight.device, weight.dtype)
+        self._placed_in_autocast: tuple[torch.device, torch.dtype] | None = None
+        self._known_before: list[KnownWeights] | None = None
+        self._chosen_on_meta = False
+        self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function it may not trace
+
+    def _choose_anew(self) -> None:
+        """Choose again where ``"auto"`` had only weights without memory to go by, and they have arrived since."""
+        weight = self.weight_ih_l0
+        if self._chosen_on_meta and weight.device.type != "meta":
+            self._bind(resolve("auto", spec_of(self), weight.device, weight.dtype))
+
+    @property
+    def lstm_backend(self) -> str:
+        """The name of the backend that runs."""
+        if self._chosen_on_meta:
+            self._choose_anew()
+        return self._backend.name
+
+    @property
+    def run_layers(self) -> RunLayers:
+        """The function that runs all layers, bound to the backend, with the row's last states right."""
+        return self._run_layers_last
+
+    @property
+    def backend(self) -> LSTMBackend:
+        """The backend that runs."""
+        if self._chosen_on_meta:
+            self._choose_anew()
+        return self._backend
+
+    @property
+    def spec(self) -> LSTMSpec:
+        """The options, as backends see them; as they were when the backend was bound."""
+        return self._spec
+
+    def layer_weights(self) -> list[LayerWeights]:
+        """The parameters as backends see them: ``L*D`` entries, layer by layer, forward then reverse."""
+        weights = []
+        parameters = registered_parameters(self)
+        for names in self._weight_names:
+            found = [getattr(self, name) if (v := parameters.get(name)) is None else v for name in names]
+            b_ih, b_hh = found[2:4] if self.bias else (None, None)
+            w_hr = found[-1] if self.proj_size else None
+            weights.append(LayerWeights(found[0], found[1], b_ih, b_hh, w_hr))
+        return weights
+
+    def weight_named(self, name: str) -> Tensor:
+        """A parameter, or what a parametrization makes of one; ``nn.Module``'s own look-up takes half a microsecond."""
+        found = registered_parameters(self).get(name)
+        return getattr(self, name) if found is None else found
+
+    def _ready(self) -> tuple[list[LayerWeights], torch.dtype, AbstractContextManager[Any]]:
+        """The weights in the dtype to compute in, and a context in which autocast does not touch them."""
+        weight = self.weight_named("weight_ih_l0")
+        if (weight.device, weight.dtype) != self._placed:
+            demand(self._backend, self.spec, weight.device, weight.dtype)
+            self._placed, self._known_before = (weight.device, weight.dtype), None
+        casts = self.autocast_dtype()
+        weights = self.layer_weights()
+        check_weights(weights, self._weight_names, self._weight_shapes, casts is not None)
+        if casts is None:
+            return weights, weight.dtype, nullcontext()
+        if (weight.device, casts) != self._placed_in_autocast:
+            demand(self._backend, self.spec, weight.device, casts)
+            self._placed_in_autocast = (weight.device, casts)
+        cast = [cast_weights(layer, casts) for layer in weights]
+        return cast, casts, torch.autocast(weight.device.type, enabled=False)
+
+    def autocast_dtype(self) -> torch.dtype | None:
+        """The dtype to compute in under autocast, or ``None``. Like torch's own: float64 is left alone."""
+        weight = self.weight_named("weight_ih_l0")
+        kind = weight.device.type
+        if weight.dtype == torch.float64 or kind in NO_AUTOCAST or not torch.is_autocast_enabled(kind):
+            return None
+        return torch.get_autocast_dtype(kind)
+
+    def _known(self, weights: list[LayerWeights]) -> list[KnownWeights] | None:
+        """What is known of the weights, if they are as :meth:`_ready` would hand them out: checked, nothing to cast."""
+        if not nothing_at_work():
+            return None
+        found = [known for w in weights if (known := known_weights(w)) is not None]
+        if found != self._known_before:
+            if len(found) < len(weights) or not all(map(self._is_as_placed, found, self._weight_shapes)):
+                return None
+            self._known_before = found
+        dtype, kind = self._placed[1], self._placed[0].type
+        if dtype != torch.float64 and kind not in NO_AUTOCAST and torch.is_autocast_enabled(kind):
+            return None
+        return found
+
+    def _is_as_placed(self, known: KnownWeights, shapes: Shapes) -> bool:
+        return (known.device, known.dtype) == self._placed and known.shapes == shapes
+
+    def _check_transforms(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
+        """Decline a transform that a tensor of this call is part of, if the backend does not claim its trait."""
+        if _TRANSFORMS.keys() <= self._backend.traits:
+            return
+        needed = traits_needed([*read, *(v for layer in weights for v in layer)]) - self._backend.traits
+        for trait, (feature, reason) in _TRANSFORMS.items():
+            if trait in needed:
+                self._decline(feature, reason, trait)
+
+    def _decline(self, feature: str, reason: str, trait: Trait) -> NoReturn:
+        weight = self.weight_ih_l0
+        others = alternatives(self.spec, weight.device, weight.dtype, self.lstm_backend, frozenset({trait}))
+        raise UnsupportedError(self.lstm_backend, feature, reason, others)
+
+    def extra_repr(self) -> str:
+        """torch.nn.LSTM's, and the backend."""
+        return f"{super().extra_repr()}, lstm_backend={self.lstm_backend!r}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack", "_weight_names", "_weight_shapes"):
+            state.pop(bound, None)
+        for found_in_calls in ("_placed_in_autocast", "_known_before"):
+            state.pop(found_in_calls, None)
+        if is_registered_value(self._backend):
+            state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        backend = state["_backend"]
+        super().__setstate__(state)
+        self._bind(get_backend(backend) if isinstance(backend, str) else backend)
+        self._chosen_on_meta = state.get("_chosen_on_meta", False)
+        self._placed = state["_placed"]  # loaded to another device, the next call asks the backend, as after .to()

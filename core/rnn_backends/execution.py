@@ -1,0 +1,202 @@
+"""A call of an LSTM: a row, rows of sequences or one step, in time-major form, over all layers and directions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ._torch import transforms_may_be_open
+from .binding import NO_CONTEXT, BoundLSTM
+from .contract import LayerWeights, LSTMBackend, State, SurveyedLayer, SurveyFunction
+from .errors import InputError
+from .known import step_is_over, step_knows
+from .plain import check_memory, check_together
+from .resets import at_ends, entry_from_hx, starts_of, zero_at
+from .weights import as_dtype
+
+_MASKS = (Tensor, type(None))
+
+
+class ExecutableLSTM(BoundLSTM):
+    """What :class:`LSTM` and the modules around it run. Nothing but memory and the number of steps is checked here."""
+
+    def _over_time(self, x: Tensor, state: State | None, is_init: Tensor | None) -> tuple[Tensor, State]:
+        T, B, spec = x.shape[0], x.shape[1], self.spec
+        drops = self.training and self.dropout > 0 and spec.num_layers > 1
+        stack = self._backend.stack if self._has_stack and is_init is None and not drops else None
+        if stack is not None:
+            state = self.zero_state((B,), x) if state is None else state
+            weights, dtype, uncast = self._ready()
+            if transforms_may_be_open():
+                self._check_transforms(weights, x, *state)
+            with uncast:
+                return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
+        if T == 1 and spec.num_states == 1:
+            return self._one_step(x, self.zero_state((B,), x) if state is None else state, is_init)
+        if state is None:
+            entry = self._entry(x, None)
+        else:
+            entry = [
+                State(entry_from_hx(h, T, is_init), entry_from_hx(c, T, is_init))
+                for h, c in zip(state.h, state.c, strict=True)
+            ]
+        starts = starts_of(x.new_zeros(T, B, dtype=torch.bool) if is_init is None else is_init)
+        output, states = self.sequences(x, entry, starts, every_end=False)
+        return output, _stacked(states, shared=True)
+
+    def _one_step(self, x: Tensor, state: State, is_init: Tensor | None) -> tuple[Tensor, State]:
+        """One step of one layer as a row: its state is the layer's entry as it is, so that autograd has nothing else.
+
+        Args:
+            x: ``[1, B, I]``.
+            state: ``State([1, B, P], [1, B, H])``.
+            is_init: ``[1, B]`` bool or ``None``.
+        """
+        h, c = state if is_init is None else (entry_from_hx(v[0], 1, is_init) for v in state)
+        starts = x.new_ones(1, x.shape[1], dtype=torch.bool)
+        weights, dtype, uncast = self._ready()
+        if transforms_may_be_open():
+            self._check_transforms(weights, x, h, c, starts)
+        with uncast:
+            entry = State(as_dtype(h, dtype), as_dtype(c, dtype))
+            out = (self._backend.layer_last or self._backend.layer)(weights[0], as_dtype(x, dtype), entry, starts)
+        return out.h, State(out.h.clone(), out.c)  # the output's memory is its own
+
+    def replay(
+        self, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False
+    ) -> tuple[Tensor, State]:
+        """Run over rows of sequences, each from its stored state. Nothing but ``T`` is checked here.
+
+        Args:
+            x: ``[T, B, I]``.
+            is_init: ``[T, B]`` bool: a sequence starts here; it does at ``t = 0`` too.
+            stored: ``State([L*D, T, B, P], [L*D, T, B, H])``, read where a sequence starts; ``None`` for zeros.
+            every_step: give the state after every step (needs ``Trait.CELL_STATES``).
+
+        Returns:
+            ``output [T, B, D*P]`` and the states, shaped like ``stored``: exact after each sequence's last step and
+            exactly zero elsewhere, unless ``every_step``.
+
+        Raises:
+            InputError: there is no time step.
+        """
+        self._check_memory(x, is_init, stored)
+        starts = starts_of(is_init)
+        output, states = self.sequences(x, self._entry(x, stored), starts)
+        if not every_step:
+            states = [at_ends(state, starts) for state in states]
+        return output, _stacked(states, shared=every_step)
+
+    def replay_output(self, x: Tensor, is_init: Tensor, stored: State | None) -> Tensor:
+        """Like :meth:`replay`, the output alone: nobody reads the states, so a backend need not find them."""
+        self._check_memory(x, is_init, stored)
+        return self.sequences(x, self._entry(x, stored), starts_of(is_init), every_end=False)[0]
+
+    def _check_memory(self, x: Tensor, is_init: Tensor | None, state: State | None) -> None:
+        h, c = (None, None) if state is None else state
+        check_together(self.weight_named("weight_ih_l0"), (x, is_init, h, c))
+        check_memory((("input", x), ("is_init", is_init), ("the hidden state", h), ("the cell state", c)))
+
+    def _entry(self, x: Tensor, stored: State | None) -> list[State]:
+        T, B = x.shape[:2]
+        if T == 0:
+            raise InputError("at least one time step is needed, got T = 0")
+        if stored is None:
+            h, c = self.zero_state((1, 1), x)
+            stored = State(h.expand(-1, T, B, -1), c.expand(-1, T, B, -1))  # takes no memory
+        return [State(h, c) for h, c in zip(*stored, strict=True)]
+
+    def zero_state(self, shape: tuple[int, ...], like: Tensor) -> State:
+        """``State([L*D, *shape, P], [L*D, *shape, H])`` of zeros, with ``like``'s dtype and device."""
+        spec = self.spec
+        return State(
+            like.new_zeros(spec.num_states, *shape, spec.output_size),
+            like.new_zeros(spec.num_states, *shape, spec.hidden_size),
+        )
+
+    def sequences(
+        self, x: Tensor, entry: list[State], starts: Tensor, every_end: bool = True
+    ) -> tuple[Tensor, list[State]]:
+        """Run over rows of sequences, each from its own stored state: what :class:`LSTMModule` stands on.
+
+        Nothing is checked here.
+
+        Args:
+            x: ``[T, B, I]``.
+            entry: ``L*D`` times ``State([T, B, P], [T, B, H])``, read where ``starts`` is true.
+            starts: ``[T, B]`` bool, true at ``t = 0``.
+            every_end: whether the states of every sequence's end are asked for, or the last one's only.
+
+        Returns:
+            ``output [T, B, D*P]`` and ``L*D`` states: ``[T, B, .]``, right where a sequence ends, or (without
+            ``every_end``) ``[B, .]``, those of each row's last sequence.
+        """
+        run = self._run_layers if every_end else self._run_layers_last
+        dropout = self.dropout if self.training else 0.0
+        weights, dtype, uncast = self._ready()
+        if transforms_may_be_open():
+            self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
+        with uncast:
+            x, entry = x.to(dtype), [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
+            survey = None if torch.compiler.is_compiling() else _survey_of(self._backend, every_end)
+            if survey is None:
+                return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
+            with survey(weights, x, entry, starts, self.bidirectional, dropout):
+                return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
+
+    def step_stored(self, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+        """:meth:`step` with the state as a TensorDict has it, ``State([B, L*D, P], [B, L*D, H])``, in and out."""
+        if stored is None:
+            h, c = self.zero_state((x.shape[0],), x)
+            stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
+        weights = self.layer_weights()
+        known = self._known(weights)
+        if known is None or type(x) is not Tensor or type(stored.h) is not Tensor or type(is_init) not in _MASKS:
+            check_together(weights[0].w_ih, (x, *stored, is_init))
+            weights, dtype, uncast = self._ready()
+        else:
+            dtype, uncast = self._placed[1], NO_CONTEXT
+        if transforms_may_be_open():
+            self._check_transforms(weights, x, *stored, is_init)
+        act, run = self._backend.act, self._backend.step or self._layer_as_step
+        if is_init is not None and act is None:
+            stored = zero_at(stored, is_init)
+        states: list[State] = []
+        try:
+            with uncast:
+                x, h, c = as_dtype(x, dtype), as_dtype(stored.h, dtype), as_dtype(stored.c, dtype)
+                for k, (w, *state) in enumerate(zip(weights, h.unbind(1), c.unbind(1), strict=True)):
+                    if k and k % self.spec.directions == 0:
+                        x = self._between_layers(states)
+                    if known is not None:
+                        step_knows(w, known[k])
+                    before = State(*state)
+                    states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
+        finally:
+            if known is not None:
+                step_is_over()
+        return torch.cat([s.h for s in states[-self.spec.directions :]], -1), _stacked(states, dim=1)
+
+    def _between_layers(self, states: list[State]) -> Tensor:
+        x = torch.cat([s.h for s in states[-self.spec.directions :]], -1)
+        return nn.functional.dropout(x, self.dropout, self.training)
+
+    def _layer_as_step(self, weights: LayerWeights, x: Tensor, state: State) -> State:
+        starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
+        out = self._backend.layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
+        return State(out.h.squeeze(0), out.c.squeeze(0))
+
+
+def _survey_of(backend: LSTMBackend, every_end: bool) -> SurveyFunction | None:
+    """The survey that every layer function of a call shares, if there is one."""
+    layer, forward = backend.layer, backend.layer if every_end else backend.layer_last or backend.layer
+    if isinstance(layer, SurveyedLayer) and isinstance(forward, SurveyedLayer) and layer.survey is forward.survey:
+        return layer.survey
+    return None
+
+
+def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:
+    """``L*D`` states as one; ``shared``: the last one's memory is the output's too, so it is copied."""
+    if len(states) == 1 and not shared:  # a view is enough
+        return State(states[0].h.unsqueeze(dim), states[0].c.unsqueeze(dim))
+    return State(torch.stack([s.h for s in states], dim), torch.stack([s.c for s in states], dim))
