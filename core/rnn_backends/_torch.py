@@ -337,6 +337,11 @@ def is_traced() -> bool:
     return is_proxied()
 
 
+def is_jit_traced() -> bool:
+    """Whether ``torch.jit.trace`` records what is done now. Without the private name: no."""
+    return _tracing_state is not _unknown and _tracing_state() is not None
+
+
 def is_proxied() -> bool:
     """Whether ``make_fx`` records what is done now. Without the private names: yes, where a dispatch mode is on."""
     if not _dispatch_modes():

@@ -80,10 +80,14 @@ def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[T
             return _Plain.apply(kernel, name, *read)  # type: ignore[no-any-return]
         return kernel.run(read, keep)
     check_kinds(name, read)
+    if _torch.is_jit_traced():  # without gradients too: torch.jit.trace checks its graph by one that it records so
+        keep = keep or _torch.any_requires_grad(*read)
     if _torch.in_transform():
         levels = _torch.transform_levels()
         keep = keep or levels is None or not levels.isdisjoint({"Grad", "Jvp"})
-        if levels is None or "Functionalize" not in levels:  # it has no rule for an autograd.Function
+        if levels is not None and "Functionalize" in levels:  # it has no rule for an autograd.Function
+            _check_functionalized(name, levels, read)
+        else:
             return _Transformed.apply(name, keep, *read)  # type: ignore[no-any-return]
     return _dispatched(name, operators.layer, (*read, keep or wants_gradient(read)))  # type: ignore[no-any-return]
 
@@ -98,6 +102,13 @@ def _call_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tens
     if _torch.in_transform() and "Functionalize" not in (_torch.transform_levels() or ()):
         return _TransformedBackward.apply(name, *read)  # type: ignore[no-any-return]
     return _dispatched(name, operators.layer_backward, read)  # type: ignore[no-any-return]
+
+
+def _check_functionalized(name: str, levels: set[str], read: Sequence[Any]) -> None:
+    """Decline a derivative by ``torch.func`` within or around ``functionalize``: torch knows only an operator's own."""
+    if not levels.isdisjoint({"Grad", "Jvp"}) and wants_gradient(read):
+        reason = "torch.func takes no gradient of an operator that is written in Python"
+        raise UnsupportedError(name, "functionalize together with a gradient of torch.func", reason, OTHERS)
 
 
 def _dispatched(name: str, operator: Any, read: Sequence[Any]) -> Any:

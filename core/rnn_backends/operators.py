@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from .autograd_rule import gradients, keep_for_backward, without_none
 from .kernels import kernel_named
@@ -99,3 +100,28 @@ def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ..
 @_layer_backward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
     return one_by_one(layer_backward, info.batch_size, in_dims, args)
+
+
+Shape = Sequence[int]
+
+
+def _products(x: Shape, w_ih: Shape, w_hh: Shape, w_hr: Shape | None) -> int:
+    """Floating-point operations of the matrix products of a layer: two for each number of each weight, step and row."""
+    weights = w_ih[0] * w_ih[1] + w_hh[0] * w_hh[1] + (w_hr[0] * w_hr[1] if w_hr is not None else 0)
+    return 2 * x[0] * x[1] * weights
+
+
+@register_flop_formula(layer)
+def _layer_flops(
+    backend: str, x: Shape, w_ih: Shape, w_hh: Shape, bias: Shape | None, w_hr: Shape | None, *_: Any, **__: Any
+) -> int:
+    """For ``torch.utils.flop_counter``, which counts zero for an operator that it does not know."""
+    return _products(x, w_ih, w_hh, w_hr)
+
+
+@register_flop_formula(layer_backward)
+def _layer_backward_flops(
+    backend: str, h: Shape, c: Shape, x: Shape, w_ih: Shape, w_hh: Shape, w_hr: Shape | None, *_: Any, **__: Any
+) -> int:
+    """Each product has a gradient of either factor."""
+    return 2 * _products(x, w_ih, w_hh, w_hr)

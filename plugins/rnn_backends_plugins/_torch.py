@@ -186,6 +186,19 @@ def onednn_linear_works() -> bool:
         return False
 
 
+def compiling_in_traces() -> AbstractContextManager[object]:
+    """A context in which ``torch.compile`` compiles while ``make_fx`` records what is done above: a kernel's own code.
+
+    Without the private name: nothing is done, and torch raises an error about the nested trace.
+    """
+    from torch._dynamo import config
+
+    if not hasattr(config, "force_compile_during_fx_trace"):
+        return nullcontext()
+    context: AbstractContextManager[object] = config.patch(force_compile_during_fx_trace=True)
+    return context
+
+
 Calls = list[tuple[Any, list[Any]]]
 
 

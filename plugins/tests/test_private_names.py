@@ -196,6 +196,12 @@ def test_the_fence_finds_the_names_that_this_torch_has(without):
     assert not _torch.compiles_for_any_size()
 
 
+def test_a_torch_that_cannot_compile_within_a_trace_is_left_as_it_is(monkeypatch):
+    monkeypatch.setattr("torch._dynamo.config", SimpleNamespace())
+    with _torch.compiling_in_traces() as nothing:
+        assert nothing is None
+
+
 def test_products_that_multiply_wrongly_are_not_used(without, monkeypatch):
     without("nothing")
     monkeypatch.setattr(_torch, "onednn_linear", lambda rows, weight, bias=None: torch.tensor([[30.0]]))

@@ -11,6 +11,7 @@ from rnn_backends import LSTM, LSTMSpec, UnsupportedError, get_backend
 from torch import nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture(params=["cpp", "compile", "cudnn", "vmap", "torchscript"])
@@ -81,6 +82,53 @@ def test_what_is_traced_follows_its_inputs(name, trace, kind, gradients):
     assert_close(longer, module(torch.cat([others, x], 1), torch.cat([resets, is_init], 1)))
 
 
+@pytest.mark.parametrize("kind", [Resets, Dense, Acting])
+def test_jit_trace_checks_the_graph_of_trainable_parameters(name, kind):
+    """``check_trace=True``, the default: torch records a second graph, without gradients, which must be the same."""
+    module, x, is_init = kind(name), torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit.TracerWarning
+        if name == "cudnn" and kind is Resets:
+            with pytest.raises(UnsupportedError, match="a trace would keep those of the example"):
+                torch.jit.trace(module, (x, is_init))
+            return
+        traced = torch.jit.trace(module, (x, is_init))
+    found, expected = (run(2 * x, is_init) for run in (traced, module))
+    assert_close(found, expected)
+    gradients = (torch.autograd.grad(v.square().sum(), list(module.parameters())) for v in (found, expected))
+    assert_close(*gradients)
+
+
+def test_make_fx_before_any_other_call(name):
+    """A kernel that compiles at its first call compiles while ``make_fx`` records what is above it."""
+    if name == "compile":
+        from rnn_backends_plugins.compile import compiler
+
+        compiler._compiled.cache_clear()
+    module, x, is_init = Resets(name).double(), torch.randn(2, 5, 3).double(), torch.zeros(2, 5, dtype=torch.bool)
+    if name == "cudnn":
+        with pytest.raises(UnsupportedError):
+            make_fx(module)(x, is_init)
+        return
+    assert_close(make_fx(module)(x, is_init)(2 * x, is_init), module(2 * x, is_init))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_gradient_and_functionalize_in_one_another(name, inside):
+    module, x, is_init = Dense(name), torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
+
+    def loss(v):
+        return module(v, is_init).square().sum()
+
+    grad, functionalize = torch.func.grad, torch.func.functionalize
+    run = functionalize(grad(loss)) if inside else grad(functionalize(loss))
+    if name in ("cpp", "compile"):
+        with pytest.raises(UnsupportedError, match="functionalize together with a gradient"):
+            run(x)
+        return
+    assert_close(run(x), grad(loss)(x))
+
+
 @pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
 def test_one_graph_for_all_sizes(name):
     module, auto = Resets(name), torch.export.Dim.AUTO
@@ -112,10 +160,26 @@ def test_an_exported_file_loads_where_rnn_backends_is_imported_and_no_backend(na
 def test_a_graph_traced_without_gradients_says_so_when_one_is_asked_for(name):
     x, is_init = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
     with torch.no_grad():
-        traced = scripted(Resets(name), x, is_init)
+        traced = scripted(Resets(name).requires_grad_(False), x, is_init)
     out = traced(x.requires_grad_(), is_init)
     with pytest.raises(RuntimeError, match="the forward pass kept nothing for it"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
+@pytest.mark.parametrize("proj_size", [0, 2])
+def test_flops_are_counted_like_those_of_torchs_own_products(name, proj_size):
+    def counted(backend, gradients):
+        lstm = LSTM(3, 4, num_layers=2, proj_size=proj_size, lstm_backend=backend)
+        x, state = torch.randn(5, 2, 3, requires_grad=True), torch.zeros(2, 2, proj_size or 4, requires_grad=True)
+        with FlopCounterMode(display=False) as counter:
+            output = lstm(x, (state, torch.zeros(2, 2, 4)), is_init=torch.zeros(5, 2, dtype=torch.bool))[0]
+            if gradients:
+                output.sum().backward()
+        return counter.get_total_flops()
+
+    assert counted(name, False) == counted("vmap", False) > 0
+    assert counted(name, True) == counted("vmap", True)
 
 
 def test_checkpointing_gives_the_same_gradients(name):

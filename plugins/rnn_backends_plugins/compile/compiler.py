@@ -40,7 +40,8 @@ def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
     backend = _torch.recording_backend(calls) or "inductor"
     run: Step = torch.compile(own, backend=backend, dynamic=True, fullgraph=True)
     samples = [_sample(name, device, dtype) for name in inspect.signature(step).parameters]
-    run(*samples)
+    with _torch.compiling_in_traces():
+        run(*samples)
     if len(calls) != 1 or not _torch.compiles_for_any_size():
         return run  # no generated code, or code for some sizes only, which needs its guards
     return _direct(*calls[0], samples) or run

@@ -63,7 +63,7 @@ def run(
     if target.serves(x):
         params, bias = in_one_buffer(params, bias, state, layers, bidirectional), True
         state = contiguous(state)
-    T, train = x.shape[0], torch.is_grad_enabled()
+    T, train = x.shape[0], _trains(params, x, state)
     pieces = 1 if bidirectional else _pieces(x, state, layers)
     ys = []
     for part in x.split(-(-T // pieces)) if pieces > 1 else (x,):
@@ -71,6 +71,16 @@ def run(
         ys.append(y)
         state = State(h, c)
     return torch.cat(ys) if len(ys) > 1 else ys[0], state
+
+
+def _trains(params: list[Tensor], x: Tensor, state: State) -> bool:
+    """Whether there may be a backward pass.
+
+    In a trace also where gradients are off now: torch.jit.trace checks its graph by one that it records without them.
+    """
+    if torch.jit.is_tracing():
+        return any(v.requires_grad for v in (*params, x, *state))
+    return torch.is_grad_enabled()
 
 
 def in_one_buffer(params: list[Tensor], bias: bool, state: State, layers: int, bidirectional: bool) -> list[Tensor]:
