@@ -49,7 +49,7 @@ def in_transform() -> bool:
     """Whether a transform of ``torch.func`` is known to be at work.
 
     Without the private names: no. Callers must then leave the call to torch's dispatcher, which is what
-    :func:`nothing_at_work` says.
+    :func:`is_plain_eager` says.
     """
     if _transforms_active is _unknown:
         return bool(transform_levels())
@@ -287,7 +287,7 @@ def all_out_keys(module: Any, constructed: Sequence[Any]) -> Sequence[Any]:
     return keys
 
 
-def nothing_at_work() -> bool:
+def is_plain_eager() -> bool:
     """Whether no dispatch mode, function mode, ``torch.func`` transform or tracer sees what is done now.
 
     It takes 0.2 us. Without one of the private names: no. ``torch.set_default_device`` is a function mode that changes

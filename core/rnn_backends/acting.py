@@ -10,13 +10,13 @@ from torch.nn.functional import linear
 
 from .autograd_rule import wants_gradient
 from .contract import ActFunction, LayerFunction, LayerWeights, State, StepFunction
-from .known import KnownWeights, known_weights
-from .plain import check_kinds, have_memory, is_plain, nothing_at_work, plain_keys
+from .plain import check_kinds, have_memory, is_plain, is_plain_eager, plain_keys
 from .resets import zero_at
 from .unroll import cell
+from .weight_cache import WeightInfo, weight_info
 
-StepOnMemory = Callable[[KnownWeights, LayerWeights, Tensor, State, Tensor | None], State | None]
-"""``step(known, weights, x [B, I], State([B, P], [B, H]), is_init [B] bool or None) -> State``, over memory, without a
+StepOnMemory = Callable[[WeightInfo, LayerWeights, Tensor, State, Tensor | None], State | None]
+"""``step(info, weights, x [B, I], State([B, P], [B, H]), is_init [B] bool or None) -> State``, over memory, without a
 gradient; ``None`` where it is not for these tensors. Sizes and dtypes have not been looked at."""
 
 
@@ -46,14 +46,14 @@ def make_steps(
 
     def past_the_dispatcher(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None) -> State | None:
         h, c = state
-        if not nothing_at_work() or not have_memory((x, h, c, is_init), plain_keys(*devices)):
+        if not is_plain_eager() or not have_memory((x, h, c, is_init), plain_keys(*devices)):
             return None
         if torch.is_grad_enabled() and wants_gradient((x, h, c, *weights)):
             return None
-        known = known_weights(weights)
-        if known is None or known.device != x.device:
+        info = weight_info(weights)
+        if info is None or info.device != x.device:
             return None
-        return on_memory(known, weights, x, state, is_init)
+        return on_memory(info, weights, x, state, is_init)
 
     def step(weights: LayerWeights, x: Tensor, state: State) -> State:
         """One step: a :data:`rnn_backends.StepFunction`."""

@@ -4,7 +4,7 @@
   dispatcher, autograd, ``torch.func``, ``torch.compile`` and ``torch.export`` know. The passes get :class:`Arguments`,
   :class:`Run` and :class:`Needs`.
 - **Acting**: :func:`make_steps` adds one step, past the dispatcher where that is right.
-- **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_second_gradient`.
+- **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_double_backward`.
 - **Kinds of tensors**: :func:`is_plain` and its like say when a kernel may read a tensor's memory by its address.
 - **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits, and
   :func:`torch_step`.
@@ -17,9 +17,9 @@ from .acting import StepOnMemory, make_steps, torch_step
 from .arguments import Arguments, Needs, Run
 from .autograd_rule import wants_gradient
 from .contract import SurveyedLayer, SurveyFunction
+from .double_backward import refuse_double_backward
 from .handwritten import Layer, make_layer
 from .kernels import Backward, Forward, Kernel
-from .known import KnownWeights, check_call, known_weights, reset
 from .paths import cache_folder, write_whole
 from .plain import (
     are_exact,
@@ -30,27 +30,27 @@ from .plain import (
     fixed_sizes,
     have_memory,
     is_plain,
+    is_plain_eager,
     materialized,
-    nothing_at_work,
     plain_keys,
     unreadable,
 )
 from .resets import at_ends, ends_of, first_steps, starts_of, take_steps, zero_at
-from .second_gradients import refuse_second_gradient
 from .unroll import accumulation_views, cell, unroll
+from .weight_cache import WeightInfo, check_call, reset, weight_info
 
 __all__ = [
     "Arguments",
     "Backward",
     "Forward",
     "Kernel",
-    "KnownWeights",
     "Layer",
     "Needs",
     "Run",
     "StepOnMemory",
     "SurveyFunction",
     "SurveyedLayer",
+    "WeightInfo",
     "accumulation_views",
     "are_exact",
     "at_ends",
@@ -66,13 +66,12 @@ __all__ = [
     "fixed_sizes",
     "have_memory",
     "is_plain",
-    "known_weights",
+    "is_plain_eager",
     "make_layer",
     "make_steps",
     "materialized",
-    "nothing_at_work",
     "plain_keys",
-    "refuse_second_gradient",
+    "refuse_double_backward",
     "reset",
     "starts_of",
     "take_steps",
@@ -80,6 +79,7 @@ __all__ = [
     "unreadable",
     "unroll",
     "wants_gradient",
+    "weight_info",
     "write_whole",
     "zero_at",
 ]

@@ -12,11 +12,11 @@ from ._torch import SharedRNN, registered_parameters
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, Trait
 from .errors import UnsupportedError
-from .known import KnownWeights, known_weights
-from .plain import nothing_at_work
+from .plain import is_plain_eager
 from .registry import get_backend, is_registered_value
 from .stack import RunLayers, layers_with
 from .transforms import traits_needed
+from .weight_cache import WeightInfo, weight_info
 from .weights import Shapes, cast_weights, check_weights, spec_of, weight_names, weight_shapes
 
 KINDS = "cpu cuda xpu mps xla hpu mtia maia ipu privateuseone meta lazy vulkan ve fpga ideep hip opengl opencl"
@@ -44,7 +44,7 @@ class BoundLSTM(SharedRNN):
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
         self._placed = (weight.device, weight.dtype)
         self._placed_in_autocast: tuple[torch.device, torch.dtype] | None = None
-        self._known_before: list[KnownWeights] | None = None
+        self._last_info: list[WeightInfo] | None = None
         self._chosen_on_meta = False
         self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function it may not trace
 
@@ -99,7 +99,7 @@ class BoundLSTM(SharedRNN):
         weight = self.weight_named("weight_ih_l0")
         if (weight.device, weight.dtype) != self._placed:
             demand(self._backend, self.spec, weight.device, weight.dtype)
-            self._placed, self._known_before = (weight.device, weight.dtype), None
+            self._placed, self._last_info = (weight.device, weight.dtype), None
         casts = self.autocast_dtype()
         weights = self.layer_weights()
         check_weights(weights, self._weight_names, self._weight_shapes, casts is not None)
@@ -119,22 +119,22 @@ class BoundLSTM(SharedRNN):
             return None
         return torch.get_autocast_dtype(kind)
 
-    def _known(self, weights: list[LayerWeights]) -> list[KnownWeights] | None:
-        """What is known of the weights, if they are as :meth:`_ready` would hand them out: checked, nothing to cast."""
-        if not nothing_at_work():
+    def _cached_info(self, weights: list[LayerWeights]) -> list[WeightInfo] | None:
+        """The facts about the weights, if :meth:`_ready` would return them unchanged: checked, not cast."""
+        if not is_plain_eager():
             return None
-        found = [known for w in weights if (known := known_weights(w)) is not None]
-        if found != self._known_before:
+        found = [info for w in weights if (info := weight_info(w)) is not None]
+        if found != self._last_info:
             if len(found) < len(weights) or not all(map(self._is_as_placed, found, self._weight_shapes)):
                 return None
-            self._known_before = found
+            self._last_info = found
         dtype, kind = self._placed[1], self._placed[0].type
         if dtype != torch.float64 and kind not in NO_AUTOCAST and torch.is_autocast_enabled(kind):
             return None
         return found
 
-    def _is_as_placed(self, known: KnownWeights, shapes: Shapes) -> bool:
-        return (known.device, known.dtype) == self._placed and known.shapes == shapes
+    def _is_as_placed(self, info: WeightInfo, shapes: Shapes) -> bool:
+        return (info.device, info.dtype) == self._placed and info.shapes == shapes
 
     def _check_transforms(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
         """Decline a transform that a tensor of this call is part of, if the backend does not claim its trait."""
@@ -158,7 +158,7 @@ class BoundLSTM(SharedRNN):
         state = super().__getstate__()
         for bound in ("_run_layers", "_run_layers_last", "_spec", "_has_stack", "_weight_names", "_weight_shapes"):
             state.pop(bound, None)
-        for found_in_calls in ("_placed_in_autocast", "_known_before"):
+        for found_in_calls in ("_placed_in_autocast", "_last_info"):
             state.pop(found_in_calls, None)
         if is_registered_value(self._backend):
             state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again

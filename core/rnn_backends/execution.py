@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -9,9 +11,9 @@ from ._torch import transforms_may_be_open
 from .binding import NO_CONTEXT, BoundLSTM
 from .contract import LayerWeights, LSTMBackend, State, SurveyedLayer, SurveyFunction
 from .errors import InputError
-from .known import step_is_over, step_knows
 from .plain import check_memory, check_together
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
+from .weight_cache import forget_weight_info, use_weight_info
 from .weights import as_dtype
 
 _MASKS = (Tensor, type(None))
@@ -26,10 +28,10 @@ class ExecutableLSTM(BoundLSTM):
         stack = self._backend.stack if self._has_stack and is_init is None and not drops else None
         if stack is not None:
             state = self.zero_state((B,), x) if state is None else state
-            weights, dtype, uncast = self._ready()
+            weights, dtype, no_autocast = self._ready()
             if transforms_may_be_open():
                 self._check_transforms(weights, x, *state)
-            with uncast:
+            with no_autocast:
                 return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
         if T == 1 and spec.num_states == 1:
             return self._one_step(x, self.zero_state((B,), x) if state is None else state, is_init)
@@ -54,43 +56,41 @@ class ExecutableLSTM(BoundLSTM):
         """
         h, c = state if is_init is None else (entry_from_hx(v[0], 1, is_init) for v in state)
         starts = x.new_ones(1, x.shape[1], dtype=torch.bool)
-        weights, dtype, uncast = self._ready()
+        weights, dtype, no_autocast = self._ready()
         if transforms_may_be_open():
             self._check_transforms(weights, x, h, c, starts)
-        with uncast:
+        with no_autocast:
             entry = State(as_dtype(h, dtype), as_dtype(c, dtype))
             out = (self._backend.layer_last or self._backend.layer)(weights[0], as_dtype(x, dtype), entry, starts)
         return out.h, State(out.h.clone(), out.c)  # the output's memory is its own
 
     def replay(
-        self, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False
-    ) -> tuple[Tensor, State]:
+        self, x: Tensor, is_init: Tensor, stored: State | None, states: Literal["ends", "all"] | None = "ends"
+    ) -> tuple[Tensor, State | None]:
         """Run over rows of sequences, each from its stored state. Nothing but ``T`` is checked here.
 
         Args:
             x: ``[T, B, I]``.
             is_init: ``[T, B]`` bool: a sequence starts here; it does at ``t = 0`` too.
             stored: ``State([L*D, T, B, P], [L*D, T, B, H])``, read where a sequence starts; ``None`` for zeros.
-            every_step: give the state after every step (needs ``Trait.CELL_STATES``).
+            states: which states to return: ``"ends"``, ``"all"`` (needs ``Trait.CELL_STATES``), or ``None``, with
+                which a backend need not compute them.
 
         Returns:
-            ``output [T, B, D*P]`` and the states, shaped like ``stored``: exact after each sequence's last step and
-            exactly zero elsewhere, unless ``every_step``.
+            ``output [T, B, D*P]`` and the states, shaped like ``stored``: with ``"ends"`` exact after each sequence's
+            last step and exactly zero elsewhere, with ``"all"`` those after every step, else ``None``.
 
         Raises:
             InputError: there is no time step.
         """
         self._check_memory(x, is_init, stored)
         starts = starts_of(is_init)
-        output, states = self.sequences(x, self._entry(x, stored), starts)
-        if not every_step:
-            states = [at_ends(state, starts) for state in states]
-        return output, _stacked(states, shared=every_step)
-
-    def replay_output(self, x: Tensor, is_init: Tensor, stored: State | None) -> Tensor:
-        """Like :meth:`replay`, the output alone: nobody reads the states, so a backend need not find them."""
-        self._check_memory(x, is_init, stored)
-        return self.sequences(x, self._entry(x, stored), starts_of(is_init), every_end=False)[0]
+        output, found = self.sequences(x, self._entry(x, stored), starts, every_end=states is not None)
+        if states is None:
+            return output, None
+        if states == "ends":
+            return output, _stacked([at_ends(state, starts) for state in found])
+        return output, _stacked(found, shared=True)
 
     def _check_memory(self, x: Tensor, is_init: Tensor | None, state: State | None) -> None:
         h, c = (None, None) if state is None else state
@@ -133,10 +133,10 @@ class ExecutableLSTM(BoundLSTM):
         """
         run = self._run_layers if every_end else self._run_layers_last
         dropout = self.dropout if self.training else 0.0
-        weights, dtype, uncast = self._ready()
+        weights, dtype, no_autocast = self._ready()
         if transforms_may_be_open():
             self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
-        with uncast:
+        with no_autocast:
             x, entry = x.to(dtype), [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
             survey = None if torch.compiler.is_compiling() else _survey_of(self._backend, every_end)
             if survey is None:
@@ -144,18 +144,18 @@ class ExecutableLSTM(BoundLSTM):
             with survey(weights, x, entry, starts, self.bidirectional, dropout):
                 return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
 
-    def step_stored(self, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
-        """:meth:`step` with the state as a TensorDict has it, ``State([B, L*D, P], [B, L*D, H])``, in and out."""
+    def step_batch_first(self, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
+        """One step with the batch first in the state, as in a TensorDict: ``State([B, L*D, P], [B, L*D, H])``."""
         if stored is None:
             h, c = self.zero_state((x.shape[0],), x)
             stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
         weights = self.layer_weights()
-        known = self._known(weights)
-        if known is None or type(x) is not Tensor or type(stored.h) is not Tensor or type(is_init) not in _MASKS:
+        info = self._cached_info(weights)
+        if info is None or type(x) is not Tensor or type(stored.h) is not Tensor or type(is_init) not in _MASKS:
             check_together(weights[0].w_ih, (x, *stored, is_init))
-            weights, dtype, uncast = self._ready()
+            weights, dtype, no_autocast = self._ready()
         else:
-            dtype, uncast = self._placed[1], NO_CONTEXT
+            dtype, no_autocast = self._placed[1], NO_CONTEXT
         if transforms_may_be_open():
             self._check_transforms(weights, x, *stored, is_init)
         act, run = self._backend.act, self._backend.step or self._layer_as_step
@@ -163,18 +163,18 @@ class ExecutableLSTM(BoundLSTM):
             stored = zero_at(stored, is_init)
         states: list[State] = []
         try:
-            with uncast:
+            with no_autocast:
                 x, h, c = as_dtype(x, dtype), as_dtype(stored.h, dtype), as_dtype(stored.c, dtype)
                 for k, (w, *state) in enumerate(zip(weights, h.unbind(1), c.unbind(1), strict=True)):
                     if k and k % self.spec.directions == 0:
                         x = self._between_layers(states)
-                    if known is not None:
-                        step_knows(w, known[k])
+                    if info is not None:
+                        use_weight_info(w, info[k])
                     before = State(*state)
                     states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
         finally:
-            if known is not None:
-                step_is_over()
+            if info is not None:
+                forget_weight_info()
         return torch.cat([s.h for s in states[-self.spec.directions :]], -1), _stacked(states, dim=1)
 
     def _between_layers(self, states: list[State]) -> Tensor:

@@ -17,10 +17,10 @@ from torch import Tensor
 from . import _torch, operators
 from .autograd_rule import gradients, keep_for_backward, wants_gradient, without_none
 from .contract import LayerWeights, State
+from .double_backward import no_double_backward
 from .errors import UnsupportedError
 from .kernels import KERNELS, Backward, Forward, Kernel
 from .plain import OTHERS, check_kinds, is_plain
-from .second_gradients import no_second_gradient
 from .unroll import unroll
 from .vmap_rule import one_by_one
 
@@ -31,10 +31,10 @@ def make_layer(
     backward: Backward,
     gates_of: Callable[[int, torch.dtype], Sequence[int]],
     devices: tuple[str, ...],
-    looks_at_memory: bool = False,
+    checks_memory: bool = False,
 ) -> Layer:
     """A backend's layer from its kernel: see :class:`Kernel` for the arguments, ``name`` is the backend's."""
-    KERNELS[name] = Kernel(forward, backward, gates_of, devices, looks_at_memory)
+    KERNELS[name] = Kernel(forward, backward, gates_of, devices, checks_memory)
     return Layer(name, KERNELS[name])
 
 
@@ -148,7 +148,7 @@ class _PlainBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        no_second_gradient(ctx.name)
+        no_double_backward(ctx.name)
 
 
 class _Below(torch.autograd.Function):
@@ -202,4 +202,4 @@ class _TransformedBackward(_Below):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        no_second_gradient(ctx.name)
+        no_double_backward(ctx.name)

@@ -27,23 +27,23 @@ class Kernel(NamedTuple):
         backward: the backward pass, over the same.
         gates_of: the gates' shape behind ``[T, B]``, from ``H`` and the dtype.
         devices: the types of device that it runs on.
-        looks_at_memory: whether it raises by itself where memory that it would read is not there.
+        checks_memory: whether it raises by itself where memory that it would read is not there.
     """
 
     forward: Forward
     backward: Backward
     gates_of: Callable[[int, torch.dtype], Sequence[int]]
     devices: tuple[str, ...]
-    looks_at_memory: bool = False
+    checks_memory: bool = False
 
     def run(self, read: Sequence[Any], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         """The forward pass over memory."""
-        return self.forward(Arguments(*read).checked(memory=not self.looks_at_memory), keep)
+        return self.forward(Arguments(*read).checked(memory=not self.checks_memory), keep)
 
     def run_backward(self, name: str, read: Sequence[Any]) -> list[Tensor | None]:
         """The backward pass over memory; ``read`` as ``layer_backward`` has it."""
         grad_h, grad_c, x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, h, c, gates, needs = read
-        memory = not self.looks_at_memory
+        memory = not self.checks_memory
         given = Arguments(x, w_ih, w_hh, None, w_hr, entry_h, entry_c, starts).checked(memory)
         if not gates.numel() and x.shape[0] * x.shape[1] and w_hh.shape[0]:
             raise UnsupportedError(

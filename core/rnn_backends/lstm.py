@@ -18,6 +18,8 @@ from .weights import spec_of
 States = tuple[Tensor, Tensor]
 Form = Literal["row", "step", "sequences", "all_states", "output"]
 """How :meth:`LSTM.forward` is called: by a user, or by a module around it."""
+_STATES: dict[Form, Literal["ends", "all"] | None] = {"sequences": "ends", "all_states": "all", "output": None}
+"""The states that :meth:`LSTM.replay` returns, by form."""
 
 
 class LSTM(ExecutableLSTM):
@@ -141,9 +143,9 @@ class LSTM(ExecutableLSTM):
                 true where a new sequence starts. It starts from zeros, also at ``t = 0``, so a row may be cut
                 anywhere and its state carried over.
             form: what the arguments are. ``"row"``: as above. The others are how modules around an LSTM call it, with
-                nothing checked but the weights. ``"step"``: those of :meth:`step_stored`. ``"sequences"`` and
-                ``"all_states"``: those of :meth:`replay`, with ``hx`` as ``stored``, without and with ``every_step``.
-                ``"output"``: those of :meth:`replay_output`; it returns the output and ``None``.
+                nothing checked but the weights. ``"step"``: those of :meth:`step_batch_first`. ``"sequences"``,
+                ``"all_states"`` and ``"output"``: those of :meth:`replay`, with ``hx`` as ``stored`` and ``states`` as
+                ``"ends"``, ``"all"`` and ``None``.
 
         Returns:
             ``output [T, B, D*P]`` (batch and time as in the input) and ``(h_n, c_n)``, shaped like ``hx``: the
@@ -157,7 +159,7 @@ class LSTM(ExecutableLSTM):
             self._choose_anew()
         if form != "row":
             if form == "step" and (hx is None or type(hx) is State):
-                return self.step_stored(input, hx, is_init)
+                return self.step_batch_first(input, hx, is_init)
             result: tuple[Tensor, States] = self._run(input, hx, is_init, form)
             return result
         casts = self.autocast_dtype()
@@ -182,12 +184,10 @@ class LSTM(ExecutableLSTM):
     def _run(self, x: Tensor, hx: States | None, is_init: Tensor | None, form: Form) -> Any:
         stored = hx if hx is None or isinstance(hx, State) else State(*hx)  # a pre-hook may have made it a tuple
         if form == "step":
-            return self.step_stored(x, stored, is_init)
-        if is_init is None or form not in ("sequences", "all_states", "output"):
+            return self.step_batch_first(x, stored, is_init)
+        if is_init is None or form not in _STATES:
             raise InputError(f"form={form!r} is not a form, or needs is_init")
-        if form == "output":
-            return self.replay_output(x, is_init, stored), None
-        return self.replay(x, is_init, stored, form == "all_states")
+        return self.replay(x, is_init, stored, _STATES[form])
 
     def _time_major(self, value: Tensor, batched: bool) -> Tensor:
         if not batched:

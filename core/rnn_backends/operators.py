@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from .autograd_rule import gradients, keep_for_backward, without_none
+from .double_backward import no_double_backward
 from .kernels import kernel_named
-from .second_gradients import no_second_gradient
 from .vmap_rule import one_by_one
 
 _TENSORS = "Tensor x, Tensor w_ih, Tensor w_hh, "
@@ -81,7 +81,7 @@ def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _operator_second_gradient(ctx: Any, *grads: Tensor | None) -> NoReturn:
-    no_second_gradient(ctx.name)
+    no_double_backward(ctx.name)
 
 
 layer, layer_backward = torch.ops.rnn_backends.layer, torch.ops.rnn_backends.layer_backward

@@ -17,7 +17,7 @@ from . import _torch
 from .errors import InputError, UnsupportedError
 
 EXACT = (Tensor, torch.nn.Parameter)
-nothing_at_work = _torch.nothing_at_work
+is_plain_eager = _torch.is_plain_eager
 OTHERS = ["vmap"]
 """Backends made of torch's own operators, to name where a kernel declines a kind of tensor."""
 
@@ -31,7 +31,7 @@ def is_plain(values: Iterable[Tensor | None], devices: Iterable[str] = ("cpu",))
 
     Where torch does not tell, the answer is no: the operators are right for every tensor, and slower.
     """
-    return _torch.nothing_at_work() and have_memory(values, plain_keys(*devices))
+    return _torch.is_plain_eager() and have_memory(values, plain_keys(*devices))
 
 
 def have_memory(values: Iterable[Tensor | None], keys: frozenset[int]) -> bool:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 from rnn_backends import LSTM, LSTMBackend, State, UnsupportedError, authoring
-from rnn_backends.authoring import refuse_second_gradient
+from rnn_backends.authoring import refuse_double_backward
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -25,7 +25,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         x, y = ctx.saved_tensors
-        return refuse_second_gradient("mine", (grad * y, grad * x if ctx.needs_input_grad[1] else None), (x, y))
+        return refuse_double_backward("mine", (grad * y, grad * x if ctx.needs_input_grad[1] else None), (x, y))
 
 
 @pytest.fixture

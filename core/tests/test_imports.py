@@ -21,7 +21,7 @@ LAYERS = (
     {"ranking"},
     {"choose"},
     {"resets", "unroll", "plain"},
-    {"stack", "arguments", "known", "second_gradients", "autograd_rule", "vmap_rule"},
+    {"stack", "arguments", "weight_cache", "double_backward", "autograd_rule", "vmap_rule"},
     {"kernels", "acting"},
     {"operators"},
     {"handwritten", "binding", "scripting"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import KnownWeights, make_layer, make_steps
+from rnn_backends.authoring import WeightInfo, make_layer, make_steps
 from torch import Tensor
 
 from . import kernel
@@ -22,7 +22,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 WIDE = (torch.float32, torch.float64)
 """What the kernel computes in."""
 
-wide_layer = make_layer("cpp", kernel.forward, kernel.backward, kernel.gates_of, ("cpu",), looks_at_memory=True)
+wide_layer = make_layer("cpp", kernel.forward, kernel.backward, kernel.gates_of, ("cpu",), checks_memory=True)
 
 
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -36,9 +36,9 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
 
 
 def _step_on_memory(
-    known: KnownWeights, weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None
+    info: WeightInfo, weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None
 ) -> State | None:
-    return kernel.step(known, x, state, is_init) if x.dtype in WIDE else None
+    return kernel.step(info, x, state, is_init) if x.dtype in WIDE else None
 
 
 step, act = make_steps("cpp", layer, _step_on_memory, ("cpu",))

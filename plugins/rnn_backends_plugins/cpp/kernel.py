@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rnn_backends import InputError, RNNBackendsError, State, UnsupportedError
-from rnn_backends.authoring import Arguments, KnownWeights, Needs, Run, available, check_memory
+from rnn_backends.authoring import Arguments, Needs, Run, WeightInfo, available, check_memory
 from torch import Tensor
 
 from .build import BuildError, library
@@ -141,20 +141,20 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
     return grads
 
 
-def step(known: KnownWeights, x: Tensor, state: State, is_init: Tensor | None = None) -> State:
+def step(info: WeightInfo, x: Tensor, state: State, is_init: Tensor | None = None) -> State:
     """One step without a gradient: ``x [B, I]``, ``State([B, P], [B, H])`` -> the next state.
 
     Args:
-        known: what is known of the weights, on the CPU.
+        info: facts about the weights, which are on the CPU.
         x, state: plain tensors, of float32 or float64, on the CPU.
         is_init: ``[B]`` bool: where the state is taken as zero.
     """
-    (h, c), dtype, (inputs, H, P) = state, x.dtype, known.sizes
+    (h, c), dtype, (inputs, H, P) = state, x.dtype, info.sizes
     B = x.shape[0] if x.ndim else 0
     fits = x.shape == (B, inputs) and h.shape == (B, P) and c.shape == (B, H)
-    if not fits or not dtype == h.dtype == c.dtype == known.dtype:
+    if not fits or not dtype == h.dtype == c.dtype == info.dtype:
         given = ", ".join(f"{n} {tuple(v.shape)} {v.dtype}" for n, v in zip("xhc", (x, h, c), strict=True))
-        raise InputError(f"a step's x and state do not fit I, H, P = {known.sizes} in {known.dtype}: {given}")
+        raise InputError(f"a step's x and state do not fit I, H, P = {info.sizes} in {info.dtype}: {given}")
     size = x.itemsize
     if not (x.is_contiguous() and h.is_contiguous() and c.is_contiguous()):
         x, h, c = map(_contiguous, (x, h, c))
@@ -167,10 +167,10 @@ def step(known: KnownWeights, x: Tensor, state: State, is_init: Tensor | None = 
     layer = _STEP.pack(
         *(1, B, inputs, H, P, torch.get_num_threads()),
         x.data_ptr(),
-        *known.pointers,
+        *info.pointers,
         *(h.data_ptr(), c.data_ptr(), inputs, P, H, h_out.data_ptr(), c_out.data_ptr(), reset[0], reset[1]),
         x.untyped_storage().nbytes() // size - x.storage_offset(),  # plain.available
-        *known.rooms,
+        *info.capacities,
         h.untyped_storage().nbytes() // size - h.storage_offset(),
         c.untyped_storage().nbytes() // size - c.storage_offset(),
         *(B * P, B * H, reset[2]),

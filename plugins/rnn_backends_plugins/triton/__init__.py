@@ -14,7 +14,7 @@ from importlib.util import find_spec
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import Arguments, KnownWeights, Needs, Run, make_layer, make_steps
+from rnn_backends.authoring import Arguments, Needs, Run, WeightInfo, make_layer, make_steps
 from torch import Tensor
 
 from .plan import MOST_UNITS
@@ -51,11 +51,11 @@ layer = make_layer("triton", _forward, _backward, lambda H, dtype: (4, H), DEVIC
 
 
 def _step_on_memory(
-    known: KnownWeights, weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None
+    info: WeightInfo, weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None
 ) -> State | None:
-    (h, c), (I, H, _) = state, known.sizes  # noqa: E741
+    (h, c), (I, H, _) = state, info.sizes  # noqa: E741
     B = x.shape[0] if x.ndim else 0
-    alike = all((v.dtype, v.device) == (known.dtype, known.device) for v in (x, h, c))
+    alike = all((v.dtype, v.device) == (info.dtype, info.device) for v in (x, h, c))
     if weights.w_hr is not None or not alike or x.shape != (B, I) or h.shape != (B, H) or c.shape != (B, H):
         return None
     if is_init is not None and (is_init.shape != (B,) or is_init.dtype != torch.bool or is_init.device != x.device):

@@ -95,13 +95,13 @@ def no_mask_going_backward() -> list[Patch]:
 
 
 def _in_a_step(replacement: Any) -> list[Patch]:
-    original = LSTM.step_stored
+    original = LSTM.step_batch_first
 
     def step(self: LSTM, *args: Any, **options: Any) -> Any:
         with mock.patch.object(nn.functional, "dropout", replacement):
             return original(self, *args, **options)
 
-    return [Patch(LSTM, "step_stored", step)]
+    return [Patch(LSTM, "step_batch_first", step)]
 
 
 @in_core("dropout_of_a_step_is_torchs")
@@ -136,10 +136,10 @@ def step_drops_each_direction_by_itself() -> list[Patch]:
             stored = zero_at(stored, is_init)
         run, directions = self._backend.step or self._layer_as_step, self.spec.directions
         states: list[State] = []
-        weights, dtype, uncast = self._ready()
+        weights, dtype, no_autocast = self._ready()
         if execution.transforms_may_be_open():
             self._check_transforms(weights, x, *stored, is_init)
-        with uncast:
+        with no_autocast:
             x, hs, cs = x.to(dtype), stored.h.to(dtype), stored.c.to(dtype)
             for k, (w, h, c) in enumerate(zip(weights, hs.unbind(1), cs.unbind(1), strict=True)):
                 if k and k % directions == 0:
@@ -149,7 +149,7 @@ def step_drops_each_direction_by_itself() -> list[Patch]:
         output = torch.cat([s.h for s in states[-directions:]], -1)
         return output, execution._stacked(states, dim=1)
 
-    return [Patch(LSTM, "step_stored", replacement)]
+    return [Patch(LSTM, "step_batch_first", replacement)]
 
 
 @in_core("training_and_evaluation_follow_the_module")
@@ -208,10 +208,10 @@ def dropout_set_later_is_not_seen() -> list[Patch]:
         run = self._run_layers if every_end else self._run_layers_last
         spec = self.spec
         dropout = spec.dropout if self.training else 0.0
-        weights, dtype, uncast = self._ready()
+        weights, dtype, no_autocast = self._ready()
         if execution.transforms_may_be_open():
             self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
-        with uncast:
+        with no_autocast:
             entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
             return run(weights, x.to(dtype), entry, starts, spec.bidirectional, dropout, every_end)
 

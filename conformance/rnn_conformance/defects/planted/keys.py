@@ -175,15 +175,24 @@ def selected_outputs_have_the_step_before() -> list[Patch]:
     """Where select_out_keys leaves the output alone, it comes one step late."""
     from rnn_backends import LSTM
 
-    original = LSTM.replay_output
-    return [Patch(LSTM, "replay_output", lambda *args: original(*args).roll(1, 0))]
+    original = LSTM.replay
+
+    def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: Any, states: Any = "ends") -> Any:
+        output, found = original(self, x, is_init, stored, states)
+        return output.roll(1, 0) if states is None else output, found
+
+    return [Patch(LSTM, "replay", replacement)]
 
 
 @in_core("selected_outputs_are_the_only_ones", round=1)
 def selected_out_keys_lose_resets() -> list[Patch]:
     """Where select_out_keys leaves the output alone, resets are ignored."""
-    original = LSTM.replay_output
-    return [Patch(LSTM, "replay_output", lambda self, x, i, stored: original(self, x, torch.zeros_like(i), stored))]
+    original = LSTM.replay
+
+    def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: Any, states: Any = "ends") -> Any:
+        return original(self, x, torch.zeros_like(is_init) if states is None else is_init, stored, states)
+
+    return [Patch(LSTM, "replay", replacement)]
 
 
 @in_core("selected_outputs_are_the_only_ones", round=4)
@@ -209,9 +218,10 @@ def any_single_selected_key_gets_the_output() -> list[Patch]:
         x, is_init, stored = layout.fold_time(read)
         batch = read.is_init.shape[:-1]
         if len(self.out_keys) == 1:
-            y = self.lstm.replay_output(x, is_init, stored)
+            y, _ = self.lstm.replay(x, is_init, stored, None)
             return {self.out_keys[0]: layout.unfold_time(y, batch)}
-        y, state = self.lstm.replay(x, is_init, stored, self.hidden_output == "all")
+        y, state = self.lstm.replay(x, is_init, stored, self.hidden_output)
+        assert state is not None
         values = (layout.unfold_time(value, batch) for value in (y, *self._as_stored(state)))
         return dict(zip(self.out_keys_source, values, strict=True))
 

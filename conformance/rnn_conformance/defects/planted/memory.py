@@ -76,13 +76,13 @@ def features_lie_in_shared_scratch() -> list[Patch]:
 @in_core("results_share_no_memory_with_each_other", round=3)
 def step_output_is_the_state() -> list[Patch]:
     """In sequential mode the output of a one-directional LSTM shares memory with its next h."""
-    original = LSTM.step_stored
+    original = LSTM.step_batch_first
 
     def replacement(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
         output, after = original(self, x, stored, is_init)
         return (output if self.bidirectional else after.h[:, -1]), after
 
-    return [Patch(LSTM, "step_stored", replacement)]
+    return [Patch(LSTM, "step_batch_first", replacement)]
 
 
 @in_core("results_in_a_tensordict_outlive_the_next_call", round=7, survived=7)

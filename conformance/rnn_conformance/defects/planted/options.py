@@ -312,7 +312,7 @@ def a_layers_number_has_one_digit() -> list[Patch]:
 @in_core("twelve_layers")
 def states_have_eight_slots() -> list[Patch]:
     """A step keeps the states of eight layers; those above read the states of the first ones."""
-    original = LSTM.step_stored
+    original = LSTM.step_batch_first
 
     def replacement(self: LSTM, x: Tensor, stored: State | None, *rest: Any) -> Any:
         if stored is not None and stored.h.shape[1] > 8:
@@ -320,4 +320,4 @@ def states_have_eight_slots() -> list[Patch]:
             stored = State(stored.h[:, slots], stored.c[:, slots])
         return original(self, x, stored, *rest)
 
-    return [Patch(LSTM, "step_stored", replacement)]
+    return [Patch(LSTM, "step_batch_first", replacement)]

@@ -161,8 +161,8 @@ def hidden_keys_read_when_all_false() -> list[Patch]:
     """In recurrent mode without any is_init in the batch, t = 0 starts from zeros."""
     original = LSTM.replay
 
-    def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
-        return original(self, x, is_init, stored if bool(is_init.any()) else None, every_step)
+    def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, states: Any = "ends") -> Any:
+        return original(self, x, is_init, stored if bool(is_init.any()) else None, states)
 
     return [Patch(LSTM, "replay", replacement)]
 
@@ -324,9 +324,9 @@ def an_error_leaves_autocast_off() -> list[Patch]:
         torch.set_autocast_enabled(kind, True)
 
     def _ready(self: Any) -> Any:
-        weights, dtype, uncast = ready(self)
+        weights, dtype, no_autocast = ready(self)
         if self.autocast_dtype() is None:
-            return weights, dtype, uncast
+            return weights, dtype, no_autocast
         return weights, dtype, without_autocast(self.weight_ih_l0.device.type)
 
     return [Patch(LSTM, "_ready", _ready)]

@@ -36,11 +36,11 @@ def is_init_clears_the_first_state() -> list[Patch]:
     """In recurrent mode is_init at t = 0 clears the stored state instead of reading it."""
     original = LSTM.replay
 
-    def replay(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
+    def replay(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, states: Any = "ends") -> Any:
         if stored is not None:
             at = torch.cat([is_init[:1], torch.zeros_like(is_init[1:])]).unsqueeze(-1)
             stored = both(lambda v: torch.where(at, 0, v), stored)
-        return original(self, x, is_init, stored, every_step)
+        return original(self, x, is_init, stored, states)
 
     return [Patch(LSTM, "replay", replay)]
 
@@ -311,8 +311,8 @@ def output_detached_without_stored_states() -> list[Patch]:
     """In recurrent mode without stored states the output has no gradient."""
     original = LSTM.replay
 
-    def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, every_step: bool = False) -> Any:
-        output, state = original(self, x, is_init, stored, every_step)
+    def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: State | None, states: Any = "ends") -> Any:
+        output, state = original(self, x, is_init, stored, states)
         return output if stored is not None else output.detach(), state
 
     return [Patch(LSTM, "replay", replacement)]

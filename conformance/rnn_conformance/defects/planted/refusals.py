@@ -270,16 +270,16 @@ def only_the_outermost_place_is_looked_at() -> list[Patch]:
 def nobody_looks_at_the_weights() -> list[Patch]:
     """Nobody looks at the weights' shapes, dtypes and devices: torch's operators fail where they meet them."""
     patches = [Patch(binding, "check_weights", lambda weights, names, shapes, casts: None)]
-    return [*patches, Patch(LSTM, "_is_as_placed", lambda self, known, shapes: True)]
+    return [*patches, Patch(LSTM, "_is_as_placed", lambda self, info, shapes: True)]
 
 
 @in_core("wrong_weights_are_refused")
 def a_step_trusts_its_weights() -> list[Patch]:
     """A step without gradients takes the weights as they are; a call looks at their shapes and dtypes."""
-    original = LSTM.step_stored
+    original = LSTM.step_batch_first
 
     def replacement(self: LSTM, *args: Any) -> Any:
-        with mock.patch.object(LSTM, "_check_weights"):
+        with mock.patch.object(binding, "check_weights"):
             return original(self, *args)
 
-    return [Patch(LSTM, "step_stored", replacement), Patch(LSTM, "_is_as_placed", lambda self, known, shapes: True)]
+    return [Patch(LSTM, "step_batch_first", replacement), Patch(LSTM, "_is_as_placed", lambda self, info, shapes: True)]

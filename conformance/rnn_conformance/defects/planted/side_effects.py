@@ -356,14 +356,14 @@ def seeds_the_generator() -> LSTMBackend:
 @in_core("evaluation_draws_no_random_numbers", round=8, survived=8)
 def acting_in_evaluation_draws() -> list[Patch]:
     """In evaluation every step draws a random number from the global generator."""
-    original = LSTM.step_stored
+    original = LSTM.step_batch_first
 
     def replacement(self: LSTM, *args: Any, **options: Any) -> Any:
         if not self.training:
             torch.rand(1)
         return original(self, *args, **options)
 
-    return [Patch(LSTM, "step_stored", replacement)]
+    return [Patch(LSTM, "step_batch_first", replacement)]
 
 
 @backend("evaluation_draws_no_random_numbers", round=8, survived=8)

@@ -24,13 +24,13 @@ def one_step_without_recurrent_bias(w: LayerWeights, x: Tensor, entry: State, st
 @in_core("sequence_equals_its_steps", round=1)
 def step_mode_ignores_stored_c_for_many_rows() -> list[Patch]:
     """In sequential mode with more than three rows the incoming c is taken as zero."""
-    original = LSTM.step_stored
+    original = LSTM.step_batch_first
 
     def replacement(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> Any:
         stored = State(stored.h, 0 * stored.c) if stored is not None and len(x) > 3 else stored
         return original(self, x, stored, is_init)
 
-    return [Patch(LSTM, "step_stored", replacement)]
+    return [Patch(LSTM, "step_batch_first", replacement)]
 
 
 @backend("sequence_equals_its_steps")

@@ -4,8 +4,8 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from rnn_backends import LSTM, InputError, LSTMBackend, State, known, registry
-from rnn_backends.authoring import check_call, known_weights
+from rnn_backends import LSTM, InputError, LSTMBackend, State, registry, weight_cache
+from rnn_backends.authoring import check_call, weight_info
 from torch import nn
 from torch.testing import assert_close
 
@@ -139,14 +139,14 @@ def test_what_a_step_knows_ends_with_it():
             lstm.step(x, state)
         weights = kept.pop()
         lstm.weight_hh_l0.data = negated(lstm.weight_hh_l0.data)
-        assert known_weights(weights) is None
+        assert weight_info(weights) is None
 
 
-def test_the_memory_of_known_weights_has_an_end(monkeypatch):
-    monkeypatch.setattr(known, "MOST", 5)
-    monkeypatch.setattr(known, "_known", {})
+def test_the_cache_of_weights_has_a_limit(monkeypatch):
+    monkeypatch.setattr(weight_cache, "MAX_LAYERS", 5)
+    monkeypatch.setattr(weight_cache, "_cache", {})
     layers = [LSTM(2, 2, lstm_backend="vmap").layer_weights()[0] for _ in range(20)]
-    assert all(known_weights(w) is not None and len(known._known) <= 5 for w in layers)
+    assert all(weight_info(w) is not None and len(weight_cache._cache) <= 5 for w in layers)
 
 
 @pytest.mark.parametrize("kind", ["zero", "subclass", "meta", "strided"])

@@ -12,13 +12,13 @@ from .errors import UnsupportedError
 from .plain import OTHERS
 
 
-def no_second_gradient(name: str) -> NoReturn:
+def no_double_backward(name: str) -> NoReturn:
     """Refuse to differentiate the backward pass of the backend ``name``."""
     reason = "its backward pass is written by hand and has no gradient of its own"
     raise UnsupportedError(name, "a gradient of a gradient", reason, OTHERS)
 
 
-def refuse_second_gradient(
+def refuse_double_backward(
     backend: str, gradients: Iterable[Tensor | None], read: Iterable[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """The gradients that a hand-written ``backward`` returns, so that a gradient of them is refused.
@@ -53,4 +53,4 @@ class _RefuseSecond(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        no_second_gradient(ctx.backend)
+        no_double_backward(ctx.backend)
