@@ -28,6 +28,8 @@ _TRANSFORMS = {
 }
 """Transforms that not every kernel follows: the feature's name and the reason of a refusal, by trait."""
 NO_CONTEXT = nullcontext()
+_NOT_ASKED = (torch.device("lazy"), torch.bool)
+"""A place where no weights are, so that the next call asks the backend about theirs."""
 
 
 class BoundLSTM(SharedRNN):
@@ -42,7 +44,7 @@ class BoundLSTM(SharedRNN):
         self._weight_shapes = weight_shapes(self._spec)
         self._run_layers = layers_with(backend.layer, backend.layer)
         self._run_layers_last = layers_with(backend.layer_last or backend.layer, backend.layer)
-        self._placed = (weight.device, weight.dtype)
+        self._placed = _NOT_ASKED if weight.device.type == "meta" else (weight.device, weight.dtype)
         self._placed_in_autocast: tuple[torch.device, torch.dtype] | None = None
         self._last_info: list[WeightInfo] | None = None
         self._chosen_on_meta = False

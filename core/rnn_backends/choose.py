@@ -76,7 +76,8 @@ def resolve(
     if not isinstance(request, (str, LSTMBackend)):
         raise InputError(f"lstm_backend must be a name or an LSTMBackend, got {type(request).__name__}")
     backend = get_backend(request, source) if isinstance(request, str) else request
-    demand(backend, spec, device, dtype)
+    if device.type != "meta":  # where nothing runs: the LSTM asks at its first call, when the weights have arrived
+        demand(backend, spec, device, dtype)
     if not needs <= backend.traits:
         able = alternatives(spec, device, dtype, backend.name, needs)
         what = f"the trait {_listed(needs - backend.traits)}"

@@ -45,7 +45,8 @@ class LSTM(ExecutableLSTM):
 
     Raises:
         UnknownBackendError: no backend of that name is installed.
-        UnsupportedError: the named backend declines these options, device or dtype; the message has its reason.
+        UnsupportedError: the named backend declines these options, device or dtype; the message has its reason. Of an
+            LSTM on the meta device it is asked at the first call, about the weights that have arrived by then.
 
     Examples:
         >>> import torch

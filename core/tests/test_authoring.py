@@ -94,7 +94,7 @@ def test_a_third_partys_layer_is_made_with_the_same_function_as_the_built_in_one
     assert_close(lstm(x, is_init=is_init), expected(x, is_init=is_init))
     assert_close(found, wanted)
     with pytest.raises(UnsupportedError):
-        LSTM(3, 4, device="meta", lstm_backend=LSTMBackend("elsewhere", layer, lambda *_: "cpu only"))
+        LSTM(3, 4, lstm_backend=LSTMBackend("elsewhere", layer, lambda *_: "gpu only"))
 
 
 def test_an_exported_graph_loads_where_core_alone_is_imported(tmp_path):

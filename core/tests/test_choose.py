@@ -6,10 +6,22 @@ import pickle
 import pytest
 import rnn_backends
 import torch
-from rnn_backends import LSTM, InputError, LSTMBackend, LSTMSpec, Trait, UnknownBackendError, UnsupportedError, explain
+from rnn_backends import (
+    LSTM,
+    InputError,
+    LSTMBackend,
+    LSTMModule,
+    LSTMSpec,
+    State,
+    Trait,
+    UnknownBackendError,
+    UnsupportedError,
+    explain,
+)
 from rnn_backends.choose import AUTO_ORDER, DEFAULT_VARIABLE, alternatives, resolve
 from rnn_backends.registry import DISABLE_VARIABLE
 from rnn_backends.unroll import unroll
+from tensordict import TensorDict
 
 SPEC = LSTMSpec(3, 4, proj_size=2)
 
@@ -213,6 +225,59 @@ def test_auto_on_the_meta_device_chooses_again_once_the_weights_are_there(arrive
     x = torch.randn(5, 2, 3)
     torch.testing.assert_close(lstm(x), plain(x), rtol=0, atol=0)
     assert lstm.lstm_backend == plain.lstm_backend
+
+
+def arrived(lstm, how):
+    """Weights on the CPU, in one of the ways of deferred initialisation."""
+    weights = LSTM(3, 4, batch_first=lstm.batch_first).state_dict()
+    if how == "to_empty":
+        lstm.to_empty(device="cpu").load_state_dict(weights)
+    elif how == "pickle":
+        lstm = pickle.loads(pickle.dumps(lstm))
+        lstm.load_state_dict(weights, assign=True)
+    else:
+        lstm.load_state_dict(weights, assign=True)
+    return lstm
+
+
+@pytest.mark.parametrize("how", ["assign", "to_empty", "pickle"])
+@pytest.mark.parametrize("form", ["row", "step", "module"])
+def test_a_backend_named_on_the_meta_device_is_asked_once_the_weights_are_there(how, form):
+    def only_cpu(spec, device, dtype):
+        return None if device.type == "cpu" else f"it cannot run on {device.type}"
+
+    def calls(lstm):
+        where = lstm.weight_ih_l0.device
+        x, state = torch.ones(2, 3, device=where), State(*torch.zeros(2, 1, 2, 4, device=where))
+        td = TensorDict({"x": x, "is_init": torch.ones(2, 1, dtype=torch.bool, device=where)}, [2])
+        made = {"row": lambda: lstm(x), "step": lambda: lstm.step(x, state)}
+        return made.get(form, lambda: LSTMModule(lstm=lstm, in_key="x", out_key="y")(td))()
+
+    prepared = []
+    backend = rnn_backends.register(
+        LSTMBackend("fussy", unroll, rejects=only_cpu, prepare=lambda *given: prepared.append(given[1].type))
+    )
+    try:
+        with torch.device("meta"):
+            lstm = LSTM(3, 4, batch_first=True, lstm_backend="fussy")
+            assert lstm.with_backend("fussy").lstm_backend == lstm.lstm_backend == "fussy"
+            with pytest.raises(UnsupportedError, match=r"on meta in float32: it cannot run on meta"):
+                calls(lstm)
+        lstm = arrived(lstm, how)
+        calls(lstm)
+        assert (lstm.backend, prepared) == (backend, ["cpu"])
+        with pytest.raises(UnsupportedError, match="it cannot run on meta"):
+            calls(lstm.to("meta"))
+    finally:
+        rnn_backends.unregister("fussy")
+
+
+@pytest.mark.parametrize("how", ["assign", "to_empty"])
+def test_where_the_weights_arrive_on_a_device_that_a_named_backend_declines_the_call_says_so(how, add):
+    add("elsewhere", lambda spec, device, dtype: "it runs on toasters")
+    lstm = arrived(LSTM(3, 4, device="meta", lstm_backend="elsewhere"), how)
+    with pytest.raises(UnsupportedError, match=r"LSTM\(3, 4\) on cpu in float32: it runs on toasters"):
+        lstm(torch.ones(5, 2, 3))
 
 
 @pytest.mark.parametrize("named", ["vmap", None])

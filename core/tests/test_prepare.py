@@ -176,7 +176,7 @@ lstm, x = LSTM(3, 4, lstm_backend="cudnn"), torch.randn(2, 5, 2, 3)
 for program in (
     lambda: torch.vmap(lambda v: lstm(v)[0])(x),
     lambda: torch.jit.script(lstm),
-    lambda: LSTM(3, 4, device="meta", lstm_backend="cpp"),
+    lambda: LSTM(3, 4, device="meta", lstm_backend="cpp")(x[0].to("meta")),
     lambda: LSTM(3, 4, dtype=torch.complex64, lstm_backend="cpp"),
 ):
     try:
