@@ -26,6 +26,8 @@ _dispatch_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stac
 _function_modes: Callable[[], int] = getattr(torch._C, "_len_torch_function_stack", _unknown)
 _function_mode_at: Callable[[int], object] | None = getattr(torch._C, "_get_function_stack_at", None)
 _tracing_state: Callable[[], object] = getattr(torch._C, "_get_tracing_state", _unknown)
+lstm_cell: Callable[..., tuple[Tensor, Tensor]] | None = getattr(torch, "lstm_cell", None)
+"""The undocumented function under ``torch.nn.LSTMCell``; ``None`` where it is missing."""
 
 
 def transforms_may_be_open() -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from . import _torch
 from .autograd_rule import wants_gradient
 from .contract import ActFunction, LayerFunction, LayerWeights, State, StepFunction
 from .plain import check_kinds, have_memory, is_plain, is_plain_eager, plain_keys
@@ -24,8 +25,9 @@ def torch_step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """One step by torch's own operators, for a compiler to trace: a :data:`rnn_backends.StepFunction`."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
     # lstm_cell has no rule for torch.vmap and takes no zero tensors; compiled, both are the same
-    if w_hr is None and not torch.compiler.is_compiling() and is_plain((x, *state, *weights), (x.device.type,)):
-        return State(*torch.lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
+    lstm_cell = None if w_hr is not None or torch.compiler.is_compiling() else _torch.lstm_cell
+    if lstm_cell is not None and is_plain((x, *state, *weights), (x.device.type,)):
+        return State(*lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
     return cell(linear(x, w_ih, b_ih) + linear(state.h, w_hh, b_hh), state.c, w_hr)
 
 

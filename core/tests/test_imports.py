@@ -2,12 +2,15 @@
 
 import ast
 import importlib.util
+import inspect
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import rnn_backends
+import torch
 
 CORE = Path(rnn_backends.__file__).parent
 ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
@@ -162,6 +165,59 @@ def strange_names(text, own):
     return private - own - DOCUMENTED - {"_torch"} | {word for word in UNDOCUMENTED if word in text}
 
 
+# Functions of torch without a docstring, allowed where they are: (name, reason).
+ALLOWED_UNDOCUMENTED = {
+    "torch.get_autocast_dtype": "torch's message about the deprecated get_autocast_gpu_dtype names it",
+    "torch.is_autocast_enabled": "torch's message about the deprecated is_autocast_cpu_enabled names it",
+    "torch.set_autocast_enabled": "torch's message about the deprecated set_autocast_cpu_enabled names it",
+    "torch.is_autocast_cache_enabled": "the counterpart of torch.autocast(cache_enabled=); only laws read it",
+    "torch.set_autocast_cache_enabled": "the counterpart of torch.autocast(cache_enabled=); only laws set it",
+    "torch.is_anomaly_enabled": "the counterpart of torch.autograd.set_detect_anomaly; only laws read it",
+    "torch.backends.mkldnn.is_available": "torch's page on torch.backends lists it",
+    "torch.lstm": "the stand-in for cuDNN replaces this very name",
+}
+STANDS_FOR_TORCH = "testing/cudnn.py"
+
+
+def dotted(node):
+    """``a.b.c`` of a chain of attributes, or ``None``."""
+    if isinstance(node, ast.Attribute):
+        return None if (head := dotted(node.value)) is None else f"{head}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else None
+
+
+def imported(tree):
+    """What each imported name of torch and tensordict stands for: ``{"Tensor": "torch.Tensor"}``."""
+    found = {"torch": "torch"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in ("torch", "tensordict"):
+            found |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def undocumented_functions(text):
+    """Functions of torch and tensordict in a source that have no docstring and stand in no ``__all__`` but torch's own.
+
+    ``torch.lstm_cell`` is one. Classes are left out: those written in C++ have their words on torch's pages alone.
+    """
+    tree = ast.parse(text)
+    names = imported(tree)
+    for whole in {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | set(names):
+        head, _, rest = (whole or "").partition(".")
+        if head not in names:
+            continue
+        path = names[head] + (f".{rest}" if rest else "")
+        if path.startswith("torch.ops.") or any(part.startswith("_") for part in path.split(".")):
+            continue  # operators; private names, which have a test of their own
+        try:
+            owner, value = pkgutil.resolve_name(path.rpartition(".")[0] or path), pkgutil.resolve_name(path)
+        except (AttributeError, ImportError):
+            continue
+        listed = owner is not torch and path.rpartition(".")[2] in getattr(owner, "__all__", ())
+        if inspect.isroutine(value) and not listed and not inspect.getdoc(value):
+            yield path
+
+
 # Planted defects (rnn_conformance/defects) replace private names on purpose: they are left out.
 PACKAGES = {
     folder: [path for path in sorted(folder.rglob("*.py")) if "defects" not in path.parts]
@@ -178,6 +234,34 @@ def test_private_names_of_other_packages_are_used_in_one_file_alone(folder):
             continue
         strange = strange_names(path.read_text(), own) - ALLOWED_PRIVATE.get(file, (set(),))[0]
         assert not strange, f"{path} uses {strange}: put it behind a function in _torch.py, with a fallback"
+
+
+@pytest.mark.parametrize("folder", PACKAGES, ids=lambda folder: folder.name)
+def test_undocumented_functions_of_torch_are_used_in_one_file_alone(folder):
+    for path in PACKAGES[folder]:
+        file = str(path.relative_to(folder))
+        allowed = set(ALLOWED_UNDOCUMENTED) - ({"torch.lstm"} if file != STANDS_FOR_TORCH else set())
+        found = set() if file == "_torch.py" else set(undocumented_functions(path.read_text())) - allowed
+        assert not found, f"{path} uses {found}: put it behind a function in _torch.py, with a fallback"
+
+
+def test_an_allowed_undocumented_function_is_used():
+    used = {name for files in PACKAGES.values() for path in files for name in undocumented_functions(path.read_text())}
+    assert set(ALLOWED_UNDOCUMENTED) <= used, "remove the row"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("torch.lstm_cell(x, state, w)", ["torch.lstm_cell"]),
+        ("from torch import lstm as run", ["torch.lstm"]),
+        ("import torch\nf = torch.rnn_tanh", ["torch.rnn_tanh"]),
+        ("torch.cat(x), torch.device('cpu'), torch.ops.aten.add, torch.Tensor", []),
+        ("from torch.utils.flop_counter import register_flop_formula", []),
+    ],
+)
+def test_an_undocumented_function_is_noticed(text, found):
+    assert list(undocumented_functions(text)) == found
 
 
 @pytest.mark.parametrize("file", ALLOWED_PRIVATE)

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import rnn_backends
 import torch
-from rnn_backends import LSTM, LSTMBackend, LSTMModule, UnsupportedError, _torch, plain, recurrent_mode
+from rnn_backends import LSTM, LSTMBackend, LSTMModule, State, UnsupportedError, _torch, plain, recurrent_mode
+from rnn_backends.authoring import torch_step
 from rnn_backends.plain import is_plain
 from rnn_backends.transforms import traits_needed
 from rnn_backends.unroll import unroll
@@ -190,6 +191,17 @@ def test_gradients_are_asked_for_by_the_same_tensors_without_the_private_name():
     for ask in (_torch.any_requires_grad, _torch._any_requires_grad):
         assert not ask(plain_tensor, None)
         assert ask(plain_tensor, None, wants)
+
+
+def test_a_step_without_lstm_cell_is_the_plain_one(monkeypatch):
+    x, state = torch.randn(2, 3), State(torch.randn(2, 4), torch.randn(2, 4))
+    weights = LSTM(3, 4, lstm_backend="vmap").layer_weights()[0]
+    expected = torch_step(weights, x, state)
+    with monkeypatch.context() as narrow:
+        narrow.setattr(_torch, "lstm_cell", lambda *args: (state.h, state.c))
+        assert torch_step(weights, x, state).h is state.h  # it is used where there is one
+    monkeypatch.setattr(_torch, "lstm_cell", None)
+    assert_close(torch_step(weights, x, state), expected)
 
 
 def test_parameters_are_found_without_the_registry(monkeypatch):

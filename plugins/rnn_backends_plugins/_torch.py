@@ -121,8 +121,41 @@ def largest(values: Sequence[Tensor]) -> Tensor:
 
 
 def fused_lstm_exists() -> bool:
-    """Whether torch has the undocumented functions under ``torch.nn.LSTM`` and ``LSTMCell``."""
+    """Whether torch has :func:`fused_lstm` and :func:`lstm_cell`; without them ``cudnn`` rejects every LSTM."""
     return hasattr(torch, "lstm") and hasattr(torch, "lstm_cell")
+
+
+def fused_lstm(
+    x: Tensor,
+    hx: Sequence[Tensor],
+    params: list[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    train: bool,
+    bidirectional: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The undocumented function under ``torch.nn.LSTM``, ``torch.lstm``, without dropout.
+
+    Args:
+        x: ``[T, B, I]``.
+        hx: ``h_0 [L*D, B, P]`` and ``c_0 [L*D, B, H]``.
+        params: all weights, in torch.nn.LSTM's order.
+        has_biases: whether the biases are among them.
+        num_layers: ``L``.
+        train: whether the kernel must keep what a backward pass needs.
+        bidirectional: whether ``D`` is 2.
+
+    Returns:
+        The output ``[T, B, D*P]``, ``h_n`` and ``c_n``.
+    """
+    y, h, c = torch.lstm(x, tuple(hx), params, has_biases, num_layers, 0.0, train, bidirectional, False)
+    return y, h, c
+
+
+def lstm_cell(x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """The undocumented function under ``torch.nn.LSTMCell``: ``x [B, I]``, ``h [B, H]`` and ``c [B, H]``."""
+    h, c = torch.lstm_cell(x, tuple(hx), *params)
+    return h, c
 
 
 def flat_weights(module: nn.RNNBase) -> list[Tensor] | None:

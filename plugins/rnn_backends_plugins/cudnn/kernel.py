@@ -67,7 +67,7 @@ def run(
     pieces = 1 if bidirectional else _pieces(x, state, layers)
     ys = []
     for part in x.split(-(-T // pieces)) if pieces > 1 else (x,):
-        y, h, c = torch.lstm(part, tuple(state), params, bias, layers, 0.0, train, bidirectional, False)
+        y, h, c = _torch.fused_lstm(part, state, params, bias, layers, train, bidirectional)
         ys.append(y)
         state = State(h, c)
     return torch.cat(ys) if len(ys) > 1 else ys[0], state
@@ -100,9 +100,9 @@ def step(params: list[Tensor], x: Tensor, state: State, bias: bool) -> State:
     Of many rows, acting on a CPU, by the fused kernel: its products are oneDNN's, up to twice as fast.
     """
     if not _steps_fused(x, state):
-        return State(*torch.lstm_cell(x, tuple(state), *params))
+        return State(*_torch.lstm_cell(x, state, params))
     hx = state.h.unsqueeze(0), state.c.unsqueeze(0)
-    y, _, c = torch.lstm(x.unsqueeze(0), hx, params, bias, 1, 0.0, False, False, False)
+    y, _, c = _torch.fused_lstm(x.unsqueeze(0), hx, params, bias, 1, False, False)
     return State(y.squeeze(0), c.squeeze(0))
 
 
