@@ -8,13 +8,14 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._torch import SharedRNN, registered_parameters
+from ._torch import registered_parameters
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, Trait
 from .errors import UnsupportedError
 from .plain import is_plain_eager
 from .registry import get_backend, is_registered_value
 from .stack import RunLayers, layers_with
+from .torch_tools import ToolsLSTM
 from .transforms import traits_needed
 from .weight_cache import WeightInfo, weight_info
 from .weights import Shapes, cast_weights, check_weights, spec_of, weight_names, weight_shapes
@@ -32,7 +33,7 @@ _NOT_ASKED = (torch.device("lazy"), torch.bool)
 """A place where no weights are, so that the next call asks the backend about theirs."""
 
 
-class BoundLSTM(SharedRNN):
+class BoundLSTM(ToolsLSTM):
     """The parameters of an LSTM and the backend that they are bound to: all of :class:`LSTM` that is not a call."""
 
     weight_ih_l0: Tensor

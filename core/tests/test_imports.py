@@ -18,7 +18,7 @@ ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 LAYERS = (
     {"errors", "_torch", "paths"},
     {"contract"},
-    {"hooks", "transforms", "weights"},
+    {"hooks", "torch_tools", "transforms", "weights"},
     {"prepare", "checks"},
     {"registry", "crossovers"},
     {"ranking"},

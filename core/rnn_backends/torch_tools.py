@@ -1,0 +1,87 @@
+"""What tools made for ``torch.nn.LSTM`` ask an LSTM for: its methods, and a place for a quantisation config."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ._torch import SharedRNN
+from .errors import InputError
+
+_QUANTISERS = "torch.ao.quantization"
+_INSTEAD = "to quantise it put lstm.to_torch() in its place; lstm.qconfig = None says that it stays in floating point"
+
+
+class ToolsLSTM(SharedRNN):
+    """The methods of :class:`torch.nn.LSTM` beside ``forward`` that ``torch.nn.RNNBase`` does not have, and more."""
+
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    def to_torch(self) -> nn.LSTM:
+        """A :class:`torch.nn.LSTM` that *shares* these parameters: for tools that look for that class.
+
+        Raises:
+            InputError: it is parametrized (parametrize the new module instead).
+        """
+        if parametrize.is_parametrized(self):
+            raise InputError("the LSTM is parametrized: call to_torch() first and parametrize the torch.nn.LSTM")
+        new = nn.LSTM(
+            self.input_size,
+            self.hidden_size,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            batch_first=self.batch_first,
+            dropout=self.dropout,
+            bidirectional=self.bidirectional,
+            proj_size=self.proj_size,
+            device="meta",
+        )
+        for name, parameter in self.named_parameters(recurse=False):
+            setattr(new, name, parameter)
+        return new.train(self.training)
+
+    @property
+    def qconfig(self) -> None:
+        """``None`` where it was set to that: ``torch.ao.quantization`` then leaves this module in floating point.
+
+        It has no quantised form, so that any other value is an error. Set to ``None`` by ``torch.ao.quantization``
+        itself, which finds LSTMs by torch.nn.LSTM's class and passes over this one, it warns.
+
+        Raises:
+            InputError: the value is a config.
+        """
+        if "_qconfig" not in self.__dict__:
+            raise AttributeError("no qconfig was set")
+        return None
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        if value is not None:
+            raise InputError(f"rnn_backends.LSTM has no quantised form: {_INSTEAD}")
+        if "_qconfig" not in self.__dict__ and _is_set_by_a_tool():
+            warnings.warn(
+                f"{_QUANTISERS} passes over this rnn_backends.LSTM, as it looks for torch.nn.LSTM: {_INSTEAD}",
+                UserWarning,
+                stacklevel=4,
+            )
+        self.__dict__["_qconfig"] = None
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        self.__dict__.pop("_qconfig", None)
+
+
+def _is_set_by_a_tool() -> bool:
+    """Whether torch's quantisation assigns the attribute: its frame is above the setter's and nn.Module's."""
+    frame = inspect.currentframe()
+    for _ in range(4):
+        frame = frame.f_back if frame is not None else None
+        if frame is not None and str(frame.f_globals.get("__name__")).startswith(_QUANTISERS):
+            return True
+    return False

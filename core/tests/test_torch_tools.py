@@ -1,0 +1,141 @@
+"""Tools made for ``torch.nn.LSTM`` meet ours: methods, attributes, initialisers, quantisers."""
+
+import warnings
+
+import pytest
+import torch
+from rnn_backends import LSTM, InputError, LSTMModule
+from torch import nn
+from torch.ao.quantization import default_dynamic_qconfig, get_default_qconfig, prepare, quantize_dynamic
+from torch.testing import assert_close
+
+OPTIONS = [
+    {},
+    {"bias": False},
+    {"batch_first": True},
+    {"num_layers": 2, "bidirectional": True, "dropout": 0.5},
+    {"proj_size": 2, "num_layers": 2},
+    {"proj_size": 2, "bidirectional": True, "batch_first": True, "dtype": torch.float64},
+]
+options = pytest.mark.parametrize("given", OPTIONS, ids=str)
+
+
+def both(given):
+    torch.manual_seed(0)
+    theirs = nn.LSTM(3, 4, **given)
+    ours = LSTM(3, 4, **given)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def outcome(call):
+    try:
+        return call()
+    except Exception as error:
+        return type(error), str(error)
+
+
+@options
+def test_the_methods_of_torchs_lstm_give_what_its_own_give(given):
+    theirs, ours = both(given)
+    x = torch.randn(5, 2, 3, dtype=given.get("dtype", torch.float32))
+    h, c = (torch.zeros(theirs.get_expected_hidden_size(x, None)), torch.zeros(theirs.get_expected_cell_size(x, None)))
+    lengths, order = torch.tensor([2, 2, 1]), torch.tensor([1, 0])
+    wrong = torch.zeros(7, 7, 7)
+    calls = {
+        "names": lambda m: [name for name, _ in m.named_parameters()],
+        "shapes": lambda m: [tuple(v.shape) for v in m.parameters()],
+        "all_weights": lambda m: m.all_weights,
+        "_flat_weights": lambda m: m._flat_weights,
+        "flatten": lambda m: m.flatten_parameters(),
+        "hidden size": lambda m: m.get_expected_hidden_size(x, None),
+        "hidden size, packed": lambda m: m.get_expected_hidden_size(x, lengths),
+        "cell size": lambda m: m.get_expected_cell_size(x, None),
+        "cell size, packed": lambda m: m.get_expected_cell_size(x, lengths),
+        "arguments": lambda m: m.check_forward_args(x, (h, c), None),
+        "a wrong h": lambda m: m.check_forward_args(x, (wrong, c), None),
+        "a wrong c": lambda m: m.check_forward_args(x, (h, wrong), None),
+        "a wrong input": lambda m: m.check_input(x[..., :2], None),
+        "a wrong dtype": lambda m: m.check_input(x.half(), None),
+        "a wrong number of dimensions": lambda m: m.check_input(x[0, 0], None),
+        "a wrong size": lambda m: m.check_hidden_size(h, (9, 9, 9)),
+        "permuted": lambda m: m.permute_hidden((h, c), order),
+        "not permuted": lambda m: m.permute_hidden((h, c), None),
+        "mode": lambda m: m.mode,
+        "options": lambda m: [
+            getattr(m, k)
+            for k in ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+        ],
+        "proj_size": lambda m: m.proj_size,
+    }
+    for name, call in calls.items():
+        expected, found = (outcome(lambda call=call, m=m: call(m)) for m in (theirs, ours))
+        assert type(found) is type(expected), name
+        if name in ("all_weights", "_flat_weights", "permuted", "not permuted"):
+            assert_close(found, expected)
+        else:
+            assert found == expected, name
+    assert ours.extra_repr().startswith(theirs.extra_repr())
+    public = {name for name in dir(nn.LSTM) if not name.startswith("_")}
+    assert not public - set(dir(LSTM))
+
+
+def test_lstms_are_found_by_torchs_base_class_and_mode_and_their_weights_by_name():
+    net = nn.ModuleList([nn.LSTM(4, 8), LSTM(4, 8), LSTMModule(4, 8, in_key="x", out_key="y"), nn.GRU(4, 8)])
+    found = [m for m in net.modules() if isinstance(m, nn.RNNBase) and m.mode == "LSTM"]
+    assert found == [net[0], net[1], net[2].lstm]
+    for m in found:
+        for name, parameter in m.named_parameters():
+            (nn.init.zeros_ if name.startswith("bias") else nn.init.orthogonal_)(parameter)
+    assert all((m.bias_ih_l0 == 0).all() for m in found)
+    assert (net[3].bias_ih_l0 != 0).any()
+
+
+@options
+def test_to_torch_shares_the_parameters_and_computes_the_same(given):
+    _, ours = both(given)
+    theirs = ours.eval().to_torch()
+    assert type(theirs) is nn.LSTM
+    assert not theirs.training
+    assert {k: id(v) for k, v in theirs.named_parameters()} == {k: id(v) for k, v in ours.named_parameters()}
+    x = torch.randn(5, 2, 3, dtype=given.get("dtype", torch.float32))
+    assert_close(theirs(x), ours(x))
+    with torch.no_grad():
+        ours.weight_hh_l0.zero_()
+    assert_close(theirs(x), ours(x))
+    nn.utils.parametrizations.weight_norm(ours, "weight_hh_l0")
+    with pytest.raises(InputError, match="call to_torch"):
+        ours.to_torch()
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min and quant_max")
+def test_a_quantiser_does_not_pass_over_it_in_silence():
+    net = nn.Sequential(LSTM(3, 4))
+    with pytest.warns(UserWarning, match=r"passes over this rnn_backends\.LSTM.*to_torch"):
+        quantize_dynamic(net, {nn.LSTM})
+    assert not hasattr(net[0], "qconfig")
+    for spec in ({LSTM}, {LSTM: default_dynamic_qconfig}, {"0": default_dynamic_qconfig}):
+        given = {LSTM: default_dynamic_qconfig} if isinstance(spec, set) else spec
+        with pytest.raises(InputError, match="has no quantised form"):
+            quantize_dynamic(net, given)
+    net.qconfig = get_default_qconfig("x86")
+    with pytest.raises(InputError, match="has no quantised form"):
+        prepare(net)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*passes over.*")
+        net[0].qconfig = None
+        assert net[0].qconfig is None
+        again = quantize_dynamic(net, {nn.LSTM})
+    x = torch.randn(5, 2, 3)
+    assert_close(again(x), net(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's, about its deprecated quantisation
+def test_to_torch_is_quantised():
+    if not torch.backends.quantized.engine or torch.backends.quantized.engine == "none":
+        pytest.skip("this torch has no quantised kernels")
+    lstm = LSTM(3, 4)
+    quantised = quantize_dynamic(nn.Sequential(lstm.to_torch()), {nn.LSTM})
+    assert type(quantised[0]).__module__.startswith("torch.ao.nn.quantized")
+    x = torch.randn(5, 2, 3)
+    assert_close(quantised(x)[0], lstm(x)[0], rtol=0, atol=0.05)
