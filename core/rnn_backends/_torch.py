@@ -150,6 +150,14 @@ class SharedRNN(nn.RNNBase):
             setattr(type(self), name, _parametrized(name))
 
 
+METHODS_OF_NN_LSTM: dict[str, Any] = {
+    name: getattr(nn.LSTM, name)
+    for name in ("check_forward_args", "get_expected_cell_size", "permute_hidden")
+    if hasattr(nn.LSTM, name)
+}
+"""Undocumented methods of torch.nn.LSTM that ``nn.RNNBase`` lacks, or has for one tensor in place of two."""
+
+
 def _parametrized(name: str) -> property:
     def get(self: Any) -> Any:
         found = self._modules.get("parametrizations", {})  # without it: removed through another module

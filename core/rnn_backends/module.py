@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,7 +13,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from . import layout
-from ._torch import all_out_keys, keep_torchrl_mode_eager, own_state
+from ._torch import all_out_keys, is_plain_eager, keep_torchrl_mode_eager, own_state
 from .choose import resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
@@ -88,6 +89,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         torch.Size([4, 6, 8])
     """
 
+    _stateless_steps = 0  # steps in the middle of a sequence that found no state, as far as they are counted
     DEFAULT_IN_KEYS: ClassVar[list[NestedKey]] = list(HIDDEN_IN)
     DEFAULT_OUT_KEYS: ClassVar[list[NestedKey]] = list(HIDDEN_OUT)
 
@@ -295,12 +297,32 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
 
     def _one_step(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_step(read)
+        if stored is None and self._stateless_steps < 2 and is_plain_eager():
+            self._notice_lost_state(is_init)
         y, state = self.lstm(x, stored, is_init=is_init, form="step")
         state = self._as_stored(state)
         if read.is_init.ndim == 1:  # the usual case when acting is as it should be
             return dict(zip(self._all_out_keys(), (y, *state), strict=True))
         values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *state))
         return dict(zip(self._all_out_keys(), values, strict=True))
+
+    def _notice_lost_state(self, is_init: Tensor) -> None:
+        """Warn, once, where steps in the middle of sequences find no state: an environment does not carry it over.
+
+        A step in which every row starts a sequence needs none. One other may be a trial; two are a policy at work.
+        """
+        if type(is_init) is not Tensor or is_init.is_meta or bool(is_init.all()):
+            return
+        self._stateless_steps += 1
+        if self._stateless_steps == 2:
+            h, c = self.in_keys[1:3]
+            warnings.warn(
+                f"this LSTMModule acts without memory: {h!r} and {c!r} are absent in steps that start no sequence, so "
+                "each of them starts from zeros. The environment has to carry the state over: TransformedEnv(env, "
+                "Compose(InitTracker(), module.make_tensordict_primer()))",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _over_time(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_time(read)

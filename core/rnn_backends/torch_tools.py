@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ._torch import SharedRNN
+from ._torch import METHODS_OF_NN_LSTM, SharedRNN
 from .errors import InputError
 
 _QUANTISERS = "torch.ao.quantization"
@@ -18,10 +18,6 @@ _INSTEAD = "to quantise it put lstm.to_torch() in its place; lstm.qconfig = None
 
 class ToolsLSTM(SharedRNN):
     """The methods of :class:`torch.nn.LSTM` beside ``forward`` that ``torch.nn.RNNBase`` does not have, and more."""
-
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def to_torch(self) -> nn.LSTM:
         """A :class:`torch.nn.LSTM` that *shares* these parameters: for tools that look for that class.
@@ -75,6 +71,10 @@ class ToolsLSTM(SharedRNN):
     @qconfig.deleter
     def qconfig(self) -> None:
         self.__dict__.pop("_qconfig", None)
+
+
+for _name, _method in METHODS_OF_NN_LSTM.items():
+    setattr(ToolsLSTM, _name, _method)
 
 
 def _is_set_by_a_tool() -> bool:

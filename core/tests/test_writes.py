@@ -73,6 +73,7 @@ def as_tensorclass(kind, td, **fields):
     return kind(x=td["x"], is_init=td["is_init"], **fields, batch_size=td.batch_size)
 
 
+@pytest.mark.filterwarnings("ignore:this LSTMModule acts without memory")
 @pytest.mark.parametrize("kind", [Step, Lacking])
 @pytest.mark.parametrize("parent", ["none", "empty", "tensorclass"])
 def test_a_tensorclass_that_cannot_hold_the_results_stays_as_it_was(module, rows, kind, parent):
