@@ -102,7 +102,8 @@ def collect(args):
     import train_ppo as ppo
     from torchrl.collectors import MultiSyncCollector
 
-    memory, model = ppo.make_model(args.backend, True, "cpu")
+    memory = ppo.make_memory(args.backend, True)
+    model = ppo.make_model(memory, "cpu")
     makers = [lambda seed=seed: ppo.make_env(memory, seed, envs=2) for seed in range(args.collectors)]
     collector = MultiSyncCollector(
         makers, model.get_policy_operator(), frames_per_batch=64 * args.collectors, total_frames=256 * args.collectors

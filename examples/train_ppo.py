@@ -55,23 +55,25 @@ def make_env(memory, seed, envs=ENVS):
     mode = {"autoreset_mode": gymnasium.vector.AutoresetMode.DISABLED}  # TorchRL resets
     env = gymnasium.make_vec("CartPole-v1", envs, "sync", vector_kwargs=mode, wrappers=[hide_velocities])
     env = TransformedEnv(GymWrapper(env), Compose(InitTracker(), RewardSum(), RewardScaling(0.0, 0.05)))  # (2)
-    if isinstance(memory, LSTMModule):
+    if hasattr(memory, "make_tensordict_primer"):
         env.append_transform(memory.make_tensordict_primer())  # (3)
     env.set_seed(seed)
     return env
 
 
-def make_model(backend, with_memory, device):
-    """A memory, and on its features a policy and a value."""
-    if with_memory:
-        memory = LSTMModule(2, HIDDEN, in_key="observation", out_key="features", lstm_backend=backend)  # (1)
-    else:
-        memory = TensorDictModule(nn.Sequential(nn.Linear(2, HIDDEN), nn.Tanh()), ["observation"], ["features"])
+def make_memory(backend, with_memory):
+    """From "observation" and the state to "features"."""
+    if not with_memory:
+        return TensorDictModule(nn.Sequential(nn.Linear(2, HIDDEN), nn.Tanh()), ["observation"], ["features"])
+    return LSTMModule(2, HIDDEN, in_key="observation", out_key="features", lstm_backend=backend)  # (1)
+
+
+def make_model(memory, device):
+    """On the features of ``memory`` a policy and a value."""
     logits = TensorDictModule(nn.Linear(HIDDEN, 2), ["features"], ["logits"])
     options = {"distribution_class": torch.distributions.OneHotCategorical, "return_log_prob": True}
     policy = ProbabilisticActor(logits, in_keys=["logits"], **options)
-    value = ValueOperator(nn.Linear(HIDDEN, 1), in_keys=["features"])
-    return memory, ActorValueOperator(memory, policy, value).to(device)
+    return ActorValueOperator(memory, policy, ValueOperator(nn.Linear(HIDDEN, 1), in_keys=["features"])).to(device)
 
 
 def update(batch, model, loss, advantage, optimizer):
@@ -95,8 +97,7 @@ def evaluate(memory, model, seed):
     """Mean return of 16 new episodes with the policy's most probable actions."""
     env = make_env(memory, seed + 1000, envs=16)
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
-        policy = model.get_policy_operator()
-        steps = env.rollout(500, policy, break_when_any_done=False).cpu()
+        steps = env.rollout(500, model.get_policy_operator(), break_when_any_done=False).cpu()
     first = steps["next", "done"].squeeze(-1).int().argmax(1)  # the end of each row's first episode
     return steps["next", "episode_reward"][torch.arange(16), first].mean().item()
 
@@ -105,7 +106,8 @@ def train(args):
     """Train until the limit of frames or minutes, or until the last 100 episodes' mean return exceeds 470."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    memory, model = make_model(args.backend, not args.no_memory, args.device)
+    memory = make_memory(args.backend, not args.no_memory)
+    model = make_model(memory, args.device)
     policy, iterations = model.get_policy_operator(), -(-args.frames // (ENVS * STEPS))
     sizes = {"frames_per_batch": ENVS * STEPS, "total_frames": iterations * ENVS * STEPS}
     places = {"policy_device": args.device, "storing_device": args.device, "env_device": "cpu"}
@@ -114,8 +116,7 @@ def train(args):
     loss = ClipPPOLoss(policy, model.get_value_head(), entropy_coeff=0.0, critic_coeff=0.5)
     optimizer = torch.optim.Adam(loss.parameters(), lr=args.lr)
     slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, iterations)
-    run = Run(vars(args) | {"runs_on": getattr(memory, "lstm_backend", "no memory")})
-    returns = [0.0]
+    run, returns = Run(vars(args) | {"runs_on": getattr(memory, "lstm_backend", "no memory")}), [0.0]
     for batch in collector:
         ended = batch["next", "done"].squeeze(-1)
         returns = (returns + batch["next", "episode_reward"].squeeze(-1)[ended].tolist())[-100:]

@@ -1,5 +1,7 @@
 """Each example runs as its reader would run it, at a tiny size, and teaches with ``--help``."""
 
+import argparse
+import importlib
 import json
 import re
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 EXAMPLES = Path(__file__).parents[1]
 PROGRAMS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name != "results.py")
@@ -34,6 +37,32 @@ def test_train_ppo_runs_and_writes_its_result_and_its_picture(memory, tmp_path):
     assert data["result"]["frames"] == data["curve"][-1][0] == 2048  # two whole iterations
     assert 0 < data["result"]["evaluated_return"] <= 500
     assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_train_r2d2_runs_and_writes_its_result_and_its_picture(tmp_path):
+    run("train_r2d2.py", "--frames", 2000, "--updates", 2, "--out", tmp_path / "result.json")
+    data = json.loads((tmp_path / "result.json").read_text())
+    assert data["result"]["frames"] == 2048
+    assert 0 < data["result"]["evaluated_return"] <= 500
+    assert (tmp_path / "result.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_r2d2_brings_states_and_values_up_to_date(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    r2d2 = importlib.import_module("train_r2d2")
+    memory, network = r2d2.make_model(argparse.Namespace(no_memory=False, backend="vmap", device="cpu"))
+    explore = r2d2.EGreedyModule((env := r2d2.make_env(memory, 0)).action_spec, 0.5, 0.5)
+    with torch.no_grad():
+        rows = env.rollout(64, r2d2.TensorDictSequential(network, explore), break_when_any_done=False)
+        known = rows.clone()
+        rows.update({name: torch.randn_like(rows[name]) * ~rows["is_init"].unsqueeze(-1) for name in r2d2.STATE})
+        rows[:, 0].update(known[:, 0].select(*r2d2.STATE))
+        states, values = r2d2.replay(network, rows)  # the weights are those that acted, so it finds what was stored
+    assert known["is_init"][:, 1:].any()
+    for name in r2d2.STATE:
+        torch.testing.assert_close(states[name], known[name])
+    goes_on = ~known["next", "done"][:, :-1].squeeze(-1)
+    torch.testing.assert_close(values[:, :-1][goes_on], known["action_value"][:, 1:][goes_on])
 
 
 def test_train_sac_runs_and_writes_its_result_and_its_picture(tmp_path):
@@ -64,7 +93,11 @@ def test_collectors_act_in_processes_of_their_own():
 
 @pytest.mark.parametrize(
     ("program", "words"),
-    [("train_sac.py", ("SliceSampler", "--no-memory", "Burn-in", "(5)")), ("many_machines.py", ("torchrun", "FSDP2"))],
+    [
+        ("train_r2d2.py", ("hidden_output", "burn-in", "(5)")),
+        ("train_sac.py", ("SliceSampler", "--no-memory", "Burn-in", "(5)")),
+        ("many_machines.py", ("torchrun", "FSDP2")),
+    ],
 )
 def test_help_of_the_others_teaches_too(program, words):
     said = run(program, "--help")
