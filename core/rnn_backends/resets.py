@@ -14,11 +14,17 @@ from .contract import State
 
 def starts_of(is_init: Tensor) -> Tensor:
     """``[T, B]`` bool -> the same, true everywhere at ``t = 0``: every row starts a sequence there."""
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_exporting():
+            return _with_step(is_init, torch.ones_like(is_init[0]), 0)
     return torch.cat([torch.ones_like(is_init[:1]), is_init[1:]])
 
 
 def ends_of(starts: Tensor) -> Tensor:
     """``[T, B]`` bool: true at each sequence's last step, which is the step before a start, and at ``T - 1``."""
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_exporting():
+            return _with_step(starts.roll(-1, 0), torch.ones_like(starts[0]), -1)
     return torch.cat([starts[1:], torch.ones_like(starts[:1])])
 
 
@@ -70,4 +76,16 @@ def entry_from_hx(h0: Tensor, T: int, is_init: Optional[Tensor]) -> Tensor:
     head = torch.where(is_init[0].unsqueeze(-1), 0, h0)
     if T == 1:
         return head.unsqueeze(0)
+    if not torch.jit.is_scripting():
+        if torch.compiler.is_exporting():
+            return _with_step(head.new_zeros(T, head.shape[0], head.shape[1]), head, 0)
     return torch.cat([head.unsqueeze(0), torch.zeros_like(head).expand(T - 1, -1, -1)])
+
+
+def _with_step(values: Tensor, value: Tensor, t: int) -> Tensor:
+    """``values [T, ...]`` with ``value [...]`` at step ``t``: for ``torch.export``.
+
+    No tensor of ``T - 1`` steps is made on the way: torch would ask whether ``T - 1`` is one, and the exported program
+    would refuse ``T = 2``.
+    """
+    return torch.select_scatter(values, value, 0, t)

@@ -7,6 +7,7 @@ costs time or a refusal, never a wrong number (``plugins/tests/test_private_name
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -293,3 +294,28 @@ def mark_any_size(value: Tensor, sizes: Iterable[tuple[int, str]]) -> Tensor:
         for dim, name in sizes:
             mark_unbacked(value, dim, shape_id=name)
     return value
+
+
+Scan = Callable[..., tuple[Any, tuple[Tensor, Tensor]]]
+"""``scan(body, init, xs) -> last, (h, c)``, with ``body(before, now) -> after, (h_t, c_t)``."""
+
+
+def scan_of_exports(x: Tensor) -> Scan | None:
+    """Torch's loop over the first dimension, where ``x [T, ...]`` is exported with a free ``T``; else ``None``.
+
+    It is a prototype of torch. Without the private name, ``None``: the loop is then unrolled, and ``torch.export`` says
+    that ``T`` is fixed.
+    """
+    if not (torch.compiler.is_exporting() and isinstance(x.shape[0], torch.SymInt)):
+        return None
+    try:
+        from torch._higher_order_ops import scan
+    except ImportError:
+        return None
+
+    def quiet(*args: Any) -> Any:
+        with warnings.catch_warnings():  # torch's tracer looks at `.grad` of what it passes to the loop's body
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            return scan(*args)
+
+    return quiet

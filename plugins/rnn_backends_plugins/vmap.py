@@ -9,7 +9,11 @@ from rnn_backends.authoring import cell, check_call, check_steps, reset, unroll
 from torch import Tensor
 from torch.nn.functional import linear
 
+from . import _torch
+
 contract_version = 1
+
+Pair = tuple[Tensor, Tensor]
 
 TRAITS = frozenset(
     {
@@ -29,7 +33,29 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
     if not torch.jit.is_scripting():
         check_call("vmap", weights, x, entry, starts)
         check_steps("vmap", x)
+        scan = _torch.scan_of_exports(x)
+        if scan is not None:
+            return _scanned(scan, weights, x, entry, starts)
     return unroll(weights, x, entry, starts)
+
+
+def _scanned(scan: _torch.Scan, weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The unroll as a loop in the exported program, whose number of steps is free."""
+    w_ih, w_hh, bias, b_hh, w_hr = weights
+    if bias is not None and b_hh is not None:
+        bias = bias + b_hh
+    B = x.shape[1]
+
+    def one(before: Pair, now: tuple[Tensor, ...]) -> tuple[Pair, Pair]:
+        from_input, begin, entry_h, entry_c = now
+        # `view`, because torch's compiler looks for the batch size among what the loop's body reads
+        h, c = torch.where(begin, entry_h, before[0]).view(B, -1), torch.where(begin, entry_c, before[1])
+        h, c = cell(from_input + linear(h, w_hh), c, w_hr)
+        return (h, c), (h.clone(), c.clone())
+
+    first = torch.zeros_like(entry.h[0]), torch.zeros_like(entry.c[0])  # not read: every row starts at t = 0
+    _, (h, c) = scan(one, first, (linear(x, w_ih, bias), starts.unsqueeze(-1), entry.h, entry.c))
+    return State(h, c)
 
 
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:

@@ -110,7 +110,14 @@ def test_another_number_of_steps_is_right_or_an_error_by_the_old_exporter(name, 
             check(run, module, 3, T)
 
 
-@pytest.mark.parametrize("name", ["vmap", "cpp"], indirect=True)
-def test_the_dynamo_exporter_refuses_a_free_number_of_steps(name, tmp_path):
-    with pytest.raises(torch.onnx.OnnxExporterError, match="export"):
+def test_the_dynamo_exporter_leaves_the_number_of_steps_of_vmap_free(tmp_path):
+    module = Resets("vmap")
+    run = session(module, True, str(tmp_path / "m.onnx"), free_length=True)
+    for B, T in [(2, 5), (1, 1), (3, 1), (1, 2), (3, 2), (5, 9)]:
+        check(run, module, B, T)
+
+
+@pytest.mark.parametrize("name", ["cpp", "torchscript"], indirect=True)
+def test_the_dynamo_exporter_refuses_a_free_number_of_steps_of_the_others(name, tmp_path):
+    with pytest.raises(torch.onnx.OnnxExporterError, match=r"export|ONNX function"):
         session(Resets(name), True, str(tmp_path / "m.onnx"), free_length=True)

@@ -1,0 +1,91 @@
+"""``torch.export`` with free sizes: one program for every batch size and number of steps, the smallest ones too."""
+
+import sys
+
+import pytest
+import torch
+from rnn_backends import LSTM, LSTMSpec, get_backend
+from torch import nn
+from torch.export import Dim
+from torch.testing import assert_close
+
+SIZES = [(B, T) for B in (1, 2, 3) for T in (1, 2, 3, 7)]
+FORMS = {"two layers": {"num_layers": 2}, "bidirectional": {"bidirectional": True, "proj_size": 3}}
+
+
+class Deployed(nn.Module):
+    def __init__(self, name, **form):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lstm = LSTM(3, 8, batch_first=True, lstm_backend=name, **form)
+
+    def forward(self, x, h, c, is_init):
+        output, (h, c) = self.lstm(x, (h, c), is_init=is_init)
+        return output, h, c
+
+    def inputs(self, B, T):
+        K = self.lstm.spec.num_states
+        states = torch.randn(K, B, self.lstm.proj_size or 8), torch.randn(K, B, 8)
+        return torch.randn(B, T, 3), *states, torch.rand(B, T) < 0.4
+
+
+class WithoutResets(Deployed):
+    def forward(self, x, h, c, is_init):
+        output, (h, c) = self.lstm(x, (h, c))
+        return output, h, c
+
+
+def exported(module, hint=Dim.DYNAMIC):
+    shapes = {0: hint, 1: hint}, {1: hint}, {1: hint}, {0: hint, 1: hint}
+    return torch.export.export(module.eval(), module.inputs(2, 6), dynamic_shapes=shapes)
+
+
+@torch.no_grad()
+def check_every_size(program, module, sizes=SIZES):
+    for B, T in sizes:
+        given = module.inputs(B, T)
+        assert_close(program(*given), module(*given))
+
+
+@pytest.fixture(params=["cpp", "vmap"])
+def name(request):
+    """One whose layer is an operator, and the one whose layer is a loop in torch's operators."""
+    reason = get_backend(request.param).rejects(LSTMSpec(1, 1), torch.device("cpu"), torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
+    return request.param
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("kind", [Deployed, WithoutResets])
+def test_one_saved_program_serves_every_size(name, kind, form, tmp_path):
+    module = kind(name, **form)
+    torch.export.save(exported(module), tmp_path / "m.pt2")
+    check_every_size(torch.export.load(tmp_path / "m.pt2").module(), module)
+
+
+def test_the_hint_auto_leaves_both_sizes_free(name):
+    module = Deployed(name)
+    check_every_size(exported(module, Dim.AUTO).module(), module, SIZES[::5])
+
+
+def test_an_exported_program_of_any_size_has_gradients():
+    module = Deployed("vmap", num_layers=2)
+    program, given = exported(module).module(), module.inputs(3, 5)
+    found, expected = (
+        torch.autograd.grad(call(*given)[0].square().sum(), list(call.parameters())) for call in (program, module)
+    )
+    assert_close(found, expected)
+
+
+def test_a_fixed_number_of_steps_is_a_program_of_torchs_plain_operators():
+    module = Deployed("vmap")
+    program = torch.export.export(module.eval(), module.inputs(2, 6))
+    targets = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert all(target.startswith(("aten.", "<built-in function getitem>")) for target in targets), targets
+
+
+def test_without_torchs_loop_a_free_number_of_steps_is_an_error_that_names_the_size(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch._higher_order_ops", None)
+    with pytest.raises(torch._dynamo.exc.UserError, match=r"marked.*dynamic but your code specialized.*constant \(6\)"):
+        exported(Deployed("vmap"))
