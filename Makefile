@@ -98,13 +98,16 @@ MACHINE ?= local
 BENCH_READY := .venv/.bench
 ASV = cd asv_benchmarks && ../$(BIN)/asv
 ASV_ENV = -E virtualenv:$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-.PHONY: bench figures dashboard bench-compare dashboard-check
+.PHONY: bench figures ppo-times dashboard bench-compare dashboard-check
 
 bench: $(READY) ## R and Q of every backend and shape, under five minutes
 	@$(BIN)/python -m rnn_benchmarks.quick
 
 figures: $(BENCH_READY) ## measure docs/performance.md's tables and pictures anew, a quarter of an hour
 	@$(BIN)/python -m rnn_benchmarks.page measure fill
+
+ppo-times: $(BENCH_READY) ## measure whole PPO iterations and their parts anew, five minutes; fills docs/performance.md
+	@$(BIN)/python tools/ppo_times.py --write
 
 dashboard: $(BENCH_READY) ## asv over the last N commits, and its site in .asv/html; BENCH=regex for a part
 	@$(ASV) machine --yes --machine $(MACHINE)

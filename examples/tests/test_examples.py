@@ -117,3 +117,16 @@ def test_swap_in_trains_alike_in_both_ways(tmp_path):
     assert data["options"]["runs_on"] == "cudnn"
     assert 0 <= data["result"]["largest_loss_difference"] < 1e-5
     assert data["result"]["times_faster"] > 0
+
+
+def test_recurrent_ppo_of_stable_baselines_has_the_same_losses(tmp_path):
+    pytest.importorskip("sb3_contrib", reason="sb3-contrib is not installed: pip install sb3-contrib")
+    run("sb3_recurrent_ppo.py", "--iterations", 2, "--steps", 32, "--hidden", 8, "--out", tmp_path / "result.json")
+    result = json.loads((tmp_path / "result.json").read_text())["result"]
+    assert result["first_losses_differ_by"] < 1e-5  # of their size
+
+
+def test_the_page_has_the_policy_of_the_example():
+    source = (EXAMPLES / "sb3_recurrent_ppo.py").read_text()
+    policy = source[source.index("class FastPolicy") : source.index("class Timed")].strip()
+    assert policy in (EXAMPLES.parent / "docs" / "from_torch.md").read_text()
