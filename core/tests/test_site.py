@@ -55,6 +55,13 @@ def test_the_reference_has_every_public_name(site):
     assert missing == set()
 
 
+def test_the_reference_has_the_tools_for_tests_of_a_policy_and_the_command(site):
+    page = (site / "api" / "testing.html").read_text()
+    for name in ("testing.assert_rollout_equals_replay", "testing.diagnose", "testing.Diagnosis", "mistakes.Mistake"):
+        assert f'id="rnn_backends.{name}"' in page, name
+    assert "rnn-backends doctor" in page
+
+
 def test_no_role_is_left_in_the_reference(site):
     for page in (site / "api").glob("*.html"):
         assert not re.search(r":(class|func|meth|data|attr):", page.read_text()), page.name

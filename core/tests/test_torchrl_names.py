@@ -1,5 +1,7 @@
 """TorchRL's options of an LSTMModule: taken where they mean something, else refused with what to write instead."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from rnn_backends import InputError, LSTMModule, UnknownBackendError, UnsupportedError
@@ -102,3 +104,42 @@ def test_burn_in_brings_the_stored_state_up_to_date():
     whole = module(data.clone())["y"]
     burnt = transforms.BurnInTransform([module], burn_in=2)(data.clone())
     torch.testing.assert_close(module(burnt)["y"], whole[:, 2:])
+
+
+def test_the_default_mode_is_torchrls():
+    modules = pytest.importorskip("torchrl.modules", reason="it is TorchRL's")
+    for own in (None, False, True):
+        options = {"input_size": 3, "hidden_size": 4, **KEYS, "default_recurrent_mode": own}
+        assert LSTMModule(**options).recurrent_mode == modules.LSTMModule(**options).recurrent_mode == bool(own)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"recurrent_backend": "vmap"}, ValueError),
+        ({"recurrent_recompute": "full"}, ValueError),
+        ({"recurrent_backend": "scan", "recurrent_recompute": "full"}, None),
+        ({"recurrent_backend": "pad", "recurrent_compute_dtype": torch.bfloat16}, None),
+        ({"recurrent_backend": "scan", "recurrent_matmul_precision": "tf32"}, None),
+        ({"recurrent_backend": "pad", "python_based": True}, None),
+    ],
+    ids=str,
+)
+def test_what_the_page_says_of_torchrls_own_options(options, error):
+    modules = pytest.importorskip("torchrl.modules", reason="it is TorchRL's")
+    with pytest.raises(error, match="recurrent_") if error else nullcontext():
+        modules.LSTMModule(3, 4, **KEYS, **options)
+
+
+def test_what_the_page_says_of_torchrls_own_module():
+    modules = pytest.importorskip("torchrl.modules", reason="it is TorchRL's")
+    theirs = modules.LSTMModule(3, 4, **KEYS, default_recurrent_mode=True)
+    with pytest.raises(RuntimeError, match="removed"):
+        theirs.set_recurrent_mode(True)
+    data = TensorDict({"x": torch.randn(2, 3), "is_init": torch.zeros(2, 1, dtype=torch.bool)}, [2])
+    data["recurrent_state_h"], data["recurrent_state_c"] = torch.zeros(2, 1, 2), torch.zeros(2, 1, 4)
+    with pytest.raises(RuntimeError, match="must match"):  # a projection while acting
+        modules.LSTMModule(3, 4, proj_size=2, **KEYS)(data)
+    del data["recurrent_state_c"]
+    with pytest.raises(RuntimeError, match="NoneType"):
+        theirs(data.unsqueeze(1))
