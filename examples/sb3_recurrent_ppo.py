@@ -31,7 +31,7 @@ class FastPolicy(RecurrentActorCriticPolicy):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.lstm_actor = LSTM.from_torch(self.lstm_actor)  # shares the parameters: the optimizer has them already
+        self.lstm_actor = LSTM.from_torch(self.lstm_actor)  # shares the parameters
         if self.lstm_critic is not None:
             self.lstm_critic = LSTM.from_torch(self.lstm_critic)
 
