@@ -83,6 +83,8 @@ def refusal(error):
 @pytest.mark.parametrize("dynamo", [False, True], ids=["TorchScript exporter", "dynamo exporter"])
 @pytest.mark.parametrize("kind", [Resets, Dense, Acting])
 def test_a_saved_graph_follows_inputs_states_resets_and_batch_size(name, kind, dynamo, tmp_path):
+    if dynamo and kind is not Resets and name not in ("vmap", "cudnn"):
+        pytest.skip("one operator, or one scripted loop, to this exporter: Resets shows it, in seconds each")
     module = kind(name)
     if name == "cudnn" and kind is Resets:
         with pytest.raises(Exception, match=r".") as caught:
