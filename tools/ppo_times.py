@@ -227,7 +227,11 @@ def draw(data: dict[str, Any], picture: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, plots = plt.subplots(len(data["stages"]), figsize=(9, 6), layout="constrained", sharex=True)
+    shape = {"figsize": (9, 6), "layout": "constrained", "sharex": True, "squeeze": False}
+    figure, columns = plt.subplots(len(data["stages"]), **shape)
+    plots = columns[:, 0]
+    lengths = sorted(value for found in data["stages"].values() for value in wholes(found["seconds"]).values())
+    limit = 1.15e3 * max(value for value in lengths if value < 5 * lengths[len(lengths) // 2])  # a common scale
     for axes, (stage, found) in zip(plots, data["stages"].items(), strict=True):
         names, left = list(found["seconds"])[::-1], defaultdict(float)
         for i, (part, words) in enumerate(PARTS.items()):
@@ -235,7 +239,6 @@ def draw(data: dict[str, Any], picture: Path) -> None:
             axes.barh(names, width, left=[left[n] for n in names], label=words, color=plt.get_cmap("tab10")(i))
             for name, value in zip(names, width, strict=True):
                 left[name] += value
-        limit = 1.15 * sorted(left.values())[len(names) // 2 + 1]
         whole = wholes(found["seconds"])
         for name in names:
             axes.annotate(f" {1e3 * whole[name]:.0f} ms", (min(left[name], 0.88 * limit), name), va="center", size=8)
