@@ -16,6 +16,9 @@ ALIASES = {"pad": "cudnn", "scan": "vmap"}
 """TorchRL's recurrent backends that have another name here. Both of ``pad`` call torch's fused kernel, both of ``scan``
 are loops in Python that a compiler traces. ``auto`` and ``triton`` are names here too."""
 
+PYTHON_BASED = frozenset({"pad", "auto"})
+"""TorchRL's recurrent backends that run the class under them, which ``python_based`` makes one in Python."""
+
 Request = str | LSTMBackend | None
 
 
@@ -23,7 +26,7 @@ class TorchRLOptions(NamedTuple):
     """TorchRL's options of recurrent mode; ``None`` where one was not given.
 
     Attributes:
-        python_based: the same as the backend ``vmap``.
+        python_based: the same as the backend ``vmap``; beside it :data:`PYTHON_BASED` mean nothing else.
         recurrent_backend: a backend's name, or one of :data:`ALIASES`.
         recurrent_compute_dtype: refused, but for float32, which is TorchRL's default.
         recurrent_recompute: refused, but for ``"none"``.
@@ -48,7 +51,7 @@ class TorchRLOptions(NamedTuple):
         """
         self._check()
         asked: dict[str, Request] = {"lstm_backend": lstm_backend}
-        if self.recurrent_backend is not None:
+        if self.recurrent_backend is not None and not (self.python_based and self.recurrent_backend in PYTHON_BASED):
             asked["recurrent_backend"] = ALIASES.get(self.recurrent_backend, self.recurrent_backend)
         if self.python_based:
             asked["python_based"] = "vmap"

@@ -37,7 +37,7 @@ def test_another_name_suggests_the_nearest():
     "options",
     [
         {"recurrent_backend": "pad", "lstm_backend": "vmap"},
-        {"recurrent_backend": "pad", "python_based": True},
+        {"recurrent_backend": "cudnn", "python_based": True},
         {"lstm_backend": "cudnn", "python_based": True},
         {"recurrent_backend": "scan", "lstm_backend": "cudnn", "python_based": True},
     ],
@@ -47,7 +47,9 @@ def test_two_backends_are_one_too_many(options):
         make(**options)
 
 
-@pytest.mark.parametrize("options", [{"recurrent_backend": "scan"}, {"lstm_backend": "torchrl"}, {}])
+@pytest.mark.parametrize(
+    "options", [*({"recurrent_backend": name} for name in ("scan", "pad", "auto")), {"lstm_backend": "torchrl"}, {}]
+)
 def test_two_names_of_the_same_backend_are_accepted(options):
     assert make(python_based=True, **options).lstm_backend == "vmap"
 
