@@ -4,6 +4,7 @@
   dispatcher, autograd, ``torch.func``, ``torch.compile`` and ``torch.export`` know. The passes get :class:`Arguments`,
   :class:`Run` and :class:`Needs`.
 - **Acting**: :func:`make_steps` adds one step, past the dispatcher where that is right.
+- **A row of one step** with gradients, without the general row's cost: :func:`with_one_step`.
 - **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_double_backward`.
 - **Kinds of tensors**: :func:`is_plain` and its like say when a kernel may read a tensor's memory by its address.
 - **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits, and
@@ -16,10 +17,11 @@
 from .acting import StepOnMemory, make_steps, torch_step
 from .arguments import Arguments, Needs, Run
 from .autograd_rule import wants_gradient
-from .contract import SurveyedLayer, SurveyFunction
+from .contract import SteppedLayer, SurveyedLayer, SurveyFunction
 from .double_backward import refuse_double_backward
 from .handwritten import Layer, make_layer
 from .kernels import Backward, Forward, Kernel
+from .one_step import RowBackward, RowForward, RowRead, with_one_step
 from .paths import cache_folder, write_whole
 from .plain import (
     are_exact,
@@ -46,8 +48,12 @@ __all__ = [
     "Kernel",
     "Layer",
     "Needs",
+    "RowBackward",
+    "RowForward",
+    "RowRead",
     "Run",
     "StepOnMemory",
+    "SteppedLayer",
     "SurveyFunction",
     "SurveyedLayer",
     "WeightInfo",
@@ -80,6 +86,7 @@ __all__ = [
     "unroll",
     "wants_gradient",
     "weight_info",
+    "with_one_step",
     "write_whole",
     "zero_at",
 ]

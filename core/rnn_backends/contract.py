@@ -85,6 +85,23 @@ class SurveyedLayer:
         return self.function(weights, x, entry, starts)
 
 
+@dataclass(frozen=True)
+class SteppedLayer:
+    """A :data:`LayerFunction` with a shorter way for a row of one step: see :func:`~.one_step.with_one_step`.
+
+    ``row(weights, info, x, hx, is_init, batch_first)``, with the arguments of ``LSTM.forward`` as they came, gives
+    what that returns, or ``None`` where it is not for these tensors. A function that wraps the layer is no such value,
+    so nothing passes it by.
+    """
+
+    function: LayerFunction
+    row: Callable[..., Optional[tuple[Tensor, tuple[Tensor, Tensor]]]]
+
+    def __call__(self, weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        """Run one layer in one direction."""
+        return self.function(weights, x, entry, starts)
+
+
 class Trait(Enum):
     """What a backend claims beyond the contract. The conformance suite tries each claim both ways."""
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._torch import transforms_may_be_open
 from .binding import NO_CONTEXT, BoundLSTM
-from .contract import LayerWeights, LSTMBackend, State, SurveyedLayer, SurveyFunction
+from .contract import LayerWeights, LSTMBackend, State, SteppedLayer, SurveyedLayer, SurveyFunction
 from .errors import InputError
 from .plain import check_memory, check_together
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
@@ -21,6 +21,19 @@ _MASKS = (Tensor, type(None))
 
 class ExecutableLSTM(BoundLSTM):
     """What :class:`LSTM` and the modules around it run. Nothing but memory and the number of steps is checked here."""
+
+    def _row_of_one_step(
+        self, x: Tensor, hx: tuple[Tensor, Tensor] | None, is_init: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
+        """A row of one step through one layer, where its backend has a shorter way for this call; else ``None``."""
+        layer = self._backend.layer_last or self._backend.layer
+        if type(layer) is not SteppedLayer or len(self._weight_names) != 1 or type(x) is not Tensor:
+            return None
+        weights = self.layer_weights()
+        info = self._cached_info(weights)
+        if info is None or transforms_may_be_open():
+            return None
+        return layer.row(weights[0], info[0], x, hx, is_init, self.batch_first)
 
     def _over_time(self, x: Tensor, state: State | None, is_init: Tensor | None) -> tuple[Tensor, State]:
         T, B, spec = x.shape[0], x.shape[1], self.spec

@@ -92,8 +92,12 @@ def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[T
     return _dispatched(name, operators.layer, (*read, keep or wants_gradient(read)))  # type: ignore[no-any-return]
 
 
-def _call_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tensor, ...]:
-    """The gradients, likewise; ``read`` as ``layer_backward`` has it. Where there is none, an empty tensor."""
+def run_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tensor, ...]:
+    """The gradients, likewise by the shortest way; ``read`` as ``layer_backward`` has it.
+
+    Returns:
+        One for each input of the layer; where there is none, an empty tensor.
+    """
     if is_plain(read[:12], kernel.devices):
         if wants_gradient(read[:12]):
             return _PlainBackward.apply(kernel, name, *read)  # type: ignore[no-any-return]
@@ -134,7 +138,7 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = gradients(ctx, 2, grads, lambda read: _call_backward(ctx.name, ctx.kernel, read))
+        found = gradients(ctx, 2, grads, lambda read: run_backward(ctx.name, ctx.kernel, read))
         return (None, None, *found)
 
 
@@ -183,7 +187,7 @@ class _Transformed(_Below):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = gradients(ctx, 2, grads, lambda read: _call_backward(ctx.name, KERNELS[ctx.name], read))
+        found = gradients(ctx, 2, grads, lambda read: run_backward(ctx.name, KERNELS[ctx.name], read))
         return (None, None, *found)
 
 
@@ -194,7 +198,7 @@ class _TransformedBackward(_Below):
 
     @classmethod
     def below(cls, name: str, *read: Any) -> Any:
-        return _call_backward(name, KERNELS[name], read)
+        return run_backward(name, KERNELS[name], read)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

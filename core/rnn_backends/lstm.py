@@ -163,6 +163,9 @@ class LSTM(ExecutableLSTM):
                 return self.step_batch_first(input, hx, is_init)
             result: tuple[Tensor, States] = self._run(input, hx, is_init, form)
             return result
+        done = None if torch.compiler.is_compiling() else self._row_of_one_step(input, hx, is_init)
+        if done is not None:
+            return done
         casts = self.autocast_dtype()
         check_input(input, self.spec, self.weight_ih_l0, casts is not None, (2, 3))
         batched = input.ndim == 3

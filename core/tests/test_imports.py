@@ -28,6 +28,7 @@ LAYERS = (
     {"kernels", "acting"},
     {"operators"},
     {"handwritten", "binding", "scripting"},
+    {"one_step"},
     {"execution", "authoring"},
     {"lstm"},
     {"layout", "keys", "mode", "mlp", "torchrl_names"},

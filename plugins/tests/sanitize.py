@@ -189,7 +189,21 @@ def one_case(draw: random.Random) -> str:
             cpp.step(weights, x[0], state)
             cpp.act(weights, x[0], state, is_init)
         cpp.layer(weights, x, entry, starts)
+    if T and B:
+        _row_of_one_step(cpp, weights, x[:1], State(entry.h[:1], entry.c[:1]), draw.random() < 0.5, wanted)
     return f"T{T} B{B} I{inputs} H{H} P{P} {dtype} threads {torch.get_num_threads()} {read}"
+
+
+def _row_of_one_step(cpp, weights, x, state, resets: bool, wanted) -> None:
+    """A row of one step, forward and (where a gradient is wanted) backward, at memory of the very size."""
+    import torch
+    from rnn_backends.authoring import weight_info
+
+    info, is_init = weight_info(weights), torch.rand(1, 2 * x.shape[1])[:, ::2] < 0.5
+    found = None if info is None else cpp.layer.row(weights, info, x, state, is_init if resets else None, False)
+    if found is not None and found[0].requires_grad:
+        output, (h, c) = found
+        torch.autograd.grad(output.sum() + (h * c.sum()).sum(), wanted, allow_unused=True)
 
 
 def _largest(v) -> float:

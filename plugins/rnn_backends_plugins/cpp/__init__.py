@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import WeightInfo, make_layer, make_steps
+from rnn_backends.authoring import WeightInfo, make_layer, make_steps, with_one_step
 from torch import Tensor
 
 from . import kernel
@@ -19,13 +19,10 @@ contract_version = 1
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
-WIDE = (torch.float32, torch.float64)
-"""What the kernel computes in."""
-
 wide_layer = make_layer("cpp", kernel.forward, kernel.backward, kernel.gates_of, ("cpu",), checks_memory=True)
 
 
-def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+def _over_time(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """A :data:`rnn_backends.LayerFunction`; in 16 bits it computes in float32."""
     if x.dtype.itemsize > 2:
         return wide_layer(weights, x, entry, starts)
@@ -35,10 +32,13 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
     return State(h.to(x.dtype), c.to(x.dtype))
 
 
+layer = with_one_step(_over_time, wide_layer, kernel.row, kernel.row_backward, ("cpu",))
+
+
 def _step_on_memory(
     info: WeightInfo, weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None
 ) -> State | None:
-    return kernel.step(info, x, state, is_init) if x.dtype in WIDE else None
+    return kernel.step(info, x, state, is_init) if x.dtype in kernel.WIDE else None
 
 
 step, act = make_steps("cpp", layer, _step_on_memory, ("cpu",))

@@ -149,7 +149,8 @@ struct BackwardRows {
       store(to + 2 * LANES<S>, at_c * i * (1 - g * g));
       store(to + 3 * LANES<S>, m * flat * o * (1 - o));
       store(carried, starts ? Vec<S>{} : at_c * f);
-      if (starts && v.l.grad_entry_c) store(v.as(v.l.grad_entry_c) + (t * v.B + b) * v.H + first, at_c * f, left);
+      if (starts && v.l.grad_entry_c)
+        store(v.as(v.l.grad_entry_c) + (t * v.B + b) * v.H + first, v.zero(b) ? Vec<S>{} : at_c * f, left);
       if (all.projects()) store(hidden + ((p * v.steps + slot) * rows + row) * WIDTH<S> + q * LANES<S>, o * flat);
     }
   }
@@ -169,6 +170,7 @@ struct BackwardRows {
     }
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t p = first; p < std::min(last, to_h) && v.starts(t, begin + row); ++p) {
+        if (v.zero(begin + row)) std::fill_n(h_at(row, p), WIDTH<S>, S(0));
         if (v.l.grad_entry_h) put(v.l.grad_entry_h, t, row, p, v.P, h_at(row, p));
         std::fill_n(h_at(row, p), WIDTH<S>, S(0));
       }

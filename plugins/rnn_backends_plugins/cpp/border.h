@@ -71,7 +71,7 @@ void check_forward(const Layer& l, int64_t scratch) {
 }
 
 template <class S>
-void check_backward(const Layer& l, int64_t scratch) {
+void check_gradients(const Layer& l) {
   const int64_t H4 = product(4, l.H), cells = product(l.T, l.B);
   holds("gates", l.gates, l.room.gates, gates_of<S>(l));
   holds_if_given("grad_h", l.grad_h, l.room.grad_h, span(l.T, l.B, l.P, l.grad_h_t, l.grad_h_b));
@@ -83,7 +83,25 @@ void check_backward(const Layer& l, int64_t scratch) {
   holds_if_given("grad_w_hr", l.grad_w_hr, l.room.grad_w_hr, product(l.P, l.H));
   holds_if_given("grad_entry_h", l.grad_entry_h, l.room.grad_entry_h, product(cells, l.P));
   holds_if_given("grad_entry_c", l.grad_entry_c, l.room.grad_entry_c, product(cells, l.H));
+}
+
+template <class S>
+void check_backward(const Layer& l, int64_t scratch) {
+  check_gradients<S>(l);
   holds("scratch", l.scratch, l.room.scratch, scratch);
+}
+
+template <class S>
+void check_step(const Layer& l) {
+  check_read(l);
+  if (l.T != 1) throw std::invalid_argument("a step is one step");
+  holds_if_given("gates", l.gates, l.room.gates, gates_of<S>(l));
+}
+
+template <class S>
+void check_step_backward(const Layer& l) {
+  check_step<S>(l);
+  check_gradients<S>(l);
 }
 
 }  // namespace border

@@ -34,7 +34,7 @@ from .trust import why_untrusted
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-fopenmp")
-FUNCTIONS = ("rnn_lanes", "rnn_scratch", "rnn_forward", "rnn_backward", "rnn_step", "rnn_message")
+FUNCTIONS = ("rnn_lanes", "rnn_scratch", "rnn_forward", "rnn_backward", "rnn_step", "rnn_step_backward", "rnn_message")
 PROCESSOR = {"vendor_id", "cpu family", "model", "flags"} | {  # x86
     *("CPU implementer", "CPU architecture", "CPU variant", "CPU part", "Features"),  # ARM
     *("cpu", "isa", "features"),

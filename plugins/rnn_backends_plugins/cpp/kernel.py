@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Sequence
 from ctypes import c_bool, c_char_p, c_int32, c_int64, c_void_p
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from rnn_backends import InputError, RNNBackendsError, State, UnsupportedError
-from rnn_backends.authoring import Arguments, Needs, Run, WeightInfo, available, check_memory
+from rnn_backends.authoring import Arguments, Needs, RowRead, Run, WeightInfo, available, check_memory
 from torch import Tensor
 
 from .build import BuildError, library
@@ -40,15 +41,24 @@ class Layer(ctypes.Structure):
     ]
 
 
-_READ_BY_STEP = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "entry_h", "entry_c")
-_FILLED_BY_STEP = {
-    *("T", "B", "I", "H", "P", "threads", *_READ_BY_STEP, "x_b", "entry_h_b", "entry_c_b", "h", "c", "is_init"),
-    *("is_init_b", *(f"room_{name}" for name in (*_READ_BY_STEP, "h", "c", "is_init"))),
-}
-_STEP = struct.Struct(
-    "".join("q" if name in _FILLED_BY_STEP else "8x" for name in (field[0] for field in Layer._fields_))
+def _packer(*filled: str) -> struct.Struct:
+    """A ``Layer`` in which these alone are not zero, as bytes: packed in a third of the time that ctypes takes."""
+    return struct.Struct("".join("q" if name in filled else "8x" for name in (field[0] for field in Layer._fields_)))
+
+
+_READ = ("x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "entry_h", "entry_c")
+_STRIDES = ("x_b", "entry_h_b", "entry_c_b")
+_STEP = _packer(
+    *("T", "B", "I", "H", "P", "threads", *_READ, *_STRIDES, "h", "c", "gates", "is_init", "is_init_b"),
+    *(f"room_{name}" for name in (*_READ, "h", "c", "gates", "is_init")),
 )
-"""A ``Layer`` with what a step fills in, as bytes: packed in a third of the time that ctypes takes."""
+_READ_BACK = ("x", "w_ih", "w_hh", "w_hr", "entry_h", "entry_c")
+_READ_AFTER = ("h", "c", "gates", "grad_h", "grad_c")
+_GRADIENTS = tuple(f"grad_{name}" for name in Needs._fields)
+_STEP_BACK = _packer(
+    *("T", "B", "I", "H", "P", "threads", *_READ_BACK, *_STRIDES, *_READ_AFTER, "grad_h_b", "grad_c_b", *_GRADIENTS),
+    *("is_init", "is_init_b", *(f"room_{name}" for name in (*_READ_BACK, *_READ_AFTER, *_GRADIENTS, "is_init"))),
+)
 
 
 _LAYER = struct.Struct(f"{len(Layer._fields_)}q")
@@ -64,10 +74,14 @@ class Kernel(NamedTuple):
     forward: Any
     backward: Any
     step: Any
+    step_backward: Any
     scratch: Any
     message: Any
     lanes: dict[torch.dtype, int]
 
+
+WIDE = (torch.float32, torch.float64)
+"""What the kernel computes in."""
 
 NO_MEMORY, INVALID = 1, 2
 """Of status.h."""
@@ -88,13 +102,14 @@ def kernel() -> Kernel:
         found, here = library(), c_void_p  # a Layer, or its bytes
     except BuildError as error:
         raise UnsupportedError("cpp", "this machine", str(error), ["cudnn", "vmap"]) from error
-    for function in (found.rnn_forward, found.rnn_backward, found.rnn_step):
+    for function in (found.rnn_forward, found.rnn_backward, found.rnn_step, found.rnn_step_backward):
         function.argtypes, function.restype = [here, c_bool], c_int32
     found.rnn_scratch.argtypes, found.rnn_scratch.restype = [here, c_bool, c_bool], c_int64
     found.rnn_message.argtypes, found.rnn_message.restype = [], c_char_p
     found.rnn_lanes.argtypes, found.rnn_lanes.restype = [c_bool], c_int64
     lanes = {torch.float32: found.rnn_lanes(False), torch.float64: found.rnn_lanes(True)}
-    return Kernel(found.rnn_forward, found.rnn_backward, found.rnn_step, found.rnn_scratch, found.rnn_message, lanes)
+    passes = found.rnn_forward, found.rnn_backward, found.rnn_step, found.rnn_step_backward
+    return Kernel(*passes, found.rnn_scratch, found.rnn_message, lanes)
 
 
 def gates_of(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
@@ -168,17 +183,96 @@ def step(info: WeightInfo, x: Tensor, state: State, is_init: Tensor | None = Non
         *(1, B, inputs, H, P, torch.get_num_threads()),
         x.data_ptr(),
         *info.pointers,
-        *(h.data_ptr(), c.data_ptr(), inputs, P, H, h_out.data_ptr(), c_out.data_ptr(), reset[0], reset[1]),
+        *(h.data_ptr(), c.data_ptr(), inputs, P, H, h_out.data_ptr(), c_out.data_ptr(), 0, reset[0], reset[1]),
         x.untyped_storage().nbytes() // size - x.storage_offset(),  # plain.available
         *info.capacities,
         h.untyped_storage().nbytes() // size - h.storage_offset(),
         c.untyped_storage().nbytes() // size - c.storage_offset(),
-        *(B * P, B * H, reset[2]),
+        *(B * P, B * H, 0, reset[2]),
     )
     status = kernel().step(layer, dtype == torch.float64)
     if status:
         _check_status(status)
     return State(h_out, c_out)
+
+
+def row(
+    info: WeightInfo, x: Tensor, h: Tensor, c: Tensor, is_init: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A row of one step: a :data:`~..one_step.RowForward`."""
+    B, H, P, size = x.shape[1], info.sizes[1], info.sizes[2], x.itemsize
+    (_, x_b, x_1), (_, h_b, h_1), (_, c_b, c_1) = x.stride(), h.stride(), c.stride()
+    if not x_1 == h_1 == c_1 == 1 or not B or x.dtype not in WIDE:
+        return None
+    h_out, c_out = h.new_empty(1, B, P), h.new_empty(1, B, H)
+    gates, at, count = _NO_GATES, 0, 0
+    if keep:
+        shape = gates_of(H, x.dtype)
+        gates = h.new_empty(1, B, *shape)
+        at, count = gates.data_ptr(), B * shape[0] * 4 * shape[2]
+    reset = (0, 0, 0) if is_init is None else (is_init.data_ptr(), is_init.stride()[1], available(is_init))
+    layer = _STEP.pack(
+        *(1, B, info.sizes[0], H, P, torch.get_num_threads()),
+        x.data_ptr(),
+        *info.pointers,
+        *(h.data_ptr(), c.data_ptr(), x_b, h_b, c_b, h_out.data_ptr(), c_out.data_ptr(), at, reset[0], reset[1]),
+        x.untyped_storage().nbytes() // size - x.storage_offset(),
+        *info.capacities,
+        h.untyped_storage().nbytes() // size - h.storage_offset(),
+        c.untyped_storage().nbytes() // size - c.storage_offset(),
+        *(B * P, B * H, count, reset[2]),
+    )
+    status = kernel().step(layer, size == 8)
+    if status:
+        if status == INVALID:
+            return None
+        _check_status(status)
+    return h_out, c_out, gates
+
+
+def row_backward(
+    read: RowRead, grad_h: Tensor | None, grad_c: Tensor | None, needs: Needs
+) -> Sequence[Tensor | None] | None:
+    """Its gradients: a :data:`~..one_step.RowBackward`."""
+    x, w_ih, w_hh, w_hr, h, c, is_init, h_out, c_out, gates = read
+    (_, B, inputs), (_, H), P = x.shape, c.shape[1:], h.shape[2]
+    size, empty = x.itemsize, x.new_empty
+    if grad_h is not None and grad_h.stride()[2] != 1:
+        grad_h = grad_h.contiguous()
+    if grad_c is not None and grad_c.stride()[2] != 1:
+        grad_c = grad_c.contiguous()
+    found = (
+        empty(x.shape) if needs[0] else None,
+        empty(w_ih.shape) if needs[1] else None,
+        empty(w_hh.shape) if needs[2] else None,
+        empty(4 * H) if needs[3] else None,
+        empty(w_hr.shape) if needs[4] and w_hr is not None else None,
+        empty(h.shape) if needs[5] else None,
+        empty(c.shape) if needs[6] else None,
+    )
+    given = (x, w_ih, w_hh, w_hr, h, c, h_out, c_out, gates, grad_h, grad_c)
+    at = [0 if v is None else v.data_ptr() for v in given]
+    rooms = [0 if v is None else v.untyped_storage().nbytes() // size - v.storage_offset() for v in given]
+    reset = (0, 0, 0) if is_init is None else (is_init.data_ptr(), is_init.stride()[1], available(is_init))
+    layer = _STEP_BACK.pack(
+        *(1, B, inputs, H, P, torch.get_num_threads(), *at[:6], x.stride()[1], h.stride()[1], c.stride()[1]),
+        *at[6:],
+        0 if grad_h is None else grad_h.stride()[1],
+        0 if grad_c is None else grad_c.stride()[1],
+        *[0 if v is None else v.data_ptr() for v in found],
+        *(*reset[:2], *rooms),
+        *[0 if v is None else v.numel() for v in found],
+        reset[2],
+    )
+    status = kernel().step_backward(layer, size == 8)
+    if status:
+        if status == INVALID:
+            return None
+        _check_status(status)
+    return found
+
+
+_NO_GATES = torch.empty(0)
 
 
 def _contiguous(value: Tensor) -> Tensor:

@@ -20,6 +20,8 @@
 
 namespace {
 
+constexpr int64_t MOST_KEPT = 64 << 20;  // bytes that a thread holds from step to step
+
 // Asks for large pages: the first touch of a small one costs as much as computing what goes into it.
 void in_large_pages(const void* from, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
@@ -78,12 +80,12 @@ void forward(const View<S>& v, S* memory) {
 }
 
 template <class S>
-void backward(const Layer& l) {
-  const View<S> v{l};
-  Scratch<S> scratch{v.as(l.scratch)};
+void backward(const View<S>& v, S* memory) {
+  const Layer& l = v.l;
+  Scratch<S> scratch{memory};
   const Backward<S> all(v, scratch);
   in_large_pages(l.grad_x, v.T * v.B * v.I * sizeof(S));
-  in_large_pages(l.scratch, scratch.used * sizeof(S));
+  in_large_pages(memory, scratch.used * sizeof(S));
   on_threads(v.threads, [&](auto together) {
     together([&](int64_t thread) { all.pack(thread); });
     in_teams(v, together, [&](int64_t begin, int64_t end, int64_t team, auto in_parts) {
@@ -102,16 +104,36 @@ S* kept(int64_t n) {
   return memory.get();
 }
 
+// Calls `work(memory)` with room for `n`: kept, unless that is too much to hold on to.
+template <class S, class Work>
+void with_memory(int64_t n, Work work) {
+  if (n * int64_t(sizeof(S)) <= MOST_KEPT) return work(kept<S>(n));
+  const std::unique_ptr<S[]> memory(new S[n]);
+  work(memory.get());
+}
+
+// What a step's rows that is_init names have as their state.
+template <class S>
+std::vector<S> zeros_of(const Layer& l) {
+  return std::vector<S>(l.is_init ? std::max(l.H, l.P) : 0);
+}
+
+// Threads for a step that takes the weights as they lie.
+template <class S>
+int64_t threads_of_step(const View<S>& v) {
+  return 4 * v.H * (v.I + v.P) * int64_t(sizeof(S)) < SMALL ? 1 : std::min(v.l.threads, v.units);
+}
+
 template <class S>
 void step(const Layer& l) {
-  const std::vector<S> zeros(l.is_init ? std::max(l.H, l.P) : 0);
+  const std::vector<S> zeros = zeros_of<S>(l);
   const View<S> v{l, zeros.data()};
   if (v.B > FEW || l.w_hr) {
     Scratch<S> counted{nullptr};
     Forward<S>(v, counted);
-    return forward(v, kept<S>(counted.used));
+    return with_memory<S>(counted.used, [&](S* memory) { forward(v, memory); });
   }
-  const int64_t bytes = 4 * v.H * (v.I + v.P) * sizeof(S), threads = bytes < SMALL ? 1 : std::min(l.threads, v.units);
+  const int64_t threads = threads_of_step(v);
   on_threads(threads, [&](auto together) {
     together([&](int64_t thread) {
       for (int64_t j = share(v.units, threads, thread); j < share(v.units, threads, thread + 1); ++j) switch (v.B) {
@@ -121,6 +143,23 @@ void step(const Layer& l) {
           default: step_rows<S, FEW>(v, j);
         }
     });
+  });
+}
+
+template <class S>
+void step_backward(const Layer& l) {
+  const std::vector<S> zeros = zeros_of<S>(l);
+  const View<S> v{l, zeros.data()};
+  if (v.B > FEW_BACK || l.w_hr) {
+    Scratch<S> counted{nullptr};
+    Backward<S>(v, counted);
+    return with_memory<S>(counted.used, [&](S* memory) { backward(v, memory); });
+  }
+  const StepBack<S> all{v, kept<S>(4 * v.H * v.B)};
+  const int64_t threads = threads_of_step(v);
+  on_threads(threads, [&](auto together) {
+    together([&](int64_t k) { all.cells(Part{k, threads}); });
+    together([&](int64_t k) { all.weights(Part{k, threads}), all.inputs(Part{k, threads}); });
   });
 }
 
@@ -148,7 +187,7 @@ void checked_backward(const Layer& l) {
   border::check_read(l);
   if (!l.T || !l.B) return;
   border::check_backward<S>(l, scratch_of<S>(l, true));
-  backward<S>(l);
+  backward<S>({l}, static_cast<S*>(l.scratch));
 }
 
 }  // namespace
@@ -170,12 +209,19 @@ int32_t rnn_forward(const Layer* layer, bool wide) noexcept {
   return status_of([&] { wide ? checked_forward<double>(*layer) : checked_forward<float>(*layer); });
 }
 
-// One step from `entry` to `h` and `c`, for acting: takes its memory itself.
+// One step from `entry` to `h`, `c` and (where they are given) `gates`: takes its memory itself.
 int32_t rnn_step(const Layer* layer, bool wide) noexcept {
   return status_of([&] {
-    border::check_read(*layer);
-    if (layer->T != 1) throw std::invalid_argument("a step is one step");
+    wide ? border::check_step<double>(*layer) : border::check_step<float>(*layer);
     if (layer->B) wide ? step<double>(*layer) : step<float>(*layer);
+  });
+}
+
+// Its gradients: takes its memory itself, and writes every element of them, an entry's too.
+int32_t rnn_step_backward(const Layer* layer, bool wide) noexcept {
+  return status_of([&] {
+    wide ? border::check_step_backward<double>(*layer) : border::check_step_backward<float>(*layer);
+    if (layer->B) wide ? step_backward<double>(*layer) : step_backward<float>(*layer);
   });
 }
 

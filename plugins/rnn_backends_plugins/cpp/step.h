@@ -1,4 +1,4 @@
-// One step of few rows, for acting.
+// One step of few rows, forward and backward, by the weights as they lie.
 #pragma once
 
 #include "layer.h"
@@ -57,8 +57,134 @@ void step_rows(const View<S>& v, int64_t j) {
       sums[gate] += load(v.as(v.l.b_ih) + at, number);
       if (v.l.b_hh) sums[gate] += load(v.as(v.l.b_hh) + at, number);
     }
-    const Vec<S> c = sigmoid(sums[1]) * load(v.entry_c(0, r) + first, number) + sigmoid(sums[0]) * tanh(sums[2]);
+    const Vec<S> i = sigmoid(sums[0]), f = sigmoid(sums[1]), g = tanh(sums[2]), o = sigmoid(sums[3]);
+    const Vec<S> c = f * load(v.entry_c(0, r) + first, number) + i * g;
     store(v.c(0, r) + first, c, number);
-    store(v.h(0, r) + first, sigmoid(sums[3]) * tanh(c), number);
+    store(v.h(0, r) + first, o * tanh(c), number);
+    if (!v.l.gates) continue;
+    S* kept = v.gates(0, r) + j * WIDTH<S>;
+    store(kept, i), store(kept + LANES<S>, f), store(kept + 2 * LANES<S>, g), store(kept + 3 * LANES<S>, o);
   }
 }
+
+constexpr int64_t FEW_BACK = 8;  // rows whose gradients are taken by the weights as they lie
+
+// The gradients of one step without a projection. Each part is shared out by `Part`, and needs the one before it whole.
+template <class S>
+struct StepBack {
+  const View<S>& v;
+  S* d;  // [B, 4H]: the gradients at the gates, before their sigmoid and tanh
+  const int64_t H4 = 4 * v.H;
+
+  const S* d_at(int64_t r) const { return d + r * H4; }
+
+  // d, and the gradient at the cell state before; the same derivatives as in BackwardRows.
+  void cells(Part part) const {
+    for (int64_t r = 0; r < v.B; ++r) {
+      const S* into_h = v.l.grad_h ? v.as(v.l.grad_h) + r * v.l.grad_h_b : nullptr;
+      const S* into_c = v.l.grad_c ? v.as(v.l.grad_c) + r * v.l.grad_c_b : nullptr;
+      S *gates = d + r * H4, *before = v.l.grad_entry_c ? v.as(v.l.grad_entry_c) + r * v.H : nullptr;
+      for (int64_t j = part.begin(v.units); j < part.end(v.units); ++j) {
+        const int64_t first = j * LANES<S>, left = v.H - first;
+        const S* kept = v.gates(0, r) + j * WIDTH<S>;
+        const Vec<S> i = load(kept, left), f = load(kept + LANES<S>, left);
+        const Vec<S> g = load(kept + 2 * LANES<S>, left), o = load(kept + 3 * LANES<S>, left);
+        const Vec<S> flat = tanh(load(v.c(0, r) + first, left));
+        const Vec<S> m = into_h ? load(into_h + first, left) : Vec<S>{};
+        Vec<S> at_c = m * o * (1 - flat * flat);
+        if (into_c) at_c += load(into_c + first, left);
+        store(gates + first, at_c * g * i * (1 - i), left);
+        store(gates + v.H + first, at_c * load(v.entry_c(0, r) + first, left) * f * (1 - f), left);
+        store(gates + 2 * v.H + first, at_c * i * (1 - g * g), left);
+        store(gates + 3 * v.H + first, m * flat * o * (1 - o), left);
+        if (before) store(before + first, v.zero(r) ? Vec<S>{} : at_c * f, left);
+      }
+    }
+  }
+
+  // The gradients of the weights: four rows of them at once, from x, h before, and 1.
+  void weights(Part part) const {
+    const S *x[FEW_BACK], *h[FEW_BACK];
+    for (int64_t r = 0; r < v.B; ++r) x[r] = v.x(0, r), h[r] = v.entry_h(0, r);
+    S *w_ih = v.as(v.l.grad_w_ih), *w_hh = v.as(v.l.grad_w_hh), *bias = v.as(v.l.grad_bias);
+    for (int64_t k = 4 * part.begin(v.H); k < 4 * part.end(v.H); k += 4) {
+      if (w_ih) outer(w_ih, x, v.I, k);
+      if (w_hh) outer(w_hh, h, v.P, k);
+      for (int64_t n = k; bias && n < k + 4; ++n) {
+        S sum = 0;
+        for (int64_t r = 0; r < v.B; ++r) sum += d_at(r)[n];
+        bias[n] = sum;
+      }
+    }
+  }
+
+  // to[k + u][n] = sum over r of d[r][k + u] * rows[r][n], for four u.
+  void outer(S* to, const S* const (&rows)[FEW_BACK], int64_t columns, int64_t k) const {
+    for (int64_t n = 0; n < columns; n += LANES<S>) {
+      Vec<S> sums[4] = {};
+      for (int64_t r = 0; r < v.B; ++r) {
+        const Vec<S> value = load(rows[r] + n, columns - n);
+#pragma GCC unroll 4
+        for (int u = 0; u < 4; ++u) sums[u] += value * d_at(r)[k + u];
+      }
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) store(to + (k + u) * columns + n, sums[u], columns - n);
+    }
+  }
+
+  // The gradients at x and at h before: rows of d times the weights.
+  void inputs(Part part) const {
+    if (v.l.grad_x) products(v.as(v.l.grad_x), v.as(v.l.w_ih), v.I, part);
+    if (!v.l.grad_entry_h) return;
+    S* before = v.as(v.l.grad_entry_h);
+    products(before, v.as(v.l.w_hh), v.P, part);
+    for (int64_t r = 0; r < v.B; ++r)
+      if (v.zero(r)) std::fill(before + r * v.P + part.begin(v.P), before + r * v.P + part.end(v.P), S(0));
+  }
+
+  // The part's columns of to[r] = sum over k of d[r][k] * weight[k], two rows at a time, by blocks of k whose sums stay
+  // in the cache.
+  void products(S* to, const S* weight, int64_t columns, Part part) const {
+    const int64_t begin = part.begin(columns), end = part.end(columns);
+    for (int64_t r = 0; r < v.B; ++r) std::fill(to + r * columns + begin, to + r * columns + end, S(0));
+    constexpr int64_t block = 64;
+    for (int64_t k = 0; k < H4; k += block)
+      for (int64_t n = begin; n < end; n += WIDTH<S>)
+        for (int64_t r = 0; r < v.B; r += 2)
+          if (r + 1 < v.B)
+            add<2>(to, weight, columns, r, k, std::min(H4, k + block), n, end - n);
+          else
+            add<1>(to, weight, columns, r, k, std::min(H4, k + block), n, end - n);
+  }
+
+  template <int R>
+  void add(S* to, const S* weight, int64_t columns, int64_t r, int64_t k, int64_t stop, int64_t n, int64_t left) const {
+    Vec<S> sums[R][4];
+    for (int a = 0; a < R; ++a)
+      for (int q = 0; q < 4; ++q) sums[a][q] = some(to + (r + a) * columns + n, q, left);
+    if (left >= WIDTH<S>)
+      for (; k < stop; ++k)
+        add_row<R>(sums, r, k, [&](int q) { return load(weight + k * columns + n + q * LANES<S>); });
+    else
+      for (; k < stop; ++k)
+        add_row<R>(sums, r, k, [&](int q) { return some(weight + k * columns + n, q, left); });
+    for (int a = 0; a < R; ++a)
+      for (int q = 0; q < 4 && q * LANES<S> < left; ++q)
+        store(to + (r + a) * columns + n + q * LANES<S>, sums[a][q], left - q * LANES<S>);
+  }
+
+  template <int R, class Load>
+  void add_row(Vec<S> (&sums)[R][4], int64_t r, int64_t k, Load loaded) const {
+#pragma GCC unroll 4
+    for (int q = 0; q < 4; ++q) {
+      const Vec<S> w = loaded(q);
+#pragma GCC unroll 2
+      for (int a = 0; a < R; ++a) sums[a][q] += w * d_at(r + a)[k];
+    }
+  }
+
+  // Register `q` of `left` numbers: zeros behind the last.
+  static Vec<S> some(const S* from, int q, int64_t left) {
+    return q * LANES<S> < left ? load(from + q * LANES<S>, left - q * LANES<S>) : Vec<S>{};
+  }
+};
