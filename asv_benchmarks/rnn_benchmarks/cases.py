@@ -209,7 +209,8 @@ def module_named(backend: str, shape: Shape, device: str = "cpu", recurrent: boo
 
         module = LSTMModule(shape.I, shape.H, lstm_backend=backend, **keys)
     module.lstm.load_state_dict(weights(shape))
-    return module
+    made: nn.Module = module
+    return made
 
 
 def _module(contestant: Contestant) -> tuple[Call, list[Tensor]]:

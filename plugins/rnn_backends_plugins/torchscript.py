@@ -7,7 +7,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 """
 
 import torch
-from rnn_backends import LayerWeights, LSTMBackend, State, Trait, hookimpl
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, Trait, hookimpl
 from rnn_backends.authoring import check_call, check_steps, is_plain, reset, unroll
 from torch import Tensor
 
@@ -37,7 +37,8 @@ def _called(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> S
     check_call("torchscript", weights, x, entry, starts)
     check_steps("torchscript", x)
     plain = is_plain((x, *weights, *entry, starts), ("cpu", "cuda"))
-    return (scripted if plain and not _torch.saved_tensors_are_hooked() else unroll)(weights, x, entry, starts)
+    run: LayerFunction = scripted if plain and not _torch.saved_tensors_are_hooked() else unroll
+    return run(weights, x, entry, starts)
 
 
 def step(weights: LayerWeights, x: Tensor, state: State) -> State:

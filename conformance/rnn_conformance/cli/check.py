@@ -95,6 +95,7 @@ def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
 @click.pass_context
 def check_command(
     ctx: click.Context,
+    /,
     names: tuple[str, ...],
     waivers_file: Path | None,
     json_file: Path | None,

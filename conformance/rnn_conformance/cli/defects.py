@@ -55,7 +55,7 @@ Exit status:
 )
 @click.option("--date", help="The page's date. Default: today.")
 @click.pass_context
-def defects_command(ctx: click.Context, name: str | None, subject: str | None, **options: Any) -> None:
+def defects_command(ctx: click.Context, /, name: str | None, subject: str | None, **options: Any) -> None:
     """Run planted defects against the laws that must catch them: all defects, or those named."""
     from datetime import date
 

@@ -86,7 +86,7 @@ def _function(source: str, name: str) -> Callable[..., Any]:
         found = importlib.import_module(module)
     except ImportError as error:
         refuse(option, f"{module} cannot be imported: {error}")
-    function = getattr(found, attribute, None)
+    function: Callable[..., Any] | None = getattr(found, attribute, None)
     if not callable(function):
         refuse(option, f"{module} has no function {attribute}")
     return function

@@ -115,7 +115,8 @@ def diff_command(ctx: click.Context, old: Path, new: Path | None, backends: tupl
 
 def _read(ctx: click.Context, path: Path) -> Results:
     """A report, or exit status 3 and the reason."""
-    from ..report.model import ReportError, Results
+    from ..report.jsonl import ReportError
+    from ..report.model import Results
     from ..report.terminal import printable
 
     try:

@@ -76,7 +76,8 @@ def a_compiled_module_follows_its_mode(trial: Trial) -> None:
 
     @torch.compile(fullgraph=True)
     def run(td: TensorDict) -> Tensor:
-        return module(td)["features"]
+        features: Tensor = module(td)["features"]
+        return features
 
     for _ in range(2):
         step = run(td[:, 0].clone())

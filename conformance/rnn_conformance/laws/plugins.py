@@ -53,9 +53,8 @@ class _Unloadable(EntryPoint):
 
 def _plugin(backend: Callable[[], LSTMBackend], version: int | None = 1) -> ModuleType:
     """A plugin's module."""
-    module: Any = ModuleType(PLUGIN)
-    module.contract_version = version
-    module.lstm_backend = hookimpl(backend)
+    module = ModuleType(PLUGIN)
+    vars(module).update(contract_version=version, lstm_backend=hookimpl(backend))
     return module
 
 

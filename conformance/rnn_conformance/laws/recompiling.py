@@ -82,7 +82,8 @@ def a_compiled_function_follows_sizes_resets_and_mode(trial: Trial) -> None:
 
     @torch.compile(fullgraph=True, backend="eager")
     def run(td: TensorDict) -> Tensor:
-        return module(td)["features"]
+        features: Tensor = module(td)["features"]
+        return features
 
     for T, B in ((2, 2), (5, 3), (3, 2), (4, 3), (2, 4)):  # longer and shorter than the first
         x, is_init = _sized(trial, T, B)

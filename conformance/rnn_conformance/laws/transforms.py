@@ -24,7 +24,8 @@ def _functional(lstm: LSTM) -> Callable[[dict[str, Tensor], Tensor, Tensor], Ten
     """``(weights, x [T, B, I], is_init [T, B]) -> output [T, B, D*P]``."""
 
     def run(weights: dict[str, Tensor], x: Tensor, is_init: Tensor) -> Tensor:
-        return torch.func.functional_call(lstm, weights, (x,), {"is_init": is_init})[0]
+        output: Tensor = torch.func.functional_call(lstm, weights, (x,), {"is_init": is_init})[0]
+        return output
 
     return run
 

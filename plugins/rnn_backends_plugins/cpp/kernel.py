@@ -14,7 +14,8 @@ from rnn_backends import InputError, RNNBackendsError, State, UnsupportedError
 from rnn_backends.authoring import Arguments, Needs, RowRead, Run, WeightInfo, available, check_memory
 from torch import Tensor
 
-from .build import BuildError, library
+from .build import library
+from .compiler import BuildError
 from .memory import empty
 
 BUFFERS = (

@@ -33,10 +33,11 @@ from .plan import Plan, Sequences, make_plan
 
 contract_version = 1
 
+_ONE_CALL = "torch.lstm is one call into a fused kernel, and Dynamo does not trace it"
 _REASON = "the plan is made from the resets' positions, which a traced graph does not know"
 
 
-@torch.compiler.disable(reason=_REASON)
+@torch.compiler.disable(reason=_REASON)  # type: ignore[untyped-decorator]
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
     check_call("cudnn", weights, x, entry, starts)
@@ -111,7 +112,7 @@ def _params(w: LayerWeights) -> list[Tensor]:
     return [v for v in w if v is not None]
 
 
-@torch.compiler.disable(reason="torch.lstm is one call into a fused kernel, and Dynamo does not trace it")
+@torch.compiler.disable(reason=_ONE_CALL)  # type: ignore[untyped-decorator]
 def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
     """All layers in one call, without resets and dropout: a :data:`~rnn_backends.contract.StackFunction`."""
     for w in weights:

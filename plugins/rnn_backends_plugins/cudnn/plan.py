@@ -53,17 +53,20 @@ class Sequences:
     @cached_property
     def start_index(self) -> Ints:
         """``t * B + b`` of each sequence's first step."""
-        return self.first * self.B + self.row
+        index: Ints = self.first * self.B + self.row
+        return index
 
     @cached_property
     def end_index(self) -> Ints:
         """``t * B + b`` of each sequence's last step."""
-        return self.start_index + (self.length - 1) * self.B
+        index: Ints = self.start_index + (self.length - 1) * self.B
+        return index
 
     @cached_property
     def is_final(self) -> Ints:
         """Whether it ends with its row, at ``T - 1``."""
-        return self.first + self.length == self.T
+        ends: Ints = self.first + self.length == self.T
+        return ends
 
 
 @dataclass(frozen=True)

@@ -209,7 +209,7 @@ def autocast_casts_kept_while_acting() -> list[Patch]:
     """Under autocast without gradients the cast weights are kept: a later optimizer step is not seen."""
     original, cache = binding.cast_weights, WeakIdKeyDictionary()
 
-    def replacement(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
+    def replacement(w: LayerWeights, dtype: torch.dtype) -> Any:
         if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return original(w, dtype)
         result = cache.get(w.w_ih)
@@ -301,7 +301,8 @@ class _ByLog(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
         wide = ctx.saved_tensors[0].exp()
-        return grads[0] * wide / (1 + wide) ** 2
+        gradient: Tensor = grads[0] * wide / (1 + wide) ** 2
+        return gradient
 
 
 @in_step("gradients_of_large_input_are_finite")

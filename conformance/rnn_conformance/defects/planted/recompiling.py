@@ -11,7 +11,7 @@ from ..right import both, right
 
 
 @made("other_sizes_compile_nothing_more", by_numbers=False)
-def compiled_for_every_length():
+def compiled_for_every_length() -> LayerFunction:
     """The loop over time is compiled, so every new T compiles again."""
     run = torch.compile(right, backend="eager")
 

@@ -164,7 +164,8 @@ def padding_left_from_the_last_batch() -> LayerFunction:
         with torch.inference_mode(False):
             if key not in cache or cache[key].numel() < size:
                 cache[key] = torch.zeros(size, dtype=like.dtype, device=like.device)
-        return cache[key][:size]
+        part: Tensor = cache[key][:size]
+        return part
 
     def places(starts: Tensor) -> tuple[Tensor, Tensor, int, int]:
         """The cell ``[T * B]`` of each step, the first step ``[n]`` of each sequence, longest length, and ``n``."""
