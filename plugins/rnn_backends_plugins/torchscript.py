@@ -33,7 +33,8 @@ def _called(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> S
     an exception.
     """
     if torch.compiler.is_compiling():
-        return scripted(weights, x, entry, starts)
+        state: State = scripted(weights, x, entry, starts)
+        return state
     check_call("torchscript", weights, x, entry, starts)
     check_steps("torchscript", x)
     plain = is_plain((x, *weights, *entry, starts), ("cpu", "cuda"))
