@@ -36,6 +36,7 @@ class Verdict:
         chosen: whether ``"auto"`` chooses it.
         prepared: false where the backend has yet to prepare itself in this process, such as by compiling a kernel or
             loading a compiled one: its first LSTM may take seconds, or fail with the reason.
+        preparation: where ``prepared`` is false: what the first LSTM will do, in the backend's words, if it tells.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Verdict:
     reason: str | None
     chosen: bool
     prepared: bool = True
+    preparation: str | None = None
 
 
 def resolve(
@@ -139,17 +141,34 @@ def explain(
     dtype = dtype or torch.get_default_dtype()
     reasons = {row.name: row.reason for row in list_backends(load=True)}
     prepared = dict.fromkeys(reasons, True)
+    will: dict[str, str | None] = dict.fromkeys(reasons)
     for name, reason in reasons.items():
         if reason is None:
             backend = get_backend(name)
             reasons[name] = _refusal(backend, spec, device, dtype)
             prepared[name] = reasons[name] is not None or preparations.is_done(backend, spec, device, dtype)
+            will[name] = None if prepared[name] else _preparation(backend, spec, device, dtype)
     ranking = _ranking([name for name, reason in reasons.items() if reason is None], spec, device)
     best = ranking.first()
     return [
-        Verdict(name, reason is None, ranking.why() if name == best else reason, name == best, prepared[name])
+        Verdict(
+            name, reason is None, ranking.why() if name == best else reason, name == best, prepared[name], will[name]
+        )
         for name, reason in sorted(reasons.items())
     ]
+
+
+def _preparation(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The backend's words, found without preparing it; an error in it is caught, as in ``rejects``."""
+    if backend.preparation is None:
+        return None
+    try:
+        words = backend.preparation(spec, device, dtype)
+    except Exception as error:
+        return f"its preparation() raised {type(error).__name__}: {error}"
+    if words is None or isinstance(words, str):
+        return words
+    return f"its preparation() must return words or None, and returned {type(words).__name__}"
 
 
 def _ranking(among: Sequence[str], spec: LSTMSpec, device: torch.device) -> Ranking:

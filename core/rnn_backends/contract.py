@@ -180,6 +180,8 @@ class LSTMBackend:
             the backend cannot run after all, or ``None``. Called once for each spec, device and dtype, and only for
             the backend that was chosen; ``"auto"`` goes on to the next one if there is a reason. The functions above
             must not rely on it: an LSTM that was unpickled in another process calls them directly.
+        preparation: says in words what ``prepare`` would do now, such as compiling or loading what is on disk, or
+            ``None`` for nothing: for ``explain``. It only looks, like ``rejects``. Default: nobody knows.
         contract_version: the version that it is made for; the registry takes it from the plugin's module.
 
     Raises:
@@ -196,13 +198,14 @@ class LSTMBackend:
     act: Optional[ActFunction] = None
     prepare: Callable[[LSTMSpec, torch.device, torch.dtype], Optional[str]] = needs_no_preparation
     contract_version: int = CONTRACT_VERSION
+    preparation: Optional[Callable[[LSTMSpec, torch.device, torch.dtype], Optional[str]]] = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ContractError(f"an LSTMBackend's name must be a string that is not empty, got {self.name!r}")
         for field_name in ("layer", "rejects", "prepare"):
             self._check_callable(field_name)
-        for field_name in ("step", "stack", "layer_last", "act"):
+        for field_name in ("step", "stack", "layer_last", "act", "preparation"):
             if getattr(self, field_name) is not None:
                 self._check_callable(field_name)
         if type(self.contract_version) is not int or not 1 <= self.contract_version <= CONTRACT_VERSION:

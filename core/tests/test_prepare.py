@@ -134,6 +134,33 @@ def test_explanations_and_error_messages_prepare_nothing(add):
     assert next(v for v in explain(SPEC) if v.name == "mine").prepared
 
 
+def test_explain_says_what_the_first_use_will_do_and_does_not_do_it(add):
+    def broken(*_):
+        raise OSError("no disk")
+
+    expected = {
+        "words": (lambda *_: "it compiles", "it compiles"),
+        "nothing": (lambda *_: None, None),
+        "raises": (broken, "its preparation() raised OSError: no disk"),
+        "a number": (lambda *_: 7, "its preparation() must return words or None, and returned int"),
+        "untold": (None, None),
+    }
+    done = []
+    for name, (preparation, words) in expected.items():
+        backend = LSTMBackend(name, unroll, prepare=lambda *_: done.append(_), preparation=preparation)
+        rnn_backends.register(backend)
+        try:
+            verdict = next(v for v in explain(SPEC) if v.name == name)
+            assert (verdict.prepared, verdict.preparation) == (False, words)
+            assert not done
+            LSTM(3, 4, lstm_backend=name)
+            verdict = next(v for v in explain(SPEC) if v.name == name)
+            assert verdict.preparation is None
+        finally:
+            rnn_backends.unregister(name)
+        done.clear()
+
+
 def test_a_prepare_without_a_hash_is_called_each_time():
     class NoHash(Prepare):
         __hash__ = None

@@ -796,3 +796,18 @@ def test_on_a_terminal_the_line_has_the_time_that_has_passed(place):
     said = done.stdout.decode().replace("\r\n", "\n")
     assert said.count("\n") == 1
     assert re.search(r"\rrnn-backends: compiling the LSTM kernel .* 1 s\n$", said)
+
+
+def test_explain_says_whether_the_kernel_is_on_disk_and_compiles_nothing(place):
+    def told():
+        return next(v for v in explain(LSTMSpec(3, 4)) if v.name == "cpp").preparation
+
+    assert "not on disk for this machine, and its first use compiles it" in told()
+    assert place.calls() == 0
+    file = place.load()
+    assert told() is None
+    forget()
+    assert told() == f"its kernel is on disk ({file}), and its first use loads it"
+    file.write_bytes(b"damaged")
+    assert "not on disk" in told()
+    assert place.calls() == 1

@@ -72,7 +72,7 @@ def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
     table = _table("backend", "accepted", "auto", "reason", title=asked)
     for v in verdicts:
         accepted = Text("yes", "green") if v.accepted else Text("no", "red")
-        first_use = "" if v.prepared else "its first use prepares it, which may take seconds"
+        first_use = "" if v.prepared else v.preparation or "its first use prepares it, which may take seconds"
         said = "; ".join(filter(None, (v.reason, first_use)))
         table.add_row(plain(v.name), accepted, "takes it" if v.chosen else "", plain(said))
     return table

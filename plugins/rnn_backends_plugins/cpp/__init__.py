@@ -13,7 +13,7 @@ from rnn_backends.authoring import WeightInfo, make_layer, make_steps, with_one_
 from torch import Tensor
 
 from . import kernel
-from .build import unable, why_not
+from .build import unable, what_remains, why_not
 
 contract_version = 1
 
@@ -58,8 +58,15 @@ def prepare(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
     return why_not()
 
 
+def preparation(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What :func:`prepare` would do, as far as can be seen without doing it."""
+    return what_remains()
+
+
 @hookimpl
 def lstm_backend() -> LSTMBackend:
     """Nothing is compiled here."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return LSTMBackend("cpp", layer, rejects, frozenset(traits), step=step, act=act, prepare=prepare)
+    return LSTMBackend(
+        "cpp", layer, rejects, frozenset(traits), step=step, act=act, prepare=prepare, preparation=preparation
+    )

@@ -96,6 +96,16 @@ def unable() -> str | None:
     return "; ".join([reason, *unusable])
 
 
+def what_remains() -> str | None:
+    """What the first use will do, in words: load a kept kernel, or compile one; ``None`` once that is done."""
+    if _built.cache_info().currsize:
+        return None
+    kept = next(_kept(), None)
+    if kept is not None:
+        return f"its kernel is on disk ({kept}), and its first use loads it"
+    return "its kernel is not on disk for this machine, and its first use compiles it, which takes seconds"
+
+
 def _once() -> ctypes.CDLL | str:
     with _one_at_a_time:
         return _built()
