@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
 from rnn_backends import names
-from rnn_benchmarks import figures, goals, plots, quick, schedule
+from rnn_benchmarks import figures, goals, one_step, plots, quick, schedule
 from rnn_benchmarks import page as bench_page
 from rnn_benchmarks.cases import DENSE, MASKS, OPTIONS, PACKED, READS, SHAPES, Contestant, Shape, build, masks
 from rnn_benchmarks.figures import error, memory_over_dense
@@ -376,3 +377,16 @@ def test_a_contestant_that_is_refused_keeps_its_reason() -> None:
 @pytest.mark.parametrize(("value", "text"), [(1.5, "1.5 s"), (0.0123, "12.3 ms"), (2e-6, "2 us"), (0.9999, "1000 ms")])
 def test_times_have_units(value: float, text: str) -> None:
     assert seconds(value) == text
+
+
+def test_a_loop_of_steps_is_measured_beside_torchs() -> None:
+    said = one_step.measure(H=4, B=2, I=3, steps=2, seconds=0.01, backends=["vmap", "cudnn"])
+    assert re.fullmatch(r"H 4, B 2: nn\.LSTM \d+ us a step; vmap [\d.]+ \(.+ to .+\), cudnn [\d.]+ \(.+\)", said)
+
+
+def test_a_loop_of_steps_has_gradients() -> None:
+    lstm = torch.nn.LSTM(3, 4)
+    seen = []
+    lstm.weight_hh_l0.register_hook(lambda gradient: seen.append(gradient.abs().max() > 0))
+    one_step.loop(lstm, 2, 3, 4, 3)(0)
+    assert seen == [True]

@@ -12,6 +12,8 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
+from rnn_backends.paths import write_whole
+
 POLL = 0.05
 GRACE = 5.0
 """Seconds between the request to end and the end of a process group whose time is up."""
@@ -82,7 +84,7 @@ def run_part(part: Part, folder: Path, seconds: float, done: Callable[[Ended], N
     try:
         waiting = list(part.jobs())
     except Exception as error:  # a broken plugin, say, must not take the other parts with it
-        (folder / f"{part.name}.log").write_text(f"{type(error).__name__}: {error}\n", encoding="utf-8")
+        write_whole(folder / f"{part.name}.log", f"{type(error).__name__}: {error}\n")
         return [Ended(part.name, f"failed: {type(error).__name__}")]
     until = monotonic() + seconds
     running: list[_Running] = []

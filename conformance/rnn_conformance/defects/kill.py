@@ -9,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 from rnn_backends import LSTMBackend
+from rnn_backends.paths import write_whole
 
 from ..check import check_backend
 from ..laws.catalogue import LAWS
@@ -118,7 +119,7 @@ class Log:
         self.results: dict[str, list[Kill]] = {}
         lines = path.read_text().splitlines() if path.exists() else []
         if not lines:
-            path.write_text(json.dumps(settings) + "\n")
+            write_whole(path, json.dumps(settings) + "\n")
         elif json.loads(lines[0]) != settings:
             raise ValueError(f"{path} holds results of another run, {lines[0]}; this one is {json.dumps(settings)}")
         for line in lines[1:]:
