@@ -311,7 +311,11 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
 
         A step in which every row starts a sequence needs none. One other may be a trial; two are a policy at work.
         """
-        if type(is_init) is not Tensor or is_init.is_meta or bool(is_init.all()):
+        if type(is_init) is not Tensor or is_init.is_meta:
+            return
+        if is_init.is_cuda and torch.cuda.is_current_stream_capturing():  # nothing may be read into a CUDA graph
+            return
+        if bool(is_init.all()):
             return
         self._stateless_steps += 1
         if self._stateless_steps == 2:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -110,7 +111,8 @@ def diagnose(
         raise InputError(f"steps must be at least 2, got {steps}")
     usual = _TOLERANCES.get(modules[0].lstm.weight_ih_l0.dtype, 2e-2)
     atol, rtol = usual if atol is None else atol, usual if rtol is None else rtol
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="this LSTMModule acts without memory")  # a mistake, told below
         found = _from_acting(policy, env, modules, steps, atol, rtol)
         if data is not None:
             wrong = tuple(dict.fromkeys(_from_data(policy, modules, data, atol, rtol)))

@@ -110,7 +110,6 @@ def test_no_init_tracker_under_another_key():
     assert found["no InitTracker"].line == "env.append_transform(InitTracker(init_key='start'))"
 
 
-@pytest.mark.filterwarnings("ignore:this LSTMModule acts without memory")
 def test_no_primer():
     policy = policy_with()
     found = mistakes(policy, env_with(InitTracker()))
