@@ -47,7 +47,8 @@ def main() -> None:
     console = Console()
     for H in SIZES:
         for B in BATCHES:
-            console.print(measure(H, B, options.features, options.steps, options.seconds, options.backends.split(",")))
+            said = measure(H, B, options.features, options.steps, options.seconds, options.backends.split(","))
+            console.print(said, soft_wrap=True, highlight=False)
 
 
 def measure(H: int, B: int, I: int, steps: int, seconds: float, backends: list[str]) -> str:  # noqa: E741
