@@ -1,8 +1,9 @@
-"""What the examples share: progress lines, a result as JSON, a learning curve as PNG.
+"""What the training programs share: options, progress lines, a result as JSON, a learning curve as PNG.
 
 python examples/results.py curve.png A.json B.json ...      draws several results in one picture
 """
 
+import argparse
 import json
 import sys
 import time
@@ -10,6 +11,19 @@ from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = ("rnn-backends", "torch", "tensordict", "torchrl", "gymnasium")
+
+
+def options(description, minutes, frames):
+    """The options that all of them take, as a parser to which each adds its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", default="auto", help="the LSTM's backend; `rnn-backends list` has the names")
+    parser.add_argument("--device", default="cpu", help="of the networks; the environments stay on the CPU")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--minutes", type=float, default=minutes, help="wall-clock limit (default: %(default)g)")
+    parser.add_argument("--frames", type=int, default=frames, help="environment steps (default: %(default)d)")
+    parser.add_argument("--no-memory", action="store_true", help="without the LSTM")
+    parser.add_argument("--out", type=Path, help="a file for the result (JSON); the learning curve is beside it (PNG)")
+    return parser
 
 
 class Run:

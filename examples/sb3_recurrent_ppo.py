@@ -20,10 +20,14 @@ from statistics import median
 
 import torch
 from rnn_backends import LSTM
-from sb3_contrib import RecurrentPPO
-from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.utils import set_random_seed
+
+try:
+    from sb3_contrib import RecurrentPPO
+    from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.utils import set_random_seed
+except ModuleNotFoundError as missing:
+    raise SystemExit(f"{__doc__}\n{missing.name} is not installed: pip install sb3-contrib") from None
 
 
 class FastPolicy(RecurrentActorCriticPolicy):

@@ -16,13 +16,10 @@ Five lines make a TorchRL policy recurrent; each is marked with a number in the 
   (5) A minibatch is made of whole rows [rows, time], run in recurrent mode. Rows start from their stored states.
 """
 
-import argparse
-from pathlib import Path
-
 import gymnasium
 import numpy as np
 import torch
-from results import Run
+from results import Run, options
 from rnn_backends import LSTMModule, set_recurrent_mode
 from tensordict.nn import TensorDictModule
 from torch import nn
@@ -132,16 +129,9 @@ def train(args):
 
 def main():
     """Read the options, train, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="auto", help="the LSTM's backend; `rnn-backends list` has the names")
-    parser.add_argument("--device", default="cpu", help="of the networks; the environments stay on the CPU")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=5.0, help="wall-clock limit (default: 5)")
-    parser.add_argument("--frames", type=int, default=256 * 1024, help="environment steps (default: 262144)")
+    parser = options(__doc__, minutes=5.0, frames=256 * 1024)
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate (default: 0.001)")
     parser.add_argument("--threads", type=int, default=1, help="of torch; small tensors gain nothing from more")
-    parser.add_argument("--no-memory", action="store_true", help="without the LSTM")
-    parser.add_argument("--out", type=Path, help="a file for the result (JSON); the learning curve is beside it (PNG)")
     args = parser.parse_args()
     train(args).write(args.out)
 

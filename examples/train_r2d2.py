@@ -15,13 +15,11 @@ What old rows need, and what `hidden_output="all"` is for; each is marked with a
   (5) Truncated backpropagation: what is left of a row is cut into pieces, each of which starts from its fresh state.
 """
 
-import argparse
 import copy
-from pathlib import Path
 
 import numpy as np
 import torch
-from results import Run
+from results import Run, options
 from rnn_backends import LSTMModule, set_recurrent_mode
 from tensordict.nn import TensorDictModule, TensorDictSequential
 from torch import nn
@@ -122,16 +120,9 @@ def train(args):
 
 def main():
     """Read the options, train, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="auto", help="the LSTM's backend; `rnn-backends list` has the names")
-    parser.add_argument("--device", default="cpu", help="of the networks; the environments stay on the CPU")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=10.0, help="wall-clock limit (default: 10)")
-    parser.add_argument("--frames", type=int, default=200 * 1024, help="environment steps (default: 204800)")
+    parser = options(__doc__, minutes=10.0, frames=200 * 1024)
     parser.add_argument("--updates", type=int, default=16, help="after each 1024 frames (default: 16)")
     parser.add_argument("--lr", type=float, default=1e-3, help="Adam's learning rate (default: 0.001)")
-    parser.add_argument("--no-memory", action="store_true", help="without the LSTM")
-    parser.add_argument("--out", type=Path, help="a file for the result (JSON); the learning curve is beside it (PNG)")
     args = parser.parse_args()
     train(args).write(args.out)
 

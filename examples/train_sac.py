@@ -17,13 +17,10 @@ What a recurrent policy needs off-policy; each is marked with a number in the so
   (5) The loss runs in recurrent mode.
 """
 
-import argparse
-from pathlib import Path
-
 import gymnasium
 import numpy as np
 import torch
-from results import Run
+from results import Run, options
 from rnn_backends import LSTMModule, set_recurrent_mode
 from tensordict.nn import NormalParamExtractor, TensorDictModule, TensorDictSequential
 from torch import nn
@@ -133,15 +130,8 @@ def train(args):
 
 def main():
     """Read the options, train, and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", default="auto", help="the LSTMs' backend; `rnn-backends list` has the names")
-    parser.add_argument("--device", default="cpu", help="of the networks; the environments stay on the CPU")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=20.0, help="wall-clock limit (default: 20)")
-    parser.add_argument("--frames", type=int, default=20_000, help="environment steps (default: 20000)")
+    parser = options(__doc__, minutes=20.0, frames=20_000)
     parser.add_argument("--updates", type=int, default=32, help="after each 160 frames (default: 32)")
-    parser.add_argument("--no-memory", action="store_true", help="without LSTMs")
-    parser.add_argument("--out", type=Path, help="a file for the result (JSON); the learning curve is beside it (PNG)")
     args = parser.parse_args()
     train(args).write(args.out)
 

@@ -27,7 +27,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from rnn_backends import LSTMModule, recurrent_mode
+from rnn_backends import LSTMModule, RNNBackendsError, recurrent_mode
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
 from torch import Tensor
@@ -267,6 +267,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     names = args.lstm or ["auto", "cudnn", "vmap", "loop", "torchrl-pad", "torchrl-scan"]
+    for name in names:
+        try:
+            make_memory(name)
+        except (RNNBackendsError, ValueError) as error:
+            parser.error(f"--lstm {name}: {error}")
     stages = {stage: measure(names, args.rounds, STAGES[stage]) for stage in args.stage or STAGES}
     data = {"rounds": args.rounds, "auto": LSTMModule(2, ppo.HIDDEN, in_key="a", out_key="b").lstm_backend}
     data |= {"versions": {name: version(name) for name in PACKAGES}, "stages": stages}

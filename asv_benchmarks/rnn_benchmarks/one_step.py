@@ -10,7 +10,7 @@ from argparse import ArgumentParser
 
 import torch
 from rich.console import Console
-from rnn_backends import LSTM
+from rnn_backends import LSTM, RNNBackendsError
 from torch import nn
 
 from .cases import Call
@@ -44,10 +44,15 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="number of torch threads; default: %(default)s")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    console = Console()
+    console, backends = Console(), options.backends.split(",")
+    for name in backends:
+        try:
+            LSTM(1, 1, lstm_backend=name)
+        except RNNBackendsError as error:
+            parser.error(f"--backends {name}: {error}")
     for H in SIZES:
         for B in BATCHES:
-            said = measure(H, B, options.features, options.steps, options.seconds, options.backends.split(","))
+            said = measure(H, B, options.features, options.steps, options.seconds, backends)
             console.print(said, soft_wrap=True, highlight=False)
 
 

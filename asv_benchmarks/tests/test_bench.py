@@ -390,3 +390,9 @@ def test_a_loop_of_steps_has_gradients() -> None:
     lstm.weight_hh_l0.register_hook(lambda gradient: seen.append(gradient.abs().max() > 0))
     one_step.loop(lstm, 2, 3, 4, 3)(0)
     assert seen == [True]
+
+
+def test_an_unknown_backend_ends_before_anything_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    with patch("sys.argv", ["one_step", "--backends", "nosuch"]), pytest.raises(SystemExit):
+        one_step.main()
+    assert "--backends nosuch: unknown LSTM backend 'nosuch'" in capsys.readouterr().err

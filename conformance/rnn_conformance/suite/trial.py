@@ -196,13 +196,17 @@ class Trial:
 
     def expected_gradients(self, loss: Loss, create_graph: bool = False) -> dict[str, Tensor]:
         """The reference's gradients, in float64."""
-        inputs = materialise(self.case, "cpu", self.rollout)
-        weights = {n: v.double() for n, v in inputs.weights.items()}
-        inputs = Inputs(inputs.x.double(), inputs.h.double(), inputs.c.double(), inputs.starts, weights)
-        for value in inputs.leaves.values():
+        found, leaves = self._reference_with_leaves(materialise(self.case, "cpu", self.rollout))
+        return differentiate(loss(Ran(found.output, found.end_h, found.end_c)), leaves, create_graph)
+
+    def _reference_with_leaves(self, inputs: Inputs) -> tuple[Expected, dict[str, Tensor]]:
+        """The reference over float64 copies of any inputs, and these copies, which want gradients."""
+        weights = {n: v.detach().cpu().double() for n, v in inputs.weights.items()}
+        x, h, c = (v.detach().cpu().double() for v in inputs[:3])
+        wide = Inputs(x, h, c, inputs.starts.cpu(), weights)
+        for value in wide.leaves.values():
             value.requires_grad_()
-        found = self.reference(inputs)
-        return differentiate(loss(Ran(found.output, found.end_h, found.end_c)), inputs.leaves, create_graph)
+        return self.reference(wide), wide.leaves
 
     def agree(
         self,
@@ -265,7 +269,8 @@ class Trial:
             generator = torch.Generator().manual_seed(key)
             for value in inputs.leaves.values():
                 value.copy_(_off(value.cpu(), DEVICE_SAMPLE_UNIT, generator))
-        exact, right = self._reference_and_gradients(inputs)
+        exact, leaves = self._reference_with_leaves(inputs)
+        right = differentiate(self.loss(Ran(exact.output, exact.end_h, exact.end_c)), leaves)
         for value in inputs.leaves.values():
             value.requires_grad_()
         found = torch_per_trajectory(
@@ -278,16 +283,6 @@ class Trial:
             worst_row(gradients[name].cpu(), value, GRADIENT_ROWS.get(name, (None, ""))[0], GRADIENT_FLOOR)
             for name, value in right.items()
         )
-
-    def _reference_and_gradients(self, inputs: Inputs) -> tuple[Expected, dict[str, Tensor]]:
-        """The reference over float64 copies of any inputs, and the gradients of :meth:`loss`."""
-        weights = {n: v.detach().cpu().double() for n, v in inputs.weights.items()}
-        x, h, c = (v.detach().cpu().double() for v in inputs[:3])
-        wide = Inputs(x, h, c, inputs.starts.cpu(), weights)
-        for value in wide.leaves.values():
-            value.requires_grad_()
-        found = self.reference(wide)
-        return found, differentiate(self.loss(Ran(found.output, found.end_h, found.end_c)), wide.leaves)
 
     def rounding_allowance(self, dtype: torch.dtype) -> float:
         """Tolerance multiplier in 16 bits: 1, or more where rounding the inputs alone moves the result further.
