@@ -169,7 +169,7 @@ def global_state_is_left_alone(trial: Trial) -> None:
             _unchanged("a call without gradients", before)
             module, td = trial.module(), trial.tensordict()
             _unchanged("construction", before)
-            torch.random.set_rng_state(random[0])
+            restore_random_state(random, trial.device)  # construction draws the weights
             lstm.step(trial.inputs.x[0], None)
             module(td[:, 0].clone())
             _unchanged("a step without gradients", before)
@@ -201,6 +201,13 @@ def random_state(device: str) -> tuple[Tensor, ...]:
     """The states of torch's random generators that a call on the device could use."""
     on_cuda = torch.device(device).type == "cuda"
     return (torch.random.get_rng_state(), *((torch.cuda.get_rng_state(device),) if on_cuda else ()))
+
+
+def restore_random_state(state: tuple[Tensor, ...], device: str) -> None:
+    """The opposite of :func:`random_state`."""
+    torch.random.set_rng_state(state[0])
+    for of_the_device in state[1:]:
+        torch.cuda.set_rng_state(of_the_device, device)
 
 
 def _drew_nothing(what: str, before: tuple[Tensor, ...], device: str) -> None:
