@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from ._torch import registered_parameters
+from .checks import check_spec
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, Trait
 from .errors import UnsupportedError
+from .options import Option, fix_options
 from .plain import is_plain_eager
 from .registry import get_backend, is_registered_value
 from .stack import RunLayers, layers_with
@@ -78,8 +81,22 @@ class BoundLSTM(ToolsLSTM):
 
     @property
     def spec(self) -> LSTMSpec:
-        """The options, as backends see them; as they were when the backend was bound."""
+        """The options, as backends see them."""
         return self._spec
+
+    def _take_dropout(self, dropout: float) -> float:
+        """What an assignment to ``dropout`` does: it counts from the next call on.
+
+        Raises:
+            InputError: it is no probability.
+            UnsupportedError: the backend declines it.
+        """
+        spec = replace(self._spec, dropout=dropout)
+        check_spec(spec)
+        if self._placed != _NOT_ASKED:
+            demand(self._backend, spec, *self._placed)
+        self._spec, self._placed_in_autocast = spec, None
+        return dropout
 
     def layer_weights(self) -> list[LayerWeights]:
         """The parameters as backends see them: ``L*D`` entries, layer by layer, forward then reverse."""
@@ -173,3 +190,8 @@ class BoundLSTM(ToolsLSTM):
         self._bind(get_backend(backend) if isinstance(backend, str) else backend)
         self._chosen_on_meta = state.get("_chosen_on_meta", False)
         self._placed = state["_placed"]  # loaded to another device, the next call asks the backend, as after .to()
+
+
+_DECIDE = ("mode", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
+fix_options(BoundLSTM, _DECIDE, "the weights have been made by it. Make a new LSTM with it")
+BoundLSTM.dropout = Option("dropout", BoundLSTM._take_dropout)  # type: ignore[assignment]

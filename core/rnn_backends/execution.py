@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ._torch import transforms_may_be_open
 from .binding import NO_CONTEXT, BoundLSTM
-from .contract import LayerWeights, LSTMBackend, State, SteppedLayer, SurveyedLayer, SurveyFunction
+from .contract import LayerWeights, LSTMBackend, State, SteppedLayer, SurveyedLayer, SurveyFunction, Trait
 from .errors import InputError
 from .plain import check_memory, check_together
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
@@ -80,7 +80,7 @@ class ExecutableLSTM(BoundLSTM):
     def replay(
         self, x: Tensor, is_init: Tensor, stored: State | None, states: Literal["ends", "all"] | None = "ends"
     ) -> tuple[Tensor, State | None]:
-        """Run over rows of sequences, each from its stored state. Nothing but ``T`` is checked here.
+        """Run over rows of sequences, each from its stored state. Nothing but ``T`` and the trait is checked here.
 
         Args:
             x: ``[T, B, I]``.
@@ -95,7 +95,12 @@ class ExecutableLSTM(BoundLSTM):
 
         Raises:
             InputError: there is no time step.
+            UnsupportedError: ``"all"`` on a backend without the trait.
         """
+        if states == "all" and Trait.CELL_STATES not in self._backend.traits:
+            self._decline(
+                "the states after every step", "its cell states are right where sequences end", Trait.CELL_STATES
+            )
         self._check_memory(x, is_init, stored)
         starts = starts_of(is_init)
         output, found = self.sequences(x, self._entry(x, stored), starts, every_end=states is not None)

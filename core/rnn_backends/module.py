@@ -20,6 +20,7 @@ from .errors import InputError
 from .keys import HIDDEN_IN, HIDDEN_OUT, check_keys, read_keys, write_keys
 from .lstm import LSTM, Form, check_is_lstm
 from .mode import Mode, as_mode, recurrent_mode
+from .options import fix_options
 from .torchrl_names import TorchRLOptions
 from .weights import as_dtype
 
@@ -379,6 +380,9 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     __repr__ = nn.Module.__repr__  # TensorDictModuleBase's leaves extra_repr out
 
 
+fix_options(
+    LSTMModule, ("hidden_output",), "it takes part in the choice of a backend. Make a new LSTMModule(lstm=) with it"
+)
 _REGISTRIES = {name for name, value in nn.Module().__dict__.items() if isinstance(value, dict)}
 
 

@@ -17,7 +17,7 @@ ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 # From the bottom up, as docs/architecture.md draws it: a module may import those in lower layers only.
 LAYERS = (
     {"errors", "_torch", "paths"},
-    {"contract"},
+    {"contract", "options"},
     {"hooks", "torch_tools", "transforms", "weights"},
     {"prepare", "checks"},
     {"registry", "crossovers"},

@@ -204,10 +204,16 @@ def one_mask_for_all_rows() -> list[Patch]:
 def dropout_set_later_is_not_seen() -> list[Patch]:
     """Over time the dropout probability is that of construction: a later assignment to lstm.dropout is ignored."""
 
+    bind = LSTM._bind
+
+    def bind_and_remember(self: Any, backend: Any) -> None:
+        bind(self, backend)
+        self._first_dropout = self.dropout
+
     def sequences(self: Any, x: Any, entry: Any, starts: Any, every_end: bool = True) -> Any:
         run = self._run_layers if every_end else self._run_layers_last
         spec = self.spec
-        dropout = spec.dropout if self.training else 0.0
+        dropout = self._first_dropout if self.training else 0.0
         weights, dtype, no_autocast = self._ready()
         if execution.transforms_may_be_open():
             self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
@@ -215,7 +221,7 @@ def dropout_set_later_is_not_seen() -> list[Patch]:
             entry = [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
             return run(weights, x.to(dtype), entry, starts, spec.bidirectional, dropout, every_end)
 
-    return [Patch(LSTM, "sequences", sequences)]
+    return [Patch(LSTM, "_bind", bind_and_remember), Patch(LSTM, "sequences", sequences)]
 
 
 @in_core("dropout_is_torchs_between_layers", round=9, survived=9)

@@ -170,7 +170,7 @@ def wrapped_backend_forgotten() -> list[Patch]:
         given = signature(original).bind(self, *args, **kwargs).arguments
         hidden_output = kwargs.pop("hidden_output", "ends")
         original(self, *args, **kwargs)
-        self.hidden_output = hidden_output
+        vars(self)["hidden_output"] = hidden_output
         self._check_hidden_output("vmap" if given.get("python_based") else given.get("lstm_backend"))
 
     return [Patch(LSTMModule, "__init__", init)]
