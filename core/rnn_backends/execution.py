@@ -120,8 +120,9 @@ class ExecutableLSTM(BoundLSTM):
         if T == 0:
             raise InputError("at least one time step is needed, got T = 0")
         if stored is None:
-            h, c = self.zero_state((1, 1), x)
-            stored = State(h.expand(-1, T, B, -1), c.expand(-1, T, B, -1))  # takes no memory
+            sizes = self.spec.hidden_size, self.spec.output_size
+            c, *h = (x.new_zeros(1, 1, size).expand(T, B, -1) for size in dict.fromkeys(sizes))  # takes no memory
+            return [State(h[0] if h else c, c)] * self.spec.num_states
         return [State(h, c) for h, c in zip(*stored, strict=True)]
 
     def zero_state(self, shape: tuple[int, ...], like: Tensor) -> State:
@@ -155,7 +156,7 @@ class ExecutableLSTM(BoundLSTM):
         if transforms_may_be_open():
             self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
         with no_autocast:
-            x, entry = x.to(dtype), [State(s.h.to(dtype), s.c.to(dtype)) for s in entry]
+            x, entry = as_dtype(x, dtype), [State(as_dtype(s.h, dtype), as_dtype(s.c, dtype)) for s in entry]
             survey = None if torch.compiler.is_compiling() else _survey_of(self._backend, every_end)
             if survey is None:
                 return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)

@@ -56,7 +56,7 @@ class Kernel(NamedTuple):
         run = Run(h.contiguous(), c.contiguous(), gates.contiguous(), grad_h, grad_c)
         kept = self.gates_of(w_hh.shape[0] // 4, x.dtype)
         found = self.backward(given, run.checked(given, kept, memory), Needs(*needs))
-        return [None if v is None else v.to(x.dtype) for v in found]
+        return [v if v is None or v.dtype == x.dtype else v.to(x.dtype) for v in found]
 
 
 KERNELS: dict[str, Kernel] = {}

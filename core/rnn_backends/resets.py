@@ -8,6 +8,7 @@ from typing import Optional
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .contract import State
 
@@ -17,6 +18,8 @@ def starts_of(is_init: Tensor) -> Tensor:
     if not torch.jit.is_scripting():
         if torch.compiler.is_exporting():
             return _with_step(is_init, torch.ones_like(is_init[0]), 0)
+        if not torch.compiler.is_compiling():
+            return pad(is_init[1:], [0, 0, 1, 0], value=True)
     return torch.cat([torch.ones_like(is_init[:1]), is_init[1:]])
 
 
