@@ -274,10 +274,11 @@ def test_the_pages_have_a_marker_for_every_table(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["TF32", "float32", "bfloat16"])
-def test_a_precision_allows_tf32_in_one_lane_alone_and_puts_it_back(name):
+def test_a_precision_allows_tf32_in_one_lane_and_in_recurrent_networks_alone_and_puts_it_back(name):
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     with precision(name):
-        assert torch.backends.cudnn.allow_tf32 is torch.backends.cuda.matmul.allow_tf32 is (name == "TF32")
+        assert torch.backends.cudnn.allow_tf32 is (name == "TF32")
+        assert not torch.backends.cuda.matmul.allow_tf32
     assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
 
 

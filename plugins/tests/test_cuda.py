@@ -1,6 +1,7 @@
 """What matters on a GPU alone: how often the host waits, and that acting can be captured; and its path on a CPU."""
 
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -242,6 +243,22 @@ def test_a_probe_shows_a_cell_state_as_well_as_the_kernel_computes_it(monkeypatc
     assert ((found - expected).abs() / expected.abs().amax()).max() < (3e-5 if rounds else 5e-6)
 
 
+@contextmanager
+def synchronizations(mode):
+    """Within it torch warns of what makes the host wait, or raises."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode(mode)
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+ACROSS_STREAMS = pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")
+"""torch warns where a weight's gradient is computed on another stream than that on which its node was made."""
+
+
 @on_a_gpu
 @pytest.mark.parametrize("every_end", [True, False])
 def test_the_host_waits_once_for_a_call(every_end):
@@ -258,15 +275,11 @@ def test_the_host_waits_once_for_a_call(every_end):
 
     call(0)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            call(1)
-            first = len(said)
-            call(1)  # the plan is known
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with synchronizations("warn"), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        call(1)
+        first = len(said)
+        call(1)  # the plan is known
     assert first <= 1, [str(w.message) for w in said]
     assert len(said) - first <= 1
 
@@ -369,14 +382,12 @@ def test_triton_never_waits_for_the_device():
     lstm, x, starts = triton_case()
     triton_call(lstm, x, starts)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with synchronizations("error"):
         triton_call(lstm, x, starts)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @on_a_gpu
+@ACROSS_STREAMS
 def test_triton_is_captured_in_a_graph_with_its_resets_and_gradients():
     lstm, x, starts = triton_case()
     side = torch.cuda.Stream()
@@ -399,6 +410,7 @@ def test_triton_is_captured_in_a_graph_with_its_resets_and_gradients():
 
 
 @on_a_gpu
+@ACROSS_STREAMS
 def test_triton_on_streams_side_by_side_and_in_several_modules():
     """Each of them has programs enough to fill the GPU, and must neither mix with the others nor wait for ever."""
     cases = [triton_case(T=40, B=64, H=256, seed=seed) for seed in range(6)]

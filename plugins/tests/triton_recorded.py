@@ -198,29 +198,37 @@ class Recorder:
         self._add(Event("barrier"))
 
     def atomic(self, op: Any, pointer: Any, value: Any, mask: Any, sem: Any, scope: Any) -> Any:
-        """An addition of zero polls, and is told one more each time; any other arrives."""
+        """An arrival."""
         (address,), (amount,) = pointer.data.ravel().tolist(), value.data.ravel().tolist()
         self._places("write", pointer.data, mask.data)
         if scope.name != "GPU":
             self.now.wrong.add("a counter that other multiprocessors need not see")
-        if amount:
-            self.polls = 0
-            self._add(
-                Event("arrive", counter=address, amount=amount, ordered=sem.name in ("RELEASE", "ACQUIRE_RELEASE"))
-            )
-        else:
-            trace = self.now.traces[-1]
-            if self.polls and trace[-1].kind == "wait":
-                trace.pop()
-            self.polls = self.polls + 1 if self.polls else 1
-            self._add(
-                Event("wait", counter=address, amount=self.polls, ordered=sem.name in ("ACQUIRE", "ACQUIRE_RELEASE"))
-            )
-        return interpreter.TensorHandle(np.full(value.data.shape, self.polls, np.int32), value.dtype.scalar)
+        self.polls = 0
+        self._add(Event("arrive", counter=address, amount=amount, ordered=sem.name in ("RELEASE", "ACQUIRE_RELEASE")))
+        return interpreter.TensorHandle(np.zeros(value.data.shape, np.int32), value.dtype.scalar)
+
+    def inline_asm(self, text: str, constraints: str, values: list[Any], types: Any, pure: bool, pack: int) -> Any:
+        """A poll of a counter, which is told one more each time."""
+        (address,) = values[0].data.ravel().tolist()
+        self._places("read", values[0].data.astype(np.uint64), np.array(True))
+        if ".gpu." not in text:
+            self.now.wrong.add("a counter that other multiprocessors need not see")
+        trace = self.now.traces[-1]
+        if self.polls and trace[-1].kind == "wait":
+            trace.pop()
+        self.polls = self.polls + 1 if self.polls else 1
+        self._add(Event("wait", counter=address, amount=self.polls, ordered=".acquire." in text))
+        return result_of_asm(values[0], self.polls)
 
     def dot(self, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
         self.now.precisions.add(precision.name)
         return d
+
+
+def result_of_asm(like: Any, number: int) -> Any:
+    """What the interpreter's builder gives for an assembler text with one int32 result."""
+    value = interpreter.TensorHandle(np.full(like.data.shape, number, np.int32), interpreter.tl.int32)
+    return SimpleNamespace(get_result=lambda k: value)
 
 
 builder = interpreter.interpreter_builder
@@ -242,6 +250,7 @@ def recording(
         "create_masked_store": recorder.store,
         "create_barrier": recorder.barrier,
         "create_atomic_rmw": recorder.atomic,
+        "create_inline_asm": recorder.inline_asm,
         "create_dot": recorder.dot,
         "get_cache_policy": lambda modifier, eviction: (modifier, eviction),
     }

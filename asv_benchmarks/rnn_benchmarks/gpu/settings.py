@@ -13,7 +13,8 @@ from ..cases import SHAPES, Shape
 GPU_SHAPES = {**SHAPES, "G1": Shape(4096, 32, 64, 256)}
 ACTING_SHAPES = (Shape(1, 1, 64, 64), Shape(32, 1, 64, 256), Shape(4096, 1, 64, 256))
 PRECISIONS = {"TF32": "", "float32": "", "bfloat16": "bfloat16"}
-"""By name: the option of the contestants. TF32 is float32 as torch has it by default for cuDNN."""
+"""By name: the option of the contestants. TF32 is float32 as torch has it by default: TF32 in cuDNN's recurrent networks,
+which ``triton``'s kernels follow, and not in torch's own products. float32 has it nowhere."""
 DTYPES = {"TF32": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -38,12 +39,12 @@ def chosen(texts: Iterable[str], usual: Iterable[Shape]) -> list[Shape]:
 
 @contextmanager
 def precision(name: str) -> Iterator[None]:
-    """TF32 allowed in cuDNN and in products, or in neither."""
+    """TF32 allowed in recurrent networks alone, or nowhere; torch's products are in full float32, torch's default."""
     places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [place.allow_tf32 for place in places]
     try:
-        for place in places:
-            place.allow_tf32 = name == "TF32"
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = name == "TF32"
         yield
     finally:
         for place, value in zip(places, before, strict=True):

@@ -2,10 +2,11 @@
 
 Who computes what. Rows of the batch are cut into tiles of ``BB``, the hidden units into ``G`` slices of ``U``.
 Program ``(p, g)`` runs slice ``g`` of the tiles ``p``, ``p + P``, ...; the slice's weights stay on the chip for all
-steps and tiles where they fit (``RESIDENT``), else they are read again in each step. Products take ``BK`` of the ``KP``
-columns at a time: all at once, the rows that enter alone would fill the registers. A step needs
-what all ``G`` slices computed in the step before: it passes through global memory, in two slots by turns, and a counter
-a tile says how many programs have written theirs. ``docs/architecture.md`` says why no program waits for ever and
+steps and tiles where they fit (``RESIDENT``), else they are read again in each step. The four gates' columns are one
+product (:func:`gate_of`), ``BK`` of the ``KP`` columns at a time: all at once, the rows that enter alone would fill the
+registers. A step needs what all ``G`` slices computed in the step before: it passes through global memory, in two slots
+by turns, and a counter a tile says how many programs have written theirs. What needs no neighbour is asked for before
+the wait, the gates' inputs a whole step before. ``docs/architecture.md`` says why no program waits for ever and
 ``plugins/tests/triton_protocol.py`` explores all orders.
 
 The equations are those of :class:`torch.nn.LSTM` (gate order i, f, g, o); the gradient is backpropagation through time
@@ -52,9 +53,18 @@ def arrive(counter: tl.tensor) -> None:
 
 
 @triton.jit
+def arrivals_at(counter: tl.tensor) -> tl.tensor:
+    """How many arrivals a counter has; what was written before them can be read after this."""
+    # An atomic addition of zero would do the same, in the time that the neighbours' own additions then wait.
+    return tl.inline_asm_elementwise(
+        "ld.acquire.gpu.global.b32 $0, [$1];", "=r,l", [counter.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
 def wait(counter: tl.tensor, goal: tl.tensor) -> None:
     """Until ``goal`` arrivals were counted."""
-    while tl.atomic_add(counter, 0, sem="acquire") < goal:
+    while arrivals_at(counter) < goal:
         pass
     tl.debug_barrier()
 
@@ -83,14 +93,34 @@ def store_four(
 
 
 @triton.jit
-def add_products(pre: tl.tensor, rows: tl.tensor, w: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
-    """``pre + rows @ w`` for the four gates: ``[BB, U]`` each, ``[BB, K]``, ``[K, U]`` each."""
-    return (
-        tl.dot(rows, w[0], pre[0], input_precision=PRECISION),
-        tl.dot(rows, w[1], pre[1], input_precision=PRECISION),
-        tl.dot(rows, w[2], pre[2], input_precision=PRECISION),
-        tl.dot(rows, w[3], pre[3], input_precision=PRECISION),
-    )
+def gate_of(column: tl.tensor, U: tl.constexpr) -> tl.tensor:
+    """The gate of a column of the four gates' columns in one product.
+
+    Columns come in pairs of two gates of a unit, first all units' i and f, then their g and o: so a thread of a matrix
+    instruction, which holds two neighbouring columns of every eight, has all four gates of its units.
+    """
+    return 2 * (column // (2 * U)) + column % 2
+
+
+@triton.jit
+def unit_of(column: tl.tensor, g: tl.tensor, U: tl.constexpr) -> tl.tensor:
+    """The hidden unit of a column."""
+    return g * U + (column % (2 * U)) // 2
+
+
+@triton.jit
+def split_four(columns: tl.tensor, BB: tl.constexpr, U: tl.constexpr) -> tl.tensor:
+    """``[BB, 4 * U]``, in the order of :func:`gate_of`, to ``[BB, U]`` for each gate."""
+    i_g, f_o = tl.split(tl.permute(tl.reshape(columns, (BB, 2, U, 2)), (0, 2, 1, 3)))
+    i, g = tl.split(i_g)
+    f, o = tl.split(f_o)
+    return i, f, g, o
+
+
+@triton.jit
+def join_four(i: tl.tensor, f: tl.tensor, g: tl.tensor, o: tl.tensor, BB: tl.constexpr, U: tl.constexpr) -> tl.tensor:
+    """The opposite of :func:`split_four`."""
+    return tl.reshape(tl.permute(tl.join(tl.join(i, g), tl.join(f, o)), (0, 2, 1, 3)), (BB, 4 * U))
 
 
 @triton.jit
@@ -102,15 +132,6 @@ def add_bias(pre: tl.tensor, bias: tl.tensor) -> tl.tensor:
         pre[2] + bias[2][None, :],
         pre[3] + bias[3][None, :],
     )
-
-
-@triton.jit
-def sum_of_products(d: tl.tensor, w: tl.tensor, PRECISION: tl.constexpr) -> tl.tensor:
-    """The sum over the four gates of ``d @ w``: ``[BB, U]`` and ``[U, K]`` each, to ``[BB, K]`` in float32."""
-    found = tl.dot(d[0], w[0], input_precision=PRECISION)
-    found = tl.dot(d[1], w[1], found, input_precision=PRECISION)
-    found = tl.dot(d[2], w[2], found, input_precision=PRECISION)
-    return tl.dot(d[3], w[3], found, input_precision=PRECISION)
 
 
 @triton.jit(do_not_specialize=VARIES + STRIDES, do_not_specialize_on_alignment=_GIVEN)
@@ -142,6 +163,7 @@ def forward_kernel(
     BB: tl.constexpr,
     KP: tl.constexpr,
     BK: tl.constexpr,
+    AHEAD: tl.constexpr,
     RESIDENT: tl.constexpr,
     KEEP: tl.constexpr,
     STEPS: tl.constexpr,
@@ -155,72 +177,86 @@ def forward_kernel(
     unit = g * U + tl.arange(0, U)
     real = (unit < H)[None, :]
     k = tl.arange(0, BK)
-    w_at = w_hh + unit[None, :] * H + k[:, None]
+    column = tl.arange(0, 4 * U)
+    real_column = (unit_of(column, g, U) < H)[None, :]
+    w_at = w_hh + (gate_of(column, U) * H + unit_of(column, g, U))[None, :] * H + k[:, None]
     w: tl.tuple = ()
     if RESIDENT:
         for j in tl.static_range(KP // BK):
-            w += (load_four(w_at + j * BK, H * H, real & (j * BK + k < H)[:, None], OPERAND),)
+            w += (tl.load(w_at + j * BK, mask=real_column & (j * BK + k < H)[:, None], other=0.0).to(OPERAND),)
     slot = tiles.to(tl.int64) * BB * KP
-    step_of_gates = B.to(tl.int64) * (4 * H)
     step_of_h = B.to(tl.int64) * H
+    r = tl.arange(0, BB)
+    # Offsets within a tile fit into 32 bits; the tile's own place does not.
+    at = r[:, None] * H + unit[None, :]
+    gate_at = r[:, None] * (4 * H) + unit[None, :]
+    into_at = r[:, None] * KP + k[None, :]
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=1):
-        row = tile * BB + tl.arange(0, BB)
+        row = tile * BB + r
         inside = row < B
         live = inside[:, None] & real
         row_64 = row.to(tl.int64)
-        at = row_64[:, None] * H + unit[None, :] + t0 * step_of_h
-        gate_at = gates + row_64[:, None] * (4 * H) + unit[None, :] + t0 * step_of_gates
-        into_row = into + row_64[:, None] * KP
-        carried = carry + row_64[:, None] * (G * U) + unit[None, :]
+        first = tile * tl.full((), BB, tl.int64)
+        into_tile = into + first * KP
+        carried = carry + first * (G * U) + r[:, None] * (G * U) + unit[None, :]
         start_at = starts + row_64 * starts_b
         entry_h_at = entry_h + row_64[:, None] * entry_h_b + unit[None, :]
         entry_c_at = entry_c + row_64[:, None] * entry_c_b + unit[None, :]
+        h_tile, c_tile = h + first * H + t0 * step_of_h, c + first * H + t0 * step_of_h
+        gates_tile = gates + first * (4 * H) + t0 * 4 * step_of_h
         begins = tl.load(start_at + t0 * starts_t.to(tl.int64), mask=inside, other=1) != 0
+        i, f, q, o = load_four(gates_tile + gate_at, H, live, gates.dtype.element_ty)
         c_new = tl.zeros([BB, U], dtype=tl.float32)
         if STEPS:
             c_new = tl.load(carried)
         for t in tl.range(t0, t1, num_stages=1):
             # What needs no neighbour is asked for first.
-            pre = load_four(gate_at, H, live, tl.float32)
-            stored_c = tl.load(entry_c_at + t * entry_c_t.to(tl.int64), mask=live & begins[:, None], other=0.0).to(
-                tl.float32
-            )
             follows = row < B * min(T - t - 1, 1)  # nowhere at the last step
             next_begins = tl.load(start_at + (t + 1) * starts_t.to(tl.int64), mask=follows, other=1) != 0
             enters = (follows & next_begins)[:, None] & real
             next_h = tl.load(entry_h_at + (t + 1) * entry_h_t.to(tl.int64), mask=enters, other=0.0)
+            products = join_four(i, f, q, o, BB, U).to(tl.float32)
+            if not STEPS:  # of the next step
+                i, f, q, o = load_four(
+                    gates_tile + 4 * step_of_h + gate_at, H, follows[:, None] & real, gates.dtype.element_ty
+                )
+            stored_c = tl.load(entry_c_at + t * entry_c_t.to(tl.int64), mask=live & begins[:, None], other=0.0)
             if WAITS:
                 if t > t0:
                     wait(counters + tile * 32, G * (t - t0))
-            h_at = into_row + (t & 1) * slot + k[None, :]
+            h_at = into_tile + (t & 1) * slot
             if RESIDENT:
-                for j in tl.static_range(KP // BK):
-                    h_in = tl.load(h_at + j * BK, cache_modifier=".cg").to(OPERAND)
-                    pre = add_products(pre, h_in, w[j], PRECISION)
+                for ahead in tl.static_range(0, KP // BK, AHEAD):
+                    h_in: tl.tuple = ()
+                    for j in tl.static_range(AHEAD):
+                        h_in += (tl.load(h_at + (ahead + j) * BK + into_at, cache_modifier=".cg"),)
+                    for j in tl.static_range(AHEAD):
+                        products = tl.dot(h_in[j].to(OPERAND), w[ahead + j], products, input_precision=PRECISION)
             else:
                 for k0 in tl.range(0, KP, BK, num_stages=1):
-                    piece = real & (k0 + k < H)[:, None]
-                    v = load_four(w_at + k0, H * H, piece, OPERAND)
-                    h_in = tl.load(h_at + k0, cache_modifier=".cg").to(OPERAND)
-                    pre = add_products(pre, h_in, v, PRECISION)
-            i, f, q, o = sigmoid(pre[0]), sigmoid(pre[1]), tanh(pre[2]), sigmoid(pre[3])
-            c_new = f * tl.where(begins[:, None], stored_c, c_new) + i * q
-            h_new = (o * tanh(c_new)).to(h.dtype.element_ty)
+                    v = tl.load(w_at + k0, mask=real_column & (k0 + k < H)[:, None], other=0.0).to(OPERAND)
+                    h_in = tl.load(h_at + k0 + into_at, cache_modifier=".cg").to(OPERAND)
+                    products = tl.dot(h_in, v, products, input_precision=PRECISION)
+            now = split_four(products, BB, U)
+            now = sigmoid(now[0]), sigmoid(now[1]), tanh(now[2]), sigmoid(now[3])
+            c_new = now[1] * tl.where(begins[:, None], stored_c.to(tl.float32), c_new) + now[0] * now[2]
+            h_new = (now[3] * tanh(c_new)).to(h.dtype.element_ty)
             # For the next step: a start takes the stored state in, whoever computes it reads its own units alone.
             entering = tl.where(next_begins[:, None], next_h, h_new)
-            tl.store(into_row + ((t + 1) & 1) * slot + unit[None, :], entering, mask=live)
+            tl.store(into_tile + ((t + 1) & 1) * slot + r[:, None] * KP + unit[None, :], entering, mask=live)
             if WAITS:
                 arrive(counters + tile * 32)
             else:
                 tl.debug_barrier()
             # What no neighbour waits for.
-            tl.store(h + at, h_new, mask=live)
-            tl.store(c + at, c_new.to(c.dtype.element_ty), mask=live)
+            tl.store(h_tile + at, h_new, mask=live)
+            tl.store(c_tile + at, c_new.to(c.dtype.element_ty), mask=live)
             if KEEP:
-                store_four(gate_at, H, live, i, f, q, o)
+                store_four(gates_tile + gate_at, H, live, now[0], now[1], now[2], now[3])
             begins = next_begins
-            at += step_of_h
-            gate_at += step_of_gates
+            h_tile += step_of_h
+            c_tile += step_of_h
+            gates_tile += 4 * step_of_h
         if STEPS:
             tl.store(carried, c_new)
 
@@ -274,91 +310,104 @@ def backward_kernel(
     unit = g * U + tl.arange(0, U)
     real = (unit < H)[None, :]
     k = tl.arange(0, BK)
-    w_at = w_hh + unit[:, None] * H + k[None, :]
+    column = tl.arange(0, 4 * U)
+    real_column = (unit_of(column, g, U) < H)[:, None]
+    w_at = w_hh + (gate_of(column, U) * H + unit_of(column, g, U))[:, None] * H + k[None, :]
     w: tl.tuple = ()
     if RESIDENT:
         for j in tl.static_range(KP // BK):
-            w += (load_four(w_at + j * BK, H * H, (unit < H)[:, None] & (j * BK + k < H)[None, :], OPERAND),)
+            w += (tl.load(w_at + j * BK, mask=real_column & (j * BK + k < H)[None, :], other=0.0).to(OPERAND),)
     slice_of_parts = tl.num_programs(0).to(tl.int64) * BB * KP
     slot = G * slice_of_parts
-    step_of_gates = B.to(tl.int64) * (4 * H)
     step_of_h = B.to(tl.int64) * H
     dtype = gates.dtype.element_ty
+    r = tl.arange(0, BB)
+    # Offsets within a tile fit into 32 bits; the tile's own place does not.
+    at = r[:, None] * H + unit[None, :]
+    gate_at = r[:, None] * (4 * H) + unit[None, :]
+    part_tile = parts + (p * BB).to(tl.int64) * KP
     arrivals = 0
     for tile in tl.range(p, tiles, tl.num_programs(0), num_stages=1):
-        row = tile * BB + tl.arange(0, BB)
+        row = tile * BB + r
         row_64 = row.to(tl.int64)
-        at = row_64[:, None] * H + unit[None, :] + (t1 - 1) * step_of_h
-        gate_at = row_64[:, None] * (4 * H) + unit[None, :] + (t1 - 1) * step_of_gates
-        part_row = parts + (p * BB + tl.arange(0, BB)).to(tl.int64)[:, None] * KP
-        carried = carry + row_64[:, None] * (G * U) + unit[None, :]
+        first = tile * tl.full((), BB, tl.int64)
+        carried = carry + first * (G * U) + r[:, None] * (G * U) + unit[None, :]
         start_at = starts + row_64 * starts_b
         entry_c_at = entry_c + row_64[:, None] * entry_c_b + unit[None, :]
+        of_h = first * H + (t1 - 1) * step_of_h  # where the tile's step t begins in a tensor [T, B, H]
         dc_next = tl.zeros([BB, U], dtype=tl.float32)
         if STEPS:
             dc_next = tl.load(carried)
+        # Of each step what needs no neighbour is asked for a step before it is needed.
+        here = row < B * min(t1, 1)
+        now = here[:, None] & real
+        cut = tl.load(start_at + t1 * starts_t.to(tl.int64), mask=row < B * min(T - t1, 1), other=1) != 0
+        begins = tl.load(start_at + (t1 - 1) * starts_t.to(tl.int64), mask=here, other=1) != 0
+        i, f, q, o = load_four(gates + 4 * of_h + gate_at, H, now, dtype)
+        c_now = tl.load(c + of_h + at, mask=now, other=0.0)
+        dh_given = tl.zeros([BB, U], dtype=dtype)
+        dc_given = tl.zeros([BB, U], dtype=dtype)
+        if HAS_GRAD_H:
+            dh_given = tl.load(grad_h + of_h + at, mask=now, other=0.0)
+        if HAS_GRAD_C:
+            dc_given = tl.load(grad_c + of_h + at, mask=now, other=0.0)
         for n in tl.range(0, t1 - t0, num_stages=1):
             t = t1 - 1 - n
-            here = row < B * min(t + 1, 1)  # nowhere before the first step
-            now = here[:, None] & real
-            follows = row < B * min(T - t - 1, 1)  # nowhere at the last step
-            read = follows[:, None] & real
-            # What needs no neighbour is asked for first.
-            cut = tl.load(start_at + (t + 1) * starts_t.to(tl.int64), mask=follows, other=1) != 0
-            begins = tl.load(start_at + t * starts_t.to(tl.int64), mask=here, other=1) != 0
-            i, f, q, o = load_four(gates + gate_at, H, now, tl.float32)
-            squashed = tanh(tl.load(c + at, mask=now, other=0.0).to(tl.float32))
-            before = tl.load(c + at - step_of_h, mask=now & ~begins[:, None], other=0.0).to(tl.float32)
-            stored = tl.load(entry_c_at + t * entry_c_t.to(tl.int64), mask=now & begins[:, None], other=0.0).to(
-                tl.float32
-            )
-            before = tl.where(begins[:, None], stored, before)
-            dh = tl.zeros([BB, U], dtype=tl.float32)
-            if HAS_GRAD_H:
-                dh += tl.load(grad_h + at, mask=now, other=0.0).to(tl.float32)
-            dc = tl.zeros([BB, U], dtype=tl.float32)
-            if HAS_GRAD_C:
-                dc += tl.load(grad_c + at, mask=now, other=0.0).to(tl.float32)
+            now = (row < B * min(t + 1, 1))[:, None] & real  # nowhere before the first step
+            earlier = row < B * max(min(t, 1), 0)
+            before = earlier[:, None] & real
+            read = (row < B * min(T - t - 1, 1))[:, None] & real  # nowhere at the last step
+            i, f, q, o = i.to(tl.float32), f.to(tl.float32), q.to(tl.float32), o.to(tl.float32)
+            squashed = tanh(c_now.to(tl.float32))
+            dh, dc = dh_given.to(tl.float32), dc_given.to(tl.float32)
+            c_before = tl.load(c + (of_h - step_of_h) + at, mask=before, other=0.0)
+            stored = tl.load(entry_c_at + t * entry_c_t.to(tl.int64), mask=now & begins[:, None], other=0.0)
             if WAITS:
                 if arrivals > 0:  # at a tile's first step as well: its neighbours may still read the tile before
                     wait(counters + p * 32, G * arrivals)
             dh_next = tl.zeros([BB, U], dtype=tl.float32)
             for s in tl.static_range(G):
-                part_at = part_row + ((t + 1) & 1) * slot + s * slice_of_parts + unit[None, :]
+                part_at = part_tile + ((t + 1) & 1) * slot + s * slice_of_parts + r[:, None] * KP + unit[None, :]
                 dh_next += tl.load(part_at, mask=read, other=0.0, cache_modifier=".cg")
             if NEED_ENTRY_H:
-                entry_at = grad_entry_h + at + step_of_h
+                entry_at = grad_entry_h + (of_h + step_of_h) + at
                 tl.store(entry_at, dh_next.to(dtype), mask=read & cut[:, None])
             if NEED_ENTRY_C:
-                entry_at = grad_entry_c + at + step_of_h
+                entry_at = grad_entry_c + (of_h + step_of_h) + at
                 tl.store(entry_at, dc_next.to(dtype), mask=read & cut[:, None])
             # Nothing flows back across a start; NaN would, if it were multiplied by zero.
             dh += tl.where(cut[:, None], 0.0, dh_next)
             dc += tl.where(cut[:, None], 0.0, dc_next) + dh * o * (1.0 - squashed * squashed)
             d_i = (dc * q * i * (1.0 - i)).to(dtype)
-            d_f = (dc * before * f * (1.0 - f)).to(dtype)
+            d_f = (dc * tl.where(begins[:, None], stored, c_before).to(tl.float32) * f * (1.0 - f)).to(dtype)
             d_g = (dc * i * (1.0 - q * q)).to(dtype)
             d_o = (dh * squashed * o * (1.0 - o)).to(dtype)
             dc_next = dc * f
-            d = (d_i.to(OPERAND), d_f.to(OPERAND), d_g.to(OPERAND), d_o.to(OPERAND))
+            d = join_four(d_i.to(OPERAND), d_f.to(OPERAND), d_g.to(OPERAND), d_o.to(OPERAND), BB, U)
+            part_at = part_tile + (t & 1) * slot + g * slice_of_parts + r[:, None] * KP + k[None, :]
             if RESIDENT:
                 for j in tl.static_range(KP // BK):
-                    part = sum_of_products(d, w[j], PRECISION)
-                    tl.store(part_row + (t & 1) * slot + g * slice_of_parts + j * BK + k[None, :], part)
+                    tl.store(part_at + j * BK, tl.dot(d, w[j], input_precision=PRECISION))
             else:
                 for k0 in tl.range(0, KP, BK, num_stages=1):
-                    piece = (unit < H)[:, None] & (k0 + k < H)[None, :]
-                    v = load_four(w_at + k0, H * H, piece, OPERAND)
-                    part = sum_of_products(d, v, PRECISION)
-                    tl.store(part_row + (t & 1) * slot + g * slice_of_parts + k0 + k[None, :], part)
+                    v = tl.load(w_at + k0, mask=real_column & (k0 + k < H)[None, :], other=0.0).to(OPERAND)
+                    tl.store(part_at + k0, tl.dot(d, v, input_precision=PRECISION))
             arrivals += 1
             if WAITS:
                 arrive(counters + p * 32)
             else:
                 tl.debug_barrier()
-            store_four(grad_gates + gate_at, H, now, d_i, d_f, d_g, d_o)
-            at -= step_of_h
-            gate_at -= step_of_gates
+            store_four(grad_gates + 4 * of_h + gate_at, H, now, d_i, d_f, d_g, d_o)
+            of_h -= step_of_h
+            cut = begins
+            c_now = c_before
+            if not STEPS:
+                begins = tl.load(start_at + (t - 1) * starts_t.to(tl.int64), mask=earlier, other=1) != 0
+                i, f, q, o = load_four(gates + 4 * of_h + gate_at, H, before, dtype)
+                if HAS_GRAD_H:
+                    dh_given = tl.load(grad_h + of_h + at, mask=before, other=0.0)
+                if HAS_GRAD_C:
+                    dc_given = tl.load(grad_c + of_h + at, mask=before, other=0.0)
         if STEPS:
             tl.store(carried, dc_next)
 
@@ -403,18 +452,22 @@ def step_kernel(
     stays = inside
     if HAS_STARTS:
         stays = inside & (tl.load(starts + row_64 * starts_b, mask=inside, other=1) == 0)
-    zeros = tl.zeros([BB, U], dtype=tl.float32)
-    pre = (zeros, zeros, zeros, zeros)
+    g = tl.program_id(1)
+    column = tl.arange(0, 4 * U)
+    real_column = (unit_of(column, g, U) < H)[None, :]
+    w_row = (gate_of(column, U) * H + unit_of(column, g, U))[None, :]
+    products = tl.zeros([BB, 4 * U], dtype=tl.float32)
     for k0 in tl.range(0, I, BK):
         of_i = (k0 + k < I)[None, :]
         rows = tl.load(x + row_64[:, None] * x_b + k0 + k[None, :], mask=inside[:, None] & of_i, other=0.0).to(OPERAND)
-        w = load_four(w_ih + unit[None, :] * I + k0 + k[:, None], H * I, real & (k0 + k < I)[:, None], OPERAND)
-        pre = add_products(pre, rows, w, PRECISION)
+        w = tl.load(w_ih + w_row * I + k0 + k[:, None], mask=real_column & (k0 + k < I)[:, None], other=0.0).to(OPERAND)
+        products = tl.dot(rows, w, products, input_precision=PRECISION)
     for k0 in tl.range(0, H, BK):
         of_h = (k0 + k < H)[None, :]
         rows = tl.load(h + row_64[:, None] * h_b + k0 + k[None, :], mask=stays[:, None] & of_h, other=0.0).to(OPERAND)
-        w = load_four(w_hh + unit[None, :] * H + k0 + k[:, None], H * H, real & (k0 + k < H)[:, None], OPERAND)
-        pre = add_products(pre, rows, w, PRECISION)
+        w = tl.load(w_hh + w_row * H + k0 + k[:, None], mask=real_column & (k0 + k < H)[:, None], other=0.0).to(OPERAND)
+        products = tl.dot(rows, w, products, input_precision=PRECISION)
+    pre = split_four(products, BB, U)
     if HAS_B_IH:
         pre = add_bias(pre, load_four(b_ih + unit, H, unit < H, tl.float32))
     if HAS_B_HH:

@@ -69,6 +69,12 @@ MOST_WEIGHTS = 128 * 1024
 """Bytes of weights that one program keeps at most: a GPU with more shared memory has none left for the operands."""
 
 
+ROOM = 32 * 1024
+"""Bytes of shared memory that a program needs beside its weights."""
+
+MOST_CELLS = 2048
+"""Units times rows of a program: with more the registers do not suffice."""
+
 SPLIT = 8
 """Bytes of a number in float32 without TF32: the compiler keeps the two halves of every weight."""
 
@@ -79,32 +85,29 @@ def power_of_two(n: int) -> int:
 
 
 Batch = Literal["few", "many", "large"]
-"""Rows of a batch: ``few`` where tiles of 16 rows in slices of 32 units run all at once, ``many`` where they do in
-slices of 64, ``large`` beyond. So another batch compiles at most three times."""
+"""Rows of a batch: ``few`` where all tiles of 16 rows run at once in slices of 16 units, ``many`` where those of 32
+rows do in slices of 32, ``large`` beyond. So another batch compiles at most three times."""
 
 
 def batch_of(H: int, B: int, itemsize: int, card: Card) -> Batch:
     """Which batch ``B`` rows are."""
-    tiles = -(-B // 16)
     names: tuple[Batch, Batch] = ("few", "many")
     for name in names:
-        if tiles * plan(H, itemsize, name, card).slices <= card.sms:
+        cut = plan(H, itemsize, name, card)
+        if -(-B // cut.rows) * cut.slices <= card.sms:
             return name
-    return "few" if tiles == 1 else "large"
+    return "large"
 
 
 @lru_cache(maxsize=256)
 def plan(H: int, itemsize: int, batch: Batch, card: Card, backward: bool = False) -> Plan:
     """The plan of a layer.
 
-    Matrix instructions give a warp at least 16 rows and 8 units, four cells a thread: with a warp for each 8 units no
-    thread has more. Few rows take slices of at most 32 units, so that more multiprocessors read their weights side by
-    side; many take 64, so that more tiles run side by side. Then as few slices as fit. The limits are those below which
-    Triton's compiler uses no stack (``docs/generated/triton_resources.md``):
-
-    - 16 rows, whose products take pieces of 256 bytes a row: operands of more fill the registers.
-    - For large batches on Hopper 64 rows and 8 warps, whose instructions (``wgmma``) multiply from shared memory;
-      where the rows that enter, or in the backward pass the products, are too wide for it, 16 rows there too.
+    A step is short where many programs share its work and each of them has few cells a thread; but what a program
+    reads of other programs grows with the number of slices. So few rows take the smallest slices, of 16 units, as
+    there are multiprocessors enough; more rows take tiles of 32, then as many units a program as fit. Measured on an
+    H100 (``docs/performance.md``; ``python -m rnn_benchmarks.gpu cuts`` measures other cuts against these). Products
+    take pieces of 256 bytes a row: operands of more fill the registers.
 
     Args:
         H: hidden size, 1 to 1024.
@@ -114,22 +117,18 @@ def plan(H: int, itemsize: int, batch: Batch, card: Card, backward: bool = False
         backward: of the backward pass.
     """
     padded = max(16, power_of_two(H))
-    hopper = card.capability // 10 == 9
-    wide = batch == "large" and hopper and itemsize <= 4 and 64 <= padded <= (256 if backward or itemsize == 4 else 512)
-    most = 32 if batch == "few" or itemsize == SPLIT else 64
-    for rows in (64, 16) if wide else (16,):
-        for units in (64, 32, 16):
-            if units <= min(padded, most) and _fits(units, rows, padded, itemsize, card):
-                if rows == 16:
-                    return Plan(units, -(-H // units), 16, padded, min(padded, 256 // itemsize), max(4, units // 8))
-                return Plan(units, -(-H // units), rows, padded, padded, 8)
-    return Plan(16, -(-H // 16), 16, padded, min(padded, 256 // max(itemsize, 4)), 4, resident=False)
-
-
-def _fits(units: int, rows: int, padded: int, itemsize: int, card: Card) -> bool:
-    """Whether the weights and the rows that enter fit into shared memory, and the accumulators into the registers."""
-    weights, entering = 4 * units * padded * itemsize, rows * padded * itemsize
-    if rows == 16:
-        return weights <= MOST_WEIGHTS and weights + 12 * 1024 <= card.shared
-    most = MOST_WEIGHTS // 2 if units > 16 else MOST_WEIGHTS
-    return weights <= most and weights + entering <= card.shared and units * itemsize <= (128 if padded <= 128 else 64)
+    piece = min(padded, 256 // min(itemsize, 4))
+    fits = [
+        units
+        for units in (64, 32, 16)
+        if units <= padded and 4 * units * padded * itemsize <= min(MOST_WEIGHTS, card.shared - ROOM)
+    ]
+    if not fits:  # the weights are read again in each step
+        return Plan(16, -(-H // 16), 16 if batch == "few" else 64, padded, min(padded, 32), 8, resident=False)
+    rows = {"few": 16, "many": 32, "large": 64}[batch]
+    units = next((n for n in fits if n <= (64 if batch == "large" and itemsize == 2 else min(rows, 32))), fits[-1])
+    cells = MOST_CELLS // 2 if itemsize == SPLIT else MOST_CELLS * 2 if itemsize == 2 and backward else MOST_CELLS
+    rows = min(rows, cells // units)
+    # Eight warps, but where these columns are too few for them.
+    narrow = padded <= 32 or (backward and batch == "many" and padded <= 128 and itemsize <= 4)
+    return Plan(units, -(-H // units), rows, padded, piece, 4 if narrow else 8)

@@ -19,8 +19,9 @@ from .plan import SPLIT, Card, Plan, batch_of, plan
 INTERPRETED = triton.knobs.runtime.interpret
 """Whether Triton's interpreter runs the kernels (``TRITON_INTERPRET=1``): on a CPU, a step a launch."""
 
-STEP_ROWS = STEP_UNITS = 16
-"""Rows and hidden units of a program of the step: the fewest, so that a small batch has many programs."""
+STEP_TILES = ((64, 32), (16, 16))
+"""Rows and hidden units of a program of the step: large, so that the weights are read few times, where these are
+programs for half of the GPU; else the fewest, so that a small batch has many programs."""
 
 _COUNTERS = 32
 """int32 numbers between two counters: each has a line of the cache of its own."""
@@ -106,6 +107,7 @@ def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chose
             *(gates, w_hh, starts, entry_h, entry_c, h, c, into, carry, counters),
             *(T, B, t0, t1, tiles, *strides),
             **_sizes(chosen, H, steps, x.dtype),
+            AHEAD=ahead_of(chosen, x.dtype),
             KEEP=keep,
         )
 
@@ -170,6 +172,17 @@ def _launch_backward(
         )
 
 
+def ahead_of(chosen: Plan, dtype: torch.dtype) -> int:
+    """How many pieces of the ``h`` that enters are asked for at once: as many as 64 registers a thread hold.
+
+    Tiles of more than 16 rows have no such registers left.
+    """
+    if chosen.rows > 16:
+        return 1
+    registers = chosen.rows * chosen.piece * dtype.itemsize // (4 * 32 * chosen.warps)
+    return max(1, min(chosen.padded // chosen.piece, 64 // max(registers, 1)))
+
+
 def _grid(chosen: Plan, tiles: int, device: torch.device) -> tuple[int, bool]:
     """Programs along the first axis, and whether each step is a launch of its own."""
     together = chosen.programs(tiles, card_of(device))
@@ -206,6 +219,13 @@ def _sizes(chosen: Plan, H: int, steps: bool, dtype: torch.dtype) -> dict[str, o
     }
 
 
+@lru_cache
+def step_tile(B: int, H: int, device: torch.device) -> tuple[int, int]:
+    """Rows and hidden units of a program of the step."""
+    large, small = STEP_TILES
+    return large if 2 * -(-B // large[0]) * -(-H // large[1]) >= card_of(device).sms else small
+
+
 def step(weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None = None) -> State:
     """One step in one launch, its products included, without a gradient.
 
@@ -222,13 +242,14 @@ def step(weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None =
         return State(h_out, c_out)
     x, h, c = _unit_stride(x), _unit_stride(h), _unit_stride(c)
     begins = h if starts is None else starts.view(torch.uint8)
-    kernels.step_kernel[(-(-B // STEP_ROWS), -(-H // STEP_UNITS))](
+    rows, units = step_tile(B, H, x.device)
+    kernels.step_kernel[(-(-B // rows), -(-H // units))](
         *(x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh, h, c, begins, h_out, c_out),
         *(B, x.stride(0), h.stride(0), c.stride(0), begins.stride(0)),
         I=x.shape[1],
         H=H,
-        U=STEP_UNITS,
-        BB=STEP_ROWS,
+        U=units,
+        BB=rows,
         BK=64,
         HAS_B_IH=b_ih is not None,
         HAS_B_HH=b_hh is not None,
