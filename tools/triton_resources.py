@@ -50,13 +50,15 @@ class Needs:
         return str(self.registers), str(self.stack), str(-(-self.shared // 1024)), self.instruction
 
 
-def compiled(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, capability: int, **options: Any) -> Needs:
-    """Compile ``kernel`` for a GPU of this compute capability."""
+def compiled(
+    kernel: Any, sizes: dict[str, int], constants: dict[str, Any], dtype: torch.dtype, capability: int, **options: Any
+) -> Needs:
+    """Compile ``kernel`` for a GPU of this compute capability and a layer of these sizes."""
     types = {}
     for name in kernel.arg_names:
         if name in constants:
             types[name] = "constexpr"
-        elif name in (*kernels.VARIES, *kernels.STRIDES):
+        elif name in (*kernels.VARIES, *kernels.STRIDES, *kernels.OF_THE_LAYER):
             types[name] = "i32"
         else:
             types[name] = ELSEWHERE.get(name, POINTER[dtype])
@@ -65,6 +67,9 @@ def compiled(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, capabil
         for k, name in enumerate(kernel.arg_names)
         if types[name].startswith("*")
         and name not in ("starts", "entry_h", "entry_c", "x", "h" if "x" in types else "")
+    }
+    aligned |= {
+        (k,): [["tt.divisibility", 16]] for k, name in enumerate(kernel.arg_names) if sizes.get(name, 1) % 16 == 0
     }
     source = ASTSource(kernel, types, constants, aligned)
     found = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
@@ -84,7 +89,7 @@ def compiled(kernel: Any, constants: dict[str, Any], dtype: torch.dtype, capabil
 def of_kernel(H: int, dtype: torch.dtype, chosen: plan.Plan, capability: int, precision: str, backward: bool) -> Needs:
     """What one kernel of a plan needs."""
     sizes = {
-        **{"H": H, "U": chosen.units, "G": chosen.slices, "BB": chosen.rows, "KP": chosen.padded, "BK": chosen.piece},
+        **{"U": chosen.units, "G": chosen.slices, "BB": chosen.rows, "KP": chosen.padded, "BK": chosen.piece},
         **({} if backward else {"AHEAD": run.ahead_of(chosen, dtype)}),
         **{"RESIDENT": chosen.resident, "STEPS": False, "WAITS": chosen.slices > 1},
         **{"PRECISION": precision, "OPERAND": run.operand_of(dtype)},
@@ -96,9 +101,9 @@ def of_kernel(H: int, dtype: torch.dtype, chosen: plan.Plan, capability: int, pr
         "enable_fp_fusion": True,
     }
     if not backward:
-        return compiled(kernels.forward_kernel, {**sizes, "KEEP": True}, dtype, capability, **options)
+        return compiled(kernels.forward_kernel, {"H": H}, {**sizes, "KEEP": True}, dtype, capability, **options)
     flags = {"HAS_GRAD_H": True, "HAS_GRAD_C": False, "NEED_ENTRY_H": False, "NEED_ENTRY_C": False}
-    return compiled(kernels.backward_kernel, {**sizes, **flags}, dtype, capability, **options)
+    return compiled(kernels.backward_kernel, {"H": H}, {**sizes, **flags}, dtype, capability, **options)
 
 
 HEADS = (

@@ -10,8 +10,8 @@ import pytest
 triton = pytest.importorskip("triton", reason="its compiler comes with triton, and it is not installed")
 
 ROOT = Path(__file__).parents[2]
-MOST_STACK = 72
-"""Bytes that a thread may spill: those of the worst row of the page, which has a better plan for none of them."""
+MOST_STACK = {"float32": 128, "bfloat16": 72, "tf32x3": 512}
+"""Bytes that a thread may spill: of the worst row of the page, of which no other cut was faster on an H100."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_every_kernel_fits_its_card(resources):
         card = next(card for card in resources.plan.CARDS.values() if card.capability == row.capability)
         registers, stack, shared, _ = page[row.cells]
         assert int(shared) * 1024 <= card.shared, row
-        assert int(stack) <= MOST_STACK, row
+        assert int(stack) <= MOST_STACK[row.precision], row
         assert int(registers) * 32 * row.chosen.warps <= 65536, row  # or not even one program runs
 
 
@@ -63,7 +63,7 @@ def test_no_kernel_is_specialised_on_the_sizes_of_a_call(resources):
     kernels = resources.kernels
     for kernel in (kernels.forward_kernel, kernels.backward_kernel, kernels.step_kernel):
         for parameter in kernel.params:
-            if parameter.is_constexpr or parameter.do_not_specialize:
+            if parameter.is_constexpr or parameter.do_not_specialize or parameter.name in kernels.OF_THE_LAYER:
                 continue
             is_size = re.fullmatch(r"[A-Z]|t[01]|tiles|\w+_[tb]", parameter.name)
             assert not is_size, f"{kernel.fn.__name__}: another {parameter.name} would compile it again"

@@ -22,6 +22,8 @@ import triton.language as tl
 
 VARIES = ["T", "B", "t0", "t1", "tiles"]
 """Sizes of a call: no kernel is specialised on them, so another T or B compiles nothing."""
+OF_THE_LAYER = ["H", "I"]
+"""Sizes of a layer: specialised on whether 16 divides them, so that layers of one cut share what was compiled."""
 STRIDES = ["starts_t", "starts_b", "entry_h_t", "entry_h_b", "entry_c_t", "entry_c_b"]
 _GIVEN = ["starts", "entry_h", "entry_c"]
 """Tensors of the caller, of any alignment."""
@@ -157,7 +159,7 @@ def forward_kernel(
     entry_h_b: tl.tensor,
     entry_c_t: tl.tensor,
     entry_c_b: tl.tensor,
-    H: tl.constexpr,
+    H: tl.tensor,
     U: tl.constexpr,
     G: tl.constexpr,
     BB: tl.constexpr,
@@ -285,7 +287,7 @@ def backward_kernel(
     starts_b: tl.tensor,
     entry_c_t: tl.tensor,
     entry_c_b: tl.tensor,
-    H: tl.constexpr,
+    H: tl.tensor,
     U: tl.constexpr,
     G: tl.constexpr,
     BB: tl.constexpr,
@@ -431,8 +433,8 @@ def step_kernel(
     h_b: tl.tensor,
     c_b: tl.tensor,
     starts_b: tl.tensor,
-    I: tl.constexpr,
-    H: tl.constexpr,
+    I: tl.tensor,
+    H: tl.tensor,
     U: tl.constexpr,
     BB: tl.constexpr,
     BK: tl.constexpr,
