@@ -25,9 +25,7 @@ from .settings import DTYPES, GPU_SHAPES, PRECISIONS, chosen, name_of, precision
 FILE = "cuts.json"
 BACKEND = "triton"
 MOST = 4
-"""Cuts of a shape beside the plan's: the fastest by the model, and the trial's."""
-FROM_TRIAL = {"S1": (8, 16, 4), "S2": (8, 32, 4), "S4": (2, 16, 4), "S5": (2, 16, 4), "S3": (32, 64, 8)}
-"""G, BB, warps that the trial had at its best."""
+"""Cuts of a shape beside the plan's: the fastest by the model."""
 LONGEST = 1.0
 """Seconds for one shape's cuts, once they are compiled."""
 
@@ -67,16 +65,13 @@ def measure_cuts(
 
 
 def candidates(shape: Shape, which: str, device: str) -> list[Plan]:
-    """The plan's own cut forward, then the trial's, then the fastest by the model; 16 rows in pieces, as the plan's."""
+    """The plan's own cut forward, then the fastest by the model; in pieces of 256 bytes a row, as the plan's."""
     import torch
     from rnn_backends_plugins.triton import run
 
     own = run.plan_for(shape.H, shape.B, DTYPES[which], torch.device(device))
     others = sorted(cuts(shape, which), key=lambda cut: predict(shape, which, cut).ms())
-    if (name := name_of(shape)) in FROM_TRIAL:
-        slices, rows, warps = FROM_TRIAL[name]
-        others.insert(0, Plan(shape.H // slices, slices, rows, own.padded, own.padded, warps))
-    pieces = [replace(c, piece=min(c.padded, 256 // ITEMSIZE[which])) if c.rows == 16 else c for c in others]
+    pieces = [replace(c, piece=min(c.padded, 256 // ITEMSIZE[which])) for c in others]
     return [own, *dict.fromkeys(cut for cut in pieces if cut != own)][: 1 + MOST]
 
 

@@ -1,12 +1,13 @@
-"""What a step of the Triton kernels should cost on an H100, on paper: ``python -m rnn_benchmarks.gpu model``.
+"""What a step of the Triton kernels costs on an H100, and why: ``python -m rnn_benchmarks.gpu model``.
 
 A step takes what every step takes (launch order, barriers, the way to L2 and back), a wait where programs share a tile,
-and what is moved and computed. Four of the prices are fitted to a trial kernel's measured steps (:data:`TRIAL`), the
-others are the card's. Nothing here was measured with the kernels themselves.
+and what is moved and computed. The prices are fitted to the steps that were measured with many cuts of the kernels
+(``steps_h100.json``), forward and backward apart; the rates are the card's.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -37,45 +38,35 @@ MEMORY = 2.6e6
 PRODUCTS = {"TF32": 250e6, "float32": 45e6, "bfloat16": 500e6}
 """Operations a microsecond of cuBLAS: assumed at half to three quarters of the data sheet's 495, 67 and 989."""
 LAUNCH = 15.0
-"""Microseconds of one operator on the host that the trial was measured on."""
+"""Microseconds of one operator on the host of that card."""
 LAUNCHES_BEFORE = 12
 """Operators of a forward call up to its kernel: what the GPU waits for. The host prepares the rest meanwhile."""
 ITEMSIZE = {"TF32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A measured step of the trial: its cut, and microseconds."""
+class Measured:
+    """A kernel that was measured: its shape, its cut, and microseconds over all steps."""
 
-    shape: str
     precision: str
-    slices: int
+    shape: str
+    backward: bool
+    units: int
     rows: int
     warps: int
-    measured: float
+    us: float
+
+    @property
+    def cut(self) -> Plan:
+        """As a plan; of a few pieces the fastest was kept."""
+        H = GPU_SHAPES[self.shape].H
+        return Plan(self.units, ceil(H / self.units), self.rows, H, H, self.warps)
 
 
-TRIAL = (
-    Trial("S1", "TF32", 8, 16, 4, 4.9),
-    Trial("S2", "TF32", 8, 32, 4, 3.9),
-    Trial("S4", "TF32", 2, 16, 4, 8.0),
-    Trial("S5", "TF32", 2, 16, 4, 4.3),
-    Trial("S1", "bfloat16", 8, 16, 4, 3.9),
-    Trial("S2", "bfloat16", 4, 16, 4, 3.2),
-    Trial("S4", "bfloat16", 2, 16, 4, 6.6),
-    Trial("S3", "bfloat16", 32, 64, 8, 8.2),
-    Trial("S5", "bfloat16", 1, 16, 4, 4.4),
+MEASURED = tuple(
+    Measured(**row) for row in json.loads(Path(__file__).with_name("steps_h100.json").read_text(encoding="utf-8"))
 )
-"""Forward, one H100 80GB HBM3, 2026-11-27, torch 2.11.0+cu130, Triton 3.6.0; G, BB, warps and us a step."""
-DENSE = {
-    ("S1", "TF32"): 5.13, ("S2", "TF32"): 1.16, ("S3", "TF32"): 6.68, ("S4", "TF32"): 2.20, ("S5", "TF32"): 1.56,
-    ("G1", "TF32"): 5.56, ("S1", "bfloat16"): 6.41, ("S4", "bfloat16"): 3.25,
-}  # fmt: skip
-"""Milliseconds of dense ``nn.LSTM``, forward and backward, on the same card and day."""
-R_GOALS = {"S1": 0.6, "S4": 0.6, "G1": 0.6, "S3": 1.0, "S2": 1.3, "S5": 1.3}
-R_GOAL_16 = 0.4
-STEP_GOALS = ((256, 4.0), (512, 8.0))
-"""Up to which H, microseconds of a step forward at B <= 128."""
+"""One H100 80GB HBM3, 2026-11-27, torch 2.11.0+cu130, Triton 3.6.0, 3 % resets; the gates kept, as training needs."""
 
 
 @dataclass(frozen=True)
@@ -100,13 +91,15 @@ class Step:
     waits: int
     cells: float
 
-    def fitted(self) -> list[float]:
-        """What the four fitted prices are multiplied with."""
-        return [1.0, float(self.waits), self.shared / SHARED / CLOCK, self.cells]
-
-    def known(self) -> dict[str, float]:
-        """Microseconds that the card alone decides."""
-        return {"L2": max(self.l2 / L2_ONE / CLOCK, self.all_l2 / L2_ALL), "memory": self.memory / MEMORY}
+    def parts(self) -> dict[str, float]:
+        """What the fitted prices are multiplied with: 1, waits, and microseconds by the card's rates, but for cells."""
+        return {
+            "step": 1.0,
+            "wait": float(self.waits),
+            "shared": self.shared / SHARED / CLOCK,
+            "cell": self.cells,
+            "moved": max(self.l2 / L2_ONE / CLOCK, self.all_l2 / L2_ALL) + self.memory / MEMORY,
+        }
 
 
 def step_of(B: int, H: int, itemsize: int, cut: Plan, side_by_side: int, backward: bool) -> Step:
@@ -128,40 +121,52 @@ def step_of(B: int, H: int, itemsize: int, cut: Plan, side_by_side: int, backwar
         all_l2=moved * programs,
         memory=rows * H * of_a_cell * itemsize,
         waits=int(cut.slices > 1),
-        cells=max(4.0, cut.rows * cut.units / (32 * cut.warps)),  # a warp multiplies at least 16 rows and 8 units
+        cells=cut.rows * cut.units / (32 * cut.warps),
     )
 
 
 @dataclass(frozen=True)
 class Prices:
-    """The fitted ones: microseconds of every step and of a wait, a factor on shared memory's time, us of a cell."""
+    """Microseconds of every step, a wait and a cell; factors on the times of shared memory and of what is moved."""
 
     step: float
     wait: float
     shared: float
     cell: float
+    moved: float
 
     def parts(self, step: Step) -> dict[str, float]:
         """Microseconds by what takes them."""
-        base, waits, shared, cells = step.fitted()
-        fixed = {"latency": self.step * base + self.wait * waits}
-        return fixed | {"shared memory": self.shared * shared, "cells": self.cell * cells} | step.known()
-
-
-def _of_trial(row: Trial) -> Step:
-    shape, itemsize = GPU_SHAPES[row.shape], ITEMSIZE[row.precision]
-    cut = Plan(shape.H // row.slices, row.slices, row.rows, shape.H, shape.H, row.warps)
-    return step_of(shape.B, shape.H, itemsize, cut, ceil(shape.B / row.rows), backward=False)
+        found = {name: getattr(self, name) * value for name, value in step.parts().items()}
+        latency = found.pop("step") + found.pop("wait")
+        of = {"shared memory": found["shared"], "cells": found["cell"], "L2 and memory": found["moved"]}
+        return {"latency": latency, **of}
 
 
 @lru_cache
-def prices() -> Prices:
-    """Least squares over the trial's steps."""
-    steps = [_of_trial(row) for row in TRIAL]
-    left = [row.measured - sum(step.known().values()) for row, step in zip(TRIAL, steps, strict=True)]
-    matrix = torch.tensor([step.fitted() for step in steps], dtype=torch.float64)
-    found = torch.linalg.lstsq(matrix, torch.tensor(left, dtype=torch.float64).unsqueeze(1)).solution
-    return Prices(*found.flatten().tolist())
+def prices(backward: bool) -> Prices:
+    """Least squares of the relative errors over the measured steps; a price below zero is left out."""
+    rows = [row for row in MEASURED if row.backward == backward]
+    passes = [_pass(GPU_SHAPES[row.shape], row.precision, row.cut, backward) for row in rows]
+    us = [row.us / of.rounds / GPU_SHAPES[row.shape].T for row, of in zip(rows, passes, strict=True)]
+    names = [field.name for field in fields(Prices)]
+    found = dict.fromkeys(names, 0.0)
+    while True:
+        matrix = torch.tensor(
+            [[of.step.parts()[name] / took for name in names] for of, took in zip(passes, us, strict=True)],
+            dtype=torch.float64,
+        )
+        solved = torch.linalg.lstsq(matrix, torch.ones(len(rows), 1, dtype=torch.float64)).solution.flatten().tolist()
+        if min(solved) >= 0:
+            return Prices(**found | dict(zip(names, solved, strict=True)))
+        names.pop(solved.index(min(solved)))
+
+
+def step_us(row: Measured) -> tuple[float, float]:
+    """A measured step: what it took and what the model says, in microseconds."""
+    shape = GPU_SHAPES[row.shape]
+    of = _pass(shape, row.precision, row.cut, row.backward)
+    return row.us / of.rounds / shape.T, sum(prices(row.backward).parts(of.step).values())
 
 
 @dataclass(frozen=True)
@@ -189,7 +194,6 @@ class Prediction:
         forward: of the layer.
         backward: of the layer.
         products: ms outside of the kernels: of the inputs, and of the gradients over all steps.
-        slow_products: the same without TF32 in torch's own products, which is torch's default.
     """
 
     shape: Shape
@@ -197,27 +201,25 @@ class Prediction:
     forward: Pass
     backward: Pass
     products: float
-    slow_products: float
 
     @property
     def name(self) -> str:
         """Of the shape."""
         return name_of(self.shape)
 
-    def us(self, step: Step) -> float:
+    def us(self, of: Pass) -> float:
         """Microseconds of a step."""
-        return sum(prices().parts(step).values())
+        return sum(prices(of is self.backward).parts(of.step).values())
 
-    def bound(self, step: Step) -> str:
+    def bound(self, of: Pass) -> str:
         """What takes most of a step."""
-        parts = prices().parts(step)
+        parts = prices(of is self.backward).parts(of.step)
         return max(parts, key=lambda part: parts[part])
 
-    def ms(self, slow: bool = False) -> float:
-        """Forward and backward, from the call to the end."""
-        kernels = sum(of.rounds * self.shape.T * self.us(of.step) for of in (self.forward, self.backward))
-        outside = self.slow_products if slow else self.products
-        return (LAUNCHES_BEFORE * LAUNCH + kernels) / 1000 + outside
+    def ms(self) -> float:
+        """Forward and backward, from the call to the end; torch's products in full float32, its default."""
+        kernels = sum(of.rounds * self.shape.T * self.us(of) for of in (self.forward, self.backward))
+        return (LAUNCHES_BEFORE * LAUNCH + kernels) / 1000 + self.products
 
 
 def predict(shape: Shape, precision: str, cut: Plan | None = None) -> Prediction:
@@ -227,9 +229,8 @@ def predict(shape: Shape, precision: str, cut: Plan | None = None) -> Prediction
     forward, backward = (
         _pass(shape, precision, cut or plan(shape.H, itemsize, batch, CARD, b), b) for b in (False, True)
     )
-    slow = "float32" if precision == "TF32" else precision
-    outside = [products_ms(shape, itemsize, which) for which in (precision, slow)]
-    return Prediction(shape, precision, forward, backward, *outside)
+    outside = products_ms(shape, itemsize, "float32" if precision == "TF32" else precision)
+    return Prediction(shape, precision, forward, backward, outside)
 
 
 def _pass(shape: Shape, precision: str, cut: Plan, backward: bool) -> Pass:
@@ -240,7 +241,7 @@ def _pass(shape: Shape, precision: str, cut: Plan, backward: bool) -> Pass:
 
 
 def cuts(shape: Shape, precision: str) -> Iterator[Plan]:
-    """Cuts whose weights stay on the chip, within what the trial has shown: at most 8 cells of a thread."""
+    """Cuts whose weights stay on the chip, within what was measured: at most 8 cells of a thread."""
     H, itemsize = shape.H, ITEMSIZE[precision]
     padded = plan(H, itemsize, "few", CARD).padded
     for units, rows, warps in product((16, 32, 64), (16, 32, 64), (4, 8)):
@@ -274,26 +275,37 @@ def predictions() -> Iterator[Prediction]:
             yield predict(shape, precision)
 
 
-def _trial_table() -> str:
+def _measured_table() -> str:
     lines = []
-    for row in TRIAL:
-        parts = prices().parts(_of_trial(row))
-        said = sum(parts.values())
-        cells = [f"{row.slices}, {row.rows}, {row.warps}", *(f"{value:.2f}" for value in parts.values())]
-        lines.append([f"{row.shape}, {row.precision}", *cells, f"{said:.1f}", f"{row.measured:.1f}"])
-    heads = ["G, BB, warps", "latency", "shared memory", "cells", "L2", "memory", "sum, us", "measured, us"]
-    return markdown("trial, forward", heads, lines)
+    for found in predictions():
+        row = [f"{found.name}, {found.precision}"]
+        for of in (found.forward, found.backward):
+            parts = prices(of is found.backward).parts(of.step)
+            took = [
+                step_us(one)[0]
+                for one in MEASURED
+                if (one.shape, one.precision, one.backward) == (found.name, found.precision, of is found.backward)
+                and (one.units, one.rows, one.warps) == (of.cut.units, of.cut.rows, of.cut.warps)
+            ]
+            row += [*(f"{value:.2f}" for value in parts.values()), f"{sum(parts.values()):.1f}"]
+            row.append(f"{took[0]:.1f}" if took else "-")
+        lines.append(row)
+    heads = ["latency", "shared memory", "cells", "L2, memory", "sum", "measured"]
+    return markdown("a step, us", [f"{kind}: {head}" for kind in ("forward", "backward") for head in heads], lines)
 
 
 def _price_text() -> str:
-    p = prices()
-    off = [abs(sum(p.parts(_of_trial(row)).values()) / row.measured - 1) for row in TRIAL]
-    return (
-        f"A step {p.step:.2f} us, a wait {p.wait:.2f} us more, {p.shared:.2f} times the time that shared memory's "
-        f"{SHARED:.0f} bytes a cycle need, {p.cell:.2f} us for each unit and row of a thread. "
-        f"The sums differ from the measured steps by at most {max(off):.0%}, on average {sum(off) / len(off):.0%}: "
-        f"{len(TRIAL)} figures, {len(fields(Prices))} fitted prices."
-    )
+    said = []
+    for backward in (False, True):
+        p = prices(backward)
+        off = [abs(model / took - 1) for took, model in (step_us(row) for row in MEASURED if row.backward == backward)]
+        said.append(
+            f"{'Backward' if backward else 'Forward'}: a step {p.step:.2f} us, a wait {p.wait:.2f} us more, "
+            f"{p.shared:.2f} times the time that shared memory's {SHARED:.0f} bytes a cycle need, {p.cell:.2f} us for "
+            f"each unit and row of a thread, {p.moved:.2f} times what L2 and memory need. The sums differ from "
+            f"{len(off)} measured steps by {sum(off) / len(off):.0%} on average, by at most {max(off):.0%}."
+        )
+    return "\n".join(said)
 
 
 def _step_table(backward: bool) -> str:
@@ -301,14 +313,13 @@ def _step_table(backward: bool) -> str:
     for found in predictions():
         of = found.backward if backward else found.forward
         step, cut = of.step, of.cut
-        parts = prices().parts(step)
         lines.append([
             f"{found.name}, {found.precision}",
             f"{cut.slices}, {cut.units}, {cut.rows}" + ("" if cut.resident else ", pieces"),
             f"{of.side_by_side} x {of.rounds}",
             str(step.instructions), f"{step.shared / 1024:.0f}", f"{step.l2 / 1024:.0f}",
             f"{step.memory / 1024:.0f}", str(step.waits),
-            f"{sum(parts.values()):.1f}", found.bound(step),
+            f"{found.us(of):.1f}", found.bound(of),
         ])  # fmt: skip
     heads = [
         "G, U, BB", "tiles at once x rounds", "matrix instructions", "shared, KiB", "L2, KiB", "memory, KiB", "waits",
@@ -317,47 +328,18 @@ def _step_table(backward: bool) -> str:
     return markdown("a step of a program", heads, lines)
 
 
-def verdict(value: float, goal: float | None) -> str:
-    """The goal, and bold where it is missed."""
-    if goal is None:
-        return "-"
-    return f"{goal:g}" if value <= goal else f"**{goal:g}**"
-
-
 def _cut_table() -> str:
     lines = []
     for now in predictions():
         other = best(now.shape, now.precision)
         row = [f"{now.name}, {now.precision}"]
         for found in (now, other):
-            cut, step = found.forward.cut, found.forward.step
-            row += [f"{cut.slices}, {cut.rows}, {cut.warps}", f"{found.us(step):.1f}", f"{found.ms(True):.2f}"]
-        dense = DENSE.get((now.name, now.precision))
-        lines.append([*row, "-" if dense is None else f"{other.ms(True) / dense:.2f}"])
-    heads = ["plan: G, BB, warps", "step, us", "ms", "fastest by the model", "step, us", "ms", "R"]
-    return markdown("shape, precision", heads, lines)
-
-
-def _goal_table() -> str:
-    lines = []
-    for found in predictions():
-        shape, step = found.shape, found.us(found.forward.step)
-        limit = next((us for most, us in STEP_GOALS if most >= shape.H), None) if shape.B <= 128 else None
-        dense = DENSE.get((found.name, found.precision))
-        goal = R_GOALS[found.name] if found.precision == "TF32" else R_GOAL_16
-        ms, slow = found.ms(), found.ms(slow=True)
-        ratios = (
-            ["-"] * 3 if dense is None else [f"{ms / dense:.2f}", f"{slow / dense:.2f}", verdict(slow / dense, goal)]
-        )
-        lines.append([
-            f"{found.name}, {found.precision}", f"{step:.1f}", verdict(step, limit), f"{ms:.2f}", f"{slow:.2f}",
-            "-" if dense is None else f"{dense:.2f}", *ratios,
-        ])  # fmt: skip
-    heads = [
-        "forward step, us", "goal", "ms, products in TF32", "ms, torch's default", "`nn.LSTM` measured, ms",
-        "R in TF32", "R", "goal",
-    ]  # fmt: skip
-    return markdown("shape, precision", heads, lines)
+            for of in (found.forward, found.backward):
+                row.append(f"{of.cut.slices}, {of.cut.units}, {of.cut.rows}, {of.cut.warps}")
+            row.append(f"{found.ms():.2f}")
+        lines.append(row)
+    heads = ["the plan's, forward", "backward", "ms", "fastest by the model, forward", "backward", "ms"]
+    return markdown("shape, precision: G, U, BB, warps", heads, lines)
 
 
 BETWEEN = re.compile(r"(<!-- model: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -367,10 +349,9 @@ def tables() -> dict[str, str]:
     """Every text by the name in its marker."""
     return {
         "prices": _price_text(),
-        "trial": _trial_table(),
+        "measured": _measured_table(),
         "forward": _step_table(backward=False),
         "backward": _step_table(backward=True),
-        "goals": _goal_table(),
         "cuts": _cut_table(),
     }
 

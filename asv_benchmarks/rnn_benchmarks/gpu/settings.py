@@ -13,8 +13,8 @@ from ..cases import SHAPES, Shape
 GPU_SHAPES = {**SHAPES, "G1": Shape(4096, 32, 64, 256)}
 ACTING_SHAPES = (Shape(1, 1, 64, 64), Shape(32, 1, 64, 256), Shape(4096, 1, 64, 256))
 PRECISIONS = {"TF32": "", "float32": "", "bfloat16": "bfloat16"}
-"""By name: the option of the contestants. TF32 is float32 as torch has it by default: TF32 in cuDNN's recurrent networks,
-which ``triton``'s kernels follow, and not in torch's own products. float32 has it nowhere."""
+"""By name: the option of the contestants. TF32 is float32 as torch has it by default: TF32 in cuDNN's recurrent
+networks, whose switch ``triton``'s kernels follow, and not in torch's own products. float32 has it nowhere."""
 DTYPES = {"TF32": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
