@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -12,6 +12,7 @@ import triton.language as tl
 from rnn_backends import LayerWeights, State
 from rnn_backends.authoring import Arguments, Needs, Run
 from torch import Tensor
+from torch.nn.functional import linear, pad
 
 from . import kernels
 from .plan import SPLIT, Card, Plan, batch_of, plan
@@ -25,6 +26,9 @@ programs for half of the GPU; else the fewest, so that a small batch has many pr
 
 _COUNTERS = 32
 """int32 numbers between two counters: each has a line of the cache of its own."""
+
+_LITTLE = 16 * 1024 * 1024
+"""Bytes up to which one pass over memory more costs less than the seven operators that it saves on the host."""
 
 
 @lru_cache
@@ -63,11 +67,20 @@ def operand_of(dtype: torch.dtype) -> tl.dtype:
     return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 
 
+def _as_it_is() -> AbstractContextManager[None]:
+    """No gradient and no autocast for torch's own products: a context only where one of them is on."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cuda") or torch.is_autocast_enabled("cpu"):
+        return _all_off()
+    return _NOTHING_ON
+
+
 @contextmanager
-def _as_it_is() -> Iterator[None]:
-    """No gradient and no autocast for torch's own products."""
+def _all_off() -> Iterator[None]:
     with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
         yield
+
+
+_NOTHING_ON = nullcontext()
 
 
 def _unit_stride(value: Tensor) -> Tensor:
@@ -82,9 +95,7 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     if not T * B * H:
         return h, c, x.new_empty(T, B, 4, H) if keep else x.new_empty(0)
     with _as_it_is():
-        rows = x.reshape(T * B, -1)
-        w_ih = given.w_ih.t()
-        gates = rows @ w_ih if given.bias is None else torch.addmm(given.bias, rows, w_ih)
+        gates = linear(x.reshape(T * B, -1), given.w_ih, given.bias)
         chosen = plan_for(H, B, x.dtype, x.device)
         _launch_forward(given, gates, h, c, chosen, keep)
     return h, c, gates.view(T, B, 4, H) if keep else x.new_empty(0)
@@ -95,10 +106,8 @@ def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chose
     tiles = -(-B // chosen.rows)
     programs, steps = _grid(chosen, tiles, x.device)
     entry_h, entry_c = _unit_stride(given.entry_h), _unit_stride(given.entry_c)
-    into = x.new_zeros(2, tiles * chosen.rows, chosen.padded)
-    into[0, :B, :H] = entry_h[0]
-    carry = x.new_zeros(_carried(chosen, tiles, steps), dtype=torch.float32)
-    counters = torch.zeros(tiles * _COUNTERS, dtype=torch.int32, device=x.device)
+    into, counters = _exchanged(given.entry_h[0], chosen, tiles)
+    carry = _carried(x, chosen, tiles) if steps else c
     starts = given.starts.view(torch.uint8)
     w_hh = given.w_hh.contiguous()
     strides = (*starts.stride(), *entry_h.stride()[:2], *entry_c.stride()[:2])
@@ -110,6 +119,21 @@ def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chose
             AHEAD=ahead_of(chosen, x.dtype),
             KEEP=keep,
         )
+
+
+def _exchanged(first: Tensor, chosen: Plan, tiles: int) -> tuple[Tensor, Tensor]:
+    """``into`` and ``counters`` of :func:`~.kernels.forward_kernel`, in one allocation that is zeroed once.
+
+    Args:
+        first: ``[B, H]``, the ``h`` that enters the first step.
+        chosen: how the layer is cut.
+        tiles: how many tiles there are.
+    """
+    (B, H), rows = first.shape, 2 * tiles * chosen.rows
+    for_counters = -(-4 * _COUNTERS * tiles // (chosen.padded * first.itemsize))
+    zeros = pad(first, (0, chosen.padded - H, 0, rows + for_counters - B))
+    into, counters = zeros.split((rows, for_counters))
+    return into, counters.view(-1).view(torch.int32)
 
 
 def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
@@ -126,15 +150,19 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
         chosen = plan_for(H, B, x.dtype, x.device, backward=True)
         _launch_backward(given, run, grad_gates, entry_h, entry_c, chosen)
         rows = grad_gates.view(T * B, 4 * H)
-        grad_x = (rows @ given.w_ih).view_as(x) if needs.x else None
-        w_ih = rows.t() @ x.reshape(T * B, -1) if needs.w_ih else None
-        w_hh = rows.t() @ _entering(given, run).view(T * B, H) if needs.w_hh else None
+        columns = rows.t()
+        grad_x = rows.mm(given.w_ih).view(x.shape) if needs.x else None
+        w_ih = columns.mm(x.reshape(T * B, -1)) if needs.w_ih else None
+        w_hh = columns.mm(_entering(given, run).view(T * B, H)) if needs.w_hh else None
         bias = rows.sum(0) if needs.bias else None
     return [grad_x, w_ih, w_hh, bias, None, entry_h, entry_c]
 
 
 def _entering(given: Arguments, run: Run) -> Tensor:
     """The ``h`` that entered each step, ``[T, B, H]``."""
+    if run.h.nbytes <= _LITTLE:
+        entering = run.h.roll(1, 0)
+        return torch.where(given.starts.unsqueeze(-1), given.entry_h, entering, out=entering)
     entering = torch.empty_like(run.h)
     entering[0] = given.entry_h[0]
     torch.where(given.starts[1:].unsqueeze(-1), given.entry_h[1:], run.h[:-1], out=entering[1:])
@@ -149,7 +177,7 @@ def _launch_backward(
     programs, steps = _grid(chosen, tiles, x.device)
     stored_c = _unit_stride(given.entry_c)
     parts = x.new_empty(2, chosen.slices, programs * chosen.rows, chosen.padded, dtype=torch.float32)
-    carry = x.new_zeros(_carried(chosen, tiles, steps), dtype=torch.float32)
+    carry = _carried(x, chosen, tiles) if steps else parts
     counters = torch.zeros(programs * _COUNTERS, dtype=torch.int32, device=x.device)
     starts = given.starts.view(torch.uint8)
     w_hh = given.w_hh.contiguous()
@@ -190,8 +218,9 @@ def _grid(chosen: Plan, tiles: int, device: torch.device) -> tuple[int, bool]:
     return (tiles if steps else together), steps
 
 
-def _carried(chosen: Plan, tiles: int, steps: bool) -> tuple[int, ...]:
-    return (tiles * chosen.rows, chosen.slices * chosen.units) if steps else (1,)
+def _carried(x: Tensor, chosen: Plan, tiles: int) -> Tensor:
+    """``carry`` of both kernels: only where each step is a launch, else any tensor will do."""
+    return x.new_zeros(tiles * chosen.rows, chosen.slices * chosen.units, dtype=torch.float32)
 
 
 def _sizes(chosen: Plan, H: int, steps: bool, dtype: torch.dtype) -> dict[str, object]:
