@@ -444,6 +444,97 @@ def test_triton_compiles_nothing_for_another_length_batch_or_other_resets(monkey
     assert not compiled
 
 
+@pytest.fixture
+def launched(monkeypatch):
+    """For each launch of a kernel of ``triton`` whether it took the shorter way."""
+    from rnn_backends_plugins.triton import launch, run
+
+    shorter, original = [], launch.Launcher._launch
+
+    def launching(self, index, *given):
+        compiled, ways = self._compiled.get(index), []
+        if compiled is not None:
+            own = compiled.launch
+            monkeypatch.setattr(compiled, "launch", lambda *given: ways.append(own(*given)) or ways[-1])
+        original(self, index, *given)
+        shorter.append(ways == [True])
+        if compiled is not None:
+            monkeypatch.setattr(compiled, "launch", own)
+
+    monkeypatch.setattr(launch.Launcher, "_launch", launching)
+    run._launcher.cache_clear()
+    run._step_launcher.cache_clear()
+    return shorter
+
+
+def misaligned(lstm):
+    """The same LSTM with each weight one number further in memory than a multiple of 16 bytes."""
+    found = {}
+    for name, value in lstm.named_parameters():
+        memory = torch.empty(value.numel() + 1, dtype=value.dtype, device=value.device)
+        found[name] = memory[1:].view_as(value).copy_(value.detach()).requires_grad_()
+    return lambda x, is_init: torch.func.functional_call(lstm, found, (x,), {"is_init": is_init}), found
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_triton_launches_again_in_a_shorter_way_and_gives_the_same_bits(launched, monkeypatch, dtype):
+    from rnn_backends_plugins.triton import launch, run
+
+    lstm, x, starts = triton_case(dtype=dtype)
+    elsewhere, weights = misaligned(lstm)
+
+    def calls():
+        output, _ = elsewhere(x, starts)
+        grads = torch.autograd.grad(output, [x, *weights.values()], torch.ones_like(output))
+        with torch.no_grad():
+            stepped = lstm.step(x[0], State(*x.new_ones(2, 1, 37, 40)), starts[0])[1]
+        return *triton_call(lstm, x, starts), output, *grads, *stepped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "known", lambda *about: None)
+        expected = calls()
+    assert launched == [False] * 5
+    run._launcher.cache_clear()
+    run._step_launcher.cache_clear()
+    calls()
+    launched.clear()
+    found = calls()
+    torch.cuda.synchronize()
+    assert launched == [False, False, True, True, True]  # the misaligned weights take the kernels compiled for them
+    for one, other in zip(found, expected, strict=True):
+        assert one.equal(other)
+
+
+@on_a_gpu
+def test_a_graph_takes_the_shorter_way_of_triton(launched):
+    lstm, x, starts = triton_case()
+    expected = triton_call(lstm, x, starts)
+    torch.cuda.synchronize()
+    launched.clear()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = triton_call(lstm, x, starts)
+    assert launched == [True, True]
+    graph.replay()
+    torch.cuda.synchronize()
+    for one, other in zip(captured, expected, strict=True):
+        assert one.equal(other)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_triton_runs_on_the_gpu_of_its_tensors():
+    expected = triton_call(*triton_case(device="cuda:0"))
+    for _ in range(2):
+        lstm, x, starts = triton_case(device="cuda:0")
+        moved = x.detach().to("cuda:1").requires_grad_()
+        found = triton_call(lstm.to("cuda:1"), moved, starts.to("cuda:1"))
+        for one, other in zip(found, expected, strict=True):
+            assert one.device.index == 1
+            torch.testing.assert_close(one.to("cuda:0"), other)
+
+
 @on_a_gpu
 def test_triton_acts_in_one_launch_that_a_graph_takes():
     lstm, x, _ = triton_case(H=64)

@@ -1,13 +1,25 @@
-"""What the ``triton`` backend does on the host around its kernels: buffers, and no operator too many."""
+"""What the ``triton`` backend does on the host around its kernels: buffers, and launches with little Python.
+
+Launches are compiled for a GPU and go to a driver without one, which writes them down.
+"""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
-from rnn_backends.authoring import Arguments, Run
-
-pytest.importorskip("triton", reason="the kernels come with triton, and it is not installed")
-
-from rnn_backends_plugins.triton import run
+from rnn_backends import LayerWeights, State
+from rnn_backends.authoring import Arguments, Needs, Run
 from rnn_backends_plugins.triton.plan import Plan
+
+REASON = "the kernels come with triton, and it is not installed"
+triton = pytest.importorskip("triton", reason=REASON)
+tl = pytest.importorskip("triton.language", reason=REASON)
+kernels, launch, run = (
+    pytest.importorskip(f"rnn_backends_plugins.triton.{name}", reason=REASON) for name in ("kernels", "launch", "run")
+)
+Launcher, known = launch.Launcher, launch.known
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,3 +73,213 @@ def test_the_products_see_neither_gradients_nor_autocast(autocast, gradients):
             assert not torch.is_grad_enabled()
             assert not torch.is_autocast_enabled("cpu")
         assert torch.is_autocast_enabled("cpu") == autocast
+
+
+class WrittenDown:
+    """In place of the driver's launcher: what it was called with, tensors as their addresses."""
+
+    launches: ClassVar[list[tuple]] = []
+
+    def __init__(self, src, metadata):
+        self.metadata = metadata
+
+    def __call__(self, x, y, z, stream, function, packed, metadata, before, after, *given):
+        given = tuple(v.data_ptr() if isinstance(v, torch.Tensor) else v for v in given)
+        self.launches.append(((x, y, z), stream, self.metadata.hash, packed, given))
+        for hook in (before, after):
+            if hook is not None:
+                hook(metadata)
+
+
+@pytest.fixture
+def launches(monkeypatch):
+    """The launches that a driver without a GPU was asked for."""
+    if run.INTERPRETED:
+        pytest.skip("nothing is compiled: TRITON_INTERPRET=1")
+    utils = SimpleNamespace(
+        load_binary=lambda *about: (1, 2, 32, 0, 1024),
+        unload_module=lambda module: None,
+        get_device_properties=lambda device: {"max_shared_mem": 227 * 1024},
+    )
+    driver = SimpleNamespace(
+        get_current_device=lambda: 0,
+        get_current_stream=lambda device: 7,
+        get_current_target=lambda: triton.backends.compiler.GPUTarget("cuda", 90, 32),
+        launcher_cls=WrittenDown,
+        utils=utils,
+    )
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(WrittenDown, "launches", [])
+    yield WrittenDown.launches
+    for kernel in (kernels.forward_kernel, kernels.backward_kernel, kernels.step_kernel, move):
+        kernel.device_caches.clear()  # nothing that was loaded into no GPU stays
+    run._launcher.cache_clear()
+    run._step_launcher.cache_clear()
+
+
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["anywhere"])
+def move(here, anywhere, n, N: tl.constexpr):
+    """``here[:n] = anywhere[:n]``."""
+    k = tl.arange(0, N)
+    tl.store(here + k, tl.load(anywhere + k, mask=k < n), mask=k < n)
+
+
+@pytest.fixture
+def compilations(launches, monkeypatch):
+    """The compilations since."""
+    found = []
+    monkeypatch.setattr(triton.knobs.runtime, "jit_cache_hook", lambda **about: found.append(about) and None)
+    return found
+
+
+def layer(T=3, B=2, I=1, H=3, dtype=torch.float32):  # noqa: E741
+    starts = torch.ones(T, B, dtype=torch.bool)
+    weights = torch.randn(4 * H, I, dtype=dtype), torch.randn(4 * H, H, dtype=dtype), torch.randn(4 * H, dtype=dtype)
+    stored = torch.randn(T, B, H, dtype=dtype), torch.randn(T, B, H, dtype=dtype)
+    return Arguments(torch.randn(T, B, I, dtype=dtype), *weights, None, *stored, starts)
+
+
+def call(given):
+    """Each kernel once."""
+    h, c, gates = run.forward(given, True)
+    run.backward(given, Run(h, c, gates, h, None), Needs(True, True, True, True, False, False, False))
+    weights = LayerWeights(given.w_ih, given.w_hh, given.bias, given.bias, None)
+    run.step(weights, given.x[0], State(given.entry_h[0], given.entry_c[0]), given.starts[0])
+
+
+def test_the_shorter_way_launches_the_same_kernel_with_the_same_arguments(launches, monkeypatch):
+    """All that the driver's launcher gets, by Triton's own way and by the shorter one, from the same memory."""
+    original, kept = Launcher._launch, []
+
+    def both(self, index, grid, tensors, numbers):
+        original(self, index, grid, tensors, numbers)
+        self.kernel[grid](*tensors, *numbers, **self.constants)
+        compiled = self._compiled[index]
+        assert compiled.launch(self.kernel, grid, tensors, numbers)
+        kept.append(compiled)
+
+    monkeypatch.setattr(Launcher, "_launch", both)
+    call(layer())
+    assert len(launches) == 9
+    assert len({hash_ for _, _, hash_, *_ in launches}) == 3
+    for k in range(0, 9, 3):
+        assert launches[k] == launches[k + 1] == launches[k + 2]
+        assert len(kept[k // 3].aligned) >= 5
+
+
+def test_a_call_like_the_one_before_asks_triton_for_nothing(launches, compilations, monkeypatch):
+    call(layer())
+    assert len(compilations) == 3
+    monkeypatch.setattr(type(kernels.forward_kernel), "run", None)
+    call(layer(T=5, B=4))
+    assert len(compilations) == 3
+    assert len(launches) == 6
+
+
+MOVE = {"N": 16, "num_warps": 1, "enable_fp_fusion": True}
+
+
+def moving(offset=0):
+    return [torch.zeros(64)[offset : offset + 16], torch.zeros(64)[1:17]]
+
+
+def test_a_tensor_of_another_alignment_takes_the_kernel_that_was_compiled_for_it(launches, compilations):
+    start = Launcher(move, MOVE)
+    for offset in (1, 0, 1, 4, 0, 2):
+        start((1, 1), moving(offset), (9,))
+    assert len(compilations) == 2
+    hashes = [hash_ for _, _, hash_, *_ in launches]
+    aligned = [offset % 4 == 0 for offset in (1, 0, 1, 4, 0, 2)]
+    assert [hash_ == hashes[1] for hash_ in hashes] == aligned
+
+
+def test_a_number_that_needs_64_bits_takes_the_kernel_that_was_compiled_for_it(launches, compilations):
+    start = Launcher(move, MOVE)
+    for n in (1, 2**31 - 1, -5, 2**31, 3, -(2**31) - 1):
+        start((1, 1), moving(), (n,))
+    assert len(compilations) == 2
+    hashes = [hash_ for _, _, hash_, *_ in launches]
+    assert [hash_ == hashes[0] for hash_ in hashes] == [True, True, True, False, True, False]
+    assert [given[2] for *_, given in launches] == [1, 2**31 - 1, -5, 2**31, 3, -(2**31) - 1]
+
+
+def test_hooks_of_triton_are_called_in_either_way(launches, monkeypatch):
+    start, before, launched = Launcher(move, MOVE), [], []
+    start((1, 1), moving(), (9,))
+    monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda about: launched.append(about.get()["name"]))
+    start((1, 1), moving(), (9,))
+    assert launched == ["move"]
+    monkeypatch.setattr(move, "pre_run_hooks", [lambda *given, **options: before.append(given)])
+    start((1, 1), moving(), (9,))
+    assert len(before) == 1
+    assert launched == ["move"] * 2
+
+
+def test_each_gpu_has_its_own_compiled_kernel_and_is_the_current_one_at_the_launch(monkeypatch):
+    current, launched = [0], []
+
+    @contextmanager
+    def device(other):
+        before, current[0] = current[0], other.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    start = Launcher(move, MOVE)
+    monkeypatch.setattr(start, "_launch", lambda index, *given: launched.append((index, current[0])))
+    for index in (0, 1, 0):
+        start((1, 1), [SimpleNamespace(device=torch.device("cuda", index))], (1,))
+    assert launched == [(0, 0), (1, 1), (0, 0)]
+    assert current == [0]
+
+
+def test_what_is_compiled_is_kept_for_one_gpu(launches, compilations):
+    start = Launcher(move, MOVE)
+    start._launch(0, (1, 1), moving(), (9,))
+    assert set(start._compiled) == {0}
+    start._launch(1, (1, 1), moving(), (9,))
+    assert set(start._compiled) == {0, 1}
+
+
+REMOVED = {
+    "an older Triton": lambda patch: patch.setattr(triton, "__version__", "3.5.1"),
+    "a newer Triton": lambda patch: patch.setattr(triton, "__version__", "4.0.0"),
+    "no CompiledKernel": lambda patch: patch.delattr(triton.compiler, "CompiledKernel"),
+    "another CompiledKernel": lambda patch: patch.setattr(triton.compiler, "CompiledKernel", WrittenDown),
+    "no list of parameters": lambda patch: patch.delattr(move, "params"),
+    "parameters without their options": lambda patch: patch.setattr(move, "params", [object()]),
+    "compile-time arguments that were not given": lambda patch: patch.setattr(
+        move, "params", move.params + move.params[:1]
+    ),
+    "no list of hooks": lambda patch: patch.delattr(move, "pre_run_hooks"),
+}
+
+
+@pytest.mark.parametrize("removed", REMOVED)
+def test_without_one_of_tritons_names_every_launch_takes_its_own_way(launches, removed):
+    given = moving(), (9,)
+    found = move[(1, 1)](*given[0], *given[1], **MOVE)
+    assert known(move, MOVE, found, *given) is not None
+    with pytest.MonkeyPatch.context() as patch:
+        REMOVED[removed](patch)
+        assert known(move, MOVE, found, *given) is None
+    assert known(move, MOVE, None, *given) is None
+    assert known(move, MOVE, found, given[0], ()) is None
+    assert known(move, MOVE, found, moving(1), given[1]) is None
+
+
+def test_every_tensors_dtype_and_every_flag_has_a_launcher_of_its_own():
+    cut = Plan(16, 1, 16, 16, 16, 4)
+    one = run._launcher(kernels.forward_kernel, cut, 3, False, torch.float32, "tf32", KEEP=True)
+    assert one is run._launcher(kernels.forward_kernel, cut, 3, False, torch.float32, "tf32", KEEP=True)
+    others = [
+        run._launcher(kernels.forward_kernel, cut, 3, False, torch.float32, "tf32", KEEP=False),
+        run._launcher(kernels.forward_kernel, cut, 3, False, torch.float32, "tf32x3", KEEP=True),
+        run._launcher(kernels.forward_kernel, cut, 3, False, torch.bfloat16, "tf32", KEEP=True),
+        run._launcher(kernels.forward_kernel, cut, 3, False, torch.float16, "tf32", KEEP=True),
+        run._launcher(kernels.forward_kernel, cut, 3, True, torch.float32, "tf32", KEEP=True),
+        run._launcher(kernels.forward_kernel, cut, 4, False, torch.float32, "tf32", KEEP=True),
+        run._launcher(kernels.backward_kernel, cut, 3, False, torch.float32, "tf32", KEEP=True),
+    ]
+    assert len({id(found) for found in (one, *others)}) == 8

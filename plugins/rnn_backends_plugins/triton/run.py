@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from . import kernels
+from .launch import Launcher
 from .plan import SPLIT, Card, Plan, batch_of, plan
 
 INTERPRETED = triton.knobs.runtime.interpret
@@ -46,8 +48,12 @@ def card_of(device: torch.device) -> Card:
 
 def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> Plan:
     """The plan for these sizes on this device."""
+    return _plan_of(H, B, SPLIT if precision_of(dtype) == "tf32x3" else dtype.itemsize, device, backward)
+
+
+@lru_cache(maxsize=4096)
+def _plan_of(H: int, B: int, itemsize: int, device: torch.device, backward: bool) -> Plan:
     card = card_of(device)
-    itemsize = SPLIT if precision_of(dtype) == "tf32x3" else dtype.itemsize
     return plan(H, itemsize, batch_of(H, B, itemsize, card), card, backward)
 
 
@@ -111,14 +117,14 @@ def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chose
     starts = given.starts.view(torch.uint8)
     w_hh = given.w_hh.contiguous()
     strides = (*starts.stride(), *entry_h.stride()[:2], *entry_c.stride()[:2])
+    launch = _launcher(
+        *(kernels.forward_kernel, chosen, H, steps, x.dtype, precision_of(x.dtype)),
+        AHEAD=ahead_of(chosen, x.dtype),
+        KEEP=keep,
+    )
+    tensors = (gates, w_hh, starts, entry_h, entry_c, h, c, into, carry, counters)
     for t0, t1 in ((t, t + 1) for t in range(T)) if steps else ((0, T),):
-        kernels.forward_kernel[(programs, chosen.slices)](
-            *(gates, w_hh, starts, entry_h, entry_c, h, c, into, carry, counters),
-            *(T, B, t0, t1, tiles, *strides),
-            **_sizes(chosen, H, steps, x.dtype),
-            AHEAD=ahead_of(chosen, x.dtype),
-            KEEP=keep,
-        )
+        launch((programs, chosen.slices), tensors, (T, B, t0, t1, tiles, *strides))
 
 
 def _exchanged(first: Tensor, chosen: Plan, tiles: int) -> tuple[Tensor, Tensor]:
@@ -184,20 +190,23 @@ def _launch_backward(
     grad_h = None if run.grad_h is None else run.grad_h.contiguous()
     grad_c = None if run.grad_c is None else run.grad_c.contiguous()
     first = -1 if entry_h is not None or entry_c is not None else 0
+    launch = _launcher(
+        *(kernels.backward_kernel, chosen, H, steps, x.dtype, precision_of(x.dtype)),
+        HAS_GRAD_H=grad_h is not None,
+        HAS_GRAD_C=grad_c is not None,
+        NEED_ENTRY_H=entry_h is not None,
+        NEED_ENTRY_C=entry_c is not None,
+    )
+    tensors = (
+        *(run.gates, w_hh, starts, stored_c, run.c),
+        *(run.c if value is None else value for value in (grad_h, grad_c)),
+        grad_gates,
+        *(grad_gates if value is None else value for value in (entry_h, entry_c)),
+        *(parts, carry, counters),
+    )
+    strides = (*starts.stride(), *stored_c.stride()[:2])
     for t0, t1 in ((t, t + 1) for t in range(T - 1, first - 1, -1)) if steps else ((first, T),):
-        kernels.backward_kernel[(programs, chosen.slices)](
-            *(run.gates, w_hh, starts, stored_c, run.c),
-            *(run.c if value is None else value for value in (grad_h, grad_c)),
-            grad_gates,
-            *(grad_gates if value is None else value for value in (entry_h, entry_c)),
-            *(parts, carry, counters),
-            *(T, B, t0, t1, tiles, *starts.stride(), *stored_c.stride()[:2]),
-            **_sizes(chosen, H, steps, x.dtype),
-            HAS_GRAD_H=grad_h is not None,
-            HAS_GRAD_C=grad_c is not None,
-            NEED_ENTRY_H=entry_h is not None,
-            NEED_ENTRY_C=entry_c is not None,
-        )
+        launch((programs, chosen.slices), tensors, (T, B, t0, t1, tiles, *strides))
 
 
 def ahead_of(chosen: Plan, dtype: torch.dtype) -> int:
@@ -223,14 +232,17 @@ def _carried(x: Tensor, chosen: Plan, tiles: int) -> Tensor:
     return x.new_zeros(tiles * chosen.rows, chosen.slices * chosen.units, dtype=torch.float32)
 
 
-def _sizes(chosen: Plan, H: int, steps: bool, dtype: torch.dtype) -> dict[str, object]:
-    """The compile-time arguments that both kernels have, and how they are launched."""
+@lru_cache(maxsize=1024)
+def _launcher(
+    kernel: Any, chosen: Plan, H: int, steps: bool, dtype: torch.dtype, precision: str, **flags: int
+) -> Launcher:
+    """One of the two kernels over time with its compile-time arguments; every tensor's dtype follows from them."""
     # A cooperative launch fails where its programs do not fit on the GPU together; none could wait for ever.
     # Fused multiply-add is Triton's default, of which 3.9 warns where it was not asked for.
     together = (
         {} if INTERPRETED else {"launch_cooperative_grid": chosen.slices > 1 and not steps, "enable_fp_fusion": True}
     )
-    return {
+    constants = {
         "H": H,
         "U": chosen.units,
         "G": chosen.slices,
@@ -240,12 +252,14 @@ def _sizes(chosen: Plan, H: int, steps: bool, dtype: torch.dtype) -> dict[str, o
         "RESIDENT": chosen.resident,
         "STEPS": steps,
         "WAITS": chosen.slices > 1 and not steps,
-        "PRECISION": precision_of(dtype),
+        "PRECISION": precision,
         "OPERAND": operand_of(dtype),
         "num_warps": chosen.warps,
         "num_stages": 1,
         **together,
+        **flags,
     }
+    return Launcher(kernel, constants)
 
 
 @lru_cache
@@ -272,20 +286,42 @@ def step(weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None =
     x, h, c = _unit_stride(x), _unit_stride(h), _unit_stride(c)
     begins = h if starts is None else starts.view(torch.uint8)
     rows, units = step_tile(B, H, x.device)
-    kernels.step_kernel[(-(-B // rows), -(-H // units))](
-        *(x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh, h, c, begins, h_out, c_out),
-        *(B, x.stride(0), h.stride(0), c.stride(0), begins.stride(0)),
-        I=x.shape[1],
-        H=H,
-        U=units,
-        BB=rows,
-        BK=64,
+    launch = _step_launcher(
+        *(kernels.step_kernel, x.shape[1], H, rows, units, h.dtype, precision_of(h.dtype)),
         HAS_B_IH=b_ih is not None,
         HAS_B_HH=b_hh is not None,
         HAS_STARTS=starts is not None,
-        PRECISION=precision_of(h.dtype),
-        OPERAND=operand_of(h.dtype),
-        num_warps=4,
-        **({} if INTERPRETED else {"enable_fp_fusion": True}),
+    )
+    launch(
+        (-(-B // rows), -(-H // units)),
+        (x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh, h, c, begins, h_out, c_out),
+        (B, x.stride(0), h.stride(0), c.stride(0), begins.stride(0)),
     )
     return State(h_out, c_out)
+
+
+@lru_cache(maxsize=1024)
+def _step_launcher(
+    kernel: Any,
+    I: int,  # noqa: E741
+    H: int,
+    rows: int,
+    units: int,
+    dtype: torch.dtype,
+    precision: str,
+    **flags: bool,
+) -> Launcher:
+    """The kernel of one step with its compile-time arguments."""
+    constants = {
+        "I": I,
+        "H": H,
+        "U": units,
+        "BB": rows,
+        "BK": 64,
+        "PRECISION": precision,
+        "OPERAND": operand_of(dtype),
+        "num_warps": 4,
+        **({} if INTERPRETED else {"enable_fp_fusion": True}),
+        **flags,
+    }
+    return Launcher(kernel, constants)

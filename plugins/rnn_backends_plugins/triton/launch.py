@@ -1,0 +1,143 @@
+"""Launches of the kernels with little Python: what Triton looks up anew at every launch is looked up once.
+
+``kernel[grid](...)`` binds some forty arguments, asks each for its type and alignment, and writes all of it down as the
+key of the compiled kernel: tens of microseconds, more than a short row takes on a GPU. But it returns the compiled
+kernel, and ``compiled[grid](...)`` launches that one with nothing looked up. Which one it has to be follows from the
+compile-time arguments, the GPU, the alignment of the tensors and the width of the numbers; the last two are looked at
+here at every launch.
+
+This is the only file that uses names of Triton's which it does not document: :func:`known` says whether they are as
+they were in the versions that were read; where they are not, every launch takes Triton's own way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+KNOWN = (3, 6), (4, 0)
+"""The first version of Triton with such a launcher that was read (then 3.9), and the one before which it is believed:
+``compiled[grid]`` takes every argument in the kernel's order, addresses for tensors, and passes over compile-time
+arguments. A launcher of another kind raises about their number. ``test_triton_host.py`` compares both ways."""
+
+ALIGNMENT = 16
+"""Bytes: whether an address is a multiple of them is what Triton compiles a kernel for."""
+
+MOST = 2**31 - 1
+"""The largest number that Triton passes in 32 bits."""
+
+
+class Launcher:
+    """A kernel with the arguments that never change, which it keeps compiled for each GPU.
+
+    Hooks that Triton calls before and after a launch are called. What changes the compilation later on, such as
+    ``TRITON_DEBUG``, has no effect on what is compiled already.
+
+    Args:
+        kernel: a function of ``kernels.py``.
+        constants: its last arguments by name, those of compile time among them, and how it is launched.
+    """
+
+    def __init__(self, kernel: Any, constants: dict[str, Any]) -> None:
+        self.kernel, self.constants = kernel, constants
+        self._compiled: dict[int, _Compiled] = {}
+
+    def __call__(self, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
+        """Launch it on the GPU of the tensors, whatever the current one is.
+
+        Args:
+            grid: how many programs.
+            tensors: the kernel's first arguments, all on one device.
+            numbers: those that follow.
+        """
+        device = tensors[0].device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            self._launch(device.index or 0, grid, tensors, numbers)
+        else:
+            with torch.cuda.device(device):
+                self._launch(device.index, grid, tensors, numbers)
+
+    def _launch(self, index: int, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
+        compiled = self._compiled.get(index)
+        if compiled is not None and compiled.launch(self.kernel, grid, tensors, numbers):
+            return
+        found = self.kernel[grid](*tensors, *numbers, **self.constants)
+        if compiled is None and (compiled := known(self.kernel, self.constants, found, tensors, numbers)) is not None:
+            self._compiled[index] = compiled
+
+
+class _Compiled:
+    """A compiled kernel, for tensors of which those at ``aligned`` are aligned and numbers of 32 bits."""
+
+    def __init__(self, compiled: Any, aligned: Sequence[int], constants: Sequence[Any]) -> None:
+        self.compiled, self.aligned, self.constants = compiled, aligned, constants
+
+    def addresses(self, tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[int] | None:
+        """The tensors' addresses; ``None`` where another compiled kernel has to run."""
+        if max(numbers) > MOST or min(numbers) < -MOST:
+            return None
+        found, together = [tensor.data_ptr() for tensor in tensors], 0
+        for k in self.aligned:
+            together |= found[k]
+        return None if together % ALIGNMENT else found
+
+    def launch(self, kernel: Any, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: Sequence[int]) -> bool:
+        """Launch it if it is the right one; whether it was."""
+        found = None if kernel.pre_run_hooks else self.addresses(tensors, numbers)
+        if found is None:
+            return False
+        self.compiled[(*grid, 1)](*found, *numbers, *self.constants)
+        return True
+
+
+def known(
+    kernel: Any, constants: dict[str, Any], found: object, tensors: Sequence[Tensor], numbers: Sequence[int]
+) -> _Compiled | None:
+    """What ``kernel[grid](...)`` returned, if it can be launched again in the shorter way.
+
+    Args:
+        kernel: the function.
+        constants: the arguments that never change, and how it is launched.
+        found: what it returned.
+        tensors: the kernel's first arguments.
+        numbers: those that follow.
+
+    Returns:
+        ``None`` where anything is not as expected: the version, the kind of what was returned, the hooks, the
+        parameters (tensors, then numbers on which nothing is specialised, then ``constants``), or these arguments are
+        not those that all launches but a few have.
+    """
+    kind = getattr(triton.compiler, "CompiledKernel", None)
+    if not KNOWN[0] <= version(triton.__version__) < KNOWN[1] or kind is None or type(found) is not kind:
+        return None
+    first = len(tensors)
+    try:
+        parameters, hooks = list(kernel.params), kernel.pre_run_hooks
+        aligned = [
+            k
+            for k, parameter in enumerate(parameters[:first])
+            if not parameter.do_not_specialize and not parameter.do_not_specialize_on_alignment
+        ]
+        varies = all(parameter.do_not_specialize for parameter in parameters[first : first + len(numbers)])
+        rest = [parameter.name for parameter in parameters[first + len(numbers) :]]
+    except AttributeError:
+        return None
+    if (
+        not isinstance(hooks, list)
+        or not hasattr(kind, "__getitem__")
+        or not varies
+        or not constants.keys() >= set(rest)
+    ):
+        return None
+    compiled = _Compiled(found, aligned, [constants[name] for name in rest])
+    return None if compiled.addresses(tensors, numbers) is None else compiled
+
+
+def version(text: str) -> tuple[int, ...]:
+    """``"3.9.0+git1"`` -> ``(3, 9)``."""
+    return tuple(int(part) for part in re.findall(r"\d+", text)[:2])
