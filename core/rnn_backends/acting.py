@@ -1,4 +1,4 @@
-"""One step of a hand-written layer: past torch's dispatcher where that is right, else the layer with ``T = 1``."""
+"""One step of a hand-written layer: without torch's dispatcher where possible, else the layer with ``T = 1``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .weight_cache import WeightInfo, weight_info
 
 StepOnMemory = Callable[[WeightInfo, LayerWeights, Tensor, State, Tensor | None], State | None]
 """``step(info, weights, x [B, I], State([B, P], [B, H]), is_init [B] bool or None) -> State``, over memory, without a
-gradient; ``None`` where it is not for these tensors. Sizes and dtypes have not been looked at."""
+gradient; ``None`` if it does not support these tensors. It has to check sizes and dtypes itself."""
 
 
 def torch_step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    """One step by torch's own operators, for a compiler to trace: a :data:`rnn_backends.StepFunction`."""
+    """One step made of torch's own operators, which a compiler can trace: a :data:`rnn_backends.StepFunction`."""
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
-    # lstm_cell has no rule for torch.vmap and takes no zero tensors; compiled, both are the same
+    # lstm_cell supports neither torch.vmap nor zero tensors; compiled, both ways are the same code
     lstm_cell = None if w_hr is not None or torch.compiler.is_compiling() else _torch.lstm_cell
     if lstm_cell is not None and is_plain((x, *state, *weights), (x.device.type,)):
         return State(*lstm_cell(x, state, w_ih, w_hh, b_ih, b_hh))
@@ -34,13 +34,13 @@ def torch_step(weights: LayerWeights, x: Tensor, state: State) -> State:
 def make_steps(
     name: str, layer: LayerFunction, on_memory: StepOnMemory, devices: tuple[str, ...]
 ) -> tuple[StepFunction, ActFunction]:
-    """The two functions of a backend that act, from its layer and a step over memory.
+    """A backend's two functions for acting, from its layer and a step over memory.
 
     Args:
-        name: the backend's.
-        layer: what runs wherever ``on_memory`` must not: tracers, transforms, gradients, other kinds of tensors.
-        on_memory: called for plain tensors on one of ``devices`` beside their weights, where no gradient is wanted.
-        devices: the types of device whose memory it reads.
+        name: the backend's name.
+        layer: serves all other calls: tracers, transforms, gradients, other kinds of tensors.
+        on_memory: called for plain tensors on one of ``devices``, the weights' device, if no gradient is needed.
+        devices: the device types that ``on_memory`` reads.
 
     Returns:
         ``step`` and ``act`` of :class:`rnn_backends.LSTMBackend`.

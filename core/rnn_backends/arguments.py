@@ -1,4 +1,4 @@
-"""What a hand-written kernel reads: a layer's inputs, its results and the required gradients, with their checks."""
+"""The arguments of a hand-written kernel: a layer's inputs, its results and the required gradients, with checks."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Arguments(NamedTuple):
         return self.x.shape[0], self.x.shape[1], self.w_hh.shape[0] // 4, self.w_hh.shape[1]
 
     def checked(self, memory: bool = True) -> Arguments:
-        """Raise where a shape, dtype, device or storage does not fit: generated code reads memory without looking.
+        """Raise :class:`InputError` if a shape, dtype, device or storage does not fit: kernels access memory unchecked.
 
         Args:
-            memory: look at the storages too; not where the kernel does.
+            memory: whether to check the storages too; ``False`` for a kernel that does it itself.
         """
         if not self._fit():
             self._raise_unless_fit()
@@ -42,7 +42,7 @@ class Arguments(NamedTuple):
         return self
 
     def _fit(self) -> bool:
-        """What :meth:`_raise_unless_fit` asks, in a quarter of the time."""
+        """Whether :meth:`_raise_unless_fit` passes, found in a quarter of its time."""
         x, w_ih, w_hh, bias, w_hr, entry_h, entry_c, starts = self
         if x.ndim != 3 or w_hh.ndim != 2:
             return False
@@ -91,12 +91,12 @@ class Run(NamedTuple):
 
     h: Tensor  # [T, B, P]
     c: Tensor  # [T, B, H]
-    gates: Tensor  # [T, B, ...], activated; the rest as the backend has it
+    gates: Tensor  # [T, B, ...], activated; the backend defines the other dimensions
     grad_h: Tensor | None  # [T, B, P]
     grad_c: Tensor | None  # [T, B, H]
 
     def checked(self, given: Arguments, kept: Sequence[int], memory: bool = True) -> Run:
-        """Raise where one does not fit the arguments; ``kept``: the gates' shape behind ``[T, B]``."""
+        """Raise :class:`InputError` if one does not fit the arguments; ``kept``: the gates' shape after ``[T, B]``."""
         T, B, H, P = given.sizes
         shapes = ((T, B, P), (T, B, H), (T, B, *kept), (T, B, P), (T, B, H))
         for name, value, shape in zip(self._fields, self, shapes, strict=True):

@@ -1,16 +1,16 @@
-"""For authors of backends: what the built-in ones are made of, besides the contract in ``rnn_backends`` itself.
+"""For authors of backends: the parts of the built-in backends, besides the contract in ``rnn_backends`` itself.
 
-- **A hand-written layer**: :func:`make_layer` turns a forward and a backward pass over memory into a layer that torch's
-  dispatcher, autograd, ``torch.func``, ``torch.compile`` and ``torch.export`` know. The passes get :class:`Arguments`,
-  :class:`Run` and :class:`Needs`.
-- **Acting**: :func:`make_steps` adds one step, past the dispatcher where that is right.
+- **A hand-written layer**: :func:`make_layer` turns a forward and a backward pass over memory into a layer that works
+  with torch's dispatcher, autograd, ``torch.func``, ``torch.compile`` and ``torch.export``. The passes get
+  :class:`Arguments`, :class:`Run` and :class:`Needs`.
+- **Acting**: :func:`make_steps` adds one step, without the dispatcher where possible.
 - **A row of one step** with gradients, without the general row's cost: :func:`with_one_step`.
 - **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_double_backward`.
-- **Kinds of tensors**: :func:`is_plain` and its like say when a kernel may read a tensor's memory by its address.
+- **Kinds of tensors**: :func:`is_plain` and similar functions tell when a kernel may read a tensor's memory by address.
 - **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits, and
   :func:`torch_step`.
 - **Resets**: where sequences start and end, and the states there.
-- **A device from which reading is slow**: a :class:`SurveyedLayer` reads once for all layers of a call.
+- **A device with slow reads to the host**: a :class:`SurveyedLayer` reads once for all layers of a call.
 - **Files**: :func:`cache_folder` and :func:`write_whole`.
 """
 

@@ -1,4 +1,4 @@
-"""The autograd rule of a hand-written layer: what its forward pass keeps, and what its backward pass returns."""
+"""The autograd rule of a hand-written layer: the tensors to save for the backward pass, and the gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from . import _torch
 
 
 def wants_gradient(read: Iterable[Tensor | None]) -> bool:
-    """Whether autograd may need a gradient of any of these."""
+    """Whether autograd may need a gradient with respect to any of these tensors."""
     if not torch.is_grad_enabled():
         return False
     if torch.compiler.is_compiling():
@@ -21,7 +21,7 @@ def wants_gradient(read: Iterable[Tensor | None]) -> bool:
 
 
 def keep_for_backward(ctx: Any, read: Sequence[Any], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    """Keep what the backward pass reads: all of :class:`~.arguments.Arguments` but the bias, and the results."""
+    """Save the tensors of the backward pass: :class:`~.arguments.Arguments` without the bias, and the results."""
     x, w_ih, w_hh, _, w_hr, entry_h, entry_c, starts = read
     ctx.set_materialize_grads(False)  # no zeros for the gates
     ctx.mark_non_differentiable(output[2])
@@ -29,7 +29,7 @@ def keep_for_backward(ctx: Any, read: Sequence[Any], output: tuple[Tensor, Tenso
 
 
 def gradients(ctx: Any, first: int, grads: Sequence[Tensor | None], run: Any) -> tuple[Tensor | None, ...]:
-    """The gradients of :class:`Arguments`, by ``run(read)``; they are the inputs from ``first`` on."""
+    """The gradients of :class:`Arguments`, the inputs from ``first`` on, by the backward pass ``run(read)``."""
     needs = ctx.needs_input_grad[first : first + 7]
     if grads[0] is None and grads[1] is None:
         return (None,) * 8
@@ -38,5 +38,5 @@ def gradients(ctx: Any, first: int, grads: Sequence[Tensor | None], run: Any) ->
 
 
 def without_none(read: Sequence[Any], found: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """An operator gives tensors: an empty one of its own for each ``None``."""
+    """The results with a new empty tensor for each ``None``, because an operator returns tensors only."""
     return tuple(read[2].new_empty(0) if v is None else v for v in found)

@@ -1,4 +1,4 @@
-"""An LSTM's parameters, bound to a backend: the choice, the weights as backends see them, copies and pickles."""
+"""An LSTM's parameters, bound to a backend: the choice, the weights in the backend's form, copies and pickles."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from .weights import Shapes, cast_weights, check_weights, spec_of, weight_names,
 
 KINDS = "cpu cuda xpu mps xla hpu mtia maia ipu privateuseone meta lazy vulkan ve fpga ideep hip opengl opencl"
 NO_AUTOCAST = frozenset(kind for kind in KINDS.split() if not torch.amp.is_autocast_available(kind))
-"""Device types without autocast. They are determined once, because torch 2.11's Dynamo cannot trace the question."""
+"""Device types without autocast. They are determined once, because torch 2.11's Dynamo cannot trace the query."""
 _TRANSFORMS = {
     Trait.FORWARD_AD: ("forward-mode AD", "its kernel has no forward derivative"),
     Trait.VMAP: ("torch.vmap", "its kernel has no batching rule"),
 }
-"""Transforms that not every kernel follows: the feature's name and the reason of a refusal, by trait."""
+"""Transforms that not every kernel supports: the feature's name and the reason for the error, by trait."""
 NO_CONTEXT = nullcontext()
 _NOT_ASKED = (torch.device("lazy"), torch.bool)
-"""A place where no weights are, so that the next call asks the backend about theirs."""
+"""A device and dtype that no weights have, so that the next call checks theirs with the backend."""
 
 
 class BoundLSTM(ToolsLSTM):
-    """The parameters of an LSTM and the backend that they are bound to: all of :class:`LSTM` that is not a call."""
+    """The parameters of an LSTM and its backend: the part of :class:`LSTM` that makes no call."""
 
     weight_ih_l0: Tensor
 
@@ -52,10 +52,10 @@ class BoundLSTM(ToolsLSTM):
         self._placed_in_autocast: tuple[torch.device, torch.dtype] | None = None
         self._last_info: list[WeightInfo] | None = None
         self._chosen_on_meta = False
-        self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function it may not trace
+        self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function that it may not trace
 
     def _choose_anew(self) -> None:
-        """Choose again where ``"auto"`` had only weights without memory to go by, and they have arrived since."""
+        """Choose again if ``"auto"`` chose for weights on the meta device, and the weights now have memory."""
         weight = self.weight_ih_l0
         if self._chosen_on_meta and weight.device.type != "meta":
             self._bind(resolve("auto", spec_of(self), weight.device, weight.dtype))
@@ -69,7 +69,7 @@ class BoundLSTM(ToolsLSTM):
 
     @property
     def run_layers(self) -> RunLayers:
-        """The function that runs all layers, bound to the backend, with the row's last states right."""
+        """The function that runs all layers on the backend; of the states, only the row's last ones are valid."""
         return self._run_layers_last
 
     @property
@@ -81,15 +81,15 @@ class BoundLSTM(ToolsLSTM):
 
     @property
     def spec(self) -> LSTMSpec:
-        """The options, as backends see them."""
+        """The options, in the form that backends get."""
         return self._spec
 
     def _take_dropout(self, dropout: float) -> float:
-        """What an assignment to ``dropout`` does: it counts from the next call on.
+        """Check and store an assignment to ``dropout``, which takes effect at the next call.
 
         Raises:
-            InputError: it is no probability.
-            UnsupportedError: the backend declines it.
+            InputError: it is not a probability.
+            UnsupportedError: the backend does not support it.
         """
         spec = replace(self._spec, dropout=dropout)
         check_spec(spec)
@@ -99,7 +99,7 @@ class BoundLSTM(ToolsLSTM):
         return dropout
 
     def layer_weights(self) -> list[LayerWeights]:
-        """The parameters as backends see them: ``L*D`` entries, layer by layer, forward then reverse."""
+        """The parameters in the form that backends get: ``L*D`` entries, layer by layer, forward then reverse."""
         weights = []
         parameters = registered_parameters(self)
         for names in self._weight_names:
@@ -110,12 +110,12 @@ class BoundLSTM(ToolsLSTM):
         return weights
 
     def weight_named(self, name: str) -> Tensor:
-        """A parameter, or what a parametrization makes of one; ``nn.Module``'s own look-up takes half a microsecond."""
+        """A parameter, or its parametrized value; ``nn.Module``'s own look-up takes half a microsecond."""
         found = registered_parameters(self).get(name)
         return getattr(self, name) if found is None else found
 
     def _ready(self) -> tuple[list[LayerWeights], torch.dtype, AbstractContextManager[Any]]:
-        """The weights in the dtype to compute in, and a context in which autocast does not touch them."""
+        """The weights in the dtype to compute in, that dtype, and a context without autocast."""
         weight = self.weight_named("weight_ih_l0")
         if (weight.device, weight.dtype) != self._placed:
             demand(self._backend, self.spec, weight.device, weight.dtype)
@@ -132,7 +132,7 @@ class BoundLSTM(ToolsLSTM):
         return cast, casts, torch.autocast(weight.device.type, enabled=False)
 
     def autocast_dtype(self) -> torch.dtype | None:
-        """The dtype to compute in under autocast, or ``None``. Like torch's own: float64 is left alone."""
+        """The dtype to compute in under autocast, or ``None``. As in torch, float64 is not cast."""
         weight = self.weight_named("weight_ih_l0")
         kind = weight.device.type
         if weight.dtype == torch.float64 or kind in NO_AUTOCAST or not torch.is_autocast_enabled(kind):
@@ -157,7 +157,7 @@ class BoundLSTM(ToolsLSTM):
         return (info.device, info.dtype) == self._placed and info.shapes == shapes
 
     def _check_transforms(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
-        """Decline a transform that a tensor of this call is part of, if the backend does not claim its trait."""
+        """Raise :class:`UnsupportedError` for a transform of a tensor of this call, if the backend lacks its trait."""
         if _TRANSFORMS.keys() <= self._backend.traits:
             return
         needed = traits_needed([*read, *(v for layer in weights for v in layer)]) - self._backend.traits
@@ -171,7 +171,7 @@ class BoundLSTM(ToolsLSTM):
         raise UnsupportedError(self.lstm_backend, feature, reason, others)
 
     def extra_repr(self) -> str:
-        """torch.nn.LSTM's, and the backend."""
+        """torch.nn.LSTM's ``extra_repr`` and the backend."""
         return f"{super().extra_repr()}, lstm_backend={self.lstm_backend!r}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class BoundLSTM(ToolsLSTM):
         for found_in_calls in ("_placed_in_autocast", "_last_info"):
             state.pop(found_in_calls, None)
         if is_registered_value(self._backend):
-            state["_backend"] = self.lstm_backend  # functions do not pickle; the name finds them again
+            state["_backend"] = self.lstm_backend  # functions cannot be pickled; the name is enough to find them
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -189,9 +189,9 @@ class BoundLSTM(ToolsLSTM):
         super().__setstate__(state)
         self._bind(get_backend(backend) if isinstance(backend, str) else backend)
         self._chosen_on_meta = state.get("_chosen_on_meta", False)
-        self._placed = state["_placed"]  # loaded to another device, the next call asks the backend, as after .to()
+        self._placed = state["_placed"]  # on another device the next call checks with the backend, as after .to()
 
 
 _DECIDE = ("mode", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
-fix_options(BoundLSTM, _DECIDE, "the weights have been made by it. Make a new LSTM with it")
+fix_options(BoundLSTM, _DECIDE, "the weights depend on it. Make a new LSTM with it")
 BoundLSTM.dropout = Option("dropout", BoundLSTM._take_dropout)  # type: ignore[assignment]

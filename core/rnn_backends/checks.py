@@ -72,7 +72,7 @@ def check_dense(name: str, x: Tensor) -> None:
         raise InputError(f"{name} is a nested tensor: pass the padded tensor, and is_init where sequences start")
     if x.layout is not torch.strided:
         layout = str(x.layout).removeprefix("torch.")
-        raise InputError(f"{name} has the layout {layout}: pass it dense, as to_dense() gives it")
+        raise InputError(f"{name} has the layout {layout}: pass it dense, with to_dense()")
 
 
 def check_like(name: str, x: Tensor, weight: Tensor, casts: bool) -> None:

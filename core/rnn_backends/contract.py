@@ -1,4 +1,4 @@
-"""What a backend is: a value with a function in it that runs one layer in one direction.
+"""The plugin contract: a backend is a value that holds a function, which runs one layer in one direction.
 
 Letters, everywhere: ``T`` time, ``B`` batch, ``I`` input features, ``H`` hidden size, ``P`` output size
 (``proj_size`` or ``H``), ``L`` layers, ``D`` directions.
@@ -18,7 +18,7 @@ from torch import Tensor
 from .errors import ContractError
 
 CONTRACT_VERSION = 1
-"""The version a plugin names in its module-level ``contract_version``."""
+"""The version that a plugin declares in its module-level ``contract_version``."""
 
 
 class State(NamedTuple):
@@ -41,7 +41,7 @@ class LayerWeights(NamedTuple):
 LayerFunction = Callable[[LayerWeights, Tensor, State, Tensor], State]
 """``layer(weights, x [T, B, I], entry State([T, B, P], [T, B, H]), starts [T, B] bool) -> State``.
 
-``entry`` is the state a sequence starts from. It is read only where ``starts`` is true, and core makes
+``entry`` is the state from which a sequence starts. It is read only where ``starts`` is true, and core makes
 ``starts[0]`` true everywhere. The returned ``h [T, B, P]`` is the output at every step; the returned
 ``c [T, B, H]`` is right at least at each sequence's last step.
 """
@@ -56,7 +56,7 @@ counts as zero where ``is_init`` is true."""
 StackFunction = Callable[[list[LayerWeights], Tensor, State, "LSTMSpec"], tuple[Tensor, State]]
 """``stack(weights, x [T, B, I], State([L*D, B, P], [L*D, B, H]), spec) -> (output [T, B, D*P], State)``.
 
-All layers at once, where a kernel can: called when there are no resets and no dropout to draw. ``weights``
+All layers in one call, for a kernel that can: used if there are no resets and no active dropout. ``weights``
 holds ``L*D`` entries in torch.nn.LSTM's order (layer by layer, forward then reverse).
 """
 
@@ -64,17 +64,17 @@ holds ``L*D`` entries in torch.nn.LSTM's order (layer by layer, forward then rev
 SurveyFunction = Callable[[list[LayerWeights], Tensor, list[State], Tensor, bool, float], AbstractContextManager[None]]
 """``survey(weights, x [T, B, I], entry, starts [T, B] bool, bidirectional, dropout)`` -> a context manager.
 
-Entered around the calls of the layer function that make up one call of all layers, with what they are going to get:
-all weights, the first layer's input, all entry states, the starts (forward).
+Entered around the layer function's calls for one pass through all layers, with their arguments: all weights, the first
+layer's input, all entry states, the starts (forward).
 """
 
 
 @dataclass(frozen=True)
 class SurveyedLayer:
-    """A :data:`LayerFunction` for a device from which reading is slow: it reads once what all layers need.
+    """A :data:`LayerFunction` for a device with slow reads to the host: the survey reads once for all layers.
 
-    It must be right without the survey, too. A function that wraps it is no such value, so nothing is surveyed for
-    inputs that somebody changes on the way.
+    It must be right without the survey, too. A function that wraps it is not a ``SurveyedLayer``, so there is no survey
+    if a wrapper changes the inputs.
     """
 
     function: LayerFunction
@@ -87,11 +87,11 @@ class SurveyedLayer:
 
 @dataclass(frozen=True)
 class SteppedLayer:
-    """A :data:`LayerFunction` with a shorter way for a row of one step: see :func:`~.one_step.with_one_step`.
+    """A :data:`LayerFunction` with a shorter path for a row of one step: see :func:`~.one_step.with_one_step`.
 
-    ``row(weights, info, x, hx, is_init, batch_first)``, with the arguments of ``LSTM.forward`` as they came, gives
-    what that returns, or ``None`` where it is not for these tensors. A function that wraps the layer is no such value,
-    so nothing passes it by.
+    ``row(weights, info, x, hx, is_init, batch_first)`` gets the unchecked arguments of ``LSTM.forward`` and returns its
+    result, or ``None`` if it does not support these tensors. A function that wraps the layer is not a ``SteppedLayer``,
+    so no call bypasses it.
     """
 
     function: LayerFunction
@@ -103,7 +103,7 @@ class SteppedLayer:
 
 
 class Trait(Enum):
-    """What a backend claims beyond the contract. The conformance suite tries each claim both ways."""
+    """Capabilities that a backend claims beyond the contract. The conformance suite tests each claim both ways."""
 
     VMAP = "vmap"
     """``torch.vmap`` over weights, data or both."""
@@ -112,7 +112,7 @@ class Trait(Enum):
     SCRIPT = "script"
     """``torch.jit.script(module)`` gives a module that runs without this project."""
     EXPORT = "export"
-    """``torch.export.export`` takes it."""
+    """``torch.export.export`` supports it."""
     DOUBLE_BACKWARD = "double_backward"
     """Gradients of gradients."""
     FORWARD_AD = "forward_ad"
@@ -167,25 +167,26 @@ class LSTMBackend:
     Args:
         name: equals the entry point's name.
         layer: runs one layer in one direction, resets included.
-        rejects: gives a reason why a spec, device and dtype cannot be served, or ``None``. It only looks: no compiler,
-            no files written, no seconds. Called at construction and after ``.to(...)``, for error messages and by
-            ``explain``, never inside a step loop.
-        traits: what is claimed beyond the contract.
+        rejects: returns the reason why a spec, device and dtype are not supported, or ``None``. It must be cheap and
+            without side effects: no compiler, no files written. Called at construction and after ``.to(...)``, for
+            error messages and by ``explain``, never inside a step loop.
+        traits: the capabilities claimed beyond the contract.
         step: one time step; default: ``layer`` with ``T = 1``.
         act: one time step with resets; default: core makes the states zero, then ``step``.
-        stack: all layers at once where there is no reset and no dropout; default: layer by layer.
-        layer_last: like ``layer``, with ``c`` right only at the row's last step; called when nobody reads
-            the cell state of the sequences that end before it. Default: ``layer``.
-        prepare: does what the first call needs, such as compiling a kernel; it may take seconds. Returns a reason why
-            the backend cannot run after all, or ``None``. Called once for each spec, device and dtype, and only for
-            the backend that was chosen; ``"auto"`` goes on to the next one if there is a reason. The functions above
+        stack: all layers in one call, if there are no resets and no dropout; default: layer by layer.
+        layer_last: like ``layer``, with ``c`` right only at the row's last step; called if the cell states of the
+            sequences that end before it are not read. Default: ``layer``.
+        prepare: does the work that the first call needs, such as compiling a kernel; it may take seconds. Returns a
+            reason why the backend cannot run after all, or ``None``. Called once for each spec, device and dtype, and
+            only for the chosen backend; if there is a reason, ``"auto"`` tries the next one. The functions above
             must not rely on it: an LSTM that was unpickled in another process calls them directly.
-        preparation: says in words what ``prepare`` would do now, such as compiling or loading what is on disk, or
-            ``None`` for nothing: for ``explain``. It only looks, like ``rejects``. Default: nobody knows.
-        contract_version: the version that it is made for; the registry takes it from the plugin's module.
+        preparation: for ``explain``: describes the work that ``prepare`` would do now, such as compiling a kernel or
+            loading it from disk, or ``None`` for no work. As cheap as ``rejects``. Default: unknown.
+        contract_version: the contract version of the backend; the registry takes it from the plugin's module.
 
     Raises:
-        ContractError: the name is no string or empty, a function is not callable, or a trait is no :class:`Trait`.
+        ContractError: the name is not a string or is empty, a function is not callable, or a trait is not a
+            :class:`Trait`.
     """
 
     name: str
@@ -224,4 +225,4 @@ class LSTMBackend:
             raise ContractError(f"LSTMBackend {self.name!r}: {field_name} must be a function, got {value!r}")
 
     def __deepcopy__(self, memo: dict[int, object]) -> "LSTMBackend":
-        return self  # a value: modules that are copied go on using the same functions
+        return self  # a value: copied modules keep using the same functions

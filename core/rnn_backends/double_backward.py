@@ -1,4 +1,4 @@
-"""Gradients of gradients, which a hand-written backward pass does not have: they are refused, never lost."""
+"""Gradients of gradients, which a hand-written backward pass does not have: an error instead of a silent zero."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .plain import OTHERS
 
 
 def no_double_backward(name: str) -> NoReturn:
-    """Refuse to differentiate the backward pass of the backend ``name``."""
+    """Raise :class:`UnsupportedError`: the backward pass of the backend ``name`` cannot be differentiated."""
     reason = "its backward pass is written by hand and has no gradient of its own"
     raise UnsupportedError(name, "a gradient of a gradient", reason, OTHERS)
 
@@ -21,15 +21,15 @@ def no_double_backward(name: str) -> NoReturn:
 def refuse_double_backward(
     backend: str, gradients: Iterable[Tensor | None], read: Iterable[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients that a hand-written ``backward`` returns, so that a gradient of them is refused.
+    """Wrap the gradients of a hand-written ``backward`` so that their differentiation raises an error.
 
-    ``once_differentiable`` does not always refuse: where a loss is linear in the output, gradients taken with
-    ``create_graph=True`` come without a graph, and a penalty on them is lost in silence. These depend on all inputs,
-    and raise :class:`UnsupportedError` where they are differentiated.
+    ``once_differentiable`` does not always raise one: if a loss is linear in the output, gradients computed with
+    ``create_graph=True`` have no graph, and a penalty on them is silently lost. The wrapped gradients depend on all
+    inputs, and raise :class:`UnsupportedError` when they are differentiated.
 
     Args:
         backend: the backend's name, for the error.
-        gradients: what ``backward`` computed, ``None`` where there is none.
+        gradients: the gradients that ``backward`` computed, ``None`` for an absent one.
         read: the tensors that it read: ``ctx.saved_tensors``.
     """
     leaves = [v for v in read if v is not None and (v.is_floating_point() or v.is_complex())]
@@ -37,7 +37,7 @@ def refuse_double_backward(
 
 
 class _RefuseSecond(torch.autograd.Function):
-    """The identity, with a dependence on all inputs of the kernel. In the form that ``torch.func`` accepts."""
+    """The identity, with a dependence on all inputs of the kernel, in the form that ``torch.func`` accepts."""
 
     @staticmethod
     def forward(backend: str, gradient: Tensor, *read: Tensor) -> Tensor:

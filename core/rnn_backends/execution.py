@@ -1,4 +1,4 @@
-"""A call of an LSTM: a row, rows of sequences or one step, in time-major form, over all layers and directions."""
+"""The calls of an LSTM: a row, rows of sequences or one step, in time-major form, over all layers and directions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _MASKS = (Tensor, type(None))
 
 
 class ExecutableLSTM(BoundLSTM):
-    """What :class:`LSTM` and the modules around it run. Nothing but memory and the number of steps is checked here."""
+    """The computation of :class:`LSTM` and the modules around it. It checks only memory and the number of steps."""
 
     def _row_of_one_step(
         self, x: Tensor, hx: tuple[Tensor, Tensor] | None, is_init: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]] | None:
-        """A row of one step through one layer, where its backend has a shorter way for this call; else ``None``."""
+        """A row of one step through one layer, if its backend has a shorter path for this call; else ``None``."""
         layer = self._backend.layer_last or self._backend.layer
         if type(layer) is not SteppedLayer or len(self._weight_names) != 1 or type(x) is not Tensor:
             return None
@@ -60,7 +60,7 @@ class ExecutableLSTM(BoundLSTM):
         return output, _stacked(states, shared=True)
 
     def _one_step(self, x: Tensor, state: State, is_init: Tensor | None) -> tuple[Tensor, State]:
-        """One step of one layer as a row: its state is the layer's entry as it is, so that autograd has nothing else.
+        """One step of one layer as a row: the state is the layer's entry, without further operations for autograd.
 
         Args:
             x: ``[1, B, I]``.
@@ -75,19 +75,19 @@ class ExecutableLSTM(BoundLSTM):
         with no_autocast:
             entry = State(as_dtype(h, dtype), as_dtype(c, dtype))
             out = (self._backend.layer_last or self._backend.layer)(weights[0], as_dtype(x, dtype), entry, starts)
-        return out.h, State(out.h.clone(), out.c)  # the output's memory is its own
+        return out.h, State(out.h.clone(), out.c)  # output and state must not share memory
 
     def replay(
         self, x: Tensor, is_init: Tensor, stored: State | None, states: Literal["ends", "all"] | None = "ends"
     ) -> tuple[Tensor, State | None]:
-        """Run over rows of sequences, each from its stored state. Nothing but ``T`` and the trait is checked here.
+        """Run over rows of sequences, each from its stored state. Only ``T`` and the trait are checked here.
 
         Args:
             x: ``[T, B, I]``.
-            is_init: ``[T, B]`` bool: a sequence starts here; it does at ``t = 0`` too.
+            is_init: ``[T, B]`` bool: true where a sequence starts; one always starts at ``t = 0``.
             stored: ``State([L*D, T, B, P], [L*D, T, B, H])``, read where a sequence starts; ``None`` for zeros.
-            states: which states to return: ``"ends"``, ``"all"`` (needs ``Trait.CELL_STATES``), or ``None``, with
-                which a backend need not compute them.
+            states: the states to return: ``"ends"``, ``"all"`` (needs ``Trait.CELL_STATES``), or ``None``, so that a
+                backend need not compute them.
 
         Returns:
             ``output [T, B, D*P]`` and the states, shaped like ``stored``: with ``"ends"`` exact after each sequence's
@@ -99,7 +99,7 @@ class ExecutableLSTM(BoundLSTM):
         """
         if states == "all" and Trait.CELL_STATES not in self._backend.traits:
             self._decline(
-                "the states after every step", "its cell states are right where sequences end", Trait.CELL_STATES
+                "the states after every step", "its cell states are right only where sequences end", Trait.CELL_STATES
             )
         self._check_memory(x, is_init, stored)
         starts = starts_of(is_init)
@@ -126,7 +126,7 @@ class ExecutableLSTM(BoundLSTM):
         return [State(h, c) for h, c in zip(*stored, strict=True)]
 
     def zero_state(self, shape: tuple[int, ...], like: Tensor) -> State:
-        """``State([L*D, *shape, P], [L*D, *shape, H])`` of zeros, with ``like``'s dtype and device."""
+        """A zero ``State([L*D, *shape, P], [L*D, *shape, H])`` with the dtype and device of ``like``."""
         spec = self.spec
         return State(
             like.new_zeros(spec.num_states, *shape, spec.output_size),
@@ -136,18 +136,16 @@ class ExecutableLSTM(BoundLSTM):
     def sequences(
         self, x: Tensor, entry: list[State], starts: Tensor, every_end: bool = True
     ) -> tuple[Tensor, list[State]]:
-        """Run over rows of sequences, each from its own stored state: what :class:`LSTMModule` stands on.
-
-        Nothing is checked here.
+        """Run over rows of sequences, each from its own stored state, for :class:`LSTMModule`. Nothing is checked here.
 
         Args:
             x: ``[T, B, I]``.
             entry: ``L*D`` times ``State([T, B, P], [T, B, H])``, read where ``starts`` is true.
             starts: ``[T, B]`` bool, true at ``t = 0``.
-            every_end: whether the states of every sequence's end are asked for, or the last one's only.
+            every_end: whether to return the states at every sequence's end, or only at the row's end.
 
         Returns:
-            ``output [T, B, D*P]`` and ``L*D`` states: ``[T, B, .]``, right where a sequence ends, or (without
+            ``output [T, B, D*P]`` and ``L*D`` states: ``[T, B, .]``, valid where a sequence ends, or (without
             ``every_end``) ``[B, .]``, those of each row's last sequence.
         """
         run = self._run_layers if every_end else self._run_layers_last
@@ -164,7 +162,7 @@ class ExecutableLSTM(BoundLSTM):
                 return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
 
     def step_batch_first(self, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
-        """One step with the batch first in the state, as in a TensorDict: ``State([B, L*D, P], [B, L*D, H])``."""
+        """One step with a batch-first state, as in a TensorDict: ``State([B, L*D, P], [B, L*D, H])``."""
         if stored is None:
             h, c = self.zero_state((x.shape[0],), x)
             stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
@@ -207,7 +205,7 @@ class ExecutableLSTM(BoundLSTM):
 
 
 def _survey_of(backend: LSTMBackend, every_end: bool) -> SurveyFunction | None:
-    """The survey that every layer function of a call shares, if there is one."""
+    """The survey, if all layer functions of a call share one."""
     layer, forward = backend.layer, backend.layer if every_end else backend.layer_last or backend.layer
     if isinstance(layer, SurveyedLayer) and isinstance(forward, SurveyedLayer) and layer.survey is forward.survey:
         return layer.survey
@@ -215,7 +213,7 @@ def _survey_of(backend: LSTMBackend, every_end: bool) -> SurveyFunction | None:
 
 
 def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:
-    """``L*D`` states as one; ``shared``: the last one's memory is the output's too, so it is copied."""
+    """``L*D`` states as one; ``shared``: the last state shares the output's memory, so it is copied."""
     if len(states) == 1 and not shared:  # a view is enough
         return State(states[0].h.unsqueeze(dim), states[0].c.unsqueeze(dim))
     return State(torch.stack([s.h for s in states], dim), torch.stack([s.c for s in states], dim))

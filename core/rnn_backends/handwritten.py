@@ -1,9 +1,9 @@
-"""A hand-written layer as a layer function of the contract: the shortest way to its kernel that is right.
+"""A hand-written layer as a layer function of the contract, with the shortest correct path to its kernel.
 
-A call takes one of three ways. Plain tensors (``plain.py``) go straight to the kernel, with one autograd node if there
+A call takes one of three paths. Plain tensors (``plain.py``) go straight to the kernel, with one autograd node if there
 are gradients. Under ``torch.func`` a call is an ``autograd.Function`` with a rule for ``vmap``, because ``torch.func``
-takes no operator's gradient; below the transforms it comes here again. Everything else goes through the dispatcher.
-``compile``, ``cpp`` and ``triton`` are made of these.
+does not differentiate an operator; below the transforms the call chooses its path again. Everything else goes through
+the dispatcher. ``compile``, ``cpp`` and ``triton`` use these layers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def make_layer(
     devices: tuple[str, ...],
     checks_memory: bool = False,
 ) -> Layer:
-    """A backend's layer from its kernel: see :class:`Kernel` for the arguments, ``name`` is the backend's."""
+    """Register a backend's kernel and return its layer. ``name`` is the backend's; :class:`Kernel` has the others."""
     KERNELS[name] = Kernel(forward, backward, gates_of, devices, checks_memory)
     return Layer(name, KERNELS[name])
 
@@ -42,7 +42,7 @@ class Layer:
     """One backend's layer over time: a :data:`rnn_backends.LayerFunction`.
 
     Args:
-        name: the backend's.
+        name: the backend's name.
         kernel: its forward and backward pass.
     """
 
@@ -51,13 +51,13 @@ class Layer:
 
     def __call__(self, weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         """Run over ``x [T, B, I]`` from ``entry State([T, B, P], [T, B, H])`` where ``starts [T, B]``."""
-        if torch.onnx.is_in_onnx_export():  # a graph of torch's operators alone is what ONNX can hold
+        if torch.onnx.is_in_onnx_export():  # an ONNX graph can hold torch's own operators only
             return unroll(weights, x, entry, starts)
         w_ih, w_hh, bias, b_hh, w_hr = weights
         if bias is not None and b_hh is not None:
             if not torch.compiler.is_compiling():
                 check_kinds(self.name, (bias, b_hh))
-            bias = bias + b_hh  # the operator takes the sum: autograd gives both their gradient
+            bias = bias + b_hh  # the operator takes the sum; autograd passes the gradient to both
         read = (x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts)
         if torch.compiler.is_compiling():
             h, c, _ = operators.layer(self.name, *read, wants_gradient(read))
@@ -67,25 +67,25 @@ class Layer:
 
 
 def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a layer by the shortest way that is right for these tensors.
+    """Run a layer by the shortest correct path for these tensors.
 
     Args:
-        name: the backend's.
+        name: the backend's name.
         kernel: its kernel.
-        read: as in :class:`Arguments`.
-        keep: keep what the gradient needs, even where none of these tensors wants one: a transform further up does.
+        read: the fields of :class:`Arguments`.
+        keep: return the gates even if none of these tensors requires a gradient, because an outer transform needs one.
     """
     if is_plain(read, kernel.devices):
         if wants_gradient(read):
             return _Plain.apply(kernel, name, *read)  # type: ignore[no-any-return]
         return kernel.run(read, keep)
     check_kinds(name, read)
-    if _torch.is_jit_traced():  # without gradients too: torch.jit.trace checks its graph by one that it records so
+    if _torch.is_jit_traced():  # torch.jit.trace checks its graph against one recorded without gradients
         keep = keep or _torch.any_requires_grad(*read)
     if _torch.in_transform():
         levels = _torch.transform_levels()
         keep = keep or levels is None or not levels.isdisjoint({"Grad", "Jvp"})
-        if levels is not None and "Functionalize" in levels:  # it has no rule for an autograd.Function
+        if levels is not None and "Functionalize" in levels:  # functionalize has no rule for an autograd.Function
             _check_functionalized(name, levels, read)
         else:
             return _Transformed.apply(name, keep, *read)  # type: ignore[no-any-return]
@@ -93,10 +93,10 @@ def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[T
 
 
 def run_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tensor, ...]:
-    """The gradients, likewise by the shortest way; ``read`` as ``layer_backward`` has it.
+    """Run a layer's backward pass by the shortest correct path; ``read``: the arguments of ``layer_backward``.
 
     Returns:
-        One for each input of the layer; where there is none, an empty tensor.
+        A gradient for each input of the layer, an empty tensor for an absent one.
     """
     if is_plain(read[:12], kernel.devices):
         if wants_gradient(read[:12]):
@@ -109,14 +109,14 @@ def run_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tensor
 
 
 def _check_functionalized(name: str, levels: set[str], read: Sequence[Any]) -> None:
-    """Decline a derivative by ``torch.func`` within or around ``functionalize``: torch knows only an operator's own."""
+    """Reject a derivative by ``torch.func`` within or around ``functionalize``, which leaves only the operator."""
     if not levels.isdisjoint({"Grad", "Jvp"}) and wants_gradient(read):
-        reason = "torch.func takes no gradient of an operator that is written in Python"
+        reason = "torch.func does not differentiate an operator that is written in Python"
         raise UnsupportedError(name, "functionalize together with a gradient of torch.func", reason, OTHERS)
 
 
 def _dispatched(name: str, operator: Any, read: Sequence[Any]) -> Any:
-    """Call through torch's dispatcher; where it has no rule for these tensors, raise an error with a reason."""
+    """Call an operator through torch's dispatcher; raise an error with a reason if it has no rule for the tensors."""
     try:
         return operator(name, *read)
     except UnsupportedError:
@@ -127,7 +127,7 @@ def _dispatched(name: str, operator: Any, read: Sequence[Any]) -> Any:
 
 
 class _Plain(torch.autograd.Function):
-    """Of plain tensors. Not in the form that ``torch.func`` takes, which costs 60 us for an inspection."""
+    """The layer over plain tensors. ``torch.func`` does not accept this form; the one it accepts costs 60 us more."""
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, name: str, *read: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,7 +143,7 @@ class _Plain(torch.autograd.Function):
 
 
 class _PlainBackward(torch.autograd.Function):
-    """With ``create_graph``."""
+    """The backward pass with ``create_graph=True``."""
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, name: str, *read: Any) -> tuple[Tensor, ...]:
@@ -156,7 +156,7 @@ class _PlainBackward(torch.autograd.Function):
 
 
 class _Below(torch.autograd.Function):
-    """As ``torch.func`` accepts it. Below the last transform ``apply`` chooses anew between the other ways."""
+    """The form that ``torch.func`` accepts. Below the last transform ``apply`` chooses between the other paths."""
 
     @classmethod
     def apply(cls, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Hand-written kernels by the name of their backend: what :func:`rnn_backends.authoring.make_layer` registers."""
+"""The hand-written kernels that :func:`rnn_backends.authoring.make_layer` registered, by their backend's name."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Kernel(NamedTuple):
     """A backend's hand-written layer.
 
     Attributes:
-        forward: the forward pass, over tensors with memory, of sizes that fit.
-        backward: the backward pass, over the same.
-        gates_of: the gates' shape behind ``[T, B]``, from ``H`` and the dtype.
-        devices: the types of device that it runs on.
-        checks_memory: whether it raises by itself where memory that it would read is not there.
+        forward: the forward pass. Its tensors have memory and their sizes fit.
+        backward: the backward pass, likewise.
+        gates_of: ``gates_of(H, dtype)``: the gates' shape after ``[T, B]``.
+        devices: the device types that it runs on.
+        checks_memory: whether it raises by itself if a storage is too small.
     """
 
     forward: Forward
@@ -37,11 +37,11 @@ class Kernel(NamedTuple):
     checks_memory: bool = False
 
     def run(self, read: Sequence[Any], keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The forward pass over memory."""
+        """Check the arguments and run the forward pass."""
         return self.forward(Arguments(*read).checked(memory=not self.checks_memory), keep)
 
     def run_backward(self, name: str, read: Sequence[Any]) -> list[Tensor | None]:
-        """The backward pass over memory; ``read`` as ``layer_backward`` has it."""
+        """Check the arguments and run the backward pass; ``read``: the arguments of ``layer_backward``."""
         grad_h, grad_c, x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, h, c, gates, needs = read
         memory = not self.checks_memory
         given = Arguments(x, w_ih, w_hh, None, w_hr, entry_h, entry_c, starts).checked(memory)
@@ -49,7 +49,7 @@ class Kernel(NamedTuple):
             raise UnsupportedError(
                 name,
                 "a backward pass here",
-                "the forward pass kept nothing for it, because it was traced or exported without gradients: trace it "
+                "the forward pass saved nothing for it, because it was traced or exported without gradients: trace it "
                 "with gradients enabled and parameters that require them",
                 OTHERS,
             )
@@ -60,11 +60,11 @@ class Kernel(NamedTuple):
 
 
 KERNELS: dict[str, Kernel] = {}
-"""The kernels of the backends that are loaded, by the backend's name."""
+"""The kernels of the loaded backends, by the backend's name."""
 
 
 def kernel_named(name: str, device: torch.device) -> Kernel:
-    """A backend's kernel; in a process that has not loaded the backend yet (an exported graph), it is loaded here."""
+    """A backend's kernel. The backend is loaded here if it is not yet, as in a process that runs an exported graph."""
     if name not in KERNELS:
         get_backend(name)
     if name not in KERNELS:

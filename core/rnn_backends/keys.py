@@ -1,4 +1,4 @@
-"""Which TensorDict keys a module reads and writes."""
+"""The TensorDict keys that a module reads and writes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN_OUT: tuple[NestedKey, ...] = (("next", "recurrent_state_h"), ("next", "re
 def read_keys(
     in_key: NestedKey | None, in_keys: Sequence[NestedKey] | None, is_init_key: NestedKey | None
 ) -> list[NestedKey]:
-    """The four keys that are read: value, ``h``, ``c`` and the reset mask.
+    """The four keys that a module reads: value, ``h``, ``c`` and the reset mask.
 
     Args:
         in_key: the value's key; the hidden keys are then TorchRL's defaults.
@@ -23,7 +23,7 @@ def read_keys(
         is_init_key: the reset mask's key; default ``"is_init"``.
 
     Raises:
-        InputError: both or neither of ``in_key`` and ``in_keys``, or their wrong number.
+        InputError: both or neither of ``in_key`` and ``in_keys`` are given, or a wrong number of keys.
     """
     keys = _one_of("in", in_key, in_keys, HIDDEN_IN)
     if len(keys) not in (3, 4):
@@ -35,10 +35,10 @@ def read_keys(
 
 
 def write_keys(out_key: NestedKey | None, out_keys: Sequence[NestedKey] | None) -> list[NestedKey]:
-    """The three keys that are written: output, ``h`` and ``c``.
+    """The three keys that a module writes: output, ``h`` and ``c``.
 
     Raises:
-        InputError: both or neither of ``out_key`` and ``out_keys``, or their wrong number.
+        InputError: both or neither of ``out_key`` and ``out_keys`` are given, or a wrong number of keys.
     """
     keys = _one_of("out", out_key, out_keys, HIDDEN_OUT)
     if len(keys) != 3:
@@ -56,7 +56,7 @@ def check_keys(read: Sequence[NestedKey], written: Sequence[NestedKey]) -> None:
         written: the keys of the output, ``h`` and ``c``.
 
     Raises:
-        InputError: the two keys that collide.
+        InputError: two keys collide; the message names both.
     """
     *values, reset = read
     if reset in values:

@@ -1,4 +1,4 @@
-"""Between a TensorDict's layout and the sequence contract's: keys and shapes, no mathematics.
+"""Conversion between a TensorDict's layout and the time-major one: keys and shapes, no mathematics.
 
 A TensorDict of batch size ``[*batch, T]`` (``[*batch]`` in sequential mode) becomes time-major ``[T, B, .]`` with
 ``B`` the product of ``batch``, and back. Nothing is written before everything is checked.
@@ -23,7 +23,7 @@ from .plain import check_memory
 
 
 class Inputs(NamedTuple):
-    """What was read: ``x [*batch, I]``, ``is_init [*batch]``, and ``h [*batch, L*D, P]``, ``c`` if present."""
+    """The entries: ``x [*batch, I]``, ``is_init [*batch]``, and the states ``h [*batch, L*D, P]``, ``c`` if present."""
 
     x: Tensor
     is_init: Tensor
@@ -35,12 +35,12 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], lstm: LSTM) -> Inputs:
 
     Args:
         td: batch size ``[*batch]``.
-        keys: of the value, ``h``, ``c`` and the reset mask.
-        lstm: whose options, dtype and device they have to fit.
+        keys: the keys of the value, ``h``, ``c`` and the reset mask.
+        lstm: the LSTM; the entries have to fit its options, dtype and device.
 
     Raises:
-        MissingKeyError: the value or the reset mask is not there.
-        InputError: a shape, dtype or device does not fit, or one hidden key of two is missing.
+        MissingKeyError: the value or the reset mask is missing.
+        InputError: a shape, dtype or device does not fit, or only one of the two hidden states is present.
     """
     x, h, c, is_init = [td.get(key, None) for key in keys]
     spec, weight = lstm.spec, lstm.weight_named("weight_ih_l0")
@@ -69,8 +69,8 @@ def _checked(td: TensorDictBase, keys: Sequence[NestedKey], entries: Sequence[An
     if is_init.device != weight.device:
         raise InputError(f"{keys[3]!r} is on {is_init.device}, the weights on {weight.device}: move one of them")
     if is_init.shape not in (batch, (*batch, 1)):
-        came = tuple(is_init.shape)
-        raise InputError(f"{keys[3]!r} must have the batch shape {batch} or {(*batch, 1)}, got {came}")
+        actual = tuple(is_init.shape)
+        raise InputError(f"{keys[3]!r} must have the batch shape {batch} or {(*batch, 1)}, got {actual}")
     if (h is None) != (c is None):
         there, gone = (keys[2], keys[1]) if h is None else (keys[1], keys[2])
         raise InputError(f"{there!r} is in the TensorDict and {gone!r} is not: give both hidden states or none")
@@ -83,7 +83,7 @@ def _checked(td: TensorDictBase, keys: Sequence[NestedKey], entries: Sequence[An
 
 
 def check_writable(td: TensorDictBase, keys: Sequence[NestedKey]) -> None:
-    """Raise before any work is done if the results could not be written."""
+    """Raise :class:`InputError`, before any computation, if the results cannot be written."""
     if td.is_locked and any(td.get(key, None) is None for key in keys):
         raise InputError(f"the TensorDict is locked and lacks some of {list(keys)}: unlock it, or pass tensordict_out=")
     checked: set[tuple[str, ...]] = set()
@@ -105,7 +105,7 @@ def check_writable(td: TensorDictBase, keys: Sequence[NestedKey]) -> None:
 
 
 def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase:
-    """Set the results; in place where the TensorDict is locked."""
+    """Set the results, in place if the TensorDict is locked."""
     if not td.is_locked:
         if is_tensorclass(td):
             _check_fields(td, values)
@@ -115,20 +115,20 @@ def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase
     for key, value in values.items():
         there = td.get(key)
         if there.shape != value.shape or there.dtype != value.dtype:
-            came, fits = (f"{tuple(v.shape)} {v.dtype}" for v in (there, value))
-            raise InputError(f"the TensorDict is locked, and its {key!r} is {came} where the result is {fits}")
+            actual, expected = (f"{tuple(v.shape)} {v.dtype}" for v in (there, value))
+            raise InputError(f"the TensorDict is locked, and its {key!r} is {actual} where the result is {expected}")
     for key, value in values.items():
         td.set_(key, value)
     return td
 
 
 def _check_fields(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> None:
-    """Raise where a tensorclass cannot hold a result, found on a shallow copy: a field is missing, or ``None``."""
+    """Raise if a tensorclass cannot hold a result (a field is missing or ``None``), by a try on a shallow copy."""
     trial = td.clone(recurse=False)
     for key, value in values.items():
         try:
             trial.set(key, value)
-        except Exception as error:  # tensordict raises what it meets: AttributeError, TypeError, KeyError
+        except Exception as error:  # tensordict raises AttributeError, TypeError or KeyError
             raise InputError(
                 f"the result {key!r} cannot be written into {type(td).__name__} ({error}): give it this field, and a "
                 "TensorDict in each field that results are nested in, or pass tensordict_out="
@@ -157,7 +157,7 @@ def unfold_time(value: Tensor, batch: Sequence[int]) -> Tensor:
 def fold_step(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
     """``[*batch, .]`` -> ``x [B, I]``, ``is_init [B]``, stored states ``[B, L*D, .]``."""
     x, is_init, stored = inputs
-    if is_init.ndim == 1:  # one batch dimension, the usual case when acting, is as it should be
+    if is_init.ndim == 1:  # one batch dimension, the usual case when acting, needs no reshape
         return inputs
     _check_memory(inputs)
     B = is_init.numel()
@@ -174,7 +174,7 @@ def unfold_step(value: Tensor, batch: Sequence[int]) -> Tensor:
 
 
 def _are_usual(x: Any, h: Any, c: Any, is_init: Any, batch: tuple[int, ...], spec: LSTMSpec, weight: Tensor) -> bool:
-    """Whether nothing more has to be asked about the entries: the usual case, in a third of the time."""
+    """Whether all entries are present and fit: a shorter check for the usual case, in a third of the time."""
     dtype, device, K = weight.dtype, weight.device, spec.num_states
     return (
         _is_usual(x, (*batch, spec.input_size), dtype, device)
@@ -196,12 +196,12 @@ def _is_usual(value: Any, shape: tuple[int, ...], dtype: torch.dtype, device: to
 
 
 def _check_like(key: NestedKey, value: Tensor, weight: Tensor, lstm: LSTM) -> None:
-    if value.dtype != weight.dtype or value.device != weight.device:  # words only where they are needed
+    if value.dtype != weight.dtype or value.device != weight.device:  # formats the key only for an error
         check_like(repr(key), value, weight, lstm.autocast_dtype() is not None)
 
 
 def _check_memory(inputs: Inputs) -> None:
-    """Before a reshape may copy: torch does not look whether the memory is there."""
+    """Check the memory before a reshape that may copy: torch does not check it."""
     h, c = (None, None) if inputs.stored is None else inputs.stored
     check_memory((("input", inputs.x), ("is_init", inputs.is_init), ("hidden state", h), ("cell state", c)))
 
@@ -209,7 +209,7 @@ def _check_memory(inputs: Inputs) -> None:
 def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"{key!r} must be a tensor, got {type(value).__name__}")
-    if value.is_nested or value.layout is not torch.strided:  # words only where they are needed
+    if value.is_nested or value.layout is not torch.strided:  # formats the key only for an error
         check_dense(repr(key), value)
     if value.shape != shape:
         raise InputError(f"{key!r} must have shape {words} = {shape}, got {tuple(value.shape)}")

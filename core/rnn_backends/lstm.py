@@ -17,13 +17,13 @@ from .weights import spec_of
 
 States = tuple[Tensor, Tensor]
 Form = Literal["row", "step", "sequences", "all_states", "output"]
-"""How :meth:`LSTM.forward` is called: by a user, or by a module around it."""
+"""The form of a call of :meth:`LSTM.forward`: ``"row"`` by a user, the others by a module around the LSTM."""
 _STATES: dict[Form, Literal["ends", "all"] | None] = {"sequences": "ends", "all_states": "all", "output": None}
-"""The states that :meth:`LSTM.replay` returns, by form."""
+"""The argument ``states`` of :meth:`LSTM.replay`, by form."""
 
 
 class LSTM(ExecutableLSTM):
-    """A drop-in for :class:`torch.nn.LSTM` that runs on a backend of your choice and knows resets.
+    """A drop-in replacement for :class:`torch.nn.LSTM`, with a choice of backends and with resets.
 
     Parameters, their names, shapes, seeded initial values and ``state_dict`` are torch.nn.LSTM's.
 
@@ -45,8 +45,8 @@ class LSTM(ExecutableLSTM):
 
     Raises:
         UnknownBackendError: no backend of that name is installed.
-        UnsupportedError: the named backend declines these options, device or dtype; the message has its reason. Of an
-            LSTM on the meta device it is asked at the first call, about the weights that have arrived by then.
+        UnsupportedError: the named backend does not support these options, device or dtype; the message has its
+            reason. An LSTM on the meta device raises it at the first call, for the weights that it then has.
 
     Examples:
         >>> import torch
@@ -120,12 +120,12 @@ class LSTM(ExecutableLSTM):
 
         Raises:
             UnknownBackendError: no backend of that name is installed.
-            UnsupportedError: it declines this LSTM.
+            UnsupportedError: the backend does not support this LSTM.
         """
         weight = self.weight_ih_l0
         backend = resolve(lstm_backend, spec_of(self), weight.device, weight.dtype)
         new = type(self).__new__(type(self))
-        new.share(self)  # the registries themselves are shared, also for later changes
+        new.share(self)  # the registries themselves are shared, so later changes are too
         new._bind(backend)
         return new
 
@@ -134,7 +134,7 @@ class LSTM(ExecutableLSTM):
     ) -> tuple[Tensor, States]:
         """Run over time.
 
-        Hooks on an LSTM see these arguments (``form`` among the keyword arguments) and returns in every form.
+        Hooks on an LSTM get these arguments (``form`` as a keyword) and this result, for every form.
 
         Args:
             input: ``[T, B, I]``, ``[B, T, I]`` with ``batch_first``, or ``[T, I]``.
@@ -143,18 +143,18 @@ class LSTM(ExecutableLSTM):
             is_init: ``[T, B]``, ``[B, T]`` with ``batch_first``, or ``[T]``, bool, with or without a trailing 1:
                 true where a new sequence starts. It starts from zeros, also at ``t = 0``, so a row may be cut
                 anywhere and its state carried over.
-            form: what the arguments are. ``"row"``: as above. The others are how modules around an LSTM call it, with
-                nothing checked but the weights. ``"step"``: those of :meth:`step_batch_first`. ``"sequences"``,
-                ``"all_states"`` and ``"output"``: those of :meth:`replay`, with ``hx`` as ``stored`` and ``states`` as
-                ``"ends"``, ``"all"`` and ``None``.
+            form: the meaning of the arguments. ``"row"``: as above. Modules around an LSTM use the other forms, in
+                which only the weights are checked. ``"step"``: the arguments of :meth:`step_batch_first`.
+                ``"sequences"``, ``"all_states"`` and ``"output"``: the arguments of :meth:`replay`, with ``hx`` as
+                ``stored`` and ``states`` as ``"ends"``, ``"all"`` and ``None``.
 
         Returns:
             ``output [T, B, D*P]`` (batch and time as in the input) and ``(h_n, c_n)``, shaped like ``hx``: the
-            state after the last step. For the reverse direction, of the row's last sequence.
+            state after the last step. The reverse direction's is that of the row's last sequence.
 
         Raises:
             InputError: a shape, dtype or device does not fit.
-            UnsupportedError: the backend declines the current device or dtype, or being vmapped.
+            UnsupportedError: the backend does not support the current device or dtype, or ``torch.vmap``.
         """
         if self._chosen_on_meta:
             self._choose_anew()
@@ -186,7 +186,7 @@ class LSTM(ExecutableLSTM):
         return output, (state.h, state.c)
 
     def _run(self, x: Tensor, hx: States | None, is_init: Tensor | None, form: Form) -> Any:
-        stored = hx if hx is None or isinstance(hx, State) else State(*hx)  # a pre-hook may have made it a tuple
+        stored = hx if hx is None or isinstance(hx, State) else State(*hx)  # a forward pre-hook may return a tuple
         if form == "step":
             return self.step_batch_first(x, stored, is_init)
         if is_init is None or form not in _STATES:
@@ -208,12 +208,12 @@ class LSTM(ExecutableLSTM):
         return state if batch else State(state.h.unsqueeze(1), state.c.unsqueeze(1))
 
     def step(self, x: Tensor, state: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
-        """One time step, for acting. Nothing is checked here but that input and state are dense.
+        """One time step, for acting. The only check is that input and state are dense.
 
         Args:
             x: ``[B, I]``.
             state: ``State([L*D, B, P], [L*D, B, H])``; ``None`` for zeros.
-            is_init: ``[B]`` bool: where the incoming state is taken as zero; ``None`` for nowhere.
+            is_init: ``[B]`` bool: true where the incoming state counts as zero; ``None`` for nowhere.
 
         Returns:
             ``output [B, D*P]`` and the next state, shaped like ``state``.
@@ -228,12 +228,12 @@ class LSTM(ExecutableLSTM):
         return output, State(h.transpose(0, 1), c.transpose(0, 1))
 
     def scriptable(self) -> nn.Module:
-        """A module over the same parameters that ``torch.jit.script`` compiles; scripting this one compiles that.
+        """A module with the same parameters for ``torch.jit.script``, which uses it when it scripts this LSTM.
 
         Raises:
             UnsupportedError: the backend does not claim ``Trait.SCRIPT``.
         """
-        from .scripting import ScriptableLSTM  # only torch.jit.script asks for it
+        from .scripting import ScriptableLSTM  # only torch.jit.script needs it
 
         if Trait.SCRIPT not in self._backend.traits:
             self._decline("torch.jit.script", "its layer is not TorchScript", Trait.SCRIPT)
@@ -244,6 +244,6 @@ class LSTM(ExecutableLSTM):
 
 
 def check_is_lstm(value: object) -> None:
-    """Raise :class:`InputError` if this is no LSTM: neither torch.nn's nor one that derives from it, nor ours."""
+    """Raise :class:`InputError` if this is neither a torch.nn.LSTM (or a subclass) nor an rnn_backends.LSTM."""
     if not isinstance(value, nn.RNNBase) or value.mode != "LSTM":
         raise InputError(f"lstm must be a torch.nn.LSTM or rnn_backends.LSTM, got {type(value).__name__}")

@@ -1,4 +1,4 @@
-"""Recurrent or sequential: the context manager that overrides every module's own mode."""
+"""Recurrent and sequential mode: the context manager that overrides every module's own mode."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ Mode = bool | Literal["recurrent", "sequential"] | None
 
 
 class _Entry(NamedTuple):
-    """One context that is open: its mode, and what is around it."""
+    """An open context: its mode and its surroundings."""
 
     mode: bool | None
     torchrl: bool | None
-    """TorchRL's mode when this was entered: another one now means that a context of TorchRL's lies within."""
+    """TorchRL's mode at entry: if it differs now, a context of TorchRL's is open within this one."""
     torchrl_context: Any
-    """TorchRL's own context manager, entered with this one, so that its modules follow."""
+    """TorchRL's own context manager, entered with this one, so that TorchRL's modules follow."""
     outer: _Entry | None
 
 
@@ -46,26 +46,26 @@ _context: ContextVar[_Entry | None] = ContextVar("rnn_backends_recurrent_mode", 
 class _Traced(threading.local):
     """The innermost context that was entered within a trace: Dynamo traces thread-locals, not ``ContextVar.set``.
 
-    Dynamo allows no graph break within a ``with`` statement: where there is one, ``with`` runs as plain Python and uses
-    the ``ContextVar``. So no code but the trace itself ever sees an entry here.
+    Dynamo allows no graph break within a ``with`` statement: a ``with`` statement that has one runs as plain Python and
+    uses the ``ContextVar``. So only the trace itself ever sees an entry here.
     """
 
-    def __init__(self) -> None:  # for each thread: an attribute of the class would break Dynamo's guard
+    def __init__(self) -> None:  # runs in each thread: an attribute of the class would break Dynamo's guard
         self.entry: _Entry | None = None
 
 
 class _Around(NamedTuple):
-    """What is in force around a trace."""
+    """The modes that are set outside of a trace."""
 
     mode: bool | None
     torchrl_in_traces: bool | None
 
 
 class _Outside:
-    """Python that traced code can ask about its surroundings.
+    """Access to the surrounding modes from traced code.
 
-    Dynamo cannot trace ``ContextVar.get``. But it evaluates a property whose getter is a builtin when it traces, and
-    its guards evaluate it again at every call, in the thread and task of that call.
+    Dynamo cannot trace ``ContextVar.get``. But at trace time it evaluates a property with a builtin as its getter, and
+    its guards evaluate the property again at every call, in the thread and task of that call.
     """
 
     __slots__ = ()
@@ -89,10 +89,11 @@ def as_mode(mode: Mode) -> bool | None:
 
 
 class set_recurrent_mode(ContextDecorator):
-    """Context manager and decorator: within it every module runs in this mode, whatever its own is.
+    """Context manager and decorator: within it every module runs in this mode instead of its own.
 
-    Safe across threads and tasks, in compiled code too, nested, and restored after an exception. Where TorchRL is
-    loaded, its context manager of the same name and this one are one: the innermost decides for its modules and ours.
+    It is safe across threads and tasks and in compiled code, can be nested, and restores the mode after an exception.
+    If TorchRL is loaded, this and its context manager of the same name act as one: the innermost sets the mode of
+    TorchRL's modules and of ours.
 
     Args:
         mode: ``True`` or ``"recurrent"``, ``False`` or ``"sequential"``; ``None`` gives each module its own mode back.
@@ -140,7 +141,7 @@ class set_recurrent_mode(ContextDecorator):
         if entry is not None:
             _traced.entry = entry.outer
         else:
-            if torch.compiler.is_compiling():  # it was entered outside of the trace, which cannot set a ContextVar
+            if torch.compiler.is_compiling():  # entered outside of the trace, which cannot set a ContextVar
                 break_the_graph()
             entry = _context.get()
             if entry is None:
@@ -152,7 +153,7 @@ class set_recurrent_mode(ContextDecorator):
 
 @only_inlined
 def recurrent_mode() -> bool | None:
-    """The mode of the innermost context, ours or TorchRL's (its losses set it); ``None`` outside of all."""
+    """The mode of the innermost context, ours or TorchRL's (its losses set one); ``None`` outside of all contexts."""
     if torch.compiler.is_compiling():
         return _traced_mode()
     entry, torchrl = _context.get(), torchrl_recurrent_mode()
@@ -164,7 +165,7 @@ def _decided(entry: _Entry | None, torchrl: bool | None) -> bool | None:
 
 
 def _traced_mode() -> bool | None:
-    """The mode within a trace. What is read is guarded, so each thing is read only where it can matter."""
+    """The mode within a trace. Each read adds a guard, so a value is read only where it can matter."""
     if _traced.entry is not None:
         return _decided(_traced.entry, torchrl_recurrent_mode())
     around: _Around = _outside.around

@@ -1,4 +1,4 @@
-"""``LSTMModule``: an LSTM in a TensorDict pipeline: keys, recurrent mode, resets and zero-padded hidden outputs."""
+"""``LSTMModule``: an LSTM in a TensorDict pipeline, with keys, recurrent mode, resets and zero-padded hidden states."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     In **sequential mode** (the default) it runs one step: where the reset mask is true the incoming state is zero.
     In **recurrent mode** time is the last batch dimension: a sequence starts at ``t = 0`` and wherever the reset mask
     is true, from the state stored at that position (zeros where the hidden keys are absent). The hidden outputs are
-    exactly zero everywhere but at each sequence's last step, where they are exact, so they may be carried over.
+    exactly zero except at each sequence's last step, where they are exact, so they may be carried over.
 
     Args:
         input_size: ``I``, features of the input.
         hidden_size: ``H``, features of the state.
         num_layers: ``L``.
         bias: whether the layers have biases.
-        batch_first: must be ``True``; here for code that passes it by position.
+        batch_first: must be ``True``; it exists for code that passes it by position.
         dropout: between layers, in training.
         proj_size: ``P``, 0 for none.
         bidirectional: whether each layer also runs in reverse over each sequence.
@@ -49,12 +49,13 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         recurrent_backend: TorchRL's name for ``lstm_backend``: a backend's name; ``"pad"`` is ``"cudnn"`` and
             ``"scan"`` is ``"vmap"``.
         recurrent_compute_dtype, recurrent_recompute, recurrent_matmul_precision: TorchRL's options of its own kernels,
-            accepted at their defaults; the error of another value says what to use instead.
+            accepted at their defaults; the error for another value says what to use instead.
 
     Keyword Args:
         in_key: the value's key; the hidden keys are then ``recurrent_state_h`` and ``recurrent_state_c``.
         in_keys: the keys of value, ``h``, ``c`` (and the reset mask). Exclusive with ``in_key``.
-        out_key: the output's key; the hidden keys are then ``("next", "recurrent_state_h")`` and its like.
+        out_key: the output's key; the hidden keys are then ``("next", "recurrent_state_h")`` and
+            ``("next", "recurrent_state_c")``.
         out_keys: the keys of output, ``h``, ``c``. Exclusive with ``out_key``.
         is_init_key: the reset mask's key, nested or not. Default ``"is_init"``.
         device: of the parameters.
@@ -62,7 +63,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         lstm: an LSTM (torch.nn's, TorchRL's or ours, with ``batch_first=True``) to wrap; its parameters are shared.
             Exclusive with the sizes and options.
         lstm_backend: a backend's name, ``"auto"``, or an :class:`~rnn_backends.LSTMBackend`. See :class:`LSTM`.
-        default_recurrent_mode: the module's own mode from the start.
+        default_recurrent_mode: the module's own mode after construction.
         hidden_output: ``"ends"`` (zero padded, as above) or ``"all"``: the state after every step, on backends with
             ``Trait.CELL_STATES``.
 
@@ -73,7 +74,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     Raises:
         InputError: keys, sizes or options do not fit together.
         UnknownBackendError: no backend of that name is installed.
-        UnsupportedError: the backend declines; the message has its reason and names those that can.
+        UnsupportedError: the backend does not support this LSTM; the message has its reason and the backends that do.
 
     Examples:
         >>> import torch
@@ -90,7 +91,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         torch.Size([4, 6, 8])
     """
 
-    _stateless_steps = 0  # steps in the middle of a sequence that found no state, as far as they are counted
+    _stateless_steps = 0  # steps in the middle of a sequence without a stored state; counted up to 2
     DEFAULT_IN_KEYS: ClassVar[list[NestedKey]] = list(HIDDEN_IN)
     DEFAULT_OUT_KEYS: ClassVar[list[NestedKey]] = list(HIDDEN_OUT)
 
@@ -144,7 +145,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
             _check_wrapped(lstm, unused | {"dtype": dtype}, device)
             self.lstm = LSTM.from_torch(lstm, lstm_backend)
             if isinstance(lstm, LSTM):
-                lstm_backend = self.lstm.backend  # it has one: hidden_output="all" must not choose another
+                lstm_backend = self.lstm.backend  # its choice is made: hidden_output="all" must not choose another
         else:
             if not batch_first:
                 raise InputError("LSTMModule needs batch_first=True: a TensorDict's batch comes first")
@@ -172,8 +173,8 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
             raise InputError(f"hidden_output must be 'ends' or 'all', got {self.hidden_output!r}")
         if self.lstm.bidirectional:
             raise InputError(
-                "hidden_output='all' has no meaning when bidirectional: the reverse state at a step is in "
-                "the output there, and belongs to the other end of the sequence"
+                "hidden_output='all' has no meaning when bidirectional: the reverse direction's state at a step comes "
+                "from the end of the sequence, so the next step cannot start from it"
             )
         weight, needs = self.lstm.weight_ih_l0, frozenset({Trait.CELL_STATES})
         self.lstm = self.lstm.with_backend(resolve(request, self.lstm.spec, weight.device, weight.dtype, needs))
@@ -185,13 +186,13 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
 
     @property
     def canonical_keys(self) -> list[NestedKey]:
-        """The keys that it reads and writes: those that :meth:`canonicalize` lays out."""
+        """The keys that this module reads and writes, for :meth:`canonicalize`."""
         return [*self.in_keys, *self.out_keys]
 
     def canonicalize(self, data: TensorDictBase, *, inplace: bool = False) -> TensorDictBase:
-        """``data`` with contiguous memory at the keys that this module reads and writes; the rest stays as it is.
+        """``data`` with contiguous tensors at the keys that this module reads and writes; the rest stays as it is.
 
-        No backend needs it; TorchRL's pipelines call it, and a kernel copies less.
+        No backend needs it. TorchRL's pipelines call it, and it saves a kernel some copies.
 
         Args:
             data: of any batch size; missing keys are left out.
@@ -206,7 +207,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
 
     @property
     def recurrent_mode(self) -> bool:
-        """Whether it runs in recurrent mode now: what :class:`set_recurrent_mode` says, else its own mode."""
+        """Whether the module runs in recurrent mode now: the mode of :class:`set_recurrent_mode`, else its own."""
         override = recurrent_mode()
         return bool(self._recurrent_mode if override is None else override)
 
@@ -215,7 +216,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         raise InputError("recurrent_mode cannot be set: module.set_recurrent_mode(...) returns a copy in that mode")
 
     def set_recurrent_mode(self, mode: Mode = True) -> LSTMModule:
-        """A copy that shares this LSTM and differs in mode only; this module itself if nothing differs.
+        """A copy that shares this LSTM and differs only in mode; the module itself if the mode is the same.
 
         Args:
             mode: ``True`` or ``"recurrent"``, ``False`` or ``"sequential"``.
@@ -231,12 +232,12 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         return new
 
     def make_python_based(self) -> LSTMModule:
-        """TorchRL's name: go over to the ``vmap`` backend, in place."""
+        """TorchRL's name: switch to the ``vmap`` backend, in place."""
         self.lstm = self.with_backend("vmap").lstm
         return self
 
     def make_cudnn_based(self) -> LSTMModule:
-        """TorchRL's name: go over to the ``cudnn`` backend, in place."""
+        """TorchRL's name: switch to the ``cudnn`` backend, in place."""
         self.lstm = self.with_backend("cudnn").lstm
         return self
 
@@ -255,16 +256,16 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
 
         Args:
             tensordict: batch size ``[*batch]``, or ``[*batch, T]`` in recurrent mode. Or the entries themselves, by
-                position in the order of ``in_keys`` or by keyword; then the outputs come back as a tuple.
+                position in the order of ``in_keys`` or by keyword; the outputs are then returned as a tuple.
             args: the other entries.
-            kwargs: the other entries, or ``tensordict_out``: where to write, by default the given TensorDict.
+            kwargs: the other entries, or ``tensordict_out``: the TensorDict to write to, by default the given one.
 
         Returns:
             The TensorDict with ``out_keys`` set.
 
         Raises:
-            MissingKeyError: the value or the reset mask is not there.
-            InputError: a shape, dtype or device does not fit; nothing in the TensorDict has changed then.
+            MissingKeyError: the value or the reset mask is missing.
+            InputError: a shape, dtype or device does not fit; the TensorDict is then unchanged.
         """
         if is_tensor_collection(tensordict):
             return self._forward(tensordict, *args, **kwargs)
@@ -292,7 +293,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         return layout.write(out, {key: values[key] for key in self.out_keys})
 
     def _has_results(self, td: TensorDictBase) -> bool:
-        """What tensordict's ``set_skip_existing`` decorator asks, without its context manager in each step."""
+        """The check of tensordict's ``set_skip_existing`` decorator, without its context manager in each step."""
         there, written = td.keys(True), self.out_keys
         return all(key in there for key in written) and not any(key in written for key in self.in_keys)
 
@@ -302,19 +303,19 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
             self._notice_lost_state(is_init)
         y, state = self.lstm(x, stored, is_init=is_init, form="step")
         state = self._as_stored(state)
-        if read.is_init.ndim == 1:  # the usual case when acting is as it should be
+        if read.is_init.ndim == 1:  # the usual case when acting needs no reshape
             return dict(zip(self._all_out_keys(), (y, *state), strict=True))
         values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *state))
         return dict(zip(self._all_out_keys(), values, strict=True))
 
     def _notice_lost_state(self, is_init: Tensor) -> None:
-        """Warn, once, where steps in the middle of sequences find no state: an environment does not carry it over.
+        """Warn once if steps in the middle of sequences have no state, because the environment does not carry it over.
 
-        A step in which every row starts a sequence needs none. One other may be a trial; two are a policy at work.
+        A step in which every row starts a sequence needs no state. The second other step warns; one may be a trial.
         """
         if type(is_init) is not Tensor or is_init.is_meta:
             return
-        if is_init.is_cuda and torch.cuda.is_current_stream_capturing():  # nothing may be read into a CUDA graph
+        if is_init.is_cuda and torch.cuda.is_current_stream_capturing():  # a CUDA graph capture allows no reads
             return
         if bool(is_init.all()):
             return
@@ -332,7 +333,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     def _over_time(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_time(read)
         batch = read.is_init.shape[:-1]
-        if list(self.out_keys) == list(self._all_out_keys()[:1]):  # select_out_keys: nobody asks for the states
+        if list(self.out_keys) == list(self._all_out_keys()[:1]):  # select_out_keys dropped the states
             y, _ = self.lstm(x, stored, is_init=is_init, form="output")
             return {self.out_keys[0]: layout.unfold_time(y, batch)}
         form: Form = "all_states" if self.hidden_output == "all" else "sequences"
@@ -344,7 +345,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         return all_out_keys(self, self._written_keys)
 
     def _as_stored(self, state: tuple[Tensor, Tensor]) -> State:
-        """Under autocast too, a stored state keeps the weights' dtype from step to step."""
+        """The state in the weights' dtype, so that a stored state keeps it from step to step under autocast too."""
         (h, c), dtype = state, self.lstm.weight_named("weight_ih_l0").dtype
         if h.dtype is dtype and c.dtype is dtype and isinstance(state, State):
             return state
@@ -374,7 +375,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         )
 
     def extra_repr(self) -> str:
-        """Keys and mode."""
+        """The keys and the mode."""
         return f"in_keys={self.in_keys}, out_keys={self.out_keys}, recurrent_mode={self.recurrent_mode}"
 
     __repr__ = nn.Module.__repr__  # TensorDictModuleBase's leaves extra_repr out

@@ -18,9 +18,9 @@ from .mlp import mlp
 class LSTMNet(nn.Module):
     """An embedder for an LSTM preceded by an MLP.
 
-    The forward method returns the hidden states that came in and those that go out, as an environment returns the
-    observation and the next observation. The outgoing ones are zero but at the last step, so that they have the
-    right size to be stored in a TensorDict of size ``[batch, time]``.
+    The forward method returns the incoming and the outgoing hidden states, as an environment returns the observation
+    and the next observation. The outgoing ones are zero except at the last step, so that they have the right size to
+    be stored in a TensorDict of size ``[batch, time]``.
 
     Args:
         out_features: features of the output.
@@ -82,16 +82,16 @@ class LSTMNet(nn.Module):
 
         Args:
             input: ``[F]`` or ``[B, F]``: one step; ``[B, T, F]``: many.
-            hidden0_in: ``h``, ``[K, P]``, ``[B, K, P]`` or ``[B, T, K, P]`` with ``K = L * D``; of many steps only
-                the first is read. Default: zeros.
+            hidden0_in: ``h``, ``[K, P]``, ``[B, K, P]`` or ``[B, T, K, P]`` with ``K = L * D``; over many steps only
+                the first step's is read. Default: zeros.
             hidden1_in: ``c``, likewise with ``H`` in place of ``P``.
 
         Returns:
             ``y [..., out_features]``, ``hidden0_in``, ``hidden1_in``, ``hidden0_out``, ``hidden1_out``: the hidden
-            outputs are shaped like the inputs and zero but at the last step.
+            outputs are shaped like the inputs and zero except at the last step.
 
         Raises:
-            InputError: one hidden state of two, or a shape that does not fit.
+            InputError: only one hidden state is given, or a shape does not fit.
         """
         if input.ndim not in (1, 2, 3):
             raise InputError(f"input must be [F], [B, F] or [B, T, F], got shape {tuple(input.shape)}")

@@ -1,9 +1,9 @@
-"""A row of one step with gradients: how clients that act and learn step by step call an LSTM.
+"""A row of one step with gradients, for clients that call an LSTM one step at a time.
 
-Stable-Baselines3 and CleanRL call ``LSTM.forward`` with ``T = 1``, forward and backward. In a general row Python takes
-most of the time, more than nn.LSTM takes in all at ``H = 64``. Here plain tensors beside such weights go to the kernel
-with one autograd node, which resets and copies the state too. For all else the answer is ``None``, and the general row
-serves, or raises: nothing is refused here.
+Stable-Baselines3 and CleanRL call ``LSTM.forward`` with ``T = 1``, forward and backward. In a general row most of the
+time is spent in Python, more than nn.LSTM takes in total at ``H = 64``. Here plain tensors and weights go to the kernel
+with one autograd node, which also resets and copies the state. For all other calls the result is ``None``, and the
+general row runs or raises: no error is raised here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ States = tuple[Tensor, Tensor]
 
 
 class RowRead(NamedTuple):
-    """What the backward pass of a row of one step reads."""
+    """The tensors that the backward pass of a row of one step reads."""
 
     x: Tensor  # [1, B, I]
     w_ih: Tensor  # [4H, I]
@@ -36,15 +36,15 @@ class RowRead(NamedTuple):
     is_init: Tensor | None  # [1, B] bool
     h: Tensor  # [1, B, P]
     c: Tensor  # [1, B, H]
-    gates: Tensor  # [1, B, ...], as the layer keeps them
+    gates: Tensor  # [1, B, ...], as the layer saves them
 
 
 RowForward = Callable[[WeightInfo, Tensor, Tensor, Tensor, Tensor | None, bool], tuple[Tensor, Tensor, Tensor] | None]
 """``forward(info, x [1, B, I], h [1, B, P], c [1, B, H], is_init [1, B] bool or None, keep) -> h, c, gates``, over
 memory of sizes that fit; the state counts as zero where ``is_init`` is true. Without ``keep`` the gates may be any
-tensor. ``None`` where it is not for these tensors."""
+tensor. ``None`` if it does not support these tensors."""
 RowBackward = Callable[[RowRead, Tensor | None, Tensor | None, Needs], Sequence[Tensor | None] | None]
-"""``backward(read, grad_h, grad_c, needs)``: the gradients in the order of :class:`Needs`, or ``None`` likewise."""
+"""``backward(read, grad_h, grad_c, needs)``: the gradients in the order of :class:`Needs`; ``None`` likewise."""
 
 
 class _Row(NamedTuple):
@@ -55,21 +55,21 @@ class _Row(NamedTuple):
 
 
 class _NotHereError(Exception):
-    """The kernel declines these tensors within an autograd node."""
+    """The kernel does not support these tensors; raised within an autograd node."""
 
 
 def with_one_step(
     function: LayerFunction, layer: Layer, forward: RowForward, backward: RowBackward, devices: tuple[str, ...]
 ) -> SteppedLayer:
-    """A layer function with a shorter way for a row of one step.
+    """A layer function with a shorter path for a row of one step.
 
     Args:
-        function: what runs everything else.
-        layer: from :func:`~.handwritten.make_layer`; its backward pass takes over where ``backward`` may not run, so it
-            must read the gates that ``forward`` keeps.
+        function: the layer function for all other calls.
+        layer: from :func:`~.handwritten.make_layer`; its backward pass runs where ``backward`` cannot, so it must be
+            able to read the gates that ``forward`` saves.
         forward: the forward pass.
         backward: the backward pass.
-        devices: the types of device whose memory they read.
+        devices: the device types that both passes read.
     """
     made = _Row(layer, forward, backward, devices)
 
@@ -125,7 +125,7 @@ def _fit(info: WeightInfo, x: Tensor, h: Tensor, c: Tensor, is_init: Tensor | No
 
 
 class _OneStep(torch.autograd.Function):
-    """Of plain tensors. Not in the form that ``torch.func`` takes, which costs 60 us for an inspection."""
+    """The step over plain tensors. ``torch.func`` does not accept this form; the one it accepts costs 60 us more."""
 
     @staticmethod
     def forward(
@@ -145,7 +145,7 @@ class _OneStep(torch.autograd.Function):
         ctx.made = made
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weights[0], weights[1], weights[4], h, c, is_init, output, c_after, gates)
-        return output, output.clone(), c_after  # the state's memory is its own
+        return output, output.clone(), c_after  # output and state must not share memory
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -156,19 +156,19 @@ class _OneStep(torch.autograd.Function):
             grad_h = grad_h + grad_h_after
         if grad_h is None and grad_c is None:
             return (None,) * 11
-        made, read, asked = ctx.made, RowRead(*ctx.saved_tensors), ctx.needs_input_grad
-        needs = Needs(asked[3], asked[6], asked[7], asked[8] or asked[9], asked[10], asked[4], asked[5])
+        made, read, needed = ctx.made, RowRead(*ctx.saved_tensors), ctx.needs_input_grad
+        needs = Needs(needed[3], needed[6], needed[7], needed[8] or needed[9], needed[10], needed[4], needed[5])
         found = None
         if not torch.is_grad_enabled() and _are_as_kept(read, grad_h, grad_c, made.devices):
             found = made.backward(read, grad_h, grad_c, needs)
         if found is None:
             found = _general_backward(made.layer, read, grad_h, grad_c, needs)
         x, w_ih, w_hh, bias, w_hr, h, c = found
-        return None, None, None, x, h, c, w_ih, w_hh, bias if asked[8] else None, bias if asked[9] else None, w_hr
+        return None, None, None, x, h, c, w_ih, w_hh, bias if needed[8] else None, bias if needed[9] else None, w_hr
 
 
 def _are_as_kept(read: RowRead, grad_h: Tensor | None, grad_c: Tensor | None, devices: tuple[str, ...]) -> bool:
-    """Whether the tensors are plain and fit together still: hooks and ``p.data = ...`` may have changed them."""
+    """Whether the tensors are still plain and fit together: hooks and ``p.data = ...`` may have changed them."""
     if not is_plain((grad_h, grad_c, *read), devices):
         return False
     x, w_ih, w_hh, w_hr, h, c, is_init, h_after, c_after, gates = read
@@ -188,7 +188,7 @@ def _are_as_kept(read: RowRead, grad_h: Tensor | None, grad_c: Tensor | None, de
 def _general_backward(
     layer: Layer, read: RowRead, grad_h: Tensor | None, grad_c: Tensor | None, needs: Needs
 ) -> Sequence[Tensor | None]:
-    """By the layer's own backward pass, which is recorded with ``create_graph``, and knows every kind of tensor."""
+    """The layer's own backward pass, which supports ``create_graph=True`` and every kind of tensor."""
     x, w_ih, w_hh, w_hr, h, c, is_init, h_after, c_after, gates = read
     reset = None if is_init is None else is_init.unsqueeze(-1)
     if reset is not None:
@@ -196,7 +196,7 @@ def _general_backward(
     starts = x.new_ones(1, x.shape[1], dtype=torch.bool)
     after = (h_after, c_after, gates, list(needs))
     found = run_backward(layer.name, layer.kernel, (grad_h, grad_c, x, w_ih, w_hh, w_hr, h, c, starts, *after))
-    asked = [v if need else None for v, need in zip(found, needs, strict=True)]
+    grads = [v if need else None for v, need in zip(found, needs, strict=True)]
     if reset is not None:
-        asked[5:] = [None if v is None else torch.where(reset, 0, v) for v in asked[5:]]
-    return asked
+        grads[5:] = [None if v is None else torch.where(reset, 0, v) for v in grads[5:]]
+    return grads

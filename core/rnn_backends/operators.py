@@ -1,7 +1,7 @@
-"""The registered operators of hand-written layers, with shapes, gradients and a batching rule that torch knows.
+"""The registered operators of hand-written layers, with their shapes, gradients and batching rules.
 
-``rnn_backends::layer`` and ``rnn_backends::layer_backward`` serve every such backend; their first argument is its name,
-and it is loaded when the operator first runs. The gradient of the second is not written: asking for it raises.
+``rnn_backends::layer`` and ``rnn_backends::layer_backward`` serve every such backend. Their first argument is its name,
+and the first call loads it. The second operator has no gradient: differentiating it raises an error.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ENTRY = "Tensor? w_hr, Tensor entry_h, Tensor entry_c, Tensor starts, "
 
 
 def _unwrapped(read: Sequence[Any]) -> list[Any]:
-    """What the dispatcher gives to a kernel has memory; a subclass with memory is seen as the tensor that it is."""
+    """The dispatcher's arguments, which have memory, with subclasses turned into plain tensors."""
     return [v.as_subclass(Tensor) if isinstance(v, Tensor) and type(v) is not Tensor else v for v in read]
 
 
@@ -85,7 +85,7 @@ def _operator_second_gradient(ctx: Any, *grads: Tensor | None) -> NoReturn:
 
 
 layer, layer_backward = torch.ops.rnn_backends.layer, torch.ops.rnn_backends.layer_backward
-"""The operators as torch's dispatcher has them."""
+"""The operators in torch's dispatcher."""
 
 
 _layer.register_autograd(_operator_gradient, setup_context=_setup)
@@ -106,7 +106,7 @@ Shape = Sequence[int]
 
 
 def _products(x: Shape, w_ih: Shape, w_hh: Shape, w_hr: Shape | None) -> int:
-    """Floating-point operations of the matrix products of a layer: two for each number of each weight, step and row."""
+    """Floating-point operations in a layer's matrix products: two for each element of a weight, each step and row."""
     weights = w_ih[0] * w_ih[1] + w_hh[0] * w_hh[1] + (w_hr[0] * w_hr[1] if w_hr is not None else 0)
     return 2 * x[0] * x[1] * weights
 
@@ -115,7 +115,7 @@ def _products(x: Shape, w_ih: Shape, w_hh: Shape, w_hr: Shape | None) -> int:
 def _layer_flops(
     backend: str, x: Shape, w_ih: Shape, w_hh: Shape, bias: Shape | None, w_hr: Shape | None, *_: Any, **__: Any
 ) -> int:
-    """For ``torch.utils.flop_counter``, which counts zero for an operator that it does not know."""
+    """For ``torch.utils.flop_counter``, which counts zero for an operator without a formula."""
     return _products(x, w_ih, w_hh, w_hr)
 
 
@@ -123,5 +123,5 @@ def _layer_flops(
 def _layer_backward_flops(
     backend: str, h: Shape, c: Shape, x: Shape, w_ih: Shape, w_hh: Shape, w_hr: Shape | None, *_: Any, **__: Any
 ) -> int:
-    """Each product has a gradient of either factor."""
+    """Each product has a gradient with respect to either factor."""
     return 2 * _products(x, w_ih, w_hh, w_hr)

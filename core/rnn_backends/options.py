@@ -1,7 +1,7 @@
-"""Options as attributes: which of them may be assigned after construction, and what an assignment does.
+"""Options as attributes: which of them may be assigned after construction, and the effect of an assignment.
 
-A module reads them from its ``__dict__`` as it does all others, at no cost: only assignment and deletion pass here.
-Copies, pickles and ``__setstate__`` write into ``__dict__``.
+Only assignment and deletion call this code: a module reads an option from its ``__dict__`` like any attribute, at no
+cost. Copies, pickles and ``__setstate__`` write into ``__dict__``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class Option:
     """A descriptor without ``__get__``: Python then reads the object's own ``__dict__``.
 
     Args:
-        name: of the attribute.
-        accept: ``accept(object, value)`` gives the value to keep, or raises. It is not called for the first assignment,
-            which is the constructor's.
+        name: the attribute's name.
+        accept: ``accept(object, value)`` returns the value to store, or raises. It is not called for the first
+            assignment, by the constructor.
     """
 
     def __init__(self, name: str, accept: Callable[[Any, Any], Any]) -> None:
@@ -33,12 +33,12 @@ class Option:
 
 
 def fix_options(kind: type, names: Sequence[str], reason: str) -> None:
-    """Make it an error to give these attributes another value after construction.
+    """Make it an error to assign another value to these attributes after construction.
 
     Args:
         kind: a class.
-        names: of its attributes.
-        reason: why, and what to do.
+        names: the names of its attributes.
+        reason: the reason and what to do, for the error.
     """
     for name in names:
         setattr(kind, name, Option(name, _keeper(name, reason)))

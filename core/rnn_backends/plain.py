@@ -1,8 +1,8 @@
-"""What is plain: the one place that says when a kernel may have a tensor's memory past torch's dispatcher.
+"""Plain tensors: the one place that decides when a kernel may read a tensor's memory without torch's dispatcher.
 
-A tensor may be anything: fake, a wrapper around others, batched, negated lazily, without memory. torch's dispatcher
-knows what to do with each of them, and costs tens of microseconds for an operator that is written in Python. The short
-way around it is for tensors about which nothing is left to know.
+A tensor may be fake, batched, lazily negated, without memory, or a wrapper around others. torch's dispatcher handles
+each of them, and costs tens of microseconds for an operator that is written in Python. Only a tensor that is none of
+these may bypass it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from .errors import InputError, UnsupportedError
 EXACT = (Tensor, torch.nn.Parameter)
 is_plain_eager = _torch.is_plain_eager
 OTHERS = ["vmap"]
-"""Backends made of torch's own operators, to name where a kernel declines a kind of tensor."""
+"""Backends made of torch's own operators: the alternatives that a kernel's error about a kind of tensor names."""
 
 
 def is_plain(values: Iterable[Tensor | None], devices: Iterable[str] = ("cpu",)) -> bool:
-    """Whether these are tensors with memory and nothing else to them, and nobody watches or records.
+    """Whether all of these are plain tensors and torch is in plain eager mode. ``None`` values are skipped.
 
-    That is: exactly :class:`torch.Tensor` or :class:`torch.nn.Parameter`, strided, on one of ``devices``; no lazy
-    negation or conjugation, no zero tensor, not wrapped by ``torch.func`` or ``functionalize``; no dispatch mode,
-    function mode, transform, tracer or compiler at work. ``None`` among them is passed over.
+    A plain tensor is exactly a :class:`torch.Tensor` or :class:`torch.nn.Parameter`, strided, on one of ``devices``,
+    without lazy negation or conjugation, no zero tensor, and not wrapped by ``torch.func`` or ``functionalize``. In
+    plain eager mode no dispatch mode, function mode, transform, tracer or compiler is active.
 
-    Where torch does not tell, the answer is no: the operators are right for every tensor, and slower.
+    Where torch does not tell, the result is ``False``: the operators are right for every tensor, only slower.
     """
     return _torch.is_plain_eager() and have_memory(values, plain_keys(*devices))
 
 
 def have_memory(values: Iterable[Tensor | None], keys: frozenset[int]) -> bool:
-    """:func:`is_plain` where nothing is at work, for devices whose :func:`plain_keys` are ``keys``."""
+    """:func:`is_plain` in plain eager mode; ``keys`` is the result of :func:`plain_keys` for the devices."""
     keys_of = _torch.dispatch_keys
     for value in values:
         if value is not None and (type(value) not in EXACT or keys_of(value).raw_repr() not in keys):
@@ -45,9 +45,9 @@ def have_memory(values: Iterable[Tensor | None], keys: frozenset[int]) -> bool:
 
 @lru_cache(maxsize=8)
 def plain_keys(*devices: str) -> frozenset[int]:
-    """The dispatch keys of tensors that are plain, read off some: made in inference mode and outside it.
+    """The dispatch keys of plain tensors, read from samples that are made in inference mode and outside it.
 
-    To be called where nothing is at work.
+    Call it in plain eager mode only.
     """
     found = set()
     for device in devices:
@@ -60,27 +60,27 @@ def plain_keys(*devices: str) -> frozenset[int]:
 
 
 def spanned(x: Tensor) -> int:
-    """How many elements there are from its first to its last, as its sizes and strides say."""
+    """The number of elements of memory from a tensor's first to its last element, by its sizes and strides."""
     if x.is_contiguous():
         return x.numel()
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
 
 
 def available(x: Tensor) -> int:
-    """How many elements its storage holds from its first one on. Freed memory (``resize_(0)``) holds none."""
+    """The number of elements that a tensor's storage holds from its first one on; none if freed (``resize_(0)``)."""
     return int(x.untyped_storage().nbytes() // x.itemsize - x.storage_offset())
 
 
 def check_memory(values: Iterable[tuple[str, Tensor | None]]) -> None:
-    """Raise where a tensor's sizes and strides reach beyond its storage: torch would read there without looking.
+    """Raise if a tensor's sizes and strides reach beyond its storage: torch would read there without a check.
 
-    Subclasses are passed over: their memory is their own affair.
+    Subclasses are skipped, because they manage their own memory.
 
     Args:
-        values: names and tensors.
+        values: pairs of a name and a tensor.
 
     Raises:
-        InputError: the name of the tensor, and how much of it there is.
+        InputError: a tensor is larger than its storage; the message has its name and both sizes.
     """
     if torch.compiler.is_compiling():
         return
@@ -100,32 +100,32 @@ def check_memory(values: Iterable[tuple[str, Tensor | None]]) -> None:
 
 
 def kind_of(value: Tensor, distributed: bool = False) -> str | None:
-    """In words, what a kernel and its operator cannot take about a tensor, and what to do; ``None`` for all others."""
+    """Why a kernel and its operator do not support a tensor, and what to pass instead; ``None`` if they support it."""
     if value.is_nested:
         return "a nested tensor: pass the padded tensor, and is_init where sequences start"
     if value.is_quantized:
         return "a quantized tensor: dequantize() it"
     if value.layout is not torch.strided:
         name = str(value.layout).removeprefix("torch.")
-        return f"a tensor of layout {name}: pass it dense, as to_dense() gives it"
+        return f"a tensor of layout {name}: pass it dense, with to_dense()"
     if type(value) in EXACT or distributed:
         return None
     if is_distributed(value):
-        return "a DTensor, for which its operator has no rule: pass what full_tensor() or to_local() gives"
+        return "a DTensor, for which its operator has no rule: pass the result of full_tensor() or to_local()"
     return None
 
 
 def is_distributed(value: Tensor) -> bool:
-    """Whether it is a ``DTensor`` of ``torch.distributed``, which need not be imported for the question."""
+    """Whether a tensor is a ``DTensor``, without an import of ``torch.distributed``."""
     return type(value) not in EXACT and any(kind.__name__ == "DTensor" for kind in type(value).__mro__)
 
 
 def check_together(weight: Tensor, others: Iterable[Tensor | None]) -> None:
-    """Decline DTensors mixed with plain tensors, which torch's operators decline in words about one of them.
+    """Reject DTensors mixed with plain tensors: the errors of torch's operators name only one of them.
 
     Args:
         weight: any weight.
-        others: what a call reads besides.
+        others: the other tensors of the call.
 
     Raises:
         InputError: some are distributed and others are not.
@@ -139,20 +139,20 @@ def check_together(weight: Tensor, others: Iterable[Tensor | None]) -> None:
         if is_distributed(value) != is_distributed(weight):
             raise InputError(
                 "some of the tensors are DTensors and others are not: distribute weights, input, state and is_init "
-                "alike (distribute_tensor), or pass what full_tensor() or to_local() gives"
+                "alike (distribute_tensor), or pass the results of full_tensor() or to_local()"
             )
 
 
 def check_kinds(backend: str, values: Iterable[Tensor | None], distributed: bool = False) -> None:
-    """Decline tensors for which there is no rule, in words of ours.
+    """Reject tensors of a kind that the backend does not support.
 
     Args:
-        backend: its name.
+        backend: the backend's name, for the error.
         values: tensors.
-        distributed: whether DTensors are served.
+        distributed: whether the backend supports DTensors.
 
     Raises:
-        UnsupportedError: what came, and what to do.
+        UnsupportedError: a tensor is of such a kind; the message has the kind and what to pass instead.
     """
     devices = set()
     for value in values:
@@ -163,56 +163,57 @@ def check_kinds(backend: str, values: Iterable[Tensor | None], distributed: bool
         if kind is not None:
             raise UnsupportedError(backend, "a tensor of this kind", f"it got {kind}", OTHERS)
     if len(devices) > 1:
-        came = ", ".join(sorted(map(str, devices)))
-        raise UnsupportedError(backend, "tensors on several devices", f"it got some on each of {came}: move them")
+        actual = ", ".join(sorted(map(str, devices)))
+        raise UnsupportedError(backend, "tensors on several devices", f"they are on {actual}: move them to one device")
 
 
 def check_steps(backend: str, x: Tensor) -> None:
-    """For backends whose loop over time is written in Python: decline to be recorded for one number of steps.
+    """For backends with a loop over time in Python: reject a recording that is right for one number of steps only.
 
-    ``make_fx`` with symbolic sizes records as many steps as its example has, and its graph runs as many over any input.
+    ``make_fx`` with symbolic sizes records the loop with its example's number of steps, which its graph then runs on
+    every input.
 
     Args:
-        backend: its name.
+        backend: the backend's name, for the error.
         x: ``[T, B, I]``.
 
     Raises:
-        UnsupportedError: ``T`` is symbolic, and nothing would check it later.
+        UnsupportedError: ``T`` is symbolic, and the graph would not check it.
     """
     if torch.compiler.is_compiling() or not isinstance(x.shape[0], torch.SymInt) or not _torch.is_proxied():
         return
-    reason = "its loop over time would be recorded for the example's steps, and run as many over any input"
+    reason = "its loop over time would be recorded with the example's number of steps, and run so on every input"
     raise UnsupportedError(backend, "make_fx with a symbolic number of steps", reason, ["cpp", "compile"])
 
 
 def are_exact(values: Iterable[Tensor | None]) -> bool:
-    """Whether none is of a subclass: torch's fused functions for one step give wrong numbers for some."""
+    """Whether no value is a tensor subclass: torch's fused one-step functions give wrong numbers for some of them."""
     return all(value is None or type(value) in EXACT for value in values)
 
 
 def materialized(value: Tensor) -> Tensor:
-    """A tensor of zeros with memory in place of one without: torch's fused kernels would read it."""
+    """The tensor, or a copy with memory of a zero tensor, which has none: torch's fused kernels read memory."""
     return value.clone() if _torch.is_zero_tensor(value) else value
 
 
 def fixed_sizes(value: Tensor) -> str | None:
-    """Why torch's fused kernel must not be recorded now, or ``None``.
+    """The reason why torch's fused kernel must not be recorded now, or ``None``.
 
-    ``make_fx`` writes sizes down as constants unless it traces symbolically, and the kernel reads memory by them
-    without looking: called with other sizes, the graph would corrupt memory. ``torch.export`` guards its sizes.
+    ``make_fx`` records sizes as constants unless it traces symbolically, and the kernel accesses memory by them without
+    a check: called with other sizes, the graph would corrupt memory. ``torch.export`` guards its sizes.
     """
     if torch.compiler.is_compiling() or not _torch.is_proxied():
         return None
     if any(isinstance(size, torch.SymInt) for size in value.shape):
         return None
-    return "make_fx writes sizes down as constants, by which its kernel would read memory of other sizes later"
+    return "make_fx records sizes as constants, and its kernel would read out of bounds on inputs of other sizes"
 
 
 def unreadable(values: Sequence[Tensor | None]) -> str | None:
-    """Why the numbers in these must not be looked at now, or ``None``.
+    """The reason why the values of these tensors must not be read now, or ``None``.
 
-    A backend that plans its work from the data would write one batch's plan into whatever is recorded, or would read
-    numbers that are not there.
+    A backend that plans its work from the data would record the plan of one batch, or would read values that do not
+    exist.
     """
     if _torch.is_traced():
         return "it plans its work from the resets' positions, and a trace would keep those of the example for good"

@@ -1,7 +1,7 @@
-"""Resets, the only file of core that knows them: where sequences start and end.
+"""Resets: where sequences start and end. No other file of core has rules about them.
 
-A reset is "a sequence starts here". Everything is written with ``torch.where`` and gathers, without looking at the
-data, so that it can be traced, scripted and vmapped.
+A reset means "a sequence starts here". Everything is written with ``torch.where`` and gathers and never depends on the
+values, so that it can be traced, scripted and vmapped.
 """
 
 from typing import Optional
@@ -38,7 +38,7 @@ def first_steps(starts: Tensor) -> Tensor:
 
 
 def at_ends(state: State, starts: Tensor) -> State:
-    """Zero padding: ``State([T, B, P], [T, B, H])``, exactly zero everywhere but where a sequence ends."""
+    """Zero padding: ``State([T, B, P], [T, B, H])``, exactly zero except at each sequence's last step."""
     ends = ends_of(starts).unsqueeze(-1)
     return State(torch.where(ends, state.h, 0), torch.where(ends, state.c, 0))
 
@@ -55,21 +55,21 @@ def take_steps(values: Tensor, steps: Tensor) -> Tensor:
 
 
 def mirrored(entry: State, starts: Tensor) -> State:
-    """The reverse direction's entry, in reversed time.
+    """The entry states of the reverse direction, in reversed time.
 
-    Each sequence runs from its last step to its first, from the state that is stored at its first step.
+    Each sequence runs from its last step to its first, and starts from the state that is stored at its first step.
     """
     first = first_steps(starts)
     return State(take_steps(entry.h, first).flip(0), take_steps(entry.c, first).flip(0))
 
 
 def entry_from_hx(h0: Tensor, T: int, is_init: Optional[Tensor]) -> Tensor:
-    """The entry states of a row whose state before its first step is known and that resets to zero.
+    """The entry states of a row with a given state before its first step and resets to zero.
 
     Args:
         h0: ``[B, N]``, the state before the first step.
-        T: how many steps.
-        is_init: ``[T, B]`` bool: a sequence starts here, from zero, also at ``t = 0``; ``None`` for nowhere.
+        T: the number of steps.
+        is_init: ``[T, B]`` bool: true where a sequence starts, from zero, also at ``t = 0``; ``None`` for nowhere.
 
     Returns:
         ``[T, B, N]``; without resets a view of ``h0`` that takes no memory.
@@ -88,7 +88,7 @@ def entry_from_hx(h0: Tensor, T: int, is_init: Optional[Tensor]) -> Tensor:
 def _with_step(values: Tensor, value: Tensor, t: int) -> Tensor:
     """``values [T, ...]`` with ``value [...]`` at step ``t``: for ``torch.export``.
 
-    No tensor of ``T - 1`` steps is made on the way: torch would ask whether ``T - 1`` is one, and the exported program
-    would refuse ``T = 2``.
+    No intermediate tensor has ``T - 1`` steps: torch would specialise on ``T - 1 == 1``, and the exported program would
+    reject ``T = 2``.
     """
     return torch.select_scatter(values, value, 0, t)

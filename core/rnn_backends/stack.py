@@ -1,4 +1,4 @@
-"""Layers, directions and the dropout between them: done once, here, for every backend.
+"""Layers, directions and the dropout between them, in one place for all backends.
 
 No ``from __future__ import annotations`` here: ``torch.jit.script`` reads the annotations.
 """
@@ -17,12 +17,12 @@ RunLayers = Callable[[List[LayerWeights], Tensor, List[State], Tensor, bool, flo
 
 
 def layers_with(forward_layer: LayerFunction, reverse_layer: LayerFunction) -> RunLayers:
-    """Bind a backend's layer function into the function that runs a whole LSTM.
+    """Make the function that runs a whole LSTM from a backend's layer function.
 
-    A closure, because TorchScript has no function-valued arguments: the same code runs eagerly and scripted.
+    It is a closure, because TorchScript has no function-valued arguments: the same code runs eagerly and scripted.
 
     Args:
-        forward_layer: runs the forward direction; ``LSTMBackend.layer_last`` where only the row's last states are read.
+        forward_layer: runs the forward direction; ``LSTMBackend.layer_last`` if only the row's last states are read.
         reverse_layer: runs the reverse direction; always ``LSTMBackend.layer``, because the row's last sequence is the
             first in reversed time.
     """
@@ -45,17 +45,17 @@ def layers_with(forward_layer: LayerFunction, reverse_layer: LayerFunction) -> R
             starts: ``[T, B]`` bool, true at ``t = 0``.
             bidirectional: whether every second entry runs in reverse.
             dropout: probability between layers; 0 in evaluation.
-            every_end: give states at every sequence's end, else at the row's last one.
+            every_end: whether to return the states at every sequence's end, or only at the row's end.
 
         Returns:
-            ``output [T, B, D*P]`` and ``L*D`` states: ``[T, B, .]``, right where a sequence ends, or (without
+            ``output [T, B, D*P]`` and ``L*D`` states: ``[T, B, .]``, valid where a sequence ends, or (without
             ``every_end``) ``[B, .]``, those of the last sequence.
         """
         directions = 2 if bidirectional else 1
         states: List[State] = []
         for k in range(0, len(weights), directions):
             if k > 0 and dropout > 0.0:
-                # which elements a seed drops follows the memory, so all backends must lay it out alike
+                # the elements that a seed drops depend on the memory layout, so it must be the same for all backends
                 x = drop(x.contiguous(), dropout, True)
             out = forward_layer(weights[k], x, entry[k], starts)
             output = out.h

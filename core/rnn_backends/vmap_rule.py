@@ -12,7 +12,7 @@ from torch import Tensor
 def one_by_one(
     run: Callable[..., tuple[Tensor, ...]], number: int, in_dims: tuple[Any, ...], args: tuple[Any, ...]
 ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """The rule for ``torch.vmap``: one call after the other, since one call keeps all cores busy."""
+    """The rule for ``torch.vmap``: a loop over the batched dimension, because one call keeps all cores busy."""
     batched = [isinstance(dim, int) for dim in in_dims]
 
     def of(n: int) -> list[Any]:
@@ -20,7 +20,7 @@ def one_by_one(
 
     if number:
         found = tuple(torch.stack(values) for values in zip(*(run(*of(n)) for n in range(number)), strict=True))
-    else:  # no element: call with zeros for the shapes
+    else:  # no elements: one call with zeros gives the shapes
         shapes = [
             v.shape[:dim] + v.shape[dim + 1 :] if b else () for v, dim, b in zip(args, in_dims, batched, strict=True)
         ]

@@ -1,7 +1,7 @@
-"""A cache of what a step has to know of its weights, because inspecting them takes as long as a small step's kernel.
+"""A cache of facts about the weights of a step, because their inspection takes as long as a small step's kernel.
 
-An entry's key is the first weight's identity. It holds a fingerprint, in which every change of the weights shows: other
-tensors, memory, shapes, dtypes or layouts, or a lazy negation.
+The key of an entry is the identity of the first weight. An entry has a fingerprint, which every change of the weights
+changes: other tensors, memory, shapes, dtypes or layouts, or a lazy negation.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class WeightInfo(NamedTuple):
 
 
 MAX_LAYERS = 4096
-"""The number of layers in the cache; beyond it the cache is emptied. An entry holds no tensor and no weak reference to
-one, with which torch could not swap parameters."""
+"""The capacity of the cache in layers; a full cache is cleared. An entry holds no tensor, and no weak reference to one,
+because torch could not swap such a parameter."""
 
 _cache: dict[int, WeightInfo] = {}
 _in_use: tuple[LayerWeights, WeightInfo] | None = None
@@ -69,10 +69,10 @@ def weight_info(w: LayerWeights) -> WeightInfo | None:
 
 
 def use_weight_info(w: LayerWeights, info: WeightInfo) -> None:
-    """Answer :func:`weight_info` for these weights with ``info`` until :func:`forget_weight_info`, without a check.
+    """Make :func:`weight_info` return ``info`` for these weights without a check until :func:`forget_weight_info`.
 
-    So a step checks them once. There is one such answer: another thread, or a step within this one, may replace it, and
-    the weights are then checked again.
+    A step thus checks its weights once. Only one such result is held: another thread, or a step within this one, may
+    replace it, and the weights are then checked again.
     """
     global _in_use
     _in_use = (w, info)
@@ -94,8 +94,8 @@ def _have_fingerprint(w: LayerWeights, fingerprint: list[Any]) -> bool:
 def _fingerprint(w: LayerWeights) -> list[Any]:
     """Identities, addresses, sizes of memory, shapes, dtypes, layouts and lazy negations.
 
-    The address changes where memory is freed, resized or replaced (``p.data = ...``). The others are needed because a
-    lazy negation or another dtype of the same width can take over the same memory, and a smaller allocation can get the
+    The address changes when memory is freed, resized or replaced (``p.data = ...``). The others are needed because a
+    lazy negation or another dtype of the same width can use the same memory, and a smaller allocation can get the
     address of a freed one.
     """
     return [None if v is None else _fingerprint_of(v) for v in w]
@@ -134,14 +134,14 @@ def _inspect(w: LayerWeights) -> WeightInfo:
 
 
 def check_call(backend: str, weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None = None) -> bool:
-    """For backends of torch's own operators: the checks that torch leaves out, and then accesses memory out of bounds.
+    """For backends made of torch's own operators: the checks without which torch accesses memory out of bounds.
 
     Returns:
         Whether all tensors are known to be :class:`torch.Tensor` or a parameter, with memory: no subclass, no zero
         tensor. Their values may then be read.
 
     Raises:
-        UnsupportedError: the backend has no rule for this kind of tensor.
+        UnsupportedError: the backend does not support this kind of tensor.
         InputError: memory was freed, or the sizes of weights and state do not fit together.
     """
     if torch.compiler.is_compiling():
@@ -158,12 +158,12 @@ def check_call(backend: str, weights: LayerWeights, x: Tensor, state: State, sta
 
 
 def reset(state: State, is_init: Tensor, usual: bool) -> State:
-    """:func:`zero_at` for a step. If no row resets it returns the state itself, in a quarter of the time.
+    """:func:`zero_at` for a step. If no row resets, it returns the state itself, in a quarter of the time.
 
     Args:
         state: ``State([B, P], [B, H])``.
         is_init: ``[B]`` bool.
-        usual: the result of :func:`check_call` for this call: whether values may be read.
+        usual: the result of :func:`check_call` for this call: whether the values may be read.
     """
     if usual and is_init.device.type == "cpu" and not is_init.any():
         return state
@@ -173,7 +173,7 @@ def reset(state: State, is_init: Tensor, usual: bool) -> State:
 def _are_usual(info: WeightInfo, x: Tensor, state: State, starts: Tensor | None) -> bool:
     """Whether these are dense tensors with contiguous memory next to the weights, of the state's sizes.
 
-    It checks only what torch's operators do not, and so takes less time than :func:`have_memory`.
+    It leaves out the checks of torch's operators, and so takes less time than :func:`have_memory`.
     """
     h, c = state
     device = info.device

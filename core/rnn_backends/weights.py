@@ -101,9 +101,9 @@ def _wrong_weight(
             if tuple(value.shape) != shape:
                 return InputError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
             if value.device != first.device:
-                came = f"{name} is on {value.device}, weight_ih_l0 on {first.device}"
-                return InputError(f"{came}: all must be on one device (functional_call must be given all)")
+                difference = f"{name} is on {value.device}, weight_ih_l0 on {first.device}"
+                return InputError(f"{difference}: all must be on one device (functional_call must be given all)")
             if value.dtype != first.dtype and not casts:
-                came = f"{name} has dtype {value.dtype}, weight_ih_l0 {first.dtype}"
-                return InputError(f"{came}: convert one of them")
+                difference = f"{name} has dtype {value.dtype}, weight_ih_l0 {first.dtype}"
+                return InputError(f"{difference}: convert one of them")
     return InputError("the weights do not fit together")

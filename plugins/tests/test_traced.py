@@ -162,7 +162,7 @@ def test_a_graph_traced_without_gradients_says_so_when_one_is_asked_for(name):
     with torch.no_grad():
         traced = scripted(Resets(name).requires_grad_(False), x, is_init)
     out = traced(x.requires_grad_(), is_init)
-    with pytest.raises(RuntimeError, match="the forward pass kept nothing for it"):
+    with pytest.raises(RuntimeError, match="the forward pass saved nothing for it"):
         out.sum().backward()
 
 
