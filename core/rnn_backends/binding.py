@@ -15,7 +15,7 @@ from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, Trait
 from .errors import UnsupportedError
 from .options import Option, fix_options
-from .plain import is_plain_eager
+from .plain import check_memory, is_plain_eager
 from .registry import get_backend, is_registered_value
 from .stack import RunLayers, layers_with
 from .torch_tools import ToolsLSTM
@@ -123,6 +123,8 @@ class BoundLSTM(ToolsLSTM):
         casts = self.autocast_dtype()
         weights = self.layer_weights()
         check_weights(weights, self._weight_names, self._weight_shapes, casts is not None)
+        for names, layer in zip(self._weight_names, weights, strict=True):
+            check_memory(zip(names, [value for value in layer if value is not None], strict=True))
         if casts is None:
             return weights, weight.dtype, nullcontext()
         if (weight.device, casts) != self._placed_in_autocast:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ._torch import transforms_may_be_open
+from ._torch import is_traced, transforms_may_be_open
 from .binding import NO_CONTEXT, BoundLSTM
-from .contract import LayerWeights, LSTMBackend, State, SteppedLayer, SurveyedLayer, SurveyFunction, Trait
+from .contract import (
+    LayerFunction,
+    LayerWeights,
+    LSTMBackend,
+    State,
+    SteppedLayer,
+    SurveyedLayer,
+    SurveyFunction,
+    Trait,
+)
 from .errors import InputError
 from .plain import check_memory, check_together
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
+from .stack import layers_with
 from .weight_cache import forget_weight_info, use_weight_info
 from .weights import as_dtype
 
@@ -45,7 +56,9 @@ class ExecutableLSTM(BoundLSTM):
             if transforms_may_be_open():
                 self._check_transforms(weights, x, *state)
             with no_autocast:
-                return stack(weights, x.to(dtype), State(state.h.to(dtype), state.c.to(dtype)), spec)
+                x = x.to(dtype)
+                output, last = stack(weights, x, State(state.h.to(dtype), state.c.to(dtype)), spec)
+                return (output, last) if not _is_recorded() else _following_rows(x, output, last)
         if T == 1 and spec.num_states == 1:
             return self._one_step(x, self.zero_state((B,), x) if state is None else state, is_init)
         if state is None:
@@ -74,7 +87,8 @@ class ExecutableLSTM(BoundLSTM):
             self._check_transforms(weights, x, h, c, starts)
         with no_autocast:
             entry = State(as_dtype(h, dtype), as_dtype(c, dtype))
-            out = (self._backend.layer_last or self._backend.layer)(weights[0], as_dtype(x, dtype), entry, starts)
+            layer = self._backend.layer_last or self._backend.layer
+            out = (following(layer) if _is_recorded() else layer)(weights[0], as_dtype(x, dtype), entry, starts)
         return out.h, State(out.h.clone(), out.c)  # output and state must not share memory
 
     def replay(
@@ -149,6 +163,9 @@ class ExecutableLSTM(BoundLSTM):
             ``every_end``) ``[B, .]``, those of each row's last sequence.
         """
         run = self._run_layers if every_end else self._run_layers_last
+        if _is_recorded():
+            layer = following(self._backend.layer)
+            run = layers_with(layer if every_end else following(self._backend.layer_last or self._backend.layer), layer)
         dropout = self.dropout if self.training else 0.0
         weights, dtype, no_autocast = self._ready()
         if transforms_may_be_open():
@@ -189,6 +206,9 @@ class ExecutableLSTM(BoundLSTM):
                         use_weight_info(w, info[k])
                     before = State(*state)
                     states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
+        except RuntimeError:
+            _check_devices(weights[0].w_ih, (("input", x), ("h", stored.h), ("c", stored.c), ("is_init", is_init)))
+            raise
         finally:
             if info is not None:
                 forget_weight_info()
@@ -202,6 +222,43 @@ class ExecutableLSTM(BoundLSTM):
         starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
         out = self._backend.layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
         return State(out.h.squeeze(0), out.c.squeeze(0))
+
+
+def _check_devices(weight: Tensor, named: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Say it in words where a step failed over tensors of several devices: a step that is right has no time to look."""
+    for name, value in named:
+        if value is not None and value.device != weight.device:
+            raise InputError(f"{name} is on {value.device}, the weights on {weight.device}: move one of them")
+
+
+def following(layer: LayerFunction) -> LayerFunction:
+    """The layer for a tracer, whose graph raises an error where it gives other rows than its input has.
+
+    ``torch.jit.trace`` and ``make_fx`` record a loop over time as the example's steps. Over a longer input their graph
+    would go on giving as many, in silence.
+    """
+
+    def run(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        return State(*(_with_rows_of(x, value) for value in layer(weights, x, entry, starts)))
+
+    return run
+
+
+def _is_recorded() -> bool:
+    """Whether a tracer that looks at no sizes is at work: ``torch.export`` and ``torch.compile`` have guards."""
+    return not torch.compiler.is_compiling() and is_traced()
+
+
+def _with_rows_of(x: Tensor, value: Tensor) -> Tensor:
+    """``value``, by a concatenation with ``x``, which is an operator that compares sizes whenever the graph runs."""
+    return torch.cat([x[..., :1].detach(), value], -1)[..., 1:]
+
+
+def _following_rows(x: Tensor, output: Tensor, state: State) -> tuple[Tensor, State]:
+    """:func:`following` for all layers at once: the states depend on the output, so that no graph leaves it out."""
+    output = _with_rows_of(x, output)
+    there = torch.ones_like(output[-1:, :, :1], dtype=torch.bool)
+    return output, State(*(torch.where(there, value, value) for value in state))
 
 
 def _survey_of(backend: LSTMBackend, every_end: bool) -> SurveyFunction | None:

@@ -63,7 +63,7 @@ def cast_weights(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
 def check_weights(
     weights: list[LayerWeights], names: Sequence[Sequence[str]], shapes: Sequence[Shapes], casts: bool
 ) -> None:
-    """All weights of one device and dtype (under autocast: any dtype), in the shapes that the options say.
+    """All weights dense, of one device and dtype (under autocast: any dtype), in the shapes that the options say.
 
     ``functional_call``, parametrizations and assignment give whatever weights they like, and a kernel that reads
     memory by its address cannot tell.
@@ -79,6 +79,8 @@ def check_weights(
             if (
                 value is None
                 or value.is_nested  # it may not say its shape
+                or value.layout is not torch.strided
+                or value.is_quantized
                 or value.shape != shape
                 or value.device != device
                 or (value.dtype is not dtype and not casts)
@@ -98,6 +100,11 @@ def _wrong_weight(
                 return InputError(f"{name} must be a tensor of shape {shape}, got {type(value).__name__}")
             if value.is_nested:
                 return InputError(f"{name} is a nested tensor: it must be dense, of shape {shape}")
+            if value.layout is not torch.strided:
+                layout = str(value.layout).removeprefix("torch.")
+                return InputError(f"{name} has the layout {layout}: it must be dense, as to_dense() gives it")
+            if value.is_quantized:
+                return InputError(f"{name} is a quantized tensor: dequantize() it")
             if tuple(value.shape) != shape:
                 return InputError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
             if value.device != first.device:

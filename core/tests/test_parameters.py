@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_backends import LSTM, InputError, LSTMModule
+from rnn_backends import LSTM, InputError, LSTMBackend, LSTMModule
 from tensordict import TensorDict
 from torch import nn
 from torch.func import functional_call, stack_module_state
@@ -21,6 +21,12 @@ CALLS = {
 }
 
 
+def freed(value):
+    value = value.clone()
+    value.untyped_storage().resize_(0)
+    return value
+
+
 @pytest.fixture
 def lstm(eager_backend):
     return LSTM(3, 4, 2, proj_size=2, lstm_backend=eager_backend)
@@ -37,8 +43,9 @@ def lstm(eager_backend):
         (lambda v: v[1:], "must have shape"),
         (lambda v: v.unsqueeze(0), "must have shape"),
         (lambda v: v.new_empty(0), "must have shape"),
+        (lambda v: freed(v), "its memory was freed"),
     ],
-    ids=["on meta", "in float64", "a row short", "a dimension more", "empty"],
+    ids=["on meta", "in float64", "a row short", "a dimension more", "empty", "freed"],
 )
 def test_a_weight_that_does_not_fit_is_refused_by_name(lstm, name, call, graph, change, words):
     given = {**dict(lstm.named_parameters()), name: change(getattr(lstm, name).detach())}
@@ -46,6 +53,20 @@ def test_a_weight_that_does_not_fit_is_refused_by_name(lstm, name, call, graph, 
         functional_call(lstm, given, (), call)
     if name != "weight_ih_l0":
         assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_a_backend_is_never_given_a_weight_without_memory(call, mode):
+    """Some operators of torch read there without looking, and the process ends."""
+
+    def layer(w, x, entry, starts):
+        raise AssertionError("it was called")
+
+    lstm = LSTM(3, 4, 2, lstm_backend=LSTMBackend("mine", layer)).requires_grad_(False)
+    lstm.weight_hh_l1.untyped_storage().resize_(0)
+    with mode(), pytest.raises(InputError, match="weight_hh_l1 spans 64 elements, and its storage holds 0"):
+        lstm(**call)
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())

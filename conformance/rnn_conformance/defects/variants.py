@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, LSTMSpec, State
-from torch import Tensor, nn
+from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, LSTMSpec, State, UnsupportedError
+from rnn_backends.authoring import materialized, unreadable
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .hand_written import Kernel
@@ -87,6 +88,7 @@ def one_row_at_a_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 def one_sequence_at_a_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Every sequence is cut out, runs alone, and is put back."""
+    _read(starts)
     T, B = starts.shape
     rows = []
     for b in range(B):
@@ -102,12 +104,20 @@ def one_sequence_at_a_time(w: LayerWeights, x: Tensor, entry: State, starts: Ten
     return State(torch.cat([r.h for r in rows], 1), torch.cat([r.c for r in rows], 1))
 
 
+def _read(starts: Tensor) -> None:
+    """Decline where the resets cannot be read, as they are to plan by them: a graph would keep the example's plan."""
+    reason = unreadable([starts])
+    if reason is not None:
+        raise UnsupportedError("variant", "this call", reason)
+
+
 def _head(starts: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(starts[:1]), torch.zeros_like(starts[1:])])
 
 
 def padded_and_packed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Sequences are moved to rows of their own, padded to the longest, run without resets, and moved back."""
+    _read(starts)
     T, B = starts.shape
     if B == 0:
         return right(w, x, entry, starts)
@@ -250,15 +260,13 @@ def a_step_of_its_own() -> LSTMBackend:
 
 
 def all_layers_at_once() -> LSTMBackend:
-    """Without resets torch.nn.LSTM runs all layers at once."""
+    """Without resets the function of torch.nn.LSTM runs all layers at once."""
 
     def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
-        sizes = (spec.input_size, spec.hidden_size, spec.num_layers, spec.bias, False, 0.0)
-        lstm = nn.LSTM(*sizes, spec.bidirectional, spec.proj_size, device=x.device, dtype=x.dtype)
-        flat = (v for one in w for v in one if v is not None)
-        named = dict(zip((name for name, _ in lstm.named_parameters()), flat, strict=True))
-        hx = (state.h.contiguous(), state.c.contiguous())
-        output, (h, c) = torch.func.functional_call(lstm, named, (x, hx))
+        flat = [v for one in w for v in one if v is not None]
+        hx = (materialized(state.h).contiguous(), materialized(state.c).contiguous())
+        x, flat = materialized(x), [materialized(v) for v in flat]
+        output, h, c = torch.lstm(x, hx, flat, spec.bias, spec.num_layers, 0.0, False, spec.bidirectional, False)
         return output, State(h, c)
 
     return LSTMBackend("variant", right, stack=stack)

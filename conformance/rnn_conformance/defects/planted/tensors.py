@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMBackend, State, checks, execution, layout
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, State, binding, checks, execution, layout
 from rnn_backends.authoring import check_call
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
@@ -135,14 +135,10 @@ def freed_inputs_are_given_new_memory() -> list[Patch]:
     return [Patch(execution, "check_memory", _grown), Patch(layout, "check_memory", _grown)]
 
 
-@in_layer("memory_that_is_gone", by_numbers=False)
-def freed_weights_count_as_zeros(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+@in_core("memory_that_is_gone")
+def freed_weights_count_as_zeros() -> list[Patch]:
     """A weight whose memory was freed counts as zeros."""
-
-    def there(value: Tensor) -> Tensor:
-        return torch.zeros_like(value) if value.untyped_storage().nbytes() < value.nbytes else value
-
-    return right(each(there, w), x, entry, starts)
+    return [Patch(binding, "check_memory", _grown)]
 
 
 @in_core("other_layouts_are_right_or_refused")
