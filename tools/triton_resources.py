@@ -90,7 +90,7 @@ def of_kernel(H: int, dtype: torch.dtype, chosen: plan.Plan, capability: int, pr
     """What one kernel of a plan needs."""
     sizes = {
         **{"U": chosen.units, "G": chosen.slices, "BB": chosen.rows, "KP": chosen.padded, "BK": chosen.piece},
-        **({} if backward else {"AHEAD": run.ahead_of(chosen, dtype)}),
+        **({} if backward else {"AHEAD": chosen.ahead}),
         **{"RESIDENT": chosen.resident, "STEPS": False, "WAITS": chosen.slices > 1},
         **{"PRECISION": precision, "OPERAND": run.operand_of(dtype)},
     }

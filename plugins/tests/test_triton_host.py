@@ -269,6 +269,22 @@ def test_without_one_of_tritons_names_every_launch_takes_its_own_way(launches, r
     assert known(move, MOVE, found, moving(1), given[1]) is None
 
 
+def test_a_launcher_that_takes_other_arguments_is_left_alone_from_then_on(launches):
+    start = Launcher(move, MOVE)
+    start((1, 1), moving(), (9,))
+    (compiled,) = start._compiled.values()
+
+    def takes_others(*given):
+        raise TypeError("function takes exactly 3 arguments (9 given)")
+
+    compiled.launch = takes_others
+    with pytest.warns(RuntimeWarning, match="exactly 3 arguments"):
+        start((1, 1), moving(), (9,))
+    start((1, 1), moving(), (9,))
+    assert len(launches) == 3
+    assert not start._compiled
+
+
 def test_every_tensors_dtype_and_every_flag_has_a_launcher_of_its_own():
     cut = Plan(16, 1, 16, 16, 16, 4)
     one = run._launcher(kernels.forward_kernel, cut, 3, False, torch.float32, "tf32", KEEP=True)

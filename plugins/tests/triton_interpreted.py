@@ -25,7 +25,8 @@ SIZES = ((5, 7, 3, 5), (4, 3, 2, 16), (1, 2, 1, 1), (3, 9, 0, 6), (2, 1, 4, 9))
 def small_plan(H: int, units: int, rows: int, piece: int) -> Plan:
     """Slices and tiles so small that a few units and rows make several of them."""
     padded = max(piece, power_of_two(H))
-    return Plan(units, -(-H // units), rows, padded, piece or padded, 4, resident=piece != 4)
+    pieces = padded // (piece or padded)
+    return Plan(units, -(-H // units), rows, padded, piece or padded, 4, piece != 4, ahead=2 if pieces > 1 else 1)
 
 
 def error_of(sizes: tuple[int, ...], dtype: torch.dtype, chosen: Plan, wants_entry: bool, bias: bool) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Any
+from warnings import warn
 
 import torch
 import triton
@@ -46,6 +47,7 @@ class Launcher:
     def __init__(self, kernel: Any, constants: dict[str, Any]) -> None:
         self.kernel, self.constants = kernel, constants
         self._compiled: dict[int, _Compiled] = {}
+        self._taken_back = False
 
     def __call__(self, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
         """Launch it on the GPU of the tensors, whatever the current one is.
@@ -64,10 +66,23 @@ class Launcher:
 
     def _launch(self, index: int, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
         compiled = self._compiled.get(index)
-        if compiled is not None and compiled.launch(self.kernel, grid, tensors, numbers):
-            return
+        try:
+            if compiled is not None and compiled.launch(self.kernel, grid, tensors, numbers):
+                return
+        except TypeError as error:  # nothing was launched: its arguments are read first
+            self._compiled.clear()
+            self._taken_back = True
+            warn(
+                f"triton {triton.__version__} does not take the arguments of a shorter launch ({error}): "
+                "launches go the longer way from now on",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         found = self.kernel[grid](*tensors, *numbers, **self.constants)
-        if compiled is None and (compiled := known(self.kernel, self.constants, found, tensors, numbers)) is not None:
+        if compiled is not None or self._taken_back:
+            return
+        compiled = known(self.kernel, self.constants, found, tensors, numbers)
+        if compiled is not None:
             self._compiled[index] = compiled
 
 

@@ -5,7 +5,7 @@ No Triton here: ``explain`` and the tests ask it on machines without.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -47,6 +47,7 @@ class Plan:
         piece: ``BK``, how many of ``KP`` columns one matrix product takes.
         warps: of a program.
         resident: whether the weights stay on the chip for all steps.
+        ahead: how many pieces of the ``h`` that enters are asked for at once, forward; it divides their number.
     """
 
     units: int
@@ -56,6 +57,7 @@ class Plan:
     piece: int
     warps: int
     resident: bool = True
+    ahead: int = 1
 
     def programs(self, tiles: int, card: Card) -> int:
         """``P``: how many tiles run side by side, with all their programs on the GPU at once; 0: not even one."""
@@ -71,6 +73,9 @@ MOST_WEIGHTS = 128 * 1024
 
 ROOM = 32 * 1024
 """Bytes of shared memory that a program needs beside its weights."""
+
+OTHER = 8 * 1024
+"""Of these what is no ``h`` that enters."""
 
 MOST_CELLS = 2048
 """Units times rows of a program: with more the registers do not suffice."""
@@ -125,10 +130,23 @@ def plan(H: int, itemsize: int, batch: Batch, card: Card, backward: bool = False
     ]
     if not fits:  # the weights are read again in each step
         return Plan(16, -(-H // 16), 16 if batch == "few" else 64, padded, min(padded, 32), 8, resident=False)
-    rows = {"few": 16, "many": 32, "large": 64}[batch]
+    hopper = card.capability // 10 == 9  # its instructions for 64 rows (wgmma) multiply from shared memory
+    rows = {"few": 16, "many": 32, "large": 64 if hopper else 32}[batch]
     units = next((n for n in fits if n <= (64 if batch == "large" and itemsize == 2 else min(rows, 32))), fits[-1])
-    cells = MOST_CELLS // 2 if itemsize == SPLIT else MOST_CELLS * 2 if itemsize == 2 and backward else MOST_CELLS
+    twice = itemsize == 2 and backward and hopper
+    cells = MOST_CELLS // 2 if itemsize == SPLIT else MOST_CELLS * 2 if twice else MOST_CELLS
     rows = min(rows, cells // units)
     # Eight warps, but where these columns are too few for them.
     narrow = padded <= 32 or (backward and batch == "many" and padded <= 128 and itemsize <= 4)
-    return Plan(units, -(-H // units), rows, padded, piece, 4 if narrow else 8)
+    cut = Plan(units, -(-H // units), rows, padded, piece, 4 if narrow else 8)
+    return cut if backward else replace(cut, ahead=_ahead(cut, itemsize, card))
+
+
+def _ahead(cut: Plan, itemsize: int, card: Card) -> int:
+    """As many pieces as 64 registers a thread and the shared memory hold; larger tiles have no such registers left."""
+    if cut.rows > 16:
+        return 1
+    of_a_piece = cut.rows * cut.piece * min(itemsize, 4)
+    free = card.shared - OTHER - 4 * cut.units * cut.padded * itemsize
+    most = min(cut.padded // cut.piece, 64 * 4 * 32 * cut.warps // of_a_piece, free // of_a_piece)
+    return 1 << max(most, 1).bit_length() - 1

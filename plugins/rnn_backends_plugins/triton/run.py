@@ -119,7 +119,7 @@ def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chose
     strides = (*starts.stride(), *entry_h.stride()[:2], *entry_c.stride()[:2])
     launch = _launcher(
         *(kernels.forward_kernel, chosen, H, steps, x.dtype, precision_of(x.dtype)),
-        AHEAD=ahead_of(chosen, x.dtype),
+        AHEAD=chosen.ahead,
         KEEP=keep,
     )
     tensors = (gates, w_hh, starts, entry_h, entry_c, h, c, into, carry, counters)
@@ -207,17 +207,6 @@ def _launch_backward(
     strides = (*starts.stride(), *stored_c.stride()[:2])
     for t0, t1 in ((t, t + 1) for t in range(T - 1, first - 1, -1)) if steps else ((first, T),):
         launch((programs, chosen.slices), tensors, (T, B, t0, t1, tiles, *strides))
-
-
-def ahead_of(chosen: Plan, dtype: torch.dtype) -> int:
-    """How many pieces of the ``h`` that enters are asked for at once: as many as 64 registers a thread hold.
-
-    Tiles of more than 16 rows have no such registers left.
-    """
-    if chosen.rows > 16:
-        return 1
-    registers = chosen.rows * chosen.piece * dtype.itemsize // (4 * 32 * chosen.warps)
-    return max(1, min(chosen.padded // chosen.piece, 64 // max(registers, 1)))
 
 
 def _grid(chosen: Plan, tiles: int, device: torch.device) -> tuple[int, bool]:
