@@ -107,7 +107,7 @@ def check_is_init(is_init: Tensor, shape: tuple[int, ...], device: torch.device)
         raise InputError(f"is_init must have shape {shape} or {(*shape, 1)}, got {_shape(is_init)}")
     if is_init.device != device:
         raise InputError(f"is_init is on {is_init.device}, the weights on {device}: move one of them")
-    return is_init.reshape(shape)
+    return is_init if is_init.shape == shape else is_init.reshape(shape)
 
 
 def _shape(x: Tensor) -> str:

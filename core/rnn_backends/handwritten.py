@@ -92,16 +92,16 @@ def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[T
     return _dispatched(name, operators.layer, (*read, keep or wants_gradient(read)))  # type: ignore[no-any-return]
 
 
-def run_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> tuple[Tensor, ...]:
+def run_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> Sequence[Tensor | None]:
     """Run a layer's backward pass by the shortest correct path; ``read``: the arguments of ``layer_backward``.
 
     Returns:
-        A gradient for each input of the layer, an empty tensor for an absent one.
+        A gradient for each input of the layer, ``None`` or an empty tensor for an absent one.
     """
     if is_plain(read[:12], kernel.devices):
         if wants_gradient(read[:12]):
             return _PlainBackward.apply(kernel, name, *read)  # type: ignore[no-any-return]
-        return without_none(read, kernel.run_backward(name, read))
+        return kernel.run_backward(name, read)
     check_kinds(name, read[:12])
     if _torch.in_transform() and "Functionalize" not in (_torch.transform_levels() or ()):
         return _TransformedBackward.apply(name, *read)  # type: ignore[no-any-return]
@@ -198,7 +198,7 @@ class _TransformedBackward(_Below):
 
     @classmethod
     def below(cls, name: str, *read: Any) -> Any:
-        return run_backward(name, KERNELS[name], read)
+        return without_none(read, run_backward(name, KERNELS[name], read))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -61,8 +61,11 @@ def plain_keys(*devices: str) -> frozenset[int]:
 
 def spanned(x: Tensor) -> int:
     """The number of elements of memory from a tensor's first to its last element, by its sizes and strides."""
-    if x.is_contiguous():
-        return x.numel()
+    return x.numel() if x.is_contiguous() else _spanned_apart(x)
+
+
+def _spanned_apart(x: Tensor) -> int:
+    """:func:`spanned` of a tensor that is not contiguous."""
     return 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
 
 
@@ -84,14 +87,16 @@ def check_memory(values: Iterable[tuple[str, Tensor | None]]) -> None:
     """
     if torch.compiler.is_compiling():
         return
+    before = None
     for name, x in values:
-        if x is None or type(x) not in EXACT:
+        if x is before or x is None or type(x) not in EXACT:
             continue
+        before = x  # the zero states that a call without any has are one tensor
         try:
             held = x.untyped_storage().nbytes() - x.storage_offset() * x.itemsize
         except (RuntimeError, NotImplementedError):  # without a storage of its own: sparse, or wrapped by a transform
             continue
-        needed = x.nbytes if x.is_contiguous() else spanned(x) * x.itemsize
+        needed = x.nbytes if x.is_contiguous() else _spanned_apart(x) * x.itemsize
         if needed > held and needed and not _torch.is_functional_tensor(x):
             raise InputError(
                 f"{name} spans {spanned(x)} elements, and its storage holds {max(0, available(x))}: its memory was "

@@ -1,7 +1,8 @@
 """``triton``: an LSTM layer as Triton kernels for NVIDIA GPUs, with the resets inside.
 
 A kernel runs through all of time and reads the resets itself, so nothing is planned on the host and nothing waits for
-the device. ``kernels.py`` is where to begin to read; ``plan.py`` says how a layer is cut for a card, ``run.py`` calls.
+the device. ``kernels.py`` is where to begin to read; ``plan.py`` says how a layer is cut for a card, ``run.py`` calls,
+``launch.py`` launches.
 
 Triton comes with torch on Linux with CUDA. Without a GPU its interpreter runs the kernels on a CPU, slowly, for tests:
 ``TRITON_INTERPRET=1``.

@@ -128,7 +128,7 @@ def known(
         not those that all launches but a few have.
     """
     kind = getattr(triton.compiler, "CompiledKernel", None)
-    if not KNOWN[0] <= version(triton.__version__) < KNOWN[1] or kind is None or type(found) is not kind:
+    if type(found) is not kind or not KNOWN[0] <= version(triton.__version__) < KNOWN[1]:
         return None
     first = len(tensors)
     try:
