@@ -8,6 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .contract import LSTMSpec, State
 from .errors import InputError
+from .plain import MASKED, is_masked
 
 
 def check_spec(spec: LSTMSpec) -> None:
@@ -66,10 +67,23 @@ def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: t
     check_like("input", x, weight, casts)
 
 
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Check a dtype for weights, where one is given: torch has no arithmetic in 8 bits."""
+    if dtype is not None and not is_arithmetic(dtype):
+        raise InputError(f"dtype must be floating point of 16 bits or more, got {dtype}")
+
+
+def is_arithmetic(dtype: torch.dtype) -> bool:
+    """Whether torch computes in it: floating point, of 16 bits or more."""
+    return dtype.is_floating_point and dtype.itemsize > 1
+
+
 def check_dense(name: str, x: Tensor) -> None:
-    """Check that ``x`` is neither nested nor sparse nor of another layout."""
+    """Check that ``x`` is neither nested nor masked nor sparse nor of another layout."""
     if x.is_nested:
         raise InputError(f"{name} is a nested tensor: pass the padded tensor, and is_init where sequences start")
+    if is_masked(x):
+        raise InputError(f"{name} is a MaskedTensor: {MASKED}")
     if x.layout is not torch.strided:
         layout = str(x.layout).removeprefix("torch.")
         raise InputError(f"{name} has the layout {layout}: pass it dense, with to_dense()")

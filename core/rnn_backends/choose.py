@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .checks import check_spec
+from .checks import check_spec, is_arithmetic
 from .contract import LSTMBackend, LSTMSpec, Trait
 from .crossovers import table_for
 from .errors import BrokenBackendError, InputError, UnsupportedError
@@ -102,6 +102,8 @@ def demand(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: to
 
 def _refusal(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
     """The backend's reason, found without preparing it. An error in it is caught: it must not affect the others."""
+    if not is_arithmetic(dtype):
+        return f"torch does not compute in {str(dtype).removeprefix('torch.')}: keep the weights in 16 bits or more"
     try:
         reason = backend.rejects(spec, device, dtype)
     except Exception as error:

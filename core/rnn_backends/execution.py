@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import torch
@@ -206,9 +205,6 @@ class ExecutableLSTM(BoundLSTM):
                         use_weight_info(w, info[k])
                     before = State(*state)
                     states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
-        except RuntimeError:
-            _check_devices(weights[0].w_ih, (("input", x), ("h", stored.h), ("c", stored.c), ("is_init", is_init)))
-            raise
         finally:
             if info is not None:
                 forget_weight_info()
@@ -222,13 +218,6 @@ class ExecutableLSTM(BoundLSTM):
         starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
         out = self._backend.layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
         return State(out.h.squeeze(0), out.c.squeeze(0))
-
-
-def _check_devices(weight: Tensor, named: Iterable[tuple[str, Tensor | None]]) -> None:
-    """Say it in words where a step failed over tensors of several devices: a step that is right has no time to look."""
-    for name, value in named:
-        if value is not None and value.device != weight.device:
-            raise InputError(f"{name} is on {value.device}, the weights on {weight.device}: move one of them")
 
 
 def following(layer: LayerFunction) -> LayerFunction:

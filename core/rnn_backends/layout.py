@@ -209,7 +209,9 @@ def _check_memory(inputs: Inputs) -> None:
 def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"{key!r} must be a tensor, got {type(value).__name__}")
-    if value.is_nested or value.layout is not torch.strided:  # formats the key only for an error
+    if (
+        type(value) is not Tensor or value.is_nested or value.layout is not torch.strided
+    ):  # formats the key only for an error
         check_dense(repr(key), value)
     if value.shape != shape:
         raise InputError(f"{key!r} must have shape {words} = {shape}, got {tuple(value.shape)}")

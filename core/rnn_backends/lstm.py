@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .checks import check_dense, check_input, check_is_init, check_state
+from .checks import check_dense, check_dtype, check_input, check_is_init, check_state
 from .choose import is_auto, resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
 from .execution import ExecutableLSTM
+from .plain import explain
 from .weights import spec_of
 
 States = tuple[Tensor, Tensor]
@@ -80,6 +81,7 @@ class LSTM(ExecutableLSTM):
         *,
         lstm_backend: str | LSTMBackend | None = None,
     ) -> None:
+        check_dtype(dtype)
         super().__init__(
             "LSTM",
             input_size,
@@ -156,6 +158,16 @@ class LSTM(ExecutableLSTM):
             InputError: a shape, dtype or device does not fit.
             UnsupportedError: the backend does not support the current device or dtype, or ``torch.vmap``.
         """
+        try:
+            return self._call(input, hx, is_init, form)
+        except (RuntimeError, TypeError) as error:
+            if not torch.compiler.is_compiling():
+                h, c = hx if isinstance(hx, tuple) and len(hx) == 2 else (None, None)
+                read = {"input": input, "the hidden state": h, "the cell state": c, "is_init": is_init}
+                explain(error, self.weight_ih_l0, (read | dict(self.named_parameters())).items())
+            raise
+
+    def _call(self, input: Tensor, hx: States | None, is_init: Tensor | None, form: Form) -> tuple[Tensor, States]:
         if self._chosen_on_meta:
             self._choose_anew()
         if form != "row":

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from . import _torch
-from .errors import InputError, UnsupportedError
+from .errors import InputError, RNNBackendsError, UnsupportedError
 
 EXACT = (Tensor, torch.nn.Parameter)
 is_plain_eager = _torch.is_plain_eager
 OTHERS = ["vmap"]
 """Backends made of torch's own operators: the alternatives that a kernel's error about a kind of tensor names."""
+
+MASKED = "pass what get_data() gives, and is_init where sequences start"
 
 
 def is_plain(values: Iterable[Tensor | None], devices: Iterable[str] = ("cpu",)) -> bool:
@@ -118,6 +120,42 @@ def kind_of(value: Tensor, distributed: bool = False) -> str | None:
     if is_distributed(value):
         return "a DTensor, for which its operator has no rule: pass the result of full_tensor() or to_local()"
     return None
+
+
+def is_masked(value: Tensor) -> bool:
+    """Whether it is a ``MaskedTensor`` of ``torch.masked``, which need not be imported for the question."""
+    return type(value) not in EXACT and any(kind.__name__ == "MaskedTensor" for kind in type(value).__mro__)
+
+
+def explain(error: Exception, weight: Tensor, named: Iterable[tuple[str, Tensor | None]]) -> None:
+    """Where a call failed because of what one of its tensors is: raise that, in words, from torch's error.
+
+    Only a call that has failed pays for these questions.
+
+    Args:
+        error: what torch raised; errors of this project are left alone.
+        weight: any weight, for its device.
+        named: the call's tensors, by name.
+
+    Raises:
+        InputError: the tensor's name, what it is, and what to do.
+    """
+    if isinstance(error, RNNBackendsError):
+        return
+    for name, value in named:
+        if not isinstance(value, Tensor):
+            continue
+        if value.device != weight.device:
+            raise InputError(
+                f"{name} is on {value.device}, the weights on {weight.device}: move one of them"
+            ) from error
+        if is_masked(value):
+            raise InputError(f"{name} is a MaskedTensor: {MASKED}") from error
+        if value.is_inference() and "nference tensor" in str(error):
+            raise InputError(
+                f"{name} was made under torch.inference_mode(), and gradients are to be computed: clone() it outside, "
+                "or make it under torch.no_grad()"
+            ) from error
 
 
 def is_distributed(value: Tensor) -> bool:

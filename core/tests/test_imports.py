@@ -17,13 +17,13 @@ ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 # From the bottom up, as docs/architecture.md draws it: a module may import those in lower layers only.
 LAYERS = (
     {"errors", "_torch", "paths"},
-    {"contract", "options"},
+    {"contract", "options", "plain"},
     {"hooks", "torch_tools", "transforms", "weights"},
     {"prepare", "checks"},
     {"registry", "crossovers"},
     {"ranking"},
     {"choose"},
-    {"resets", "unroll", "plain"},
+    {"resets", "unroll"},
     {"stack", "arguments", "weight_cache", "double_backward", "autograd_rule", "vmap_rule"},
     {"kernels", "acting"},
     {"operators"},
