@@ -93,3 +93,23 @@ def test_an_environment_without_the_primer_is_told_of_it_and_one_with_it_is_not(
         env(module.make_tensordict_primer()).rollout(5, act)
         with pytest.raises(UserWarning, match="acts without memory"):
             env().rollout(5, act)
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_no_mask_is_read_into_a_cuda_graph(monkeypatch, capturing):
+    """A read while a stream is captured is an error of CUDA and ends the capture. Only the device is made up here."""
+    module, given, read = made(), step(False, False), []
+
+    def reads(value):
+        read.append(value)
+        return torch.zeros((), dtype=torch.bool)
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True), raising=False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.Tensor, "all", reads)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            module(given.clone())
+    assert len(read) == module._stateless_steps == (0 if capturing else 2)
+    assert len(caught) == (0 if capturing else 1)
