@@ -552,3 +552,56 @@ def test_triton_acts_in_one_launch_that_a_graph_takes():
         torch.utils._pytree.tree_leaves(found), torch.utils._pytree.tree_leaves(expected), strict=True
     ):
         torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-3)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("backend", ["triton", "cudnn"])
+def test_a_module_acts_in_tensordicts_graph_and_follows_weights_that_change_in_place(backend):
+    """``CudaGraphModule`` is the one switch: it captures a step after a few calls and replays it."""
+    from tensordict.nn import CudaGraphModule
+
+    module = LSTMModule(3, 64, in_key="observation", out_key="features", device="cuda", lstm_backend=backend)
+    graph = CudaGraphModule(module)
+    with torch.no_grad():
+        for k in range(6):
+            if k == 4:
+                for weight in module.parameters():
+                    weight.mul_(1.1)
+            state = torch.randn(2, 5, 1, 64, device="cuda")
+            td = TensorDict(
+                {
+                    "observation": torch.randn(5, 3, device="cuda"),
+                    "is_init": torch.rand(5, 1, device="cuda") < 0.3,
+                    "recurrent_state_h": state[0],
+                    "recurrent_state_c": state[1],
+                },
+                [5],
+                device="cuda",
+            )
+            found, expected = graph(td.clone()), module(td.clone())
+            for key in ("features", ("next", "recurrent_state_h"), ("next", "recurrent_state_c")):
+                torch.testing.assert_close(found[key], expected[key])
+
+
+@on_a_gpu
+@pytest.mark.parametrize("backend", ["triton", "cudnn", "vmap", "torchscript"])
+@pytest.mark.parametrize("deterministic", [False, True])
+@ACROSS_STREAMS
+def test_a_stream_of_its_own_and_deterministic_algorithms_change_nothing(monkeypatch, backend, deterministic):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # or torch refuses products in deterministic mode
+    lstm = LSTM(5, 40, device="cuda", lstm_backend=backend)
+    torch.manual_seed(0)
+    x = torch.randn(9, 7, 5, device="cuda", requires_grad=True)
+    starts = torch.rand(9, 7, device="cuda") < 0.3
+    expected = triton_call(lstm, x, starts)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    torch.use_deterministic_algorithms(deterministic, warn_only=False)
+    try:
+        with torch.cuda.stream(stream):
+            found = triton_call(lstm, x, starts)
+        torch.cuda.synchronize()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -16,6 +17,8 @@ from .parts import Job, Part
 PARTS = ("environment", "laws", "tests", "figures", "cuts", "crossovers", "quick")
 MOST = 16
 """At most so many processes run side by side, and no more than there are cores."""
+SIDE_BY_SIDE = 6
+"""Processes of the tests that need CUDA, where pytest-xdist is installed: kernels compile side by side."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
@@ -95,4 +98,6 @@ def _tests(choice: Choice) -> Sequence[Job]:
     settings = choice.tests / "pyproject.toml"
     config = ["-c", str(settings)] if settings.exists() else []
     command = [sys.executable, "-m", "pytest", *config, str(choice.tests), "-m", "cuda", "-v", "-p", "no:cacheprovider"]
+    command += ["-p", "no:benchmark"]  # pytest-benchmark warns where pytest-xdist is active, and warnings are errors
+    command += ["-n", str(SIDE_BY_SIDE)] if find_spec("xdist") else []
     return [Job("tests", (*command, f"--junitxml={choice.folder / 'tests.xml'}"))]

@@ -212,7 +212,7 @@ def _launch_backward(
 def _grid(chosen: Plan, tiles: int, device: torch.device) -> tuple[int, bool]:
     """Programs along the first axis, and whether each step is a launch of its own."""
     together = chosen.programs(tiles, card_of(device))
-    steps = INTERPRETED or not together
+    steps = not together or (INTERPRETED and chosen.slices > 1)  # the interpreter knows no two programs at a time
     return (tiles if steps else together), steps
 
 
