@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, State, binding
+from rnn_backends import LayerFunction, LayerWeights, LSTMSpec, State, binding
 from rnn_backends.resets import ends_of, first_steps, mirrored, take_steps
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from .planting import Patch
-from .right import both
+from .right import both, right
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,14 @@ class Stack:
 def stacked(stack: Stack) -> list[Patch]:
     """``stack`` in place of core's own."""
     return [Patch(binding, "layers_with", stack)]
+
+
+def all_layers(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
+    """A right :data:`rnn_backends.StackFunction`: all layers at once, of rows without resets."""
+    starts = all_first(torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device))
+    entry = [State(h.expand(len(x), -1, -1), c.expand(len(x), -1, -1)) for h, c in zip(*state, strict=True)]
+    y, ends = binding.layers_with(right, right)(w, x, entry, starts, spec.bidirectional, 0.0, False)
+    return y, State(torch.stack([end.h for end in ends]), torch.stack([end.c for end in ends]))
 
 
 def all_first(starts: Tensor) -> Tensor:

@@ -50,4 +50,7 @@ ROUNDS = (
         "kernels and core",
         "a seventh author, who had read core, the plugins and the page about the suite, and no law",
     ),
+    Round(
+        10, "kernels", "an eighth author, who had read core, the plugins and the page on writing a backend, and no law"
+    ),
 )

@@ -101,17 +101,28 @@ def gradient_of_other_rows_is_zero(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def backward_twice_gives_the_same(trial: Trial) -> None:
-    """A second backward pass through a retained graph gives the same gradients, and for another loss that loss's."""
+    """A second backward pass through a retained graph gives the same gradients, and for another loss that loss's.
+
+    Another call lies between them, and no gradient changes when the next ones are computed.
+    """
     lstm, x = trial.lstm(), trial.inputs.x.requires_grad_()
     leaves = [x, *lstm.parameters()]
+    held: list[tuple[Tensor, Tensor]] = []
 
-    def grads(of: Tensor) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(of, leaves, retain_graph=True)
+    def grads(of: Tensor) -> list[Tensor]:
+        found = torch.autograd.grad(of, leaves, retain_graph=True)
+        copies = [value.clone() for value in found]
+        held.extend(zip(found, copies, strict=True))
+        return copies
 
     ran = trial.run(lstm)
     loss, other = trial.loss(ran), trial.loss(ran, "y") * -0.5
-    first, once, again, last = grads(other), grads(loss), grads(loss), grads(other)
+    first = grads(other)
+    trial.run(lstm, trial.inputs._replace(x=trial.inputs.x.detach() + 1))
+    once, again, last = grads(loss), grads(loss), grads(other)
     fresh = grads(trial.loss(trial.run(lstm)))
+    for value, copy in held:
+        identical("a gradient after the next backward pass", value, copy, "")
     for what, found, right in (
         ("the second gradient", again, once), ("the gradient of another loss", once, fresh),
         ("the gradient of the first loss", last, first),

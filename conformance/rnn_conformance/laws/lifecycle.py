@@ -21,12 +21,20 @@ from ._shared import registered
 
 @law(wide=True, dropout=(0, 30), L=(2, 3), profiles=("quick", "full"))
 def a_pickle_keeps_everything(trial: Trial) -> None:
-    """Pickled and loaded, LSTM and module keep their backend, options, mode, training flag and values."""
+    """Pickled and loaded, LSTM and module keep their backend, options, mode, training flag and values.
+
+    Both have run by then, and acted.
+    """
     with registered(trial.backend):
-        lstm = trial.lstm().eval()
+        lstm, acting = trial.lstm().eval(), trial.module()
         trial.run(lstm)
-        module = trial.module().set_recurrent_mode(True).train()
-        again, loaded = (pickle.loads(pickle.dumps(value)) for value in (lstm, module))
+        with torch.no_grad():
+            acting(trial.tensordict()[:, 0].clone())
+        module = acting.set_recurrent_mode(True).train()
+        try:
+            again, loaded = (pickle.loads(pickle.dumps(value)) for value in (lstm, module))
+        except (pickle.PicklingError, AttributeError, TypeError, ValueError) as error:
+            raise LawBroken(f"after calls it cannot be pickled: {type(error).__name__}: {error}") from error
     pairs = {
         "the backend": (again.backend, lstm.backend),
         "the options": (again.spec, lstm.spec),

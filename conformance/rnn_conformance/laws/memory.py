@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -65,10 +66,17 @@ def a_call_keeps_nothing(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def results_share_no_memory_with_each_other(trial: Trial) -> None:
-    """Output, h_n, c_n and the entries of a TensorDict can each be edited in place without changing the others."""
+    """Output, h_n, c_n and the entries of a TensorDict can each be edited in place without changing the others.
+
+    With resets and without, from a given state and from none, over all steps and one: backends have a way for each.
+    """
+    inputs, lstm = trial.inputs, trial.lstm()
     with torch.no_grad():
-        ran = trial.stream(trial.lstm(), trial.inputs.x, None, trial.is_init)
-        _separate(dict(zip(("output", "h_n", "c_n"), ran, strict=True)))
+        for T, hx, reset in product((trial.case.T, 1), (True, False), (True, False)):
+            given = (inputs.h[:, 0].clone(), inputs.c[:, 0].clone()) if hx else None
+            ran = trial.stream(lstm, inputs.x[:T], given, trial.is_init[:T] if reset else None)
+            results = dict(zip(("output", "h_n", "c_n"), ran, strict=True))
+            _separate(results if given is None else results | {"the given h": given[0], "the given c": given[1]})
         td = trial.module().set_recurrent_mode(True)(trial.tensordict())
         step = trial.module()(trial.tensordict()[:, 0].clone())
         for when, actual in (("in recurrent mode", td), ("of a step", step)):

@@ -15,15 +15,22 @@ from ._shared import C_KEY, H_KEY, ran_from
 def _steps(trial: Trial, replaced: float | None = None) -> Ran:
     """Sequential mode, one step after the other, the state carried from step to step.
 
+    What a step reads lies close together in the contiguous layout. In the others it is the column of a rollout that is
+    stored batch first, ``td[:, t]``.
+
     Args:
         trial: gives the module and the rows.
         replaced: the value of states that ``is_init`` replaces by zeros; default: the carried state.
     """
-    module, td = trial.module(), trial.tensordict()
+    module, td, columns = trial.module(), trial.tensordict().contiguous(), trial.case.layout != "contiguous"
     outputs, hs, cs = [], [], []
     h, c = td[H_KEY][:, 0], td[C_KEY][:, 0]
     for t in range(trial.case.T):
-        now = td[:, t].select("observation", "is_init").clone()
+        now = td[:, t].select("observation", "is_init")
+        if columns:
+            h, c = (torch.stack([v, v], 1)[:, 1] for v in (h, c))
+        else:
+            now, h, c = now.clone(), h.contiguous(), c.contiguous()
         now[H_KEY], now[C_KEY] = h, c
         if replaced is not None:
             begin = now["is_init"].unsqueeze(-1)

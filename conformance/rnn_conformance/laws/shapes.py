@@ -170,10 +170,14 @@ COUNTS = (*range(1, 34), 47, 48, 49, 63, 64, 65, 96, 97, 127, 128, 129, 256, 257
 
 @law(costly=True, T=(2,), B=(3,), I=(2,), H=(5,), L=(1,), P=(0,), bidirectional=(False,), profiles=("quick", "full"))
 def any_number_of_rows(trial: Trial) -> None:
-    """With any number of rows, each has the reference's values and gradients, in a call and in a step."""
+    """With any number of rows, each has the reference's values and gradients, in a call and in a step.
+
+    Of the resets too there may be any number: all rows restart at once, as environments with one time limit do.
+    """
     lstm, many = trial.lstm(), _many_rows(trial, max(COUNTS))
     own = many._replace(x=many.x.double().cpu())
     expected, x = trial.reference(own), own.x.clone().requires_grad_()
+    together = trial.reference(own._replace(starts=torch.ones_like(own.starts))).output
     (right,) = torch.autograd.grad(trial.reference(own._replace(x=x)).output.sin().sum(), x)
     for rows in COUNTS:
         x = many.x[:, :rows].clone().requires_grad_()
@@ -184,7 +188,9 @@ def any_number_of_rows(trial: Trial) -> None:
         trial.agree(f"the gradient of x of {rows} rows", gradient, right[:, :rows])
         with torch.no_grad():
             stepped, _ = lstm.step(part.x[0], State(part.h[:, 0], part.c[:, 0]))
+            restarted = trial.run(lstm, part._replace(starts=torch.ones_like(part.starts))).output
         trial.agree(f"output of a step of {rows} rows", stepped, expected.output[0, :rows], 0, "b unit")
+        trial.agree(f"output of {rows} rows that restart at every step", restarted, together[:, :rows])
 
 
 def _many_rows(trial: Trial, rows: int) -> Inputs:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import suppress
+from typing import Any, NoReturn
 
 import torch
 from rnn_backends import State
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from ..suite.compare import identical
 from ..suite.law import law
 from ..suite.torch_settings import read_settings, restored_settings
-from ..suite.trial import Trial
+from ..suite.trial import Trial, differentiate
 from ..suite.verdict import LawBroken
 
 
@@ -59,6 +61,9 @@ def a_result_outlives_the_next_call(trial: Trial) -> None:
         output, states = lstm.sequences(inputs.x, inputs.entry, inputs.starts)
         stepped, state = lstm.step(inputs.x[0], None)
         once = {"output": output, "the output of a step": stepped, "h of a step": state.h, "c of a step": state.c}
+        for what, x in (("a row", inputs.x), ("a row of one step", inputs.x[:1])):
+            ran = trial.stream(lstm, x)
+            once |= {f"the output of {what}": ran.output, f"h_n of {what}": ran.h, f"c_n of {what}": ran.c}
         for k, state in enumerate(states):  # the backend's own tensors: Trial.run stacks them, which copies
             once |= {f"h of row {k}": state.h, f"c of row {k}": state.c}
         before = {name: value.clone() for name, value in once.items()}
@@ -66,6 +71,8 @@ def a_result_outlives_the_next_call(trial: Trial) -> None:
         for x in (inputs.x + 1, inputs.x - 1):
             lstm.sequences(x, inputs.entry, inputs.starts)
             _, next_state = lstm.step(x[0], next_state)
+            trial.stream(lstm, x)
+            trial.stream(lstm, x[:1])
     for name, actual in once.items():
         identical(f"{name} after the next calls", actual, before[name], "")
 
@@ -82,19 +89,31 @@ def a_batch_with_nan_leaves_nothing_behind(trial: Trial) -> None:
     trial.agree_gradients(trial.gradients(trial.loss, lstm), trial.expected_gradients(trial.loss))
 
 
-@law()
+@law(T=(9,), H=(6, 7, 10, 11, 12, 13, 14))
 def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
-    """A module that first ran under inference_mode can be trained: no cached tensor prevents the backward pass."""
-    lstm, loss = trial.lstm(), trial.loss
-    with torch.inference_mode():
-        trial.run(lstm)
-    try:
-        actual = trial.gradients(loss, lstm)
-    except NotImplementedError:
-        raise
-    except RuntimeError as error:
-        raise LawBroken(f"after the same in inference_mode the backward pass fails: {error}") from error
-    trial.agree_gradients(actual, trial.expected_gradients(loss))
+    """What first ran under inference_mode can be trained, frozen weights too: no cached tensor prevents it.
+
+    At sizes that no other law draws, since a cache may have been filled outside of inference mode before.
+    """
+    expected = trial.expected_gradients(trial.loss)
+    for frozen in (True, False):
+        lstm, inputs = trial.lstm().requires_grad_(not frozen), trial.fresh()
+        with torch.inference_mode():
+            trial.run(lstm)
+            trial.stream(lstm, inputs.x)
+            lstm.step(inputs.x[0], None)
+        leaves = {"x": inputs.x, "stored h": inputs.h, "stored c": inputs.c}
+        for value in leaves.values():
+            value.requires_grad_()
+        leaves |= {} if frozen else dict(lstm.named_parameters())
+        try:
+            actual = differentiate(trial.loss(trial.run(lstm, inputs)), leaves)
+        except NotImplementedError:
+            raise
+        except RuntimeError as error:
+            what = "with frozen weights " if frozen else ""
+            raise LawBroken(f"{what}after the same in inference_mode the backward pass fails: {error}") from error
+        trial.agree_gradients(actual, {name: expected[name] for name in leaves})
 
 
 @law(T=(2, 3, 5), profiles=("quick", "full"))
@@ -154,15 +173,36 @@ def h_and_c_share_no_memory(trial: Trial) -> None:
             identical(f"c of row {k} after writing into h", state.c, c, "t b unit")
 
 
-@law()
+class _Interrupted(Exception):
+    """Raised in a call, where it keeps its first tensor for the backward pass."""
+
+
+def _interrupt(value: Any) -> NoReturn:
+    raise _Interrupted
+
+
+@law(T=(8, 9, 10), I=(4, 6, 7))
 def global_state_is_left_alone(trial: Trial) -> None:
-    """Calls, backward passes and steps change neither torch's random state nor any of its process-wide settings."""
-    with restored_settings() as before:
+    """Calls, backward passes and steps change neither torch's random state nor any of its process-wide settings.
+
+    At sizes that no other law draws, so that a call is the first at its sizes, and with three threads, so that one
+    alone would be a change. One call is interrupted by an exception, as a checkpoint ends its recomputation.
+    """
+    with restored_settings():
+        torch.set_num_threads(3)
+        before = read_settings()
         lstm = trial.lstm()
         _unchanged("construction", before)
         random = random_state(trial.device)
         trial.gradients(trial.loss, lstm)
         _unchanged("a call and its backward pass", before)
+        x = trial.fresh().x.requires_grad_()
+        trial.stream(lstm, x[:1]).output.sum().backward()
+        _unchanged("a row of one step and its backward pass", before)
+        with suppress(_Interrupted), saved_tensors_hooks(_interrupt, _interrupt):
+            trial.stream(lstm, x)
+        _unchanged("a call that an exception interrupts", before)
+        _drew_nothing("a call or its backward pass", random, trial.device)
         with torch.no_grad():
             before = before | {"gradient mode": False}
             trial.run(lstm)

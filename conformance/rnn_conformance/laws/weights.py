@@ -70,18 +70,25 @@ def edited_weights_are_seen(trial: Trial) -> None:
 
 @law()
 def edited_weights_are_seen_while_acting(trial: Trial) -> None:
-    """Without gradients weights edited in place take effect at the next call and the next step."""
+    """Without gradients weights edited in place, all or one alone, take effect at the next call and the next step."""
     lstm, (x, h, c, starts, weights) = trial.lstm(), trial.inputs
-    halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in weights.items()})
-    one = halved._replace(x=x[:1], h=torch.zeros_like(h[:, :1]), c=torch.zeros_like(c[:, :1]), starts=starts[:1])
+    parameters, now = dict(lstm.named_parameters()), dict(weights)
+    edits = [list(parameters), *([name] for name in parameters if name.endswith("_l0"))]
     with torch.no_grad():
         trial.run(lstm)
         lstm.step(x[0], None)
-        for parameter in lstm.parameters():
-            parameter.mul_(-0.5)
-        trial.agree("output after an edit in place", trial.run(lstm).output, trial.reference(halved).output)
-        step, _ = lstm.step(x[0], None)
-    trial.agree("output of a step after an edit in place", step, trial.reference(one).output[0], 0, "b unit")
+        for names in edits:
+            for name in names:
+                parameters[name].mul_(-0.5)
+                now[name] = now[name] * -0.5
+            edited, what = trial.inputs._replace(weights=now), names[0] if len(names) == 1 else "all weights"
+            trial.agree(f"output after an edit of {what}", trial.run(lstm).output, trial.reference(edited).output)
+            first = edited._replace(
+                x=x[:1], h=torch.zeros_like(h[:, :1]), c=torch.zeros_like(c[:, :1]), starts=starts[:1]
+            )
+            step, _ = lstm.step(x[0], None)
+            expected = trial.reference(first).output[0]
+            trial.agree(f"output of a step after an edit of {what}", step, expected, 0, "b unit")
 
 
 class _Scaled(nn.Module):

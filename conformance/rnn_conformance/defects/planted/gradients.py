@@ -491,3 +491,58 @@ def the_second_block_of_rows_starts_from_zero(w: LayerWeights, x: Tensor, entry:
         return right(w, x, entry, starts)
     h, c = (torch.cat([v[:, :128], torch.zeros_like(v[:, 128:])], 1) for v in entry)
     return right(w, x, State(h, c), starts)
+
+
+@made("backward_twice_gives_the_same", round=10)
+def gates_given_back_after_the_first_backward_pass() -> LayerFunction:
+    """A backward pass gives the kept gates back to a pool: a call between two of them writes over the gates."""
+    pool: dict[Any, list[Tensor]] = {}
+
+    class Pooled(Kernel):
+        def save(self, ctx: Any, *rest: Any) -> None:
+            x, eh, ec, starts, w, pre, acts, h, c = rest
+            free = pool.setdefault((acts.shape, acts.dtype), [])
+            ctx.acts = free.pop() if free else torch.empty_like(acts)
+            ctx.acts.copy_(acts)
+            super().save(ctx, x, eh, ec, starts, w, pre, acts.new_empty(0), h, c)
+
+        def saved(self, ctx: Any) -> Any:
+            x, eh, ec, starts, w, pre, _, h, c = super().saved(ctx)
+            return x, eh, ec, starts, w, pre, ctx.acts, h, c
+
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            found = super().backward(ctx, gh, gc)
+            free = pool[ctx.acts.shape, ctx.acts.dtype]
+            if not any(acts is ctx.acts for acts in free):
+                free.append(ctx.acts)
+            return found
+
+    return Pooled()
+
+
+@made("backward_twice_gives_the_same", round=10)
+def gradients_in_memory_kept_for_the_weight() -> LayerFunction:
+    """A weight's gradient lies in memory kept for it: the next backward pass overwrites what autograd.grad gave."""
+    kept: dict[Any, Tensor] = {}
+
+    class Kept(Kernel):
+        def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+            found = super().products(da, v, weight)
+            space = kept.setdefault((weight.data_ptr(), found.shape, found.dtype), torch.empty_like(found))
+            space.data.copy_(found)
+            return space
+
+    return Kept()
+
+
+@in_layer("frozen_weights_get_no_gradient", round=10)
+def the_projection_frozen_with_the_recurrent_weight(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The projection's gradient is made where the recurrent weight's is: with that frozen it stays zero."""
+
+    class Together(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            *others, w_hr = super().backward(ctx, gh, gc)
+            frozen = w_hr is not None and not ctx.needs_input_grad[6]
+            return *others, torch.zeros_like(w_hr) if frozen else w_hr
+
+    return Together()(w, x, entry, starts)

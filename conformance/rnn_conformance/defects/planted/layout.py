@@ -176,3 +176,12 @@ def a_rows_pitch_taken_from_the_stride_of_one_step(w: LayerWeights, x: Tensor, e
         read = storage[at.clamp(max=len(storage) - 1)].view(x.shape)
         x = x + (read - x).detach()
     return right(w, x, entry, starts)
+
+
+@in_layer("memory_layout_does_not_matter", round=10)
+def the_cell_states_last_stride_taken_as_one(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The stored cell states are read with their strides over time and rows, and one for the units."""
+    c = entry.c
+    if c.numel() and c.shape[-1] > 1 and c.stride(-1) > 1:
+        entry = State(entry.h, c.as_strided(c.shape, (*c.stride()[:-1], 1)))
+    return right(w, x, entry, starts)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, binding, get_backend, names
-from torch import nn
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, binding, get_backend, names
+from torch import Tensor, nn
 
-from ..planting import Patch, in_core
-from ..right import each
+from ..planting import Patch, backend, in_core
+from ..right import each, right, step
 
 
 @in_core("a_pickle_keeps_everything")
@@ -324,3 +325,15 @@ def a_copy_trains_what_was_frozen() -> list[Patch]:
                 parameter.requires_grad_(True)
 
     return [Patch(LSTM, "__setstate__", replacement)]
+
+
+@backend("a_pickle_keeps_everything", round=10, survived=10, by_numbers=False)
+def a_handle_kept_on_the_weight() -> LSTMBackend:
+    """The kernel's handle for a weight is the parameter's attribute: who has acted cannot be pickled any more."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        if type(w.w_hh) is nn.Parameter:
+            w.w_hh._kernel_handle = ctypes.c_void_p(w.w_hh.data_ptr())  # type: ignore[attr-defined]
+        return step(w, x, State(*(torch.where(is_init.unsqueeze(-1), 0, v) for v in state)))
+
+    return LSTMBackend("defect", right, step=step, act=act)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, State, layout
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMSpec, State, layout
+from rnn_backends.authoring import SteppedLayer
 from tensordict import TensorDictBase
 from tensordict.utils import NestedKey
 from torch import Tensor
 
-from ..planting import Patch, in_core, in_layer, made
+from ..planting import Patch, backend, in_core, in_layer, made
 from ..right import right
+from ..right_stack import all_layers
 
 
 @in_layer("scratch_memory_is_written_before_it_is_read", by_numbers=False)
@@ -114,3 +116,39 @@ def results_written_into_existing_entries() -> list[Patch]:
         return td
 
     return [Patch(layout, "write", write)]
+
+
+@backend("results_share_no_memory_with_each_other", round=10, survived=10)
+def the_last_state_is_a_view_of_the_output() -> LSTMBackend:
+    """The function for all layers gives the output's last step as h_n, in the output's memory."""
+
+    def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
+        y, (h, c) = all_layers(w, x, state, spec)
+        return y, State(y[-1:] if len(h) == 1 else h, c)
+
+    return LSTMBackend("defect", right, stack=stack)
+
+
+@backend("results_share_no_memory_with_each_other")
+def the_state_of_a_row_of_one_step_is_its_output() -> LSTMBackend:
+    """A shorter way for a row of one step gives its output as h_n too."""
+
+    def row(w: LayerWeights, info: Any, x: Tensor, hx: Any, is_init: Any, batch_first: bool) -> Any:
+        if hx is None or is_init is not None or batch_first or len(x) != 1 or torch.is_grad_enabled():
+            return None
+        out = right(w, x, State(*hx), torch.ones(x.shape[:2], dtype=torch.bool))
+        return out.h, (out.h, out.c)
+
+    return LSTMBackend("defect", SteppedLayer(right, row))
+
+
+@backend("results_share_no_memory_with_each_other")
+def the_last_cell_state_in_the_given_ones_memory() -> LSTMBackend:
+    """Without gradients the function for all layers leaves the last cell state where the given one was."""
+
+    def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
+        y, (h, c) = all_layers(w, x, state, spec)
+        plain = not c.requires_grad and not state.c.is_inference() and state.c.is_contiguous()
+        return y, State(h, state.c.copy_(c) if plain else c)
+
+    return LSTMBackend("defect", right, stack=stack)

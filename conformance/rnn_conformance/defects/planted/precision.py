@@ -446,3 +446,17 @@ def two_chunks_of_features_meet_in_float16(w: LayerWeights, x: Tensor, state: St
     parts = x[:, :half] @ w.w_ih[:, :half].T + x[:, half:] @ w.w_ih[:, half:].T
     eye = torch.eye(w.w_ih.shape[0], dtype=x.dtype, device=x.device)
     return step(w._replace(w_ih=eye), parts, state)
+
+
+@in_layer("long_rows_equal_reference", round=10)
+def steps_since_a_start_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The steps since a start are counted in eight bits, and zero is a start: the 257th step reads the entry."""
+    t = torch.arange(len(x), device=x.device).unsqueeze(-1)
+    first = torch.where(starts, t, 0).cummax(0).values
+    return right(w, x, entry, (t - first).to(torch.uint8) == 0)
+
+
+@made("long_rows_equal_reference", round=10)
+def the_gradient_of_c_ends_after_64_steps() -> LayerFunction:
+    """Rows run in segments of 64 steps, and the backward pass hands on the gradient of h, but not that of c."""
+    return by_hand(block=64)

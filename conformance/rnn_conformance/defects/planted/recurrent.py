@@ -11,7 +11,7 @@ from rnn_backends.resets import ends_of
 from torch import Tensor
 
 from ..planting import Patch, backend, in_core
-from ..right import both, ends, right
+from ..right import both, ends, right, step
 
 
 def _entry(change: Any) -> list[Patch]:
@@ -356,3 +356,48 @@ def finite_states_are_padded_by_multiplication() -> list[Patch]:
         return both(lambda v: torch.where(ends, v, torch.where(v.isfinite(), v * 0, 0)), state)
 
     return [Patch(execution, "at_ends", replacement)]
+
+
+@backend("acting_needs_no_gradient", round=10)
+def four_step_buffers_in_turn() -> LSTMBackend:
+    """Without gradients a step writes into four buffers in turn: the fifth step overwrites the first one's state."""
+    rings: dict[Any, list[State]] = {}
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        out = step(w, x, state)
+        if out.h.requires_grad:
+            return out
+        key = out.h.shape, out.c.shape, out.h.dtype, torch.is_inference_mode_enabled()
+        ring = rings.setdefault(key, [both(torch.empty_like, out) for _ in range(4)])
+        ring.append(ring.pop(0))
+        return State(ring[-1].h.copy_(out.h), ring[-1].c.copy_(out.c))
+
+    return LSTMBackend("defect", right, step=one)
+
+
+def _act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+    return step(w, x, both(lambda v: torch.where(is_init.unsqueeze(-1), 0, v), state))
+
+
+@backend("sequential_mode_starts_from_zero", round=10, survived=10)
+def the_mask_of_a_step_read_byte_by_byte() -> LSTMBackend:
+    """A step reads is_init as if its bytes lay side by side: a column of a rollout makes other rows start."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        if is_init.stride(0) > 1:
+            is_init = is_init.as_strided(is_init.shape, (1,))
+        return _act(w, x, state, is_init)
+
+    return LSTMBackend("defect", right, step=step, act=act)
+
+
+@backend("sequential_mode_starts_from_zero")
+def the_input_of_a_step_read_row_by_row() -> LSTMBackend:
+    """A step reads its input's rows as if they lay side by side, which in a column of a rollout they do not."""
+
+    def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        if x.stride(-1) == 1 and x.stride(0) > x.shape[-1]:
+            x = x.as_strided(x.shape, (x.shape[-1], 1))
+        return _act(w, x, state, is_init)
+
+    return LSTMBackend("defect", right, step=step, act=act)

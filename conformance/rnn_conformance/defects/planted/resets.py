@@ -228,3 +228,19 @@ def all_starts_read_the_first_entry(w: LayerWeights, x: Tensor, entry: State, st
         many = step(w, x.flatten(0, 1), both(lambda v: v[:1].expand_as(v).flatten(0, 1), entry))
         return both(lambda v: v.unflatten(0, x.shape[:2]), many)
     return right(w, x, entry, starts)
+
+
+@in_step("nan_is_not_hidden", round=10)
+def nan_lost_in_fmin_and_fmax(w: LayerWeights, x: Tensor, state: State) -> State:
+    """Pre-activations are limited by C's fmin and fmax, which take the number where the other is NaN."""
+    limit = torch.full((), 40.0, dtype=x.dtype, device=x.device)
+    i, f, g, o = (torch.fmin(torch.fmax(a, -limit), limit) for a in gates_of(w, x, state.h))
+    return finish(w, (i, f, g, o), state.c)
+
+
+@in_layer("infinity_stays_in_its_sequence", round=10)
+def inputs_scaled_by_the_largest_of_the_batch(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Against overflow large inputs are divided by the largest of the batch: an infinite one makes NaN of all."""
+    most = x.detach().abs().amax() if x.numel() else x.new_zeros(())
+    scale = torch.where(most > 1e4, most, torch.ones_like(most))
+    return right(w, x / scale * scale, entry, starts)

@@ -268,3 +268,34 @@ def units_left_over_where_threads_share_them(w: LayerWeights, x: Tensor, entry: 
     if w.w_hr is not None:
         return State(h, torch.cat([c[..., :whole], torch.zeros_like(c[..., whole:])], -1))
     return State(*(torch.cat([v[..., :whole], torch.zeros_like(v[..., whole:])], -1) for v in (h, c)))
+
+
+@in_layer("any_number_of_rows", round=10, survived=10)
+def rows_that_start_counted_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """How many rows start at a step is counted in eight bits: where 256 start together, none does."""
+    some = starts.sum(1, dtype=torch.uint8).unsqueeze(-1) > 0
+    some[0] = True
+    return right(w, x, entry, starts & some)
+
+
+@in_layer("any_number_of_rows")
+def all_starts_counted_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Starts after the first step are counted in eight bits, and a call without any ignores them: with 256 too."""
+    some = starts[1:].sum(dtype=torch.uint8) > 0
+    return right(w, x, entry, torch.cat([starts[:1], starts[1:] & some]))
+
+
+@in_layer("any_number_of_rows")
+def rows_whose_entry_is_read_numbered_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The number of the row whose entry is read has eight bits: row 256 starts from the state of row 0."""
+    at = torch.arange(x.shape[1], device=x.device) % 256
+    return right(w, x, both(lambda v: v[:, at], entry), starts)
+
+
+@in_layer("any_hidden_size", round=10)
+def an_odd_feature_between_two_halves_of_a_product(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """From 128 features on the input's product is made in two halves of I // 2: an odd last one is left out."""
+    features = x.shape[-1]
+    if features >= 128 and features % 2:
+        x = torch.cat([x[..., :-1], torch.zeros_like(x[..., -1:])], -1)
+    return right(w, x, entry, starts)

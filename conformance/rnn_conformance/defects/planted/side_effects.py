@@ -7,13 +7,15 @@ from itertools import count
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, State, StepFunction
+from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, LSTMSpec, State, StepFunction
+from rnn_backends.authoring import is_plain
 from torch import Tensor
 
 from ..hand_written import Kernel
 from ..hand_written_blocks import backward_pass, by_hand, forward_pass, once
 from ..planting import Patch, backend, in_core, in_layer, made
-from ..right import both, right, step
+from ..right import both, finish, gates_of, layer, output_of, right, step
+from ..right_stack import all_layers
 
 
 @in_layer("nothing_passed_in_changes")
@@ -477,3 +479,115 @@ def mkldnn_left_off_by_the_backward_pass(w: LayerWeights, x: Tensor, entry: Stat
     """The backward pass switches oneDNN off and leaves it off."""
     h, c = right(w, x, entry, starts)
     return State(_Backward.apply(h), c)
+
+
+@in_layer("results_may_be_written_over_before_the_backward_pass", round=10)
+def the_outputs_data_kept_for_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass keeps h.data, whose version nobody counts: in-place work on the output is not seen."""
+
+    class Data(Kernel):
+        def save(self, ctx: Any, *rest: Any) -> None:
+            ctx.h = rest[7].data
+            super().save(ctx, *rest[:7], rest[7].new_empty(0), rest[8])
+
+        def saved(self, ctx: Any) -> Any:
+            read = super().saved(ctx)
+            return *read[:7], ctx.h, read[8]
+
+    return Data()(w, x, entry, starts)
+
+
+@made("trained_over_what_was_seen_in_inference_mode", round=10, survived=10, by_numbers=False)
+def frozen_weights_packed_in_inference_mode() -> LayerFunction:
+    """Weights that want no gradient are packed once, maybe in inference mode: then no gradient passes them."""
+    kept: dict[Any, tuple[Any, Tensor]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        w_hh = w.w_hh
+        if not is_plain([w_hh]) or w_hh.requires_grad or w_hh.is_inference():
+            return right(w, x, entry, starts)
+        now = w_hh.data_ptr(), w_hh._version, w_hh.dtype, w_hh.shape
+        if id(w_hh) not in kept or kept[id(w_hh)][0] != now:
+            kept[id(w_hh)] = now, w_hh.detach().clone()
+        return right(w._replace(w_hh=kept[id(w_hh)][1]), x, entry, starts)
+
+    return run
+
+
+@made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)
+def a_constant_of_the_cell_made_in_inference_mode() -> LayerFunction:
+    """Factors of the gates are made at a size's first call: made in inference mode, they prevent a backward pass."""
+    kept: dict[Any, Tensor] = {}
+
+    def one(w: LayerWeights, x: Tensor, state: State) -> State:
+        gates = gates_of(w, x, state.h)
+        if not is_plain([gates[0]]):
+            return finish(w, gates, state.c)
+        key = gates[0].shape[-1], x.dtype
+        if key not in kept:
+            kept[key] = torch.full((key[0],), 0.5, dtype=x.dtype)
+        i, f, o = (0.5 * torch.tanh(v * kept[key]) + 0.5 for v in (gates[0], gates[1], gates[3]))
+        c = f * state.c + i * gates[2].tanh()
+        return output_of(w, o * c.tanh(), c)
+
+    return layer(one)
+
+
+@made("global_state_is_left_alone", round=10, by_numbers=False)
+def random_numbers_drawn_at_a_sizes_first_call() -> LayerFunction:
+    """The first call at a size tunes itself on random numbers from torch's global generator."""
+    tuned = set()
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if x.shape not in tuned:
+            tuned.add(x.shape)
+            torch.randn(x.shape)
+        return right(w, x, entry, starts)
+
+    return run
+
+
+@backend("a_result_outlives_the_next_call")
+def the_output_of_all_layers_in_memory_kept_for_its_shape() -> LSTMBackend:
+    """Without gradients the function for all layers writes each output over the last one of its shape."""
+    kept: dict[Any, Tensor] = {}
+
+    def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
+        y, found = all_layers(w, x, state, spec)
+        if y.requires_grad or y.is_inference():
+            return y, found
+        return kept.setdefault((y.shape, y.dtype), torch.empty_like(y)).copy_(y), found
+
+    return LSTMBackend("defect", right, stack=stack)
+
+
+@in_layer("global_state_is_left_alone", by_numbers=False)
+def one_thread_left_by_a_row_of_one_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A layer runs on one thread, and sets the number back unless it returns early, as for a row of one step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = right(w, x, entry, starts)
+    if len(x) == 1:
+        return found
+    torch.set_num_threads(threads)
+    return found
+
+
+@in_layer("global_state_is_left_alone", by_numbers=False)
+def the_default_dtype_left_by_an_interrupted_call(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The default dtype is the input's during a call, and is set back at its end, which an exception passes by."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(x.dtype)
+    found = right(w, x, entry, starts)
+    torch.set_default_dtype(usual)
+    return found
+
+
+@in_layer("global_state_is_left_alone", by_numbers=False)
+def one_thread_left_by_an_interrupted_call(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The number of threads is one during a call, and is set back at its end, which an exception passes by."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = right(w, x, entry, starts)
+    torch.set_num_threads(threads)
+    return found

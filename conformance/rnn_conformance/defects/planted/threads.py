@@ -123,3 +123,19 @@ class _OfTheThread(threading.local):
 
     def set(self, value: Any) -> None:
         self.value = value
+
+
+@made("two_threads_do_not_mix", round=10, survived=10, by_numbers=False)
+def a_thread_local_filled_at_import() -> LayerFunction:
+    """A threading.local gets its attribute once, in the thread that imports the backend: in another it has none."""
+    local = threading.local()
+    local.depth = 0
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        local.depth += 1
+        try:
+            return right(w, x, entry, starts)
+        finally:
+            local.depth -= 1
+
+    return run

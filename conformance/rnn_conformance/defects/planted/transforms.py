@@ -229,3 +229,40 @@ def the_last_cell_has_no_tangent(w: LayerWeights, x: Tensor, entry: State, start
     """In forward mode the cell state that is returned has no tangent; the output has."""
     h, c = right(w, x, entry, starts)
     return State(h, _NoTangent.apply(c))
+
+
+class _Folded(torch.autograd.Function):
+    """The right layer; ``torch.vmap`` over data folds the new dimension into the batch."""
+
+    @staticmethod
+    def forward(*read: Any) -> Any:
+        h, c = right(LayerWeights(*read[4:]), read[0], State(*read[1:3]), read[3])
+        return h, c
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *read: Any) -> Any:
+        N = info.batch_size
+        if any(dim is not None for dim in in_dims[4:]):
+            raise NotImplementedError("this rule is for data alone")
+        data = (
+            v.repeat_interleave(N, 1) if dim is None else v.movedim(dim, 1).flatten(1, 2)
+            for v, dim in zip(read[:4], in_dims[:4], strict=True)
+        )  # fmt: skip
+        found = _Folded.apply(*data, *read[4:])
+        return tuple(v.unflatten(1, (N, -1)) for v in found), (1, 1)
+
+
+@backend("vmap_over_data", round=10)
+def vmap_folds_shared_rows_in_another_order() -> LSTMBackend:
+    """torch.vmap makes one batch of samples and rows, sample by sample; what all share is repeated row by row."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if not torch._C._functorch.is_batchedtensor(x):
+            return right(w, x, entry, starts)
+        return State(*_Folded.apply(x, *entry, starts, *w))
+
+    return LSTMBackend("defect", run, traits=frozenset({Trait.VMAP}))

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, State
+from rnn_backends.authoring import is_plain
 from torch import Tensor, nn
 
 from ..planting import Patch, in_core, in_layer, made
@@ -341,3 +342,32 @@ def a_copy_lists_its_parameters_when_it_is_made() -> list[Patch]:
         return new
 
     return [Patch(LSTM, "with_backend", replacement)]
+
+
+def _kept_by(version_of: str, part: Callable[[LayerWeights], LayerWeights]) -> LayerFunction:
+    """Without gradients ``part`` of the weights is made once, and anew when the weight ``version_of`` changes."""
+    kept: dict[int, tuple[Any, LayerWeights, LayerWeights]] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        seen = getattr(w, version_of)
+        if seen is None or torch.is_grad_enabled() or not is_plain(w) or seen.is_inference():
+            return right(w, x, entry, starts)
+        now, there = (seen.data_ptr(), seen._version, seen.dtype), kept.get(id(seen))
+        if there is None or there[0] != now or any(a is not b for a, b in zip(there[1], w, strict=True)):
+            with torch.inference_mode(False):
+                there = kept[id(seen)] = now, w, part(w)
+        return right(there[2], x, entry, starts)
+
+    return run
+
+
+@made("edited_weights_are_seen_while_acting", round=10)
+def the_sum_of_biases_made_anew_for_one_of_them() -> LayerFunction:
+    """Without gradients the sum of the biases is kept until b_ih changes: an edit of b_hh alone is not seen."""
+    return _kept_by("b_ih", lambda w: w._replace(b_hh=None if w.b_hh is None else w.b_hh.detach().clone()))
+
+
+@made("edited_weights_are_seen_while_acting")
+def the_recurrent_weight_packed_anew_for_the_input_weight() -> LayerFunction:
+    """Without gradients w_hh is packed once, and again when w_ih changes: an edit of w_hh alone is not seen."""
+    return _kept_by("w_ih", lambda w: w._replace(w_hh=w.w_hh.detach().clone()))
