@@ -184,7 +184,7 @@ class ExecutableLSTM(BoundLSTM):
             stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
         weights = self.layer_weights()
         info = self._cached_info(weights)
-        if info is None or type(x) is not Tensor or type(stored.h) is not Tensor or type(is_init) not in _MASKS:
+        if info is None or not (type(x) is type(stored.h) is type(stored.c) is Tensor) or type(is_init) not in _MASKS:
             check_together(weights[0].w_ih, (x, *stored, is_init))
             weights, dtype, no_autocast = self._ready()
         else:
