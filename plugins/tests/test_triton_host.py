@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from rnn_backends import LayerWeights, State
+from rnn_backends import LayerWeights, State, UnsupportedError
 from rnn_backends.authoring import Arguments, Needs, Run
 from rnn_backends_plugins.triton.plan import Plan
 
@@ -283,6 +283,22 @@ def test_a_launcher_that_takes_other_arguments_is_left_alone_from_then_on(launch
     start((1, 1), moving(), (9,))
     assert len(launches) == 3
     assert not start._compiled
+
+
+def test_a_refused_cooperative_launch_is_an_error_in_words_and_any_other_is_tritons(launches, monkeypatch):
+    start = Launcher(move, MOVE)
+
+    def refused(words):
+        def launch(*given):
+            raise RuntimeError(f"Triton Error [CUDA]: {words}")
+
+        monkeypatch.setattr(start, "_launch", launch)
+        start((4, 32), moving(), (9,))
+
+    with pytest.raises(UnsupportedError, match="128 programs wait for each other"):
+        refused("too many blocks in cooperative launch")
+    with pytest.raises(RuntimeError, match="an illegal memory access"):
+        refused("an illegal memory access was encountered")
 
 
 def test_every_tensors_dtype_and_every_flag_has_a_launcher_of_its_own():

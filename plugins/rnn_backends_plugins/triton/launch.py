@@ -19,6 +19,7 @@ from warnings import warn
 
 import torch
 import triton
+from rnn_backends import UnsupportedError
 from torch import Tensor
 
 KNOWN = (3, 6), (4, 0)
@@ -56,13 +57,25 @@ class Launcher:
             grid: how many programs.
             tensors: the kernel's first arguments, all on one device.
             numbers: those that follow.
+
+        Raises:
+            UnsupportedError: its programs wait for each other, and do not all fit on the GPU; nothing ran.
         """
         device = tensors[0].device
-        if device.type != "cuda" or device.index == torch.cuda.current_device():
-            self._launch(device.index or 0, grid, tensors, numbers)
-        else:
-            with torch.cuda.device(device):
-                self._launch(device.index, grid, tensors, numbers)
+        try:
+            if device.type != "cuda" or device.index == torch.cuda.current_device():
+                self._launch(device.index or 0, grid, tensors, numbers)
+            else:
+                with torch.cuda.device(device):
+                    self._launch(device.index, grid, tensors, numbers)
+        except RuntimeError as error:
+            if "cooperative launch" not in str(error):
+                raise
+            why = (
+                f"{grid[0] * grid[1]} programs wait for each other, and the driver does not let so many run at once: "
+                "something keeps a part of the GPU from this process (MPS's limit of threads, say)"
+            )
+            raise UnsupportedError("triton", "this GPU as it is", why, ["cudnn", "vmap"]) from error
 
     def _launch(self, index: int, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
         compiled = self._compiled.get(index)
