@@ -63,7 +63,7 @@ def precision_of(dtype: torch.dtype) -> str:
     Without TF32 three TF32 products make up one of float32 (Ootomo & Yokota 2022, "Recovering single precision
     accuracy from Tensor Cores").
     """
-    return "tf32" if torch.backends.cudnn.allow_tf32 or dtype != torch.float32 else "tf32x3"
+    return "tf32" if dtype != torch.float32 or torch.backends.cudnn.allow_tf32 else "tf32x3"
 
 
 def operand_of(dtype: torch.dtype) -> tl.dtype:
