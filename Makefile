@@ -46,8 +46,8 @@ docs: $(READY) ## the documentation site, into site/; a broken link, anchor or r
 matrix: $(READY) ## tests on other versions of Python, torch, tensordict, TorchRL; ONLY=py3.12, ENVIRONMENT=python
 	@$(BIN)/python tools/matrix.py $(if $(ONLY),--only $(ONLY)) $(if $(ENVIRONMENT),--environment $(ENVIRONMENT))
 
-mutants: $(READY) ## mutation testing of core's smallest files, an hour; FILES="resets stack" for a part
-	@$(BIN)/python tools/mutants.py $(FILES)
+mutants: $(READY) ## mutation testing of core's smallest files, hours; FILES="resets stack" for a part, BUDGET=20 minutes
+	@$(BIN)/python tools/mutants.py $(FILES) $(if $(BUDGET),--minutes $(BUDGET))
 
 # MINUTES: the budget of one run; the next goes on. TARGETS: "stack tiled" for a part.
 MINUTES ?= 30

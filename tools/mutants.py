@@ -1,9 +1,10 @@
-"""Mutation testing of core's smallest files: `make mutants`, or `python tools/mutants.py FILE... [--anew]`.
+"""Mutation testing of core's smallest files: `make mutants`, or `python tools/mutants.py FILE... [--minutes 20]`.
 
 cosmic-ray makes the mutants (an operator, a constant or a condition changed in one place). This script runs them: a
 process that has imported torch once and forks for each mutant needs a quarter of the time of fresh processes. A mutant
 is killed if a test fails, crashes or takes too long. A survivor needs a test, or a reason in `tools/mutants.toml`.
-Results are kept in `.mutants/`, so that an interrupted run goes on where it was stopped.
+Results are kept in `.mutants/`, so that an interrupted run goes on where it was stopped. The mutants run in a random
+order that a seed fixes, the files by turns, so that those of a budget are a sample.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import ast
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -20,7 +22,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from pathlib import Path
@@ -206,32 +208,53 @@ def explained() -> dict[tuple[str, str, str], str]:
     return {(row["file"], row["before"], row["after"]): row["reason"] for row in rows}
 
 
-def run_file(file: str) -> list[tuple[Mutant, str]]:
-    """Run the mutants of a file that have no verdict yet."""
-    known, verdicts = results(file), []
-    todo = list(mutants(file))
-    whole = Mutant(file, 0, "", "", (TREE / "core" / "rnn_backends" / f"{file}.py").read_text())
-    if run(whole) != "survived":
-        raise SystemExit(f"the tests of {file} fail without a mutant: {', '.join(TESTS[file])}")
-    print(f"== {file}: {len(todo)} mutants, {sum(m.key in known for m in todo)} have a verdict", flush=True)
-    with (KEPT / f"{file}.jsonl").open("a") as kept:
-        for mutant in todo:
-            verdict = known.get(mutant.key) or run(mutant)
-            verdicts.append((mutant, verdict))
-            if mutant.key not in known:
-                row = {"key": mutant.key, "verdict": verdict, **asdict(mutant)}
-                del row["code"]
-                kept.write(json.dumps(row) + "\n")
-                kept.flush()
+def sample(files: Sequence[str], seed: int) -> list[Mutant]:
+    """All mutants, in a random order that the seed fixes, the files by turns."""
+    queues = []
+    for file in files:
+        found = list(mutants(file))
+        random.Random(f"{seed} {file}").shuffle(found)
+        queues.append(found)
+    return [queue[k] for k in range(max(map(len, queues))) for queue in queues if k < len(queue)]
+
+
+def run_all(todo: Sequence[Mutant], minutes: float) -> list[tuple[Mutant, str]]:
+    """Run the mutants that have no verdict yet until the time is up; all that have one."""
+    files = list(dict.fromkeys(mutant.file for mutant in todo))
+    known = {key: verdict for file in files for key, verdict in results(file).items()}
+    verdicts = [(mutant, known[mutant.key]) for mutant in todo if mutant.key in known]
+    print(f"{len(todo)} mutants of {', '.join(files)}; {len(verdicts)} have a verdict", flush=True)
+    end, sound = time.monotonic() + 60 * minutes, set()
+    for number, mutant in enumerate(todo, 1):
+        if mutant.key in known:
+            continue
+        if time.monotonic() > end:
+            break
+        if mutant.file not in sound:
+            whole = Mutant(mutant.file, 0, "", "", (TREE / "core" / "rnn_backends" / f"{mutant.file}.py").read_text())
+            if run(whole) != "survived":
+                raise SystemExit(f"the tests of {mutant.file} fail without a mutant: {', '.join(TESTS[mutant.file])}")
+            sound.add(mutant.file)
+        began = time.monotonic()
+        verdict = run(mutant)
+        verdicts.append((mutant, verdict))
+        row = {"key": mutant.key, "verdict": verdict, **asdict(mutant)}
+        del row["code"]
+        with (KEPT / f"{mutant.file}.jsonl").open("a") as kept:
+            kept.write(json.dumps(row) + "\n")
+        took, left = time.monotonic() - began, max(0.0, end - time.monotonic()) / 60
+        where = f"{mutant.file}.py:{mutant.line}"
+        print(f"[{number} of {len(todo)}, {left:.0f} min left] {where} {verdict}, {took:.1f} s", flush=True)
     return verdicts
 
 
-def report(verdicts: list[tuple[Mutant, str]]) -> bool:
+def report(file: str, number: int, verdicts: list[tuple[Mutant, str]]) -> bool:
     """Print a file's figures and its survivors; whether each survivor is explained."""
     reasons, good = explained(), True
     counts = Counter(verdict for _, verdict in verdicts)
     survivors = [mutant for mutant, verdict in verdicts if verdict == "survived"]
-    print(", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items())))
+    told = ", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
+    print(f"== {file}: {number} mutants, {len(verdicts)} tried: {told}")
     for mutant in survivors:
         reason = reasons.get((mutant.file, mutant.before, mutant.after))
         good = good and reason is not None
@@ -245,20 +268,24 @@ def main() -> int:
     options = argparse.ArgumentParser(description="Mutation testing of core.")
     options.add_argument("files", nargs="*", choices=[*TESTS, []], help="default: all")
     options.add_argument("--anew", action="store_true", help="forget the verdicts of earlier runs")
+    options.add_argument("--minutes", "--budget", type=float, default=600, help="budget (600); a later run goes on")
+    options.add_argument("--most", type=int, default=10**6, help="no more mutants than that, of a random sample")
+    options.add_argument("--seed", type=int, default=1, help="of the sample (1)")
     options.add_argument("--list", action="store_true", help="print the mutants without running them")
     given = options.parse_args()
     files = given.files or list(TESTS)
+    found = sample(files, given.seed)
     if given.list:
-        for file in files:
-            for mutant in mutants(file):
-                print(f"{file}.py:{mutant.line}: {mutant.before}  ->  {mutant.after}")
+        for mutant in found[: given.most]:
+            print(f"{mutant.file}.py:{mutant.line}: {mutant.before}  ->  {mutant.after}")
         return 0
     KEPT.mkdir(exist_ok=True)
     if given.anew:
         for file in files:
             (KEPT / f"{file}.jsonl").unlink(missing_ok=True)
     prepare()
-    good = [report(run_file(file)) for file in files]
+    verdicts, numbers = run_all(found[: given.most], given.minutes), Counter(mutant.file for mutant in found)
+    good = [report(file, numbers[file], [row for row in verdicts if row[0].file == file]) for file in files]
     return 0 if all(good) else 1
 
 

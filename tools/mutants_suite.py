@@ -6,6 +6,9 @@ of the profile `quick` run over each in a forked process, first over few cases, 
 fails. Results are kept in `.mutants/suite.jsonl`, one line each, so that a stopped run goes on. What survives is
 equivalent, for a reason in `tools/mutants_suite.toml`, or shows what no law sees.
 
+C++ is compiled with `-O1`, which takes half the time of `-O3`, and with a trap at every index outside of an array
+(`-fsanitize=bounds`). What the laws do not kill over few cases runs under AddressSanitizer as well (`make sanitize`).
+
 The mutants are made here: cosmic-ray (`tools/mutants.py`) leaves out no lines and swaps no arguments, and it changes
 files, so that each mutant imports everything anew; here a fork gives the functions of one module other code.
 """
@@ -21,6 +24,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -48,6 +52,7 @@ TARGETS = {
     "resets": ("core/rnn_backends/resets.py", "rnn_backends.resets"),
     "layout": ("core/rnn_backends/layout.py", "rnn_backends.layout"),
     "module": ("core/rnn_backends/module.py", "rnn_backends.module"),
+    "mode": ("core/rnn_backends/mode.py", "rnn_backends.mode"),
     "tiled": ("conformance/rnn_conformance/defects/tiled.py", "rnn_conformance.defects.tiled"),
     "blocks": (
         "conformance/rnn_conformance/defects/hand_written_blocks.py",
@@ -73,6 +78,11 @@ OF_MODULES = (
 )
 """Subjects of laws about modules and the registry: left out where a kernel is mutated, which is behind all of them."""
 KERNELS = ("tiled", "blocks", "cpp")
+CPP_FLAGS = ("-O1", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")
+"""In the place of ``-O3``."""
+SANITIZE = "make sanitize"
+WATCHED_CASES = 60
+"""Of `make sanitize`, for a mutant of C++ that the laws did not kill over few cases."""
 DIED = ("killed", "crashed", "endless")
 
 
@@ -280,6 +290,7 @@ def compiled(mutant: Mutant | None, folder: Path) -> str | None:
     """Compile the sources of `cpp` with a mutant in their place, for this process alone; why they do not compile."""
     from rnn_backends_plugins.cpp import build
 
+    build.FLAGS = (*(flag for flag in build.FLAGS if flag != "-O3"), *CPP_FLAGS)
     sources = folder / "sources"
     shutil.copytree(build.SOURCES, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     if mutant is not None:
@@ -287,6 +298,20 @@ def compiled(mutant: Mutant | None, folder: Path) -> str | None:
     build.SOURCES = sources
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     return build.why_not()
+
+
+def watched(folder: Path) -> str | None:
+    """What the sanitizers, or a comparison with the plain unroll, find in the sources that were compiled last."""
+    sys.path.append(str(ROOT / "plugins" / "tests"))
+    sanitize = importlib.import_module("sanitize")
+    made = sanitize.compile_watched(folder)
+    if made is None:
+        return None  # this compiler has no sanitizers
+    done = sanitize.child(made, "--cases", str(WATCHED_CASES), "--seed", "0")
+    if done.returncode == 0:
+        return None
+    told = [line.strip() for line in done.stderr.splitlines() if "rror" in line]
+    return told[0] if told else f"its process ended with status {done.returncode}"
 
 
 def backend_of(target: str) -> Any:
@@ -346,6 +371,30 @@ def _measure(seed: int) -> None:
     COSTS.write_text(json.dumps(found))
 
 
+def _judged(
+    target: str, kills: Counter[str], seed: int, folder: Path, tell: Callable[[str], None]
+) -> tuple[str, str, str]:
+    """The verdict of the laws over this process, which law gave it, and its message."""
+    from rnn_conformance.check import quiet_single_thread
+    from rnn_conformance.laws.catalogue import LAWS
+    from rnn_conformance.suite.runner import RunOptions, run_law
+
+    for profile in ("smoke", "quick"):  # most die of few cases of many laws sooner than of many cases of few
+        options = RunOptions(backend_of(target), profile, "cpu", seed, shrink=False)
+        with quiet_single_thread():
+            for name in laws_in_order(kills, target):
+                tell(name)
+                result = run_law(LAWS[name], options)
+                if not result.ok:
+                    return ("crashed" if result.verdict == "crashed" else "killed"), name, result.message[:200]
+        if target == "cpp" and profile == "smoke":
+            tell(SANITIZE)
+            found = watched(folder)
+            if found is not None:
+                return "killed", SANITIZE, found[:200]
+    return "survived", "", ""
+
+
 def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, answer: Path) -> None:
     """Run the laws; the file says at each moment which one runs, and at last the verdict."""
     os.setsid()
@@ -367,20 +416,7 @@ def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, a
                 return
         elif mutant is not None:
             installed(mutant)
-        from rnn_conformance.check import quiet_single_thread
-        from rnn_conformance.laws.catalogue import LAWS
-        from rnn_conformance.suite.runner import RunOptions, run_law
-
-        with quiet_single_thread():
-            for profile in ("smoke", "quick"):  # most die of few cases of many laws sooner than of many cases of few
-                options = RunOptions(backend_of(target), profile, "cpu", seed, shrink=False)
-                for name in laws_in_order(kills, target):
-                    say("runs", name)
-                    result = run_law(LAWS[name], options)
-                    if not result.ok:
-                        say("crashed" if result.verdict == "crashed" else "killed", name, result.message[:200])
-                        return
-        say("survived", "")
+        say(*_judged(target, kills, seed, answer.parent, lambda law: say("runs", law)))
     except BaseException as error:  # a mutant may raise anything
         say("crashed", "", f"{type(error).__name__}: {error}"[:200])
 
@@ -448,16 +484,33 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
     return list({row["key"]: row for row in rows}.values())
 
 
+def kills_of(rows: Sequence[dict[str, Any]]) -> Counter[str]:
+    """How many mutants each law killed: in earlier runs here, or by the page, so that a first run has an order too."""
+    here = Counter(row["law"] for row in rows if row["verdict"] in DIED)
+    if not here and PAGE.exists():
+        here.update({law: int(n) for law, n in re.findall(r"^\| `(\w+)` \| (\d+) \|$", PAGE.read_text(), re.M)})
+    return here
+
+
+def present(rows: Sequence[dict[str, Any]], found: Sequence[Mutant]) -> list[dict[str, Any]]:
+    """The rows of mutants of the sources as they are: those of other sources say nothing of these."""
+    keys = {mutant.key for mutant in found}
+    return [row for row in rows if row["key"] in keys]
+
+
 def go_on(
     targets: Sequence[str], minutes: float, most: int, seed: int, seconds: float, tell: Callable[[str], None]
 ) -> None:
     """Run mutants that have no verdict yet until the time is up."""
     end = time.monotonic() + 60 * minutes
-    known = {row["key"] for row in rows_of(KEPT) if row["verdict"] != "unfinished"}
-    kills = Counter(row["law"] for row in rows_of(KEPT) if row["verdict"] in DIED)
     todo = sample(targets, seed)
+    rows = present(rows_of(KEPT), todo)
+    known = {row["key"]: row for row in rows if row["verdict"] != "unfinished"}
+    kills, tally = kills_of(rows), Counter(row["verdict"] for row in known.values())
     tell(f"{len(todo)} mutants of {', '.join(targets)}; {len(known)} have a verdict")
     KEPT.parent.mkdir(exist_ok=True)
+    if "cpp" in targets and run(None, "cpp", kills, seed, seconds)["verdict"] in (*DIED, "uncompilable"):
+        raise SystemExit("the kernel of cpp dies without a mutant, compiled as its mutants are")
     for number, mutant in enumerate(todo[:most], 1):
         if mutant.key in known:
             continue
@@ -469,10 +522,16 @@ def go_on(
             file.write(json.dumps(row) + "\n")
         if said["verdict"] in DIED:
             kills[said["law"]] += 1
-        tell(f"[{number}] {mutant.target}:{mutant.line} {said['verdict']} {said['law']} {said['seconds']} s")
+        tally[said["verdict"]] += 1
+        left = max(0.0, end - time.monotonic()) / 60
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items()))
+        tell(
+            f"[{number} of {min(most, len(todo))}, {left:.0f} min left; {counts}] "
+            f"{mutant.target}:{mutant.line} {said['verdict']} {said['law']} {said['seconds']} s"
+        )
 
 
-def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbers: dict[str, int]) -> str:
+def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbers: Counter[str]) -> str:
     """The table of all results as Markdown."""
     reasons = explained()
     rows = [row for row in rows if row["verdict"] != "uncompilable"]
@@ -519,7 +578,7 @@ def main() -> int:
     """Run; 1 if a mutant survives without a reason."""
     options = argparse.ArgumentParser(description="Mutants against the conformance suite.")
     options.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="default: all")
-    options.add_argument("--minutes", type=float, default=30, help="budget (30); a later run goes on")
+    options.add_argument("--minutes", "--budget", type=float, default=30, help="budget (30); a later run goes on")
     options.add_argument("--most", type=int, default=10**6, help="no more mutants than that, of a random sample")
     options.add_argument("--seed", type=int, default=1, help="of the sample and of the laws' cases (1)")
     options.add_argument("--seconds", type=float, default=SECONDS, help="of one mutant (240); less for a first look")
@@ -536,11 +595,12 @@ def main() -> int:
         prepare()
         measure_laws(given.seed)
         go_on(targets, given.minutes, given.most, given.seed, given.seconds, lambda text: print(text, flush=True))
-    rows = [row for row in rows_of(KEPT) if row["target"] in targets]
+    found = sample(targets, given.seed)
+    rows = present(rows_of(KEPT), found)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    numbers = {target: sum(1 for _ in mutants(target)) for target in targets}
+    numbers = Counter(mutant.target for mutant in found)
     text = page(rows, given.seed, given.date, commit.stdout.strip(), numbers)
     if given.write:
         PAGE.write_text(text)

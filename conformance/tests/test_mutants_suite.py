@@ -13,17 +13,26 @@ import pytest
 from rnn_conformance.check import check_backend
 from rnn_conformance.defects import tiled
 
-TOOL = Path(__file__).parents[2] / "tools" / "mutants_suite.py"
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+def loaded(name: str):
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[name]
 
 
 @pytest.fixture(scope="module")
 def tool():
-    spec = importlib.util.spec_from_file_location("mutants_suite", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutants_suite"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["mutants_suite"]
+    yield from loaded("mutants_suite")
+
+
+@pytest.fixture(scope="module")
+def of_core():
+    yield from loaded("mutants")
 
 
 def test_every_mutant_is_another_program(tool):
@@ -53,3 +62,56 @@ def test_a_mutant_of_the_tiled_kernel_dies_and_the_kernel_holds(tool):
     finally:
         for function, code in kept.items():
             function.__code__ = code
+
+
+def test_a_stopped_run_goes_on_and_takes_up_what_is_unfinished(tool, monkeypatch, tmp_path):
+    monkeypatch.setattr(tool, "KEPT", tmp_path / "suite.jsonl")
+    made = {name: [tool.Mutant(name, "sign", k, "a", "b", f"{name} {k}") for k in range(3)] for name in ("one", "two")}
+    monkeypatch.setattr(tool, "mutants", made.__getitem__)
+    ran, told = [], []
+
+    def run(mutant, target, kills, seed, seconds):
+        ran.append(mutant.key)
+        return {"message": "", "verdict": "unfinished" if len(ran) == 2 else "killed", "law": "a_law", "seconds": 0.0}
+
+    monkeypatch.setattr(tool, "run", run)
+    tool.go_on(["one", "two"], 0.0, 4, 1, 1.0, told.append)
+    assert not ran  # no time, no mutant
+    tool.go_on(["one", "two"], 1.0, 2, 1, 1.0, told.append)
+    tool.go_on(["one", "two"], 1.0, 4, 1, 1.0, told.append)
+    order = [mutant.key for mutant in tool.sample(["one", "two"], 1)[:4]]
+    assert ran == [*order[:2], *order[1:]]
+    assert "4 killed" in told[-1]
+    rows = tool.rows_of(tool.KEPT)
+    assert {row["verdict"] for row in rows} == {"killed"}
+    assert tool.kills_of(rows) == Counter(a_law=4)
+
+
+def test_the_page_has_no_rows_of_other_sources_and_gives_a_first_run_its_order(tool, monkeypatch, tmp_path):
+    found = [tool.Mutant("resets", "sign", 1, "a", "b", "code")]
+    row = {"target": "resets", "verdict": "killed", "law": "a_law", "line": 1, "kind": "sign"}
+    rows = [row | {"key": found[0].key}, row | {"key": "of another source"}]
+    assert tool.present(rows, found) == rows[:1]
+    text = tool.page(tool.present(rows, found), 1, "2026-01-01", "abc", Counter(resets=2))
+    assert "| resets | 2 | 1 | 1 |" in text
+    monkeypatch.setattr(tool, "PAGE", tmp_path / "mutants.md")
+    tool.PAGE.write_text(text)
+    assert tool.kills_of([]) == Counter(a_law=1)
+
+
+def test_mutants_of_core_run_by_turns_within_the_budget(of_core, monkeypatch, tmp_path):
+    made = {file: [of_core.Mutant(file, k, "a", "b", f"{file} {k}") for k in range(3)] for file in ("stack", "mode")}
+    monkeypatch.setattr(of_core, "mutants", made.__getitem__)
+    for file in made:
+        (tmp_path / "core" / "rnn_backends").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "core" / "rnn_backends" / f"{file}.py").write_text("")
+    monkeypatch.setattr(of_core, "KEPT", tmp_path)
+    monkeypatch.setattr(of_core, "TREE", tmp_path)
+    ran = []
+    monkeypatch.setattr(of_core, "run", lambda mutant: ran.append(mutant) or "killed" if mutant.code else "survived")
+    todo = of_core.sample(["stack", "mode"], 1)
+    assert [mutant.file for mutant in todo] == ["stack", "mode"] * 3
+    assert of_core.run_all(todo, 0.0) == []
+    assert of_core.run_all(todo[:4], 1.0) == [(mutant, "killed") for mutant in todo[:4]]
+    assert len(of_core.run_all(todo, 1.0)) == 6
+    assert ran == todo  # the second run took the other two alone
