@@ -1,8 +1,8 @@
 """``cpp``: an LSTM layer in C++, compiled on first use for the processor it runs on.
 
-Forward, backward and one step, written for what reinforcement learning does on a CPU: a reset is a pointer to another
-state, so it costs nothing wherever it stands, and where there are rows enough each goes through all of time on one
-core, so nobody waits. ``lstm.cpp`` is where to begin to read.
+Forward, backward and one step, written for reinforcement learning on a CPU: a reset is a pointer to another state, so
+it costs nothing at any step, and with enough rows each row runs over all time steps on one core, without barriers.
+``lstm.cpp`` is the file to read first.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ step, act = make_steps("cpp", layer, _step_on_memory, ("cpu",))
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why it cannot serve here, as far as can be seen without compiling."""
+    """The reason why the backend does not support this, as far as it is known without compiling, or ``None``."""
     if dtype not in DTYPES:
         return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
     if device.type != "cpu":
@@ -54,18 +54,18 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 
 
 def prepare(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Load the kernel, and compile it where that was not done before; the reason why that failed, or ``None``."""
+    """Load the kernel, and compile it if that has not been done; the reason why that failed, or ``None``."""
     return why_not()
 
 
 def preparation(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What :func:`prepare` would do, as far as can be seen without doing it."""
+    """A description of the work that :func:`prepare` would do, or ``None``."""
     return what_remains()
 
 
 @hookimpl
 def lstm_backend() -> LSTMBackend:
-    """Nothing is compiled here."""
+    """The backend. Nothing is compiled here."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
     return LSTMBackend(
         "cpp", layer, rejects, frozenset(traits), step=step, act=act, prepare=prepare, preparation=preparation

@@ -1,23 +1,23 @@
-// A layer backward: as forward, from the last step to the first. Backpropagation through time, the cell's derivatives by
-// hand.
+// The backward pass of a layer: teams and rows as in the forward pass, from the last step to the first. Backpropagation
+// through time, with the derivatives of the cell written by hand.
 #pragma once
 
 #include "layer.h"
 #include "pack.h"
 
-// 128 KiB of a panel's rows.
+// The units of one slice: 128 KiB of a panel's rows.
 template <class S>
 constexpr int64_t UNITS_AT_ONCE = (1 << 17) / (WIDTH<S> * WIDTH<S> * sizeof(S));
 
-// The gradients at the gates, `d`, of a chunk of steps stand in panels [units][step, row][WIDTH]: rows of one product (by
-// the weights, for x and for h before) and columns of another (for the weights) at once.
+// The gradients of the gates, `d`, of a chunk of steps are stored in panels [units][step, row][WIDTH]: as rows of one
+// product (with the weights, for x and the previous h) and as columns of another (for the weights' gradients).
 template <class S>
 struct Backward {
   const View<S>& v;
-  const int64_t panel = v.steps * v.rows * WIDTH<S>;                  // of d
-  const int64_t height = v.units * WIDTH<S> * WIDTH<S>;               // of w_h and w_x: 4H filled up, times columns
-  const int64_t inputs = v.I + v.P + 1;                               // x, h before, and 1 for the bias
-  const int64_t line = divided_up(inputs, LANES<S>) * LANES<S> | LANES<S>;  // odd, for the cache's sets
+  const int64_t panel = v.steps * v.rows * WIDTH<S>;                  // elements of a panel of d
+  const int64_t height = v.units * WIDTH<S> * WIDTH<S>;               // a panel of w_h or w_x: 4H padded, times columns
+  const int64_t inputs = v.I + v.P + 1;                               // x, the previous h, and 1 for the bias
+  const int64_t line = divided_up(inputs, LANES<S>) * LANES<S> | LANES<S>;  // odd, to use all cache sets
   S *w_h, *w_x, *w_r, *d, *into_h, *into_x, *into_c, *before, *grad_h, *hidden, *sums, *sums_r;
   int64_t mine;
 
@@ -35,7 +35,7 @@ struct Backward {
     before = scratch.take(v.steps * v.rows * line);
     grad_h = scratch.take(v.l.w_hr ? v.steps * v.rows * v.p_wide : 0);
     hidden = scratch.take(v.l.w_hr ? v.unit_panels * v.steps * v.rows * WIDTH<S> : 0);
-    mine = scratch.used - used;  // of each team
+    mine = scratch.used - used;  // per team
     scratch.take((v.teams - 1) * mine);
   }
 
@@ -54,14 +54,14 @@ struct Backward {
   }
 };
 
-// One team's rows going back through time.
+// The backward pass over one team's rows.
 template <class S>
 struct BackwardRows {
   const Backward<S>& all;
   const View<S>& v = all.v;
   const int64_t begin, end, rows = end - begin, team;
   S* const d = all.d + team * all.mine;
-  S* const into_h = all.into_h + team * all.mine;  // [h_panels][row][WIDTH]: from the step after
+  S* const into_h = all.into_h + team * all.mine;  // [h_panels][row][WIDTH]: from the next step
   S* const into_x = all.into_x + team * all.mine;
   S* const into_c = all.into_c + team * all.mine;
   S* const before = all.before + team * all.mine;
@@ -73,7 +73,7 @@ struct BackwardRows {
   S* d_at(int64_t slot, int64_t row) const { return d + (slot * rows + row) * WIDTH<S>; }
   S* h_at(int64_t row, int64_t p) const { return into_h + (p * rows + row) * WIDTH<S>; }
 
-  // The team's threads call this together, as in Forward.
+  // Called by all threads of the team, as in Forward.
   template <class InParts>
   void run(InParts in_parts) const {
     in_parts([&](Part part) {
@@ -106,7 +106,7 @@ struct BackwardRows {
     in_parts([&](Part part) { back(t, slot, part); });
   }
 
-  // What comes from outside to h after step `t`, in the panels `from ... to`.
+  // Adds the incoming gradient of h after step `t`, in the panels `from ... to`.
   void arrive(int64_t t, int64_t from, int64_t to) const {
     for (int64_t row = 0; v.l.grad_h && row < rows; ++row)
       for (int64_t column = from * WIDTH<S>; column < std::min(v.P, to * WIDTH<S>); column += LANES<S>) {
@@ -128,7 +128,7 @@ struct BackwardRows {
       });
   }
 
-  // From the gradients `into_m` at o * tanh(c), of the units of panel `p`, to those at the gates and at c before.
+  // From the gradients `into_m` of o * tanh(c), for the units of panel `p`, to those of the gates and the previous c.
   void cells(int64_t t, int64_t slot, int64_t row, int64_t p, const S* into_m) const {
     const int64_t b = begin + row;
     const bool starts = v.starts(t, b);
@@ -136,7 +136,7 @@ struct BackwardRows {
     const S* from = v.l.grad_c ? v.as(v.l.grad_c) + t * v.l.grad_c_t + b * v.l.grad_c_b : nullptr;
     for (int64_t q = 0, j = 4 * p; q < 4 && j < v.units; ++q, ++j) {
       const int64_t first = j * LANES<S>, left = v.H - first;
-      const S* gate = kept + j * WIDTH<S>;  // behind the last unit there may be NaN: an infinite input times zero
+      const S* gate = kept + j * WIDTH<S>;  // after the last unit there may be NaN: an infinite input times zero
       const Vec<S> i = load(gate, left), f = load(gate + LANES<S>, left);
       const Vec<S> g = load(gate + 2 * LANES<S>, left), o = load(gate + 3 * LANES<S>, left);
       const Vec<S> flat = tanh(load(c_at + first, left)), m = load(into_m + q * LANES<S>);
@@ -155,8 +155,8 @@ struct BackwardRows {
     }
   }
 
-  // d of step `t` by the weights: to h of the step before, or where a sequence starts at `t` to its entry, and to x.
-  // A slice of 4H after the other, so that the slice's d and each panel's rows stay in the cache.
+  // Multiplies d of step `t` by the weights: the gradients of x, and of the previous h or, where a sequence starts at
+  // `t`, of its entry. Slice by slice of 4H, so that the slice's d and each panel's rows stay in the cache.
   void back(int64_t t, int64_t slot, Part part) const {
     const int64_t to_h = t > 0 || v.l.grad_entry_h ? v.h_panels : 0, to_x = v.l.grad_x ? v.x_panels : 0;
     const int64_t first = part.begin(to_h + to_x), last = part.end(to_h + to_x);  // panels of h, then of x
@@ -179,13 +179,13 @@ struct BackwardRows {
     }
   }
 
-  // A panel's columns to a row of `gradient [T, B, columns]`.
+  // Copies a panel's columns to a row of `gradient [T, B, columns]`.
   void put(void* gradient, int64_t t, int64_t row, int64_t p, int64_t columns, const S* from) const {
     S* to = v.as(gradient) + (t * v.B + begin + row) * columns + p * WIDTH<S>;
     std::copy_n(from, std::min(WIDTH<S>, columns - p * WIDTH<S>), to);
   }
 
-  // into[row][...] (+)= the units `from ... to` of d times their rows of a panel.
+  // into[row][...] = (or +=, if from > 0) the units `from ... to` of d times their rows of a panel.
   void product(int64_t slot, int64_t from, int64_t to, const S* panel, S* into, int64_t columns) const {
     const int n = int(std::min<int64_t>(4, divided_up(columns, LANES<S>)));
     in_groups(rows, [&](int64_t row, int number) {
@@ -203,7 +203,7 @@ struct BackwardRows {
     });
   }
 
-  // x, h before, and 1, of the steps `first ... stop`.
+  // Copies x, the previous h, and 1, for the steps `first ... stop`.
   void take_before(int64_t first, int64_t stop, Part part) const {
     if (!gives_weights()) return;
     const int64_t number = (stop - first) * rows;
@@ -218,7 +218,7 @@ struct BackwardRows {
 
   bool gives_weights() const { return v.l.grad_w_ih || v.l.grad_w_hh || v.l.grad_bias; }
 
-  // The chunk's share of the weights' gradients, transposed: [units][x, h before, 1][WIDTH]; over `number` cells.
+  // Adds the chunk's `number` cells to the weights' gradients, transposed: [units][x, previous h, 1][WIDTH].
   void sum_up(int64_t number, Part part) const {
     for (int64_t j = part.begin(v.units); gives_weights() && j < part.end(v.units); ++j)
       add_outer(sums + j * all.inputs * WIDTH<S>, before, all.line, d + j * all.panel, number, all.inputs);
@@ -244,7 +244,7 @@ struct BackwardRows {
   }
 };
 
-// The teams' sums added up, and turned back into torch's layout.
+// Adds up the sums of the teams and writes them in torch's layout.
 template <class S>
 void hand_out(const Backward<S>& all, int64_t thread) {
   const View<S>& v = all.v;

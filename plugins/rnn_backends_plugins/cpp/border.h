@@ -1,4 +1,4 @@
-// What is checked before the kernel reads or writes anything: that each buffer is as large as sizes and strides say.
+// The checks before the kernel reads or writes anything: each buffer must have the size that sizes and strides require.
 #pragma once
 
 #include <stdexcept>
@@ -17,13 +17,13 @@ inline int64_t product(int64_t a, int64_t b) {
 
 inline int64_t product(int64_t a, int64_t b, int64_t c) { return product(product(a, b), c); }
 
-// Elements from the first to the last of [T, B, N] with these strides; the last dimension is contiguous.
+// The number of elements from the first to the last of [T, B, N] with strides t, b, 1.
 inline int64_t span(int64_t T, int64_t B, int64_t N, int64_t t, int64_t b) {
   if (T == 0 || B == 0 || N == 0) return 0;
   return product(T - 1, t) + product(B - 1, b) + N;
 }
 
-// A buffer of `room` elements in which `need` are read or written.
+// Throws unless the buffer of `room` elements has the `need` elements that are read or written.
 inline void holds(const char* name, const void* buffer, int64_t room, int64_t need) {
   if (need == 0 || (buffer && need <= room)) return;
   const std::string there = buffer ? std::to_string(room) + " elements" : "no memory";
@@ -34,7 +34,7 @@ inline void holds_if_given(const char* name, const void* buffer, int64_t room, i
   if (buffer) holds(name, buffer, room, need);
 }
 
-// What a forward pass, a backward pass and a step read alike.
+// The buffers that a forward pass, a backward pass and a step have in common.
 inline void check_read(const Layer& l) {
   for (const int64_t size : {l.T, l.B, l.I, l.H, l.P})
     if (size < 0) throw std::invalid_argument("a size is negative");
@@ -63,7 +63,7 @@ int64_t gates_of(const Layer& l) {
   return product(product(l.T, l.B), product(divided_up(l.H, LANES<S>), WIDTH<S>));
 }
 
-// After check_read; `scratch`: the bytes that this pass works in.
+// To be called after check_read; `scratch`: the bytes of scratch memory that the pass needs.
 template <class S>
 void check_forward(const Layer& l, int64_t scratch) {
   holds_if_given("gates", l.gates, l.room.gates, gates_of<S>(l));

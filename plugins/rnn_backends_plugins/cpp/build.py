@@ -1,9 +1,9 @@
-"""The kernel as a shared library: compiled once for a machine's processor, by its own compiler, and kept.
+"""The kernel as a shared library: compiled once for a machine's processor, with its own compiler, and cached.
 
-It is kept in ``$XDG_CACHE_HOME/rnn_backends`` (or ``~/.cache/rnn_backends``), or, where that cannot hold it, in a
-folder of this user's among the temporary files. Its name changes with the sources, the flags, the processor, torch's
-OpenMP library and the compiler; all but the last are read without a compiler, so that a kept kernel serves where there
-is none any more. Nothing is loaded that differs from the digest beside it, or that another user could have written.
+The cache is ``$XDG_CACHE_HOME/rnn_backends`` (or ``~/.cache/rnn_backends``), or, if that cannot hold the library, a
+folder of this user among the temporary files. The file name changes with the sources, the flags, the processor, torch's
+OpenMP library and the compiler; all but the last are read without a compiler, so that a cached kernel works after the
+compiler is removed. No library is loaded that differs from its digest file or that another user could have written.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PROCESSOR = {"vendor_id", "cpu family", "model", "flags"} | {  # x86
 }
 """Fields of /proc/cpuinfo that ``-march=native`` depends on."""
 PROBE = 1 << 20
-"""Bytes: a folder that has no room for so many has none for a kernel."""
+"""In bytes: a folder without room for this much has none for a kernel."""
 
 log = logging.getLogger(__name__)
 _one_at_a_time = Lock()
@@ -49,7 +49,7 @@ _one_at_a_time = Lock()
 
 def _unlock() -> None:
     global _one_at_a_time
-    _one_at_a_time = Lock()  # a fork may come while another thread, which the child has not, holds it
+    _one_at_a_time = Lock()  # at a fork another thread may hold it, and the child has no such thread
 
 
 if hasattr(os, "register_at_fork"):
@@ -57,15 +57,15 @@ if hasattr(os, "register_at_fork"):
 
 
 class FolderError(Exception):
-    """A folder cannot hold the kernel; another may."""
+    """A folder cannot hold the kernel; another folder may."""
 
 
 class UnusableError(Exception):
-    """A kept kernel must not or cannot be loaded."""
+    """A cached kernel must not or cannot be loaded."""
 
 
 def library() -> ctypes.CDLL:
-    """The loaded kernel; compiled first if need be (some four seconds).
+    """The loaded kernel; compiled first if necessary (some four seconds).
 
     Raises:
         BuildError: there is no compiler, or it fails.
@@ -77,13 +77,13 @@ def library() -> ctypes.CDLL:
 
 
 def why_not() -> str | None:
-    """Why there is no kernel, or ``None``. Compiles it the first time."""
+    """The reason why there is no kernel, or ``None``. The first call loads or compiles it."""
     found = unable() or _once()
     return found if isinstance(found, str) else None
 
 
 def unable() -> str | None:
-    """Why there can be no kernel, as far as can be seen without running anything: a failure is remembered."""
+    """The reason why there can be no kernel, known without running anything; a failure is remembered."""
     if sys.platform != "linux":
         return f"its kernel is compiled on Linux, with GCC, and this is {sys.platform}"
     if _built.cache_info().currsize:
@@ -97,7 +97,7 @@ def unable() -> str | None:
 
 
 def what_remains() -> str | None:
-    """What the first use will do, in words: load a kept kernel, or compile one; ``None`` once that is done."""
+    """A description of the first use, which loads a cached kernel or compiles one; ``None`` after it."""
     if _built.cache_info().currsize:
         return None
     kept = next(_kept(), None)
@@ -113,7 +113,7 @@ def _once() -> ctypes.CDLL | str:
 
 @lru_cache(maxsize=1)
 def _built() -> ctypes.CDLL | str:
-    """The library, or why there is none: neither is asked for again in this process."""
+    """The library, or the reason why there is none; tried once per process."""
     try:
         return _load()
     except BuildError as error:
@@ -142,7 +142,7 @@ def _load() -> ctypes.CDLL:
             log.warning("The LSTM kernel is kept in %s: %s", folder, "; ".join(told))
         return found
     try:
-        with tempfile.TemporaryDirectory(prefix="rnn_backends-") as alone:  # a loaded library stays without its file
+        with tempfile.TemporaryDirectory(prefix="rnn_backends-") as alone:  # a loaded library does not need its file
             found = _build(Path(alone))
     except (FolderError, OSError) as error:
         raise BuildError(
@@ -153,7 +153,7 @@ def _load() -> ctypes.CDLL:
 
 
 def _folders() -> Iterator[Path]:
-    """Where a kernel is kept, the best place first."""
+    """The folders for a kernel, the preferred one first."""
     folder = cache_folder()
     if folder is not None:
         yield folder
@@ -161,25 +161,25 @@ def _folders() -> Iterator[Path]:
     of = hashlib.sha256(os.fsencode(str(folder))).hexdigest()[:8]
     try:
         yield Path(tempfile.gettempdir()) / f"rnn_backends-{user}-{of}"
-    except OSError as error:  # no folder for temporary files can be written
+    except OSError as error:  # no folder for temporary files is writable
         log.info("%s", error)
 
 
 def _kept() -> Iterator[Path]:
-    """The kernels kept for this machine, whole and nobody else's: of this compiler, or of any where there is none."""
+    """The usable cached kernels for this machine, by this compiler, or by any if there is none now."""
     name = f"lstm-{_machine()}-*.so" if compiler.missing() else _name()
     yield from (file for file in _files(name) if _why_unusable(file) is None)
 
 
 def _files(pattern: str) -> Iterator[Path]:
-    """In the best folder first, there the newest."""
+    """The matching files, those of the preferred folder first, the newest first within a folder."""
     for folder in _folders():
-        with suppress(OSError):  # removed, or not to be read
+        with suppress(OSError):  # removed or not readable
             yield from sorted(folder.glob(pattern), key=lambda file: file.lstat().st_mtime, reverse=True)
 
 
 def _why_unusable(file: Path) -> str | None:
-    """Why a kept kernel must not be loaded, or ``None``: owner, mode and digest."""
+    """The reason why a cached kernel must not be loaded, or ``None``: its owner, mode or digest."""
     beside = _digest_file(file)
     reason = why_untrusted(file.parent) or why_untrusted(file) or why_untrusted(beside)
     if reason is not None:
@@ -199,7 +199,7 @@ def _digest_file(file: Path) -> Path:
 
 
 def _digest(file: Path, name: str | None = None) -> str:
-    """As ``sha256sum`` writes it, so that ``sha256sum --check`` reads it."""
+    """The digest in the format of ``sha256sum``, for ``sha256sum --check``."""
     return f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name or file.name}\n"
 
 
@@ -207,7 +207,7 @@ def _open(file: Path) -> ctypes.CDLL:
     """Verify and load a kernel.
 
     Raises:
-        UnusableError: it must not be loaded, or cannot be.
+        UnusableError: it must not or cannot be loaded.
     """
     reason = _why_unusable(file)
     if reason is not None:
@@ -223,11 +223,11 @@ def _open(file: Path) -> ctypes.CDLL:
 
 
 def _build(folder: Path) -> ctypes.CDLL:
-    """Compile the kernel into a folder and load it; or load what another process has compiled meanwhile.
+    """Compile the kernel into a folder and load it, or load it if another process has compiled it meanwhile.
 
     Raises:
         FolderError: the folder cannot hold it.
-        BuildError: it cannot be compiled, wherever.
+        BuildError: it cannot be compiled into any folder.
     """
     _prepare(folder)
     file, told = folder / _name(), False
@@ -293,7 +293,7 @@ def _prepare(folder: Path) -> None:
 
 
 def _shut(folder: Path) -> None:
-    """Nobody else may write a folder of this user's; an older version left that to the umask."""
+    """Remove other users' permission to write to a folder of this user; an older version relied on the umask."""
     if folder.is_symlink():
         return  # its target is used and left unchanged
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -306,7 +306,7 @@ def _shut(folder: Path) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Remove what compilations that were killed have left; the lock is held, so none of them runs."""
+    """Remove the files of killed compilations; the lock is held, so no compilation runs."""
     for left in folder.glob("building-*"):
         shutil.rmtree(left, ignore_errors=True)
     for left in folder.glob("tmp????????.so"):  # of version 0.1.0 before locks
@@ -315,7 +315,7 @@ def _clean(folder: Path) -> None:
 
 
 def _compile(file: Path) -> None:
-    """Compile into a folder of its own first, so that nobody ever loads half a kernel.
+    """Compile in a temporary folder and move the result, so that no process loads an incomplete kernel.
 
     Raises:
         BuildError: the compiler fails.
@@ -332,7 +332,7 @@ def _compile(file: Path) -> None:
         except BuildError:
             _probe(folder)
             raise
-        made.chmod(0o644)  # whatever the linker and the umask say; the folder's mode says who may read it
+        made.chmod(0o644)  # independent of linker and umask; the folder's mode decides who may read it
         beside = folder / "digest"
         beside.write_text(_digest(made, file.name), encoding="ascii")
         beside.chmod(0o644)
@@ -341,7 +341,7 @@ def _compile(file: Path) -> None:
 
 
 def _probe(folder: Path) -> None:
-    """Raise :class:`FolderError` where there is no room: a compiler's own words for it are many."""
+    """Raise :class:`FolderError` if there is no room, because compilers have many messages for that."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE))
@@ -352,7 +352,7 @@ def _probe(folder: Path) -> None:
 
 
 def _openmp() -> list[str]:
-    """torch's own OpenMP library, if it brings one: a second one in a process would have threads of its own."""
+    """torch's own OpenMP library, if it has one: a second library in a process would have its own threads."""
     package = Path(torch.__file__).parent
     return [str(f) for folder in (package / "lib", package.parent / "torch.libs") for f in folder.glob("libgomp*.so*")]
 
@@ -362,7 +362,7 @@ def _name() -> str:
 
 
 def _machine() -> str:
-    """Of the sources, the flags, the processor, and torch's OpenMP library."""
+    """A digest of the sources, the flags, the processor, and the name of torch's OpenMP library."""
     texts = [file.read_text(encoding="utf-8") for file in sorted(SOURCES.glob("*.[ch]*"))]
     said = "\0".join([*texts, *FLAGS, *(Path(file).name for file in _openmp()), _processor()])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
@@ -370,7 +370,7 @@ def _machine() -> str:
 
 @lru_cache(maxsize=1)
 def _processor() -> str:
-    """What ``-march=native`` means here, read without a compiler; the machine's name where nothing says so."""
+    """The processor's features behind ``-march=native``, read without a compiler; else the machine's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

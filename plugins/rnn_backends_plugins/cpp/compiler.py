@@ -1,4 +1,4 @@
-"""The C++ compiler: its command, and one run of it with a time limit, a notice, and an error in words."""
+"""The C++ compiler: its command, and a run with a time limit, a notice, and an error message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 TIME_LIMIT = 90.0
-"""Seconds: some twenty times what GCC takes. The variable :data:`LIMIT_VARIABLE` replaces it."""
+"""In seconds, some twenty times the time of GCC. The environment variable :data:`LIMIT_VARIABLE` overrides it."""
 LIMIT_VARIABLE = "RNN_BACKENDS_COMPILE_SECONDS"
 CAUSES = ("No space left", "Disk quota exceeded", "Read-only file system", "Cannot allocate memory", "error")
 """Words that mark the line of a compiler's output with the cause, most specific first."""
@@ -30,13 +30,13 @@ class BuildError(RuntimeError):
 
 
 def command() -> list[str]:
-    """``CXX``, which may hold arguments (``ccache g++``), or ``g++``.
+    """The compiler's command: ``CXX``, which may have arguments (``ccache g++``), or ``g++``.
 
     Raises:
         BuildError: its quotes do not match.
     """
     given = os.environ.get("CXX", "").strip() or "g++"
-    if shutil.which(given):  # a path with blanks in it
+    if shutil.which(given):  # a path that contains blanks
         return [given]
     try:
         return shlex.split(given) or ["g++"]
@@ -45,10 +45,10 @@ def command() -> list[str]:
 
 
 def time_limit() -> float:
-    """Seconds that the compiler may take: :data:`LIMIT_VARIABLE`, or :data:`TIME_LIMIT` where that is unset or empty.
+    """The compiler's time limit in seconds: :data:`LIMIT_VARIABLE`, or :data:`TIME_LIMIT` if that is unset or empty.
 
     Raises:
-        BuildError: the variable holds no finite number above zero.
+        BuildError: the variable is not a finite number above zero.
     """
     given = os.environ.get(LIMIT_VARIABLE, "").strip()
     if not given:
@@ -61,7 +61,7 @@ def time_limit() -> float:
 
 
 def missing() -> str | None:
-    """Why there is no compiler, or ``None``; nothing is run."""
+    """The reason why there is no compiler, or ``None``; nothing is run."""
     try:
         words = command()
     except BuildError as error:
@@ -72,7 +72,7 @@ def missing() -> str | None:
 
 
 def identity() -> str:
-    """Changes with the command and when its programs are replaced; nothing is run."""
+    """A digest that changes with the command and when its programs are replaced; nothing is run."""
     told = []
     for word in command():
         found = shutil.which(word)
@@ -97,7 +97,7 @@ def run(arguments: Sequence[str], folder: Path) -> None:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=environment,
-            start_new_session=True,  # so that what it starts can be ended with it
+            start_new_session=True,  # so that its child processes can be killed with it
         )
     except OSError as error:
         raise BuildError(f"its kernel cannot be compiled: {error}") from error
@@ -122,7 +122,7 @@ def _wait(process: subprocess.Popen[bytes], limit: float, notice: Notice) -> str
         try:
             return process.communicate(timeout=0.2)[1].decode(errors="replace")
         except subprocess.TimeoutExpired:
-            if ended:  # something that it started still has its stderr
+            if ended:  # a child process still has its stderr open
                 return ""
         passed = time.monotonic() - began
         if passed > limit:
@@ -133,7 +133,7 @@ def _wait(process: subprocess.Popen[bytes], limit: float, notice: Notice) -> str
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End it and everything it started; nothing here waits for ever."""
+    """Kill the process and its children; no wait is without a limit."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(subprocess.TimeoutExpired):
@@ -151,7 +151,7 @@ def _words(errors: str, status: int) -> str:
 
 
 class Notice:
-    """One line about what takes seconds: on a terminal with the time that has passed, else logged. Never on stdout."""
+    """One line about slow work: on a terminal with the elapsed time, else logged. Never on stdout."""
 
     def __init__(self, words: str) -> None:
         self.words, self.passed = words, 0.0
@@ -162,7 +162,7 @@ class Notice:
         self.update(0.0)
 
     def update(self, passed: float, end: str = "") -> None:
-        """Write the line anew."""
+        """Rewrite the line."""
         if self.stream is not None:
             with suppress(OSError, ValueError):  # the terminal may be gone
                 self.stream.write(f"\r{self.words} ... {passed:.0f} s{end}")
@@ -170,6 +170,6 @@ class Notice:
                 self.passed = passed
 
     def end(self) -> None:
-        """Leave the line as it is."""
+        """End the line."""
         if self.stream is not None:
             self.update(self.passed, "\n")

@@ -1,4 +1,4 @@
-// A layer forward: a team of threads takes rows of the batch, and goes with them through all of time.
+// The forward pass of a layer: a team of threads runs some rows of the batch over all time steps.
 #pragma once
 
 #include "layer.h"
@@ -36,7 +36,7 @@ struct Forward {
         }
   }
 
-  // The team's threads call this together; `in_parts(work)` runs `work(part)` on each, and waits for all of them.
+  // Called by all threads of the team; `in_parts(work)` runs `work(part)` on each of them, with a barrier at the end.
   template <class InParts>
   void run(int64_t begin, int64_t end, int64_t team, InParts in_parts) const {
     for (int64_t t = 0; t < v.T; ++t) {

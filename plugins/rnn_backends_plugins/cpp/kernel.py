@@ -1,4 +1,4 @@
-"""The kernel's functions over tensors. Strides and memory are checked here; lstm.cpp reads by address."""
+"""The kernel's functions over tensors: they pass addresses, strides and sizes of memory to lstm.cpp."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ BUFFERS = (
     *("x", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr", "entry_h", "entry_c", "starts", "h", "c", "gates"),
     *("grad_h", "grad_c", *(f"grad_{name}" for name in Needs._fields), "scratch", "is_init"),
 )
-"""Everything that the kernel reads or writes, in the order of ``Layer.room``."""
+"""All buffers that the kernel reads or writes, in the order of ``Layer.room``."""
 
 
 class Layer(ctypes.Structure):
-    """``struct Layer`` of layer.h, field for field."""
+    """``struct Layer`` of layer.h, field by field."""
 
     _fields_ = [
         *((name, c_int64) for name in ("T", "B", "I", "H", "P", "threads")),
@@ -43,7 +43,7 @@ class Layer(ctypes.Structure):
 
 
 def _packer(*filled: str) -> struct.Struct:
-    """A ``Layer`` in which these alone are not zero, as bytes: packed in a third of the time that ctypes takes."""
+    """A packer of a ``Layer`` in which only these fields are not zero; it takes a third of the time of ctypes."""
     return struct.Struct("".join("q" if name in filled else "8x" for name in (field[0] for field in Layer._fields_)))
 
 
@@ -63,14 +63,14 @@ _STEP_BACK = _packer(
 
 
 _LAYER = struct.Struct(f"{len(Layer._fields_)}q")
-"""All of a ``Layer``, as bytes: each field has eight of them."""
+"""A packer of all fields of a ``Layer``, eight bytes each."""
 
 _AT = {field[0]: at for at, field in enumerate(Layer._fields_)}
 _PLACES = {name: (_AT[name], _AT[f"room_{name}"]) for name in BUFFERS}
 
 
 class Kernel(NamedTuple):
-    """The library's functions; their last argument says whether it is float64."""
+    """The library's functions; their argument ``wide`` tells float64 from float32."""
 
     forward: Any
     backward: Any
@@ -82,14 +82,14 @@ class Kernel(NamedTuple):
 
 
 WIDE = (torch.float32, torch.float64)
-"""What the kernel computes in."""
+"""The dtypes that the kernel computes in."""
 
 NO_MEMORY, INVALID = 1, 2
-"""Of status.h."""
+"""Two values of ``Status`` in status.h."""
 
 
 class OutOfMemoryError(RNNBackendsError, MemoryError, RuntimeError):
-    """The kernel cannot allocate memory. A RuntimeError as well, as torch's allocator raises."""
+    """The kernel cannot allocate memory. It is a RuntimeError as well, like the errors of torch's allocator."""
 
 
 @lru_cache(maxsize=1)
@@ -114,7 +114,7 @@ def kernel() -> Kernel:
 
 
 def gates_of(H: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """The gates' shape behind ``[T, B]``: registers of units, gates, units of a register."""
+    """The gates' shape after ``[T, B]``: registers of units, gates, units per register."""
     lanes = kernel().lanes[dtype]
     return -(-H // lanes), 4, lanes
 
@@ -134,7 +134,7 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
-    """The gradients: a :data:`~..operators.Backward`."""
+    """The gradients of a layer: a :data:`~..operators.Backward`."""
     layer, held = _layer(given)
     _place(layer, "h", run.h)
     _place(layer, "c", run.c)
@@ -149,7 +149,7 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
         found = None
         if need and not (name == "w_hr" and value is None):
             size = (given.w_ih.shape[0],) if value is None else value.shape
-            filled = name.startswith("entry") or not given.starts.numel()  # an entry is read at starts alone
+            filled = name.startswith("entry") or not given.starts.numel()  # an entry has gradients only at starts
             found = given.x.new_zeros(size) if filled else given.x.new_empty(size)
             _place(layer, f"grad_{name}", found)
         grads.append(found)
@@ -163,7 +163,7 @@ def step(info: WeightInfo, x: Tensor, state: State, is_init: Tensor | None = Non
     Args:
         info: facts about the weights, which are on the CPU.
         x, state: plain tensors, of float32 or float64, on the CPU.
-        is_init: ``[B]`` bool: where the state is taken as zero.
+        is_init: ``[B]`` bool: true where the state counts as zero.
     """
     (h, c), dtype, (inputs, H, P) = state, x.dtype, info.sizes
     B = x.shape[0] if x.ndim else 0
@@ -234,7 +234,7 @@ def row(
 def row_backward(
     read: RowRead, grad_h: Tensor | None, grad_c: Tensor | None, needs: Needs
 ) -> Sequence[Tensor | None] | None:
-    """Its gradients: a :data:`~..one_step.RowBackward`."""
+    """The gradients of a row of one step: a :data:`~..one_step.RowBackward`."""
     x, w_ih, w_hh, w_hr, h, c, is_init, h_out, c_out, gates = read
     (_, B, inputs), (_, H), P = x.shape, c.shape[1:], h.shape[2]
     size, empty = x.itemsize, x.new_empty
@@ -277,13 +277,13 @@ _NO_GATES = torch.empty(0)
 
 
 def _contiguous(value: Tensor) -> Tensor:
-    """A copy, once it is known that there is something to copy."""
+    """A contiguous copy, after a check of the memory to copy from."""
     check_memory([("a tensor of the call", value)])
     return value.contiguous()
 
 
 def _layer(given: Arguments) -> tuple[list[int], list[Tensor]]:
-    """The struct's fields, and what they point at: to be held while the kernel runs."""
+    """The fields of the struct, and the tensors that they point to, to be kept alive while the kernel runs."""
     T, B, H, P = given.sizes
     layer = [0] * len(_AT)
     layer[:6] = T, B, given.x.shape[2], H, P, torch.get_num_threads()
@@ -301,14 +301,14 @@ def _layer(given: Arguments) -> tuple[list[int], list[Tensor]]:
 
 
 def _place(layer: list[int], name: str, value: Tensor) -> None:
-    """Let a contiguous tensor be found by its name, with the room that there is (``plain.available``)."""
+    """Set the address of a contiguous tensor, and the size of its memory (``plain.available``)."""
     at, room = _PLACES[name]
     layer[at] = value.data_ptr()
     layer[room] = value.untyped_storage().nbytes() // value.itemsize - int(value.storage_offset())
 
 
 def _point(layer: list[int], name: str, value: Tensor) -> Tensor:
-    """Let ``[T, B, ...]`` be found at ``name``; where a last dimension's numbers are not side by side, a copy of it."""
+    """Set the address and strides of ``[T, B, ...]``, or of a copy if its last dimension is not contiguous."""
     stride = value.stride()
     if value.ndim == 3 and stride[2] != 1 and value.shape[2] != 1:
         value = _contiguous(value)
@@ -320,7 +320,7 @@ def _point(layer: list[int], name: str, value: Tensor) -> Tensor:
 
 
 def _call(function: Any, layer: list[int], given: Arguments, held: list[Tensor], run: Run | None = None) -> None:
-    """With memory to work in; ``run`` for the backward pass."""
+    """Call the kernel with scratch memory; ``run`` for the backward pass."""
     x = given.x
     wide = x.dtype == torch.float64
     if not x.shape[0] * x.shape[1]:
@@ -330,16 +330,16 @@ def _call(function: Any, layer: list[int], given: Arguments, held: list[Tensor],
     held.append(empty((size,), torch.uint8))
     _place(layer, "scratch", held[-1])
     status = function(_LAYER.pack(*layer), wide)
-    if status == INVALID:  # in core's words, where that is the reason
+    if status == INVALID:  # core's message, if a storage is too small
         check_memory((*given._asdict().items(), *(() if run is None else run._asdict().items())))
     _check_status(status)
 
 
 def _check_status(status: int) -> None:
-    """Raise the error of a call that did not end well: a ``Status`` of status.h.
+    """Raise the error for a ``Status`` of status.h other than ``DONE``.
 
     Raises:
-        OutOfMemoryError: the kernel found no memory.
+        OutOfMemoryError: the kernel cannot allocate memory.
         InputError: the kernel rejects sizes or strides.
         RuntimeError: any other exception in C++.
     """

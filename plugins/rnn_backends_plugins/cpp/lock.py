@@ -1,4 +1,4 @@
-"""A lock between processes that cannot hang for ever."""
+"""A lock between processes, with a time limit."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Lock:
     """The state of a lock, for its holder.
 
     Attributes:
-        held: whether nobody else has it; ``False`` after the time limit, or where the file system has no locks.
-        waited: whether another process had it first.
+        held: whether this process holds it; ``False`` after the time limit, or if the file system has no locks.
+        waited: whether another process held it first.
     """
 
     held: bool
@@ -30,7 +30,7 @@ class Lock:
     file: int
 
     def leave(self, note: str) -> None:
-        """Leave a note for those who wait; the empty one removes it."""
+        """Leave a note for waiting processes; an empty note removes it."""
         if self.held:
             with suppress(OSError):  # no room for it
                 os.ftruncate(self.file, 0)
@@ -45,17 +45,17 @@ class Lock:
 def locked(path: Path, limit: float, while_waiting: Callable[[float], object]) -> Iterator[Lock]:
     """Hold the lock file, or go on without it after ``limit`` seconds.
 
-    The system gives the lock back when its holder ends, however it ends: a dead process holds none.
+    The system releases the lock when its holder exits or is killed.
 
     Args:
         path: the lock file; it is created and stays.
-        limit: in seconds.
+        limit: the time limit in seconds.
         while_waiting: called with the seconds waited so far.
 
     Raises:
         OSError: the file cannot be created.
     """
-    import fcntl  # not on every system, and neither is this backend
+    import fcntl  # absent on some systems, where this backend is too
 
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
     try:

@@ -1,10 +1,10 @@
-// One LSTM layer in one direction, with resets: forward, backward, and one step. Each thread takes rows of the batch,
-// and goes with them through all of time; nobody waits for anybody before the end. Where there are few rows to a thread
-// all threads take all rows, each its share of the units, and wait for each other in every step.
+// One LSTM layer in one direction, with resets: forward, backward, and one step. Each thread runs its own rows of the
+// batch over all time steps without a barrier before the end. If there are few rows per thread, all threads share all
+// rows: each computes a part of the units, with a barrier in every step.
 //
-// A reset costs nothing here: a row's state before a step is read through a pointer, and where a sequence starts the
-// pointer is to its entry. So no value from before a start, NaN included, passes it. Letters as in
-// rnn_backends.contract: T, B, I, H, P.
+// A reset costs nothing: a row's state before a step is read through a pointer, which points to the entry state where a
+// sequence starts. So no value from before a start, not even NaN, affects the new sequence. The letters T, B, I, H, P
+// are those of rnn_backends.contract.
 #include <omp.h>
 #include <sys/mman.h>
 
@@ -20,9 +20,9 @@
 
 namespace {
 
-constexpr int64_t MOST_KEPT = 64 << 20;  // bytes that a thread holds from step to step
+constexpr int64_t MOST_KEPT = 64 << 20;  // bytes of memory that a thread may keep between steps
 
-// Asks for large pages: the first touch of a small one costs as much as computing what goes into it.
+// Asks for large pages: the page faults of small ones cost as much as computing their contents.
 void in_large_pages(const void* from, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t page = 1 << 12;
@@ -32,16 +32,16 @@ void in_large_pages(const void* from, int64_t bytes) {
 #endif
 }
 
-// Calls `body(together)` on each of `threads` threads. There `together(phase)` runs `phase(k)` for each k below
-// `threads` on one of them, and waits until all are done. After an exception in a phase later phases are left out, the
-// threads still meet, and the caller gets it. Outside its phases `body` must not throw.
+// Calls `body(together)` on each of `threads` threads. In `body`, `together(phase)` runs `phase(k)` for each k below
+// `threads` on one of them, with a barrier at the end. After an exception in a phase, later phases are skipped but for
+// their barriers, and the exception is rethrown to the caller. Outside its phases `body` must not throw.
 template <class Body>
 void on_threads(int64_t threads, Body body) {
   if (threads == 1) return body([](auto phase) { phase(0); });
   FirstException failure;
 #pragma omp parallel num_threads(int(threads))
   body([&](auto phase) {
-    // There may be fewer than asked for (nested regions): then each takes more than one share.
+    // OpenMP may start fewer threads than requested (nested regions); each then runs `phase` for several k.
     failure.guard([&] {
       for (int64_t k = omp_get_thread_num(); k < threads; k += omp_get_num_threads()) phase(k);
     });
@@ -50,7 +50,7 @@ void on_threads(int64_t threads, Body body) {
   failure.rethrow();
 }
 
-// Runs `team(begin, end, index, in_parts)` for all rows, block by block: on each thread by itself, or on all as one.
+// Runs `team(begin, end, index, in_parts)` for all rows, block by block: each thread is a team, or all are one team.
 template <class S, class Together, class Team>
 void in_teams(const View<S>& v, Together together, Team team) {
   const int64_t blocks = std::min(v.blocks, v.B);
@@ -95,7 +95,7 @@ void backward(const View<S>& v, S* memory) {
   });
 }
 
-// Memory that a thread keeps from step to step, for weights as panels: to touch new pages takes longer than the step.
+// Memory that a thread keeps between steps, for packed weights: the page faults of new memory cost more than the step.
 template <class S>
 S* kept(int64_t n) {
   thread_local std::unique_ptr<S[]> memory;
@@ -104,7 +104,7 @@ S* kept(int64_t n) {
   return memory.get();
 }
 
-// Calls `work(memory)` with room for `n`: kept, unless that is too much to hold on to.
+// Calls `work(memory)` with memory for `n` elements: kept memory, or above MOST_KEPT memory that is freed afterwards.
 template <class S, class Work>
 void with_memory(int64_t n, Work work) {
   if (n * int64_t(sizeof(S)) <= MOST_KEPT) return work(kept<S>(n));
@@ -112,13 +112,13 @@ void with_memory(int64_t n, Work work) {
   work(memory.get());
 }
 
-// What a step's rows that is_init names have as their state.
+// The state of a step's rows where is_init is true.
 template <class S>
 std::vector<S> zeros_of(const Layer& l) {
   return std::vector<S>(l.is_init ? std::max(l.H, l.P) : 0);
 }
 
-// Threads for a step that takes the weights as they lie.
+// The number of threads for a step with unpacked weights.
 template <class S>
 int64_t threads_of_step(const View<S>& v) {
   return 4 * v.H * (v.I + v.P) * int64_t(sizeof(S)) < SMALL ? 1 : std::min(v.l.threads, v.units);
@@ -196,7 +196,7 @@ extern "C" {
 
 int64_t rnn_lanes(bool wide) { return wide ? LANES<double> : LANES<float>; }
 
-// Bytes to work in; below zero: minus a Status.
+// The size of the scratch memory in bytes; a negative number is minus a Status.
 int64_t rnn_scratch(const Layer* layer, bool wide, bool back) noexcept {
   int64_t bytes = 0;
   const Status status =
@@ -204,12 +204,12 @@ int64_t rnn_scratch(const Layer* layer, bool wide, bool back) noexcept {
   return status == DONE ? bytes : -int64_t(status);
 }
 
-// Each of these returns a Status; rnn_message has the words for one that is not DONE.
+// Each of these returns a Status; rnn_message returns the message for one that is not DONE.
 int32_t rnn_forward(const Layer* layer, bool wide) noexcept {
   return status_of([&] { wide ? checked_forward<double>(*layer) : checked_forward<float>(*layer); });
 }
 
-// One step from `entry` to `h`, `c` and (where they are given) `gates`: takes its memory itself.
+// One step from `entry` to `h`, `c` and `gates` (which may be null). It allocates its scratch memory itself.
 int32_t rnn_step(const Layer* layer, bool wide) noexcept {
   return status_of([&] {
     wide ? border::check_step<double>(*layer) : border::check_step<float>(*layer);
@@ -217,7 +217,7 @@ int32_t rnn_step(const Layer* layer, bool wide) noexcept {
   });
 }
 
-// Its gradients: takes its memory itself, and writes every element of them, an entry's too.
+// The gradients of one step. It allocates its scratch memory itself, and writes every element of every gradient.
 int32_t rnn_step_backward(const Layer* layer, bool wide) noexcept {
   return status_of([&] {
     wide ? border::check_step_backward<double>(*layer) : border::check_step_backward<float>(*layer);

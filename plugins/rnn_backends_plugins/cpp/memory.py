@@ -1,9 +1,9 @@
 """A pool of large memory blocks, kept between calls.
 
-A layer keeps its gates for the backward pass: most of its memory, and the same amount in each call of a training
-loop. ``malloc`` gives such blocks back to the system, and then each of their pages costs a fault and zeros again: up to
-a tenth of a training step (docs/performance.md). Outputs and gradients are torch's own
-memory; this pool is for tensors that only the kernel reads.
+A layer saves its gates for the backward pass: most of its memory, and the same amount in each call of a training
+loop. ``malloc`` returns such blocks to the system, so each of their pages costs a page fault and zeroing again: up to
+a tenth of a training step (docs/performance.md). Outputs and gradients are allocated by torch; this pool is for tensors
+that only the kernel reads.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Pool:
         """``[size]`` uint8, not initialised.
 
         Raises:
-            RuntimeError: torch cannot allocate it, not even after all free blocks are given back.
+            RuntimeError: torch cannot allocate it, not even after all free blocks are released.
         """
         with self._lock:
             self._collect()
@@ -101,9 +101,9 @@ pool = Pool()
 
 
 def empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """``torch.empty``, from the pool where it is large.
+    """``torch.empty``, from the pool for a large tensor.
 
-    While torch's profiler runs, torch allocates everything, so that its record of memory is complete.
+    While torch's profiler runs, torch allocates all tensors, so that the profile of memory is complete.
     """
     size = prod(shape) * dtype.itemsize
     if size < SMALLEST or profiler_runs():

@@ -1,18 +1,18 @@
-// Weights as panels, and the gradients of weights back from panels.
+// Packs weights into panels, and unpacks the gradients of weights from panels.
 #pragma once
 
 #include <algorithm>
 
 #include "products.h"
 
-// Row `k` of panel `p`: `weight[k][p * WIDTH ...]`, zeros past its `columns`.
+// Packs row `k` of panel `p`: `weight[k][p * WIDTH ...]`, with zeros after its `columns`.
 template <class S>
 void pack_row(S* to, const S* row, int64_t columns) {
   for (int64_t n = 0; n < WIDTH<S>; n += LANES<S>)
     store(to + n, columns > n ? load(row + n, columns - n) : Vec<S>{});
 }
 
-// `weight [4H, K]` as one gate panel: columns (gate, unit) of the units `j * LANES ...`, transposed.
+// Packs `weight [4H, K]` into one gate panel: columns (gate, unit) of the units `j * LANES ...`, transposed.
 template <class S>
 void pack_gates(S* to, const S* weight, int64_t K, int64_t H, int64_t j) {
   const int64_t first = j * LANES<S>, number = std::min(LANES<S>, H - first);
@@ -31,7 +31,7 @@ void pack_gates(S* to, const S* weight, int64_t K, int64_t H, int64_t j) {
     }
 }
 
-// The opposite: `number` columns of panel rows `from ...`, whose columns are (gate, unit), to `weight [4H, number]`.
+// The inverse: `number` panel rows from `from` on, with columns (gate, unit), to columns of `weight [4H, number]`.
 template <class S>
 void unpack_gates(S* weight, const S* from, int64_t number, int64_t H, int64_t j) {
   const int64_t first = j * LANES<S>, units = std::min(LANES<S>, H - first);
@@ -46,7 +46,7 @@ void unpack_gates(S* weight, const S* from, int64_t number, int64_t H, int64_t j
     }
 }
 
-// `weight [4H, N]`: panel `p` of columns, its rows in the order of the gates' memory (unit register, gate, unit).
+// Packs panel `p` of the columns of `weight [4H, N]`; its rows are in the gates' order (unit register, gate, unit).
 template <class S>
 void pack_back(S* to, const S* weight, int64_t N, int64_t H, int64_t p) {
   const int64_t units = divided_up(H, LANES<S>), column = p * WIDTH<S>;

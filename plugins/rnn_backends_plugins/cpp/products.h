@@ -1,7 +1,7 @@
 // Matrix products by tiles: up to ROWS rows times four registers of columns, summed in registers.
 //
-// A panel is K rows of WIDTH = 4 * LANES columns, one after the other in memory. In the panels of the gates a column is
-// (gate, unit): the four registers of a tile are i, f, g, o of the same units, so a cell can go on where its sums are.
+// A panel is K rows of WIDTH = 4 * LANES columns, consecutive in memory. In a gate panel a column is (gate, unit): the
+// four registers of a tile are i, f, g, o of the same units, so the cell is computed from its sums in registers.
 #pragma once
 
 #include "vectors.h"
@@ -9,7 +9,8 @@
 template <class S>
 constexpr int64_t WIDTH = 4 * LANES<S>;
 
-// What a tile sums over: for each row r, element k of segment s is `rows[r][s * jump + k * step]`; the panel runs on.
+// The operands of a tile: for each row r, element k of segment s is `rows[r][s * jump + k * step]`; the panel is read
+// in order.
 template <class S>
 struct Run {
   const S* rows[ROWS];
@@ -67,7 +68,7 @@ inline void tile_of(int n, Sums<S>& sums, const Run<S>* runs, int number) {
   }
 }
 
-// Adds the runs' products to `rows` rows and `n` registers of the sums.
+// Adds the products of the runs to `rows` rows and `n` registers of the sums.
 template <class S>
 inline void add_tile(int rows, int n, Sums<S>& sums, const Run<S>* runs, int number) {
   switch (rows) {
@@ -84,7 +85,7 @@ inline void add_tile(int rows, int n, Sums<S>& sums, const Run<S>* runs, int num
 
 inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Where part `k` of `parts` begins when `n` is shared out as evenly as it goes.
+// The beginning of part `k` of `parts` parts of `n`, as even as possible.
 inline int64_t share(int64_t n, int64_t parts, int64_t k) { return n * k / parts; }
 
 // Calls `work(first, number)` for groups of at most ROWS of `n` rows, of even size: a tile of one row costs as much as

@@ -1,5 +1,5 @@
-// How a call of the kernel ends, for a caller in another language: no exception leaves a function that C can call, nor
-// an OpenMP region, where it would end the process.
+// The status of a kernel call, for a caller in another language: no exception may leave a C function or an OpenMP
+// region, where it would terminate the process.
 #pragma once
 
 #include <atomic>
@@ -9,13 +9,13 @@
 #include <new>
 #include <stdexcept>
 
-// As in kernel.py.
+// The same values as in kernel.py.
 enum Status : int32_t { DONE = 0, NO_MEMORY = 1, INVALID = 2, FAILED = 3 };
 
-// The message of this thread's last call that did not end with DONE.
+// The message of this thread's last call with another status than DONE.
 inline thread_local char message[256] = "";
 
-// Runs `work`, and returns its exception as a status: std::invalid_argument is INVALID.
+// Runs `work` and returns a status for its exception: INVALID for std::invalid_argument.
 template <class Work>
 Status status_of(Work work) noexcept {
   const auto fail = [](Status status, const char* text) {
@@ -36,7 +36,7 @@ Status status_of(Work work) noexcept {
   }
 }
 
-// The first exception among threads that have to meet: later work is left out, and `rethrow` passes it on.
+// The first exception among threads with barriers: later work is skipped, and `rethrow` throws the exception again.
 class FirstException {
   std::exception_ptr first;
   std::atomic<bool> there{false};

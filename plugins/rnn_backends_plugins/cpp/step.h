@@ -1,12 +1,12 @@
-// One step of few rows, forward and backward, by the weights as they lie.
+// One step of few rows, forward and backward, with unpacked weights.
 #pragma once
 
 #include "layer.h"
 
-constexpr int64_t FEW = 4;          // rows that are taken by the weights as they lie
-constexpr int64_t SMALL = 1 << 20;  // weights of so few bytes are not worth a second thread
+constexpr int64_t FEW = 4;          // the most rows with unpacked weights, forward
+constexpr int64_t SMALL = 1 << 20;  // bytes of weights below which a second thread does not pay off
 
-// The products of R rows with a unit's four rows of weights, over K, before their lanes are summed.
+// Adds the products of R rows and a unit's four rows of weights, over K, without the sum over lanes.
 template <class S, int R>
 void add_dots(Vec<S> (&sums)[R][4], const S* const (&rows)[R], const S* weight, int64_t K, int64_t H) {
   for (int64_t k = 0; k < K; k += LANES<S>) {
@@ -22,10 +22,10 @@ void add_dots(Vec<S> (&sums)[R][4], const S* const (&rows)[R], const S* weight, 
   }
 }
 
-// One step of R rows, by the weights as they lie: for so few, to lay them out otherwise would cost more than it gives.
+// One step of R rows with unpacked weights: for so few rows, packing costs more than it saves.
 template <class S, int R>
 void step_rows(const View<S>& v, int64_t j) {
-  constexpr int64_t some = LANES<S> / 4;  // units whose lanes are summed at once: of four gates each, as many as lanes
+  constexpr int64_t some = LANES<S> / 4;  // units per sum over lanes: with four gates each, as many sums as lanes
   const int64_t first = j * LANES<S>, number = std::min(LANES<S>, v.H - first);
   S gates[R][4][LANES<S>] = {};
   const S *x[R], *h[R];
@@ -67,18 +67,18 @@ void step_rows(const View<S>& v, int64_t j) {
   }
 }
 
-constexpr int64_t FEW_BACK = 8;  // rows whose gradients are taken by the weights as they lie
+constexpr int64_t FEW_BACK = 8;  // the most rows with unpacked weights, backward
 
-// The gradients of one step without a projection. Each part is shared out by `Part`, and needs the one before it whole.
+// The gradients of one step without a projection. `weights` and `inputs` need the `cells` of all threads.
 template <class S>
 struct StepBack {
   const View<S>& v;
-  S* d;  // [B, 4H]: the gradients at the gates, before their sigmoid and tanh
+  S* d;  // [B, 4H]: the gradients of the gates before sigmoid and tanh
   const int64_t H4 = 4 * v.H;
 
   const S* d_at(int64_t r) const { return d + r * H4; }
 
-  // d, and the gradient at the cell state before; the same derivatives as in BackwardRows.
+  // d and the gradient of the previous cell state, with the same derivatives as in BackwardRows.
   void cells(Part part) const {
     for (int64_t r = 0; r < v.B; ++r) {
       const S* into_h = v.l.grad_h ? v.as(v.l.grad_h) + r * v.l.grad_h_b : nullptr;
@@ -102,7 +102,7 @@ struct StepBack {
     }
   }
 
-  // The gradients of the weights: four rows of them at once, from x, h before, and 1.
+  // The gradients of the weights, four rows at a time, from x, the previous h, and 1.
   void weights(Part part) const {
     const S *x[FEW_BACK], *h[FEW_BACK];
     for (int64_t r = 0; r < v.B; ++r) x[r] = v.x(0, r), h[r] = v.entry_h(0, r);
@@ -132,7 +132,7 @@ struct StepBack {
     }
   }
 
-  // The gradients at x and at h before: rows of d times the weights.
+  // The gradients of x and of the previous h: rows of d times the weights.
   void inputs(Part part) const {
     if (v.l.grad_x) products(v.as(v.l.grad_x), v.as(v.l.w_ih), v.I, part);
     if (!v.l.grad_entry_h) return;
@@ -142,7 +142,7 @@ struct StepBack {
       if (v.zero(r)) std::fill(before + r * v.P + part.begin(v.P), before + r * v.P + part.end(v.P), S(0));
   }
 
-  // The part's columns of to[r] = sum over k of d[r][k] * weight[k], two rows at a time, by blocks of k whose sums stay
+  // The part's columns of to[r] = sum over k of d[r][k] * weight[k], two rows at a time, in blocks of k whose sums stay
   // in the cache.
   void products(S* to, const S* weight, int64_t columns, Part part) const {
     const int64_t begin = part.begin(columns), end = part.end(columns);
@@ -183,7 +183,7 @@ struct StepBack {
     }
   }
 
-  // Register `q` of `left` numbers: zeros behind the last.
+  // Register `q` of `left` numbers, with zeros after the last.
   static Vec<S> some(const S* from, int q, int64_t left) {
     return q * LANES<S> < left ? load(from + q * LANES<S>, left - q * LANES<S>) : Vec<S>{};
   }

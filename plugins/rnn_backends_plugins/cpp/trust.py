@@ -1,4 +1,4 @@
-"""Whether another user could have written a file: owner and mode of it, and of every folder and link on the way."""
+"""Whether another user could have written a file: its owner and mode, and those of each folder and link on its path."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from functools import lru_cache
 from pathlib import Path
 
 LINKS = 40
-"""As many symbolic links on one path as Linux follows."""
+"""The most symbolic links on one path, as in Linux."""
 
 
 def why_untrusted(path: Path) -> str | None:
-    """Why another user could write or replace what is at ``path``, or ``None``. What does not exist is trusted.
+    """The reason why another user could write or replace the file or folder at ``path``, or ``None``.
 
-    Trusted is what belongs to this user or root and nobody else may write, in folders of which the same is true. A
-    folder with the sticky bit (``/tmp``) may be open to all on the way: nobody can replace another's entry there.
+    A file or folder is trusted if it belongs to this user or root, nobody else may write it, and the same is true of
+    the folders on its path. Those may be open to all if they have the sticky bit (``/tmp``), because nobody can replace
+    another user's entry there. A path that does not exist is trusted.
     """
     parts = list(Path(os.path.abspath(path)).parts)
     at, todo, links = Path(parts[0]), parts[1:], 0
@@ -50,7 +51,7 @@ def _reason(path: Path, status: os.stat_result, last: bool) -> str | None:
     if status.st_uid not in {0, os.geteuid(), *others}:
         return f"{path} belongs to another user (uid {status.st_uid})"
     if stat.S_ISLNK(status.st_mode):
-        return None  # a link has no mode of its own; its target is looked at next
+        return None  # a link has no mode of its own; its target is checked next
     sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX and not last
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
         return f"{path} can be written by other users (mode {stat.S_IMODE(status.st_mode):04o})"

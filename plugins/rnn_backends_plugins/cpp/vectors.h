@@ -1,5 +1,5 @@
-// Vectors of one register, in the compiler's own notation (GCC's and Clang's vector extensions): no intrinsics, so the
-// same text becomes AVX-512, AVX2, SSE or NEON, by what -march says.
+// Vectors of one register, by GCC's and Clang's vector extensions: without intrinsics the same source is compiled to
+// AVX-512, AVX2, SSE or NEON, depending on -march.
 #pragma once
 
 #include <cmath>
@@ -9,7 +9,7 @@
 #include <utility>
 
 #if defined(__AVX512F__)
-constexpr int BYTES = 64, ROWS = 6;  // of 32 registers: 24 sums, 4 weights, and what is broadcast
+constexpr int BYTES = 64, ROWS = 6;  // of 32 registers: 24 sums, 4 weights and a broadcast value
 #elif defined(__AVX__)
 constexpr int BYTES = 32, ROWS = 3;  // of 16: 12 sums
 #elif defined(__aarch64__)
@@ -18,12 +18,12 @@ constexpr int BYTES = 16, ROWS = 6;  // of 32
 constexpr int BYTES = 16, ROWS = 3;
 #endif
 
-// GCC counts a type's alignment and may_alias as no part of a template's arguments, and says so each time.
+// GCC ignores a type's alignment and may_alias in template arguments, and warns each time.
 #pragma GCC diagnostic ignored "-Wignored-attributes"
 
 template <class S>
 struct Vectors {
-  static constexpr int64_t lanes = BYTES / sizeof(S) < 4 ? 4 : BYTES / sizeof(S);  // a unit's gates fit in, always
+  static constexpr int64_t lanes = BYTES / sizeof(S) < 4 ? 4 : BYTES / sizeof(S);  // at least a unit's four gates
   typedef S V __attribute__((vector_size(lanes * sizeof(S))));
   typedef S Unaligned __attribute__((vector_size(lanes * sizeof(S)), aligned(alignof(S)), may_alias));
 };
@@ -44,7 +44,7 @@ inline void store(S* to, Vec<S> v) {
   *reinterpret_cast<typename Vectors<S>::Unaligned*>(to) = v;
 }
 
-// The first `n` lanes, zeros behind them.
+// The first `n` lanes, with zeros after them.
 template <class S>
 inline Vec<S> load(const S* from, int64_t n) {
   if (n >= LANES<S>) return load(from);
@@ -66,7 +66,7 @@ inline Vec<S> same(S value) {
   return value - Vec<S>{};
 }
 
-// Of two rows: the lanes of the first half (or the second) of both, in turn.
+// The lanes of the first (or second) halves of two rows, alternating.
 template <class S, bool second, size_t... k>
 inline Vec<S> shuffled(Vec<S> a, Vec<S> b, std::index_sequence<k...>) {
   typedef std::conditional_t<sizeof(S) == 4, int32_t, int64_t> Index;
@@ -75,7 +75,7 @@ inline Vec<S> shuffled(Vec<S> a, Vec<S> b, std::index_sequence<k...>) {
   return __builtin_shuffle(a, b, Indices{Index(k / 2 + (k % 2) * LANES<S> + from)...});
 }
 
-// Rows become columns: log2(LANES) perfect shuffles, each of every row with the one half the rows further on.
+// Transposes in place, by log2(LANES) perfect shuffles of each row with the row LANES / 2 further on.
 template <class S>
 inline void transpose(Vec<S> (&rows)[LANES<S>]) {
   constexpr auto lanes = std::make_index_sequence<LANES<S>>();
@@ -92,15 +92,15 @@ inline void transpose(Vec<S> (&rows)[LANES<S>]) {
   }
 }
 
-// exp(x) = 2^n (1 + p), with n whole, |x - n ln 2| <= ln 2 / 2 and p = expm1 of that by its Taylor series: the next
-// term is below 2e-8 of p, a third of float32's rounding. Splitting ln 2 in two is Cody and Waite's (1980).
+// exp(x) = 2^n (1 + p), with an integer n, |x - n ln 2| <= ln 2 / 2 and p = expm1(x - n ln 2) by its Taylor series: the
+// next term is below 2e-8 of p, a third of float32's rounding. Cody and Waite (1980) split ln 2 in two like this.
 struct Power {
   Vec<float> scale, p;
 };
 
 inline Power power(Vec<float> x) {
   typedef int32_t Ints __attribute__((vector_size(BYTES)));
-  const Vec<float> rounder = same(12582912.0f);  // 1.5 * 2^23: adding it leaves a whole number in the low bits
+  const Vec<float> rounder = same(12582912.0f);  // 1.5 * 2^23: its addition leaves an integer in the low bits
   Vec<float> shifted = x * 1.44269504f + rounder;
   Vec<float> n = shifted - rounder;
   Vec<float> r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -114,7 +114,7 @@ inline Power power(Vec<float> x) {
   return {reinterpret_cast<Vec<float>>((whole + 127) << 23), q * r * r + r};
 }
 
-// A NaN is below and above nothing, so it passes both limits.
+// Clamps x to the limit; a NaN stays a NaN, because its comparisons are false.
 inline Vec<float> within(Vec<float> x, float limit) {
   x = x > limit ? same(limit) : x;
   return x < -limit ? same(-limit) : x;
@@ -125,14 +125,14 @@ inline Vec<float> sigmoid(Vec<float> x) {
   return x < -87.0f ? Vec<float>{} : 1.0f / (1.0f + (e.scale * e.p + e.scale));
 }
 
-// tanh(x) = m / (m + 2), m = expm1(2x): as exact near zero as anywhere.
+// tanh(x) = m / (m + 2), m = expm1(2x): as accurate near zero as elsewhere.
 inline Vec<float> tanh(Vec<float> x) {
   Power e = power(within(x + x, 30.0f));
   Vec<float> m = e.scale * e.p + (e.scale - 1.0f);
   return m / (m + 2.0f);
 }
 
-// float64 is for checking gradients, not for speed: one lane after the other, by the C library.
+// float64 is for gradient checks, not for speed: lane by lane, with the C library.
 inline Vec<double> sigmoid(Vec<double> x) {
   for (int k = 0; k < LANES<double>; ++k) x[k] = 1.0 / (1.0 + std::exp(-x[k]));
   return x;
