@@ -1,1 +1,1 @@
-"""The laws, by subject: each is one function, and the first line of its docstring is its sentence."""
+"""The laws, by subject. Each law is one function, and the first line of its docstring is its sentence."""

@@ -1,4 +1,4 @@
-"""One call in each of its ways, with its tensors replaced by other kinds of tensors: for the laws of ``tensors.py``."""
+"""Calls of an LSTM with other kinds of tensors, in rows and in steps, with and without resets, for ``tensors.py``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ KINDS: dict[str, Any] = {
     "dtype": ("f32",), "T": (4,), "B": (3,), "I": (3,),
     "H": (4,), "L": (2,), "P": (0,), "bias": (True,), "bidirectional": (False,), "layout": ("contiguous",),
 }  # fmt: skip
-"""Options of a law about kinds of tensors: one small shape in a process of its own, as a kernel may crash."""
+"""Options of a law about kinds of tensors: one small shape in its own process, because a kernel may crash."""
 
 IN_FULL: dict[str, Any] = {"profiles": ("full",)}
-"""Of those that the quick profile leaves out: each starts an interpreter, some seconds."""
+"""For laws that the quick profile leaves out, because each takes seconds to start an interpreter."""
 
 NO_FUNCTIONALIZE_RULE = "NYI: Functionalize rule for custom_function_call"
-"""What torch itself says of every torch.autograd.Function under functionalize: its author cannot say it better."""
+"""torch's error for every torch.autograd.Function under functionalize, which its author cannot replace."""
 
 WAYS = ("without resets", "with resets", "one step", "one step with resets")
 
@@ -41,26 +41,26 @@ class Given(NamedTuple):
     weights: dict[str, Tensor]
 
     def each(self, make: Callable[[Tensor], Tensor], gradients: bool = False) -> Given:
-        """Every tensor replaced; ``gradients``: the weights require them."""
+        """The same call with ``make`` applied to every tensor; ``gradients``: whether the weights require them."""
         weights = {name: make(value.detach()) for name, value in self.weights.items()}
         weights = {name: nn.Parameter(value, requires_grad=gradients) for name, value in weights.items()}
         return Given(make(self.x), make(self.is_init), State(*map(make, self.state)), weights)
 
     def installed(self, lstm: LSTM) -> LSTM:
-        """The LSTM with these weights in place of its own."""
+        """The LSTM, with its weights replaced by these."""
         for name, value in self.weights.items():
             setattr(lstm, name, value if isinstance(value, nn.Parameter) else nn.Parameter(value, False))
         return lstm
 
 
 class Kind(NamedTuple):
-    """A kind of tensors, or of surroundings, of a call.
+    """A kind of tensors, or a mode of torch, for a call.
 
     Attributes:
-        name: in words.
-        make: the call's tensors, of this kind. It may change the LSTM.
-        mode: around the call.
-        taken: what is made of the input as the call takes it: of the first step, where there is one alone.
+        name: its name in the messages.
+        make: converts the call's tensors to this kind. It may change the LSTM.
+        mode: a context manager around the call.
+        taken: converts the input just before the call: the whole row, or its first step for a call of one step.
     """
 
     name: str
@@ -70,14 +70,14 @@ class Kind(NamedTuple):
 
 
 def given(trial: Trial, lstm: LSTM) -> Given:
-    """The case's tensors, fresh, for a call that starts from the state stored at the first step."""
+    """New tensors of the case, for a call that starts from the state stored at the first step."""
     inputs = trial.fresh()
     state = State(inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous())
     return Given(inputs.x, trial.is_init, state, dict(lstm.named_parameters()))
 
 
 def run(lstm: LSTM, values: Given, way: str, make: Callable[[Tensor], Tensor] = lambda x: x) -> list[Tensor]:
-    """One call: the output and the state after it. ``make`` is applied to the input as the call takes it."""
+    """The output of one call and the state after it. ``make`` is applied to the input just before the call."""
     if way.startswith("one step"):
         reset = values.is_init[0] if way == "one step with resets" else None
         output, state = lstm.step(make(values.x[0]), values.state, reset)
@@ -87,7 +87,7 @@ def run(lstm: LSTM, values: Given, way: str, make: Callable[[Tensor], Tensor] = 
 
 
 def expected(trial: Trial, way: str, weights: dict[str, Tensor] | None = None) -> list[Tensor]:
-    """The reference's answer to :func:`run` with plain tensors; with other ``weights``, to differentiate."""
+    """The reference's result of :func:`run` with plain tensors; with other ``weights``, for gradients."""
     steps = 1 if way.startswith("one step") else trial.case.T
     resets = trial.is_init[:steps] if way.endswith("with resets") else torch.zeros_like(trial.is_init[:steps])
     return of_stream(trial, trial.inputs.x[:steps], resets, squeeze=way.startswith("one step"), weights=weights)
@@ -96,7 +96,7 @@ def expected(trial: Trial, way: str, weights: dict[str, Tensor] | None = None) -
 def of_stream(
     trial: Trial, x: Tensor, resets: Tensor, squeeze: bool = False, weights: dict[str, Tensor] | None = None
 ) -> list[Tensor]:
-    """The reference's output and last state of ``x [T, B, I]`` from the case's first stored state."""
+    """The reference's output and last state for ``x [T, B, I]`` from the case's first stored state."""
     starts, steps = resets.clone(), len(x)
     starts[0] = True
     entries = [torch.zeros_like(v[:, :1]).repeat(1, steps, 1, 1) for v in (trial.inputs.h, trial.inputs.c)]
@@ -108,31 +108,31 @@ def of_stream(
 
 
 def attempt(kind: str, way: str, call: Callable[[], T]) -> T | None:
-    """The call's result, or ``None`` where it is refused in words.
+    """The call's result, or ``None`` if it is rejected with a reason.
 
     Raises:
-        LawBroken: another error, with the kind's name: it says nothing to who gave the tensor.
+        LawBroken: any other error, with the name of the kind, because the error has no reason for a user.
     """
     try:
         with naming(f"{kind}, {way}"):
             return call()
     except UnsupportedError as error:
         if not error.reason.strip():
-            raise LawBroken(f"{kind}, {way}: refused without a reason") from error
+            raise LawBroken(f"{kind}, {way}: rejected without a reason") from error
     except InputError as error:
         if not str(error).strip():
-            raise LawBroken(f"{kind}, {way}: refused without a word") from error
+            raise LawBroken(f"{kind}, {way}: rejected without a message") from error
     except KindError as error:
         if NO_FUNCTIONALIZE_RULE in error.said:
             return None
         raise LawBroken(
-            f"{kind}, {way}: neither a result nor a refusal in words, but {error.said}"
+            f"{kind}, {way}: neither a result nor a rejection with a reason, but {error.said}"
         ) from error.__cause__
     return None
 
 
 class KindError(RuntimeError):
-    """An error that is no refusal, with the kind that it is about; ``said`` is what the error itself says."""
+    """An error other than a rejection, with the kind of tensor; ``said`` is the error's own message."""
 
     def __init__(self, what: str, said: str) -> None:
         super().__init__(f"{what}: {said}")
@@ -141,7 +141,7 @@ class KindError(RuntimeError):
 
 @contextmanager
 def naming(what: str) -> Iterator[None]:
-    """Whatever goes wrong within names what was tried: a broken law, an error, the end of the process."""
+    """Context manager: add ``what`` to the message of a broken law, an error, or the end of the process."""
     note(what)
     try:
         yield
@@ -155,10 +155,10 @@ def naming(what: str) -> Iterator[None]:
 
 
 def every_kind(trial: Trial, kinds: Iterable[Kind], plain: Callable[[Tensor], Tensor]) -> None:
-    """Each kind in each way: the right numbers, once ``plain`` has made plain tensors of them, or a refusal.
+    """Check each kind in each form of call: right results, after ``plain`` has converted them, or a rejection.
 
     Raises:
-        Declined: every one is refused.
+        Declined: every kind is rejected.
     """
     answers = 0
     for kind in kinds:
@@ -177,11 +177,11 @@ def every_kind(trial: Trial, kinds: Iterable[Kind], plain: Callable[[Tensor], Te
                 answers += 1
                 compare(trial, f"{kind.name}, {way}", found, expected(trial, way))
     if not answers:
-        raise Declined("every kind is refused in words")
+        raise Declined("every kind is rejected with a reason")
 
 
 def compare(trial: Trial, what: str, found: list[Tensor], right: list[Tensor]) -> None:
-    """Output and state of a call are the reference's."""
+    """Check that output and state of a call equal the reference's."""
     with naming(what):
         for name, value, wanted in zip(("output", "h", "c"), found, right, strict=True):
             trial.agree(name, value, wanted, None, "")

@@ -31,9 +31,9 @@ def ran_from(td: TensorDictBase) -> Ran:
 
 
 def agrees_with_reference(trial: Trial, ran: Ran | None = None, gradients: bool = False) -> None:
-    """Check output and end states of a run against the reference, with ``gradients`` those too.
+    """Check output and end states of a run against the reference's, and with ``gradients`` the gradients too.
 
-    Without ``ran`` the case's inputs are run on a new LSTM.
+    Without ``ran``, a new LSTM runs over the case's inputs.
     """
     ran = ran or trial.run(trial.lstm())
     trial.agree("output", ran.output, trial.expected.output)
@@ -44,7 +44,7 @@ def agrees_with_reference(trial: Trial, ran: Ran | None = None, gradients: bool 
 
 @contextmanager
 def registered(backend: LSTMBackend) -> Iterator[None]:
-    """Context manager: the backend can be found by its name, which pickles store."""
+    """Context manager: register the backend, so that its name, which pickles store, finds it."""
     if is_registered_value(backend):
         yield
         return

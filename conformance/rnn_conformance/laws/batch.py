@@ -11,7 +11,7 @@ from ..suite.trial import Trial
 
 
 def _rows(inputs: Inputs, rows: torch.Tensor) -> Inputs:
-    """The inputs of some rows of the batch."""
+    """The inputs of the given rows of the batch."""
     x, h, c, starts, weights = inputs
     return Inputs(x[:, rows], h[:, :, rows], c[:, :, rows], starts[:, rows], weights)
 

@@ -53,9 +53,9 @@ LAWS: dict[str, Law] = {
 
 
 def select(parts: Sequence[str], profile: str) -> dict[str, Law]:
-    """The laws of a profile with a name that is, or contains, one of the parts; without parts all laws.
+    """The laws of a profile whose names contain one of the parts; without parts all its laws.
 
-    A law that is named exactly runs in every profile.
+    A law with exactly the name of a part is included in every profile.
 
     Raises:
         UnknownNameError: a part fits no law (the nearest name is suggested), or none of the laws is in the profile.

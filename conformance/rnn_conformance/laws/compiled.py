@@ -121,7 +121,7 @@ def a_script_keeps_training_and_dropout(trial: Trial) -> None:
     lstm, x = trial.lstm(), trial.inputs.x
     for training in (True, False):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript: the docs say it
+            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, as the docs say
             buffer = io.BytesIO()
             torch.jit.save(torch.jit.script(lstm.train(training)), buffer)
             buffer.seek(0)

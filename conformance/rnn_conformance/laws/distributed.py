@@ -1,4 +1,4 @@
-"""Distributed: data parallel over two processes, distributed tensors in one; each law in a process of its own."""
+"""Distributed: data parallel over two processes, distributed tensors in one; each law runs in its own process."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _needs_gloo(trial: Trial) -> None:
 
 
 def _rank(rank: int, lstm: LSTM, x: Tensor, is_init: Tensor, folder: Path) -> None:
-    """One of two processes: every other row forward and backward under DDP; writes its gradients."""
+    """One of two processes: runs every other row forward and backward under DDP, and writes its gradients."""
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     group = torch.distributed
     group.init_process_group("gloo", f"file://{folder / 'meet'}", world_size=2, rank=rank)
@@ -45,7 +45,7 @@ def _rank(rank: int, lstm: LSTM, x: Tensor, is_init: Tensor, folder: Path) -> No
     (folder / f"{rank}.part").rename(folder / f"{rank}.pt")
     end = time.monotonic() + SECONDS
     while not (folder / f"{1 - rank}.pt").exists() and time.monotonic() < end:
-        time.sleep(0.01)  # the other may still be reading
+        time.sleep(0.01)  # the other process may still be reading
     os._exit(0)  # ~ProcessGroupGloo may wait for its thread forever
 
 
@@ -86,7 +86,7 @@ def data_parallel_gradients_are_averaged(trial: Trial) -> None:
 
 @contextmanager
 def _mesh_of_one() -> Iterator[Any]:
-    """A mesh of this process alone, over gloo: what is a number or a rule of torch's is the same with more."""
+    """A mesh of this process alone, over gloo: torch's results and rules are the same with more processes."""
     from torch.distributed.device_mesh import init_device_mesh
 
     group = torch.distributed
@@ -100,7 +100,7 @@ def _mesh_of_one() -> Iterator[Any]:
 
 
 def _placed(mesh: Any, values: Given, what: str) -> Given:
-    """The tensors of a call as distributed tensors: ``what`` says which of them, and how."""
+    """The tensors of a call as distributed tensors; ``what`` names those that are distributed, and how."""
     from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
     def each(placement: Any) -> Callable[[Tensor], Tensor]:
@@ -125,7 +125,7 @@ def _placed(mesh: Any, values: Given, what: str) -> Given:
 
 ALONE = ("the input alone", "the weights alone", "the state alone", "the mask alone")
 PLACEMENTS = ("replicas", "shards of the rows", "shards of the weights", *ALONE)
-"""Which tensors of a call are distributed, and how: the whole tensors, or a part of each."""
+"""The distributed tensors of a call, and how they are distributed: the whole tensor, or a part of it."""
 
 
 def _whole(value: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _whole(value: Tensor) -> Tensor:
 
 @law(**KINDS | IN_FULL)
 def distributed_tensors_are_right_or_refused(trial: Trial) -> None:
-    """Replicated and sharded DTensors, alone or mixed with plain tensors, are right, gradients too, or refused."""
+    """Replicated and sharded DTensors, alone or mixed with plain tensors, are right, gradients too, or rejected."""
     _needs_gloo(trial)
     answers = 0
     with _mesh_of_one() as mesh:
@@ -160,11 +160,11 @@ def distributed_tensors_are_right_or_refused(trial: Trial) -> None:
                 if grad:
                     _agree(trial, f"{kind}, {way}", found[1], way)
     if not answers:
-        raise Declined("every kind is refused in words")
+        raise Declined("every kind is rejected with a reason")
 
 
 def _agree(trial: Trial, what: str, found: list[Tensor], way: str) -> None:
-    """The weights' gradients of the sum of the output's squares are the reference's."""
+    """Check the weights' gradients of the sum of the output's squares against the reference's."""
     own = {name: value.double().requires_grad_() for name, value in trial.inputs.weights.items()}
     right = differentiate(expected(trial, way, own)[0].square().sum(), own)
     with naming(what):

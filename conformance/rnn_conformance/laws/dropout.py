@@ -36,13 +36,13 @@ def _masks(trial: Trial, T: int, seed: int) -> list[Tensor]:
 
 
 def _random_state(trial: Trial) -> Tensor:
-    """Of the generator that the case's device draws from."""
+    """The state of the random generator of the case's device."""
     device = torch.device(trial.device)
     return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
 
 
 def _dropped(trial: Trial, inputs: Inputs, masks: list[Tensor]) -> _Dropped:
-    """Each layer alone by the reference, its input times its mask."""
+    """The reference's results layer by layer, with each layer's input multiplied by its mask."""
     case, D = trial.case, trial.case.spec.directions
     x, h, c, starts = (v.cpu() for v in inputs[:4])
     ends_h, ends_c = [], []

@@ -206,7 +206,7 @@ def gradients_flow_through_steps(trial: Trial) -> None:
 
 
 def _needing(inputs: Inputs) -> Inputs:
-    """Input and stored states that need gradients."""
+    """Input and stored states that require gradients."""
     for value in (inputs.x, inputs.h, inputs.c):
         value.requires_grad_()
     return inputs

@@ -144,7 +144,7 @@ def selected_outputs_are_the_only_ones(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def keyword_calls_equal_the_tensordict(trial: Trial) -> None:
-    """Called with the entries by keyword, the module gives the outputs as a tuple."""
+    """Called with the entries by keyword, the module returns the outputs as a tuple."""
     td = trial.tensordict()
     y, h, c = _over_time(trial)(**{key: td[key] for key in ("observation", H_KEY, C_KEY, "is_init")})
     ran = Ran(y.transpose(0, 1), h.permute(2, 1, 0, 3), c.permute(2, 1, 0, 3))
@@ -193,7 +193,7 @@ def every_hidden_state_on_request(trial: Trial) -> None:
 
 @law()
 def no_key_but_its_own_is_touched(trial: Trial) -> None:
-    """Other entries, under ``next`` too, stay: the same tensors with the same values."""
+    """All other entries, under ``next`` too, remain the same tensors with the same values."""
     td = trial.tensordict()
     td["reward"] = torch.ones(trial.case.B, trial.case.T, 1, device=trial.device)
     td["next", "observation"] = -td["observation"]

@@ -93,7 +93,7 @@ def output_is_dense_and_plain(trial: Trial) -> None:
 
 
 def _restrided(value: Tensor, stride: int) -> Tensor:
-    """The same numbers in the same memory, with another stride for every dimension of size one."""
+    """A view of the same memory with another stride for every dimension of size one."""
     own = zip(value.shape, value.stride(), strict=True)
     return value.as_strided(value.shape, [stride if size == 1 else usual for size, usual in own])
 

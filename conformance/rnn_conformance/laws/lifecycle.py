@@ -170,7 +170,7 @@ def copies_in_another_mode_share_the_weights(trial: Trial) -> None:
 
 @law(dropout=(50,), L=(2,), bias=(True,), profiles=("quick", "full"))
 def from_torch_keeps_the_training_flag(trial: Trial) -> None:
-    """An LSTM made from a torch.nn.LSTM has its training flag."""
+    """An LSTM made from a torch.nn.LSTM keeps its training flag."""
     case = trial.case
     trial.lstm()  # raises Declined for a rejected case
     for training in (True, False):
@@ -243,7 +243,7 @@ def hooks_stay_with_their_copy(trial: Trial) -> None:
 
 @law(T=(3,), B=(2,), L=(1, 2), bidirectional=(False,), dropout=(0,), profiles=("quick", "full"))
 def hooks_of_the_inner_lstm_run(trial: Trial) -> None:
-    """What hooks on a module's LSTM put in the place of its input and its result is what the module computes with."""
+    """If hooks on a module's LSTM replace its input and its result, the module computes with the replacements."""
     module, td = trial.module(), trial.tensordict()
     mirrored = td.clone().set("observation", -td["observation"])
     for recurrent, given, other in ((True, td, mirrored), (False, td[:, 0], mirrored[:, 0])):

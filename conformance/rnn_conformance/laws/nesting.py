@@ -44,7 +44,7 @@ def _flat(*values: Tensor) -> Tensor:
 
 
 def _calls(trial: Trial) -> dict[str, Call]:
-    """The backend's row and its steps."""
+    """A call over a row on the backend, and the same row step by step."""
     lstm, inputs, is_init = trial.lstm(), trial.inputs, trial.is_init
     state = State(inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous())
     steps = _Steps(lstm)
@@ -61,7 +61,7 @@ def _calls(trial: Trial) -> dict[str, Call]:
 
 
 def _right(trial: Trial, weights: Weights, x: Tensor) -> Tensor:
-    """The reference's answer to a :data:`Call`, in float64."""
+    """The reference's result of a :data:`Call`, in float64."""
     starts, (h, c) = trial.is_init.clone(), (torch.zeros_like(v).double() for v in (trial.inputs.h, trial.inputs.c))
     for entry, stored in ((h, trial.inputs.h), (c, trial.inputs.c)):
         entry[:, 0] = torch.where(starts[0].unsqueeze(-1), 0, stored[:, 0].double())
@@ -76,7 +76,7 @@ def _leaf(value: Tensor) -> Tensor:
 
 
 def _many(trial: Trial) -> tuple[Weights, Tensor]:
-    """Three members: weights ``[3, ...]`` by name and inputs ``[3, T, B, I]``, each member's its own."""
+    """Three members with different weights ``[3, ...]``, by name, and different inputs ``[3, T, B, I]``."""
     scales = torch.tensor((1.0, -0.5, 0.25), dtype=trial.case.torch_dtype)
     return {n: torch.stack([v * s for s in scales]) for n, v in trial.inputs.weights.items()}, torch.stack(
         [trial.inputs.x * s for s in scales.flip(0)]
@@ -94,7 +94,7 @@ def _agree(trial: Trial, found: dict[str, Tensor], right: dict[str, Tensor]) -> 
 
 
 def _expected(trial: Trial, weights: Weights, x: Tensor, over: str) -> dict[str, Tensor]:
-    """Gradients of the sum of all members' losses, by the reference, one member after the other."""
+    """The reference's gradients of the sum of all members' losses, computed member by member."""
     weights, x = {n: _leaf(v) for n, v in weights.items()}, _leaf(x)
     total = torch.zeros((), dtype=torch.float64)
     for k in range(3):
@@ -152,7 +152,7 @@ def _last_rows(trial: Trial, weights: Weights, x: Tensor, k: int) -> dict[str, T
 
 @law(**SMALL | IN_FULL)
 def many_cotangents_at_once(trial: Trial) -> None:
-    """jacrev, jacobian(vectorize=True) and is_grads_batched equal one backward pass per number."""
+    """jacrev, jacobian(vectorize=True) and is_grads_batched equal one backward pass per output element."""
     inputs = trial.inputs
     x = _leaf(inputs.x)
     right_rows = _right(trial, {n: v.double() for n, v in inputs.weights.items()}, x)

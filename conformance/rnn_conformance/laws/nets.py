@@ -21,7 +21,7 @@ NO_RESETS: dict[str, Any] = {"resets": ("none",), "B": (1, 2, 3)}
 
 
 def _net(trial: Trial) -> LSTMNet:
-    """On the backend, the LSTM with the case's weights."""
+    """An LSTMNet on the backend; its LSTM has the case's weights."""
     case = trial.case
     trial.lstm()  # raises Declined for a rejected case
     lstm = {
@@ -43,7 +43,7 @@ def _input(trial: Trial) -> Tensor:
 
 
 def _right(trial: Trial, net: LSTMNet, x: Tensor, stored: bool) -> Expected:
-    """The reference behind the net's own MLP, in float64: ``x [B, T, F]``."""
+    """The reference's results after the net's own MLP, in float64: ``x [B, T, F]``."""
     inputs = trial.inputs
     exact = {name: value.double() for name, value in net.mlp.state_dict(keep_vars=True).items()}
     features = torch.func.functional_call(net.mlp, exact, (x.double(),)).transpose(0, 1)
@@ -56,13 +56,13 @@ def _right(trial: Trial, net: LSTMNet, x: Tensor, stored: bool) -> Expected:
 
 
 def _head(net: LSTMNet, output: Tensor) -> Tensor:
-    """The last linear layer, in float64."""
+    """The result of the last linear layer, in float64."""
     return torch.nn.functional.linear(output, net.linear.weight.double().cpu(), net.linear.bias.double().cpu())
 
 
 @law(**NO_RESETS)
 def a_net_over_time_is_its_parts(trial: Trial) -> None:
-    """Over many steps LSTMNet equals its parts; it writes the incoming states, the last states and zeros between."""
+    """Over many steps LSTMNet equals its parts; it returns the incoming states, and the last states after zeros."""
     net, x, inputs = _net(trial), _input(trial), trial.inputs
     given = inputs.h.permute(2, 1, 0, 3), inputs.c.permute(2, 1, 0, 3)
     for stored in (given, None):
@@ -83,7 +83,7 @@ def a_net_over_time_is_its_parts(trial: Trial) -> None:
 
 @law(**NO_RESETS)
 def a_net_over_one_step_is_its_parts(trial: Trial) -> None:
-    """For one step of a batch or of one row LSTMNet gives its parts' output and the states after the step."""
+    """For one step of a batch or of one row LSTMNet returns its parts' output and the states after the step."""
     net, x, inputs = _net(trial), _input(trial)[:, :1], trial.inputs
     h0, c0 = inputs.h[:, 0].transpose(0, 1), inputs.c[:, 0].transpose(0, 1)
     with torch.no_grad():
@@ -118,7 +118,7 @@ def gradients_flow_through_a_net(trial: Trial) -> None:
 
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
 def a_net_leaves_its_options_alone(trial: Trial) -> None:
-    """The dictionaries of options that an LSTMNet is made from do not change, so that they can be used again."""
+    """LSTMNet does not change its dictionaries of options, so that they can be used again."""
     trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # raises Declined for a rejected case
     lstm, mlp = {"input_size": 2, "hidden_size": 2}, {"in_features": 3, "out_features": 2}
     before = dict(lstm), dict(mlp)

@@ -1,4 +1,4 @@
-"""The generated part of ``docs/contract.md``: every law in words, by subject.
+"""The generated part of ``docs/contract.md``: the sentences of all laws, by subject.
 
 ``python -m rnn_conformance.laws.page`` writes it, ``--check`` only tests whether it is up to date.
 """
@@ -20,7 +20,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "contract.md"
 
 
 def table() -> str:
-    """All laws as Markdown, a table a subject."""
+    """All laws as Markdown, with a table for each subject."""
     return "\n".join(_lines())
 
 
@@ -36,7 +36,7 @@ def _lines() -> Iterator[str]:
 
 
 def _when(law: Law) -> str:
-    """The law's first profile, its trait, and whether it runs in a process of its own."""
+    """The law's first profile, its trait, and whether it runs in its own process."""
     words = [f"from {law.profiles[0]} on"] if law.profiles[0] != "smoke" else ["always"]
     words += [f"trait `{law.trait.name}`"] if law.trait else []
     words += ["in its own process"] if law.time_limit is not None else []
@@ -61,7 +61,7 @@ def renewed(page: str) -> str:
 
 
 def main() -> None:
-    """Write the page, or with ``--check`` end with status 1 where it is out of date."""
+    """Write the page, or with ``--check`` exit with status 1 if it is out of date."""
     old = PAGE.read_text(encoding="utf-8")
     new = renewed(old)
     if old == new:

@@ -41,7 +41,7 @@ PLUGIN = "rnn_conformance_trial_plugin"
 IN_PROCESS = "this process"
 """The source of backends given to ``register``."""
 ALIASES = {"torch": "cudnn", "torchrl": "vmap"}
-"""The aliases that the README promises."""
+"""The aliases that the README documents."""
 
 
 class _Unloadable(EntryPoint):

@@ -107,8 +107,8 @@ def no_worse_than_torch(trial: Trial) -> None:
 
 
 SUM_ERROR = 0.02
-"""The allowed error of a sum over time and rows, of the largest: bfloat16 rounds at 4e-3, correct kernels reach 1e-2 in
-150 cases; terms added up one after the other in bfloat16 come to 3e-2 after 64 of them, to 5e-1 after 1024."""
+"""The allowed error of a sum over time and rows, relative to the largest: bfloat16 rounds at 4e-3, and correct kernels
+reach 1e-2 in 150 cases; accumulation in bfloat16 term by term is off by 3e-2 after 64 terms, by 5e-1 after 1024."""
 
 
 @law(
@@ -117,10 +117,10 @@ SUM_ERROR = 0.02
     dtype=("bf16",), profiles=("quick", "full"),
 )  # fmt: skip
 def long_rows_in_bfloat16(trial: Trial) -> None:
-    """In bfloat16 600 steps with resets are right, and a weight's gradient, a sum over them, is as exact as they are.
+    """In bfloat16 600 steps with resets are right, and so are the weights' gradients, which are sums over the steps.
 
-    Added up step by step in bfloat16 it stops growing at some 256 terms;
-    ``rnn_backends.unroll.accumulation_views`` is one way out.
+    A sum that is accumulated step by step in bfloat16 stops growing after some 256 terms;
+    ``rnn_backends.unroll.accumulation_views`` is one remedy.
     """
     few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 256
     lstm.load_state_dict(few.weights)
@@ -143,7 +143,7 @@ def long_rows_in_bfloat16(trial: Trial) -> None:
     resets=("none",), profiles=("quick", "full"),
 )  # fmt: skip
 def long_rows_equal_reference(trial: Trial) -> None:
-    """Over 1100 steps, with starts next to multiples of 32, values are right in both directions, and gradients."""
+    """Over 1100 steps, with starts next to multiples of 32, values, bidirectional too, and gradients are right."""
     for two in (False, True):
         own = Trial(trial.backend, replace(trial.case, bidirectional=two), trial.device)
         try:
@@ -265,7 +265,7 @@ def edited_weights_are_seen_under_autocast(trial: Trial) -> None:
         with _autocast(trial):
             output = trial.run(lstm).output
         for parameter in lstm.parameters():
-            parameter.data.mul_(-2)  # as target networks are updated
+            parameter.data.mul_(-2)  # like an update of a target network
         with _autocast(trial):
             again = trial.run(lstm).output
     trial.agree("output", output, trial.reference(halved).output, dtype=torch.bfloat16)
@@ -306,7 +306,7 @@ def _follows(trial: Trial, change: Callable[[Tensor], Tensor]) -> None:
 @law(dtype=("f64", "f32"), I=(1,), profiles=("quick", "full"))
 def large_input_saturates(trial: Trial) -> None:
     """Inputs of about ten thousand saturate the gates without overflow: values are finite and equal the reference's."""
-    # one feature: two could cancel to an unsaturated gate, and to rounding noise
+    # one feature: two could cancel, so that a gate is not saturated and has rounding noise
     _follows(trial, lambda x: torch.sign(x) * 3e4)
 
 
@@ -318,7 +318,7 @@ def infinite_input_saturates(trial: Trial) -> None:
 
 @law(dtype=("f64", "f32", "f16", "bf16"), B=(1, 2, 3), profiles=("quick", "full"))
 def large_cell_states_are_carried(trial: Trial) -> None:
-    """Cell states of some hundreds saturate their tanh alone: values, steps and gradients equal the reference's."""
+    """Cell states of some hundreds saturate only their tanh: values, steps and gradients equal the reference's."""
     inputs, lstm = trial.fresh(), trial.lstm()
     inputs = inputs._replace(c=inputs.c * 400)
     expected, ran = trial.reference(inputs), trial.run(lstm, inputs)
@@ -335,7 +335,7 @@ def large_cell_states_are_carried(trial: Trial) -> None:
 
 @law(dtype=("f16",), I=(4,), P=(0,), L=(1,), bidirectional=(False,), T=(1, 2, 3), profiles=("quick", "full"))
 def products_may_cancel_in_float16(trial: Trial) -> None:
-    """In float16 terms of a product whose partial sums pass 65504 cancel: sums are kept in a wider dtype."""
+    """In float16 a sum of products is right even if its partial sums exceed 65504: they have a wider dtype."""
     inputs = trial.fresh()
     signs = torch.tensor([[1, 1, -1, -1], [1, -1, 1, -1], [1, -1, -1, 1]], dtype=torch.float16) * 200
     rows = signs[torch.arange(4 * trial.case.H) % 3].to(trial.device)

@@ -18,7 +18,7 @@ from ._shared import COMPILED
 
 SMALL: dict[str, Any] = COMPILED | {"T": (2,)}
 WARM = ((2, 2), (3, 4))
-"""Steps and rows to warm up with: two of each, as torch.compile takes a size for fixed until it has seen another."""
+"""Steps and rows for the warm-up: two of each, as torch.compile treats a size as fixed until it changes."""
 
 
 def _compilations() -> int:
@@ -35,7 +35,7 @@ def _sized(trial: Trial, T: int, B: int) -> tuple[Tensor, Tensor]:
 
 
 def _compiles_nothing(call: Callable[[int, int], Tensor], sizes: tuple[tuple[int, int], ...]) -> None:
-    """Warm up, then raise LawBroken at the first size that compiles again."""
+    """Run the warm-up, then raise LawBroken at the first size that compiles again."""
     for T, B in WARM:
         call(T, B).sum().backward()
     for T, B in sizes:
@@ -115,7 +115,7 @@ def _entries(trial: Trial, x: Tensor, is_init: Tensor) -> tuple[TensorDict, Tens
 
 
 def _first_step(trial: Trial, x: Tensor, td: TensorDict, is_init: Tensor) -> Tensor:
-    """The reference's features of the first step in sequential mode, where a start is from zeros."""
+    """The reference's features of the first step in sequential mode, in which a sequence starts from zeros."""
     carried = (td[f"recurrent_state_{name}"][:, :1].permute(2, 1, 0, 3) for name in "hc")
     h, c = (torch.where(is_init[:1].unsqueeze(-1), 0, state) for state in carried)
     return trial.reference(Inputs(x[:1], h, c, torch.ones_like(is_init[:1]), trial.inputs.weights)).output[0]

@@ -13,13 +13,13 @@ from ._shared import C_KEY, H_KEY, ran_from
 
 
 def _steps(trial: Trial, replaced: float | None = None) -> Ran:
-    """Sequential mode, one step after the other, the state carried from step to step.
+    """The results of sequential mode, step by step, with the state carried from step to step.
 
     What a step reads lies close together in the contiguous layout. In the others it is the column of a rollout that is
     stored batch first, ``td[:, t]``.
 
     Args:
-        trial: gives the module and the rows.
+        trial: provides the module and the rows.
         replaced: the value of states that ``is_init`` replaces by zeros; default: the carried state.
     """
     module, td, columns = trial.module(), trial.tensordict().contiguous(), trial.case.layout != "contiguous"
@@ -61,7 +61,7 @@ def hidden_outputs_are_zero_padded(trial: Trial) -> None:
 
 
 def _demand_padding(trial: Trial, name: str, value: Tensor) -> None:
-    """+0, and not -0, where no sequence ends: the inverse and the sign of a result tell the two apart."""
+    """Check for +0, not -0, where no sequence ends: a result's inverse and sign differ between the two."""
     zero = (value == 0) & ~value.signbit()
     holds = trial.ends.unsqueeze(-1) | zero
     demand(f"hidden {name} where no sequence ends", holds, value, "exactly +0", "layer t b unit")

@@ -156,7 +156,7 @@ Wrong = Callable[[TensorDictBase], None]
 
 
 def other_dtype(value: torch.Tensor) -> torch.Tensor:
-    """The same numbers in float32, or in float64 where they are float32."""
+    """The same numbers in float32, or in float64 if they are float32."""
     return value.double() if value.dtype == torch.float32 else value.float()
 
 
@@ -212,7 +212,7 @@ def wrong_entries_are_refused_and_nothing_is_written(trial: Trial) -> None:
 
 @law(L=(1,), profiles=("quick", "full"))
 def results_are_not_written_under_a_tensor(trial: Trial) -> None:
-    """A tensor where a result's TensorDict has to be raises InputError, at any depth, and nothing is written."""
+    """A tensor in place of a result's TensorDict raises InputError, at any depth, and nothing is written."""
     keys = ["features", ("next", "deep", "h"), ("next", "deep", "c")]
     for place in ("next", ("next", "deep")):
         for mode in (True, False):
@@ -311,7 +311,7 @@ def wrong_weights_are_refused(trial: Trial) -> None:
             lstm = trial.lstm()
             calls = {"a call": lambda m=lstm: m(inputs.x), "a step": lambda m=lstm: m.step(inputs.x[0], state)}
             with torch.no_grad():
-                for call in calls.values():  # what an earlier call found out about its weights must not count
+                for call in calls.values():  # facts about the weights of an earlier call must not be used
                     call()
                 setattr(lstm, name, torch.nn.Parameter(spoil(lstm.get_parameter(name).detach())))
                 for way, call in calls.items():

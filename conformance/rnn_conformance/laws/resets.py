@@ -32,7 +32,7 @@ def reset_at_the_last_step(trial: Trial) -> None:
 
 @law(wide=True, resets=("consecutive",), T=(3, 4, 5, 8))
 def consecutive_resets(trial: Trial) -> None:
-    """Resets at steps that follow one another make sequences of length one, each with its own end."""
+    """Resets at consecutive steps make sequences of length one, each with its own end."""
     agrees_with_reference(trial)
 
 
@@ -52,7 +52,7 @@ def reset_at_every_step_is_independent_steps(trial: Trial) -> None:
 
 
 def _poisoned(trial: Trial, value: float) -> None:
-    """Put ``value`` into one trajectory after the other; the results of all others must not change."""
+    """Put ``value`` into one trajectory at a time; the results of all others must not change."""
     lstm, clean = trial.lstm(), trial.inputs
     for b, begin, end in trajectories(clean.starts.cpu())[:4]:
         inputs = trial.fresh()

@@ -27,7 +27,7 @@ from ..suite.trial import Ran, Trial, differentiate
     profiles=("quick", "full"),
 )
 def any_hidden_size(trial: Trial) -> None:
-    """Hidden sizes next to powers of two give the reference's values and gradients, weights scaled by 1/sqrt(H)."""
+    """Hidden sizes next to powers of two give the reference's values and gradients, with weights over sqrt(H)."""
     inputs, lstm = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm()
     lstm.load_state_dict(inputs.weights)
     expected = trial.reference(inputs)
@@ -61,7 +61,7 @@ def sizes_of_training(trial: Trial) -> None:
 
 @law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **TRAINING)
 def sizes_of_training_on_three_threads(trial: Trial) -> None:
-    """With three torch threads values and gradients at those sizes equal the reference's, in a second run too."""
+    """At the sizes of training on three torch threads, values and gradients equal the reference's, in two runs."""
     _on_three_threads(trial, 26)
 
 
@@ -87,7 +87,7 @@ def _on_three_threads(trial: Trial, times: int) -> None:
 
 @law(costly=True, bidirectional=(True,), resets=("none",), stored=("zeros",), profiles=("quick", "full"), **TRAINING)
 def sizes_of_training_in_both_directions(trial: Trial) -> None:
-    """At those sizes whole rows have the reference's output and gradients in both directions."""
+    """At the sizes of training, bidirectional rows without resets have the reference's output and gradients."""
     few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26
     lstm.load_state_dict(few.weights)
     ran = trial.stream(lstm, few.tiled(times).x)
@@ -97,7 +97,7 @@ def sizes_of_training_in_both_directions(trial: Trial) -> None:
 
 @law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "T": (4,)})
 def sizes_of_acting(trial: Trial) -> None:
-    """Steps of as many rows as act at once, without gradients, equal the reference's, after ``.data`` edits too."""
+    """At the batch sizes of acting, steps without gradients equal the reference's, after ``.data`` edits too."""
     few, lstm, times = trial.fresh().weighted(trial.case.H**-0.5), trial.lstm(), 26
     for factor in (1.0, 0.5):
         few = few.weighted(factor)
@@ -127,9 +127,9 @@ def _repeats(trial: Trial, many: Ran, output: Tensor, end_h: Tensor, end_c: Tens
 
 
 def _right_gradients(trial: Trial, lstm: LSTM, inputs: Inputs, ran: Ran, times: int = 1) -> None:
-    """The weights' gradients of a loss of the output are the reference's; ``ran`` has its rows so many times.
+    """Check the weights' gradients of a loss of the output; ``ran`` has the rows of the inputs ``times`` times.
 
-    Where a sum has 5 000 terms torch's own kernel is up to 0.9 tolerances off in float32, hence two of them.
+    In sums of 5 000 terms torch's own kernel is up to 0.9 tolerances off in float32, so two are allowed.
     """
     own = {name: value.detach().cpu().double().requires_grad_() for name, value in inputs.weights.items()}
     right = differentiate(times * (trial.reference(inputs._replace(weights=own)).output.sin()).sum(), own)
@@ -158,7 +158,7 @@ def long_rows(trial: Trial) -> None:
 
 @law(costly=True, T=(3,), B=(3,), I=(2,), H=(1,), L=(1,), P=(0,), dtype=CHEAP_DTYPE, profiles=("quick", "full"))
 def many_rows(trial: Trial) -> None:
-    """Seventy thousand rows, more than a 16-bit index counts, give the results of the three that they repeat."""
+    """Seventy thousand rows, more than a 16-bit index can count, give the results of the three that they repeat."""
     lstm, times = trial.lstm(), 23_334
     few, many = trial.run(lstm), trial.run(lstm, trial.inputs.tiled(times))
     _repeats(trial, many, few.output, few.h, few.c, times, scale=2)

@@ -244,7 +244,7 @@ def random_state(device: str) -> tuple[Tensor, ...]:
 
 
 def restore_random_state(state: tuple[Tensor, ...], device: str) -> None:
-    """The opposite of :func:`random_state`."""
+    """The inverse of :func:`random_state`."""
     torch.random.set_rng_state(state[0])
     for of_the_device in state[1:]:
         torch.cuda.set_rng_state(of_the_device, device)

@@ -19,7 +19,7 @@ def any_story_agrees_with_the_model(trial: Trial) -> None:
 
 @law(costly=True, B=(2,), T=(1,), L=(2,), bidirectional=(False,), dropout=(100,), profiles=("full",))
 def any_story_drops_in_training_alone(trial: Trial) -> None:
-    """The same with dropout 1 between two layers, where the mask is known: all is dropped in training, nothing else."""
+    """The same with dropout 1 between two layers, whose mask is known: all zeros in training, no mask otherwise."""
     trial.lstm()
     with registered(trial.backend), registered(PLAIN):
         play(trial, programs=25, steps=25)  # a failure needs three events in order
@@ -27,7 +27,7 @@ def any_story_drops_in_training_alone(trial: Trial) -> None:
 
 @law(costly=True, B=(3,), T=(1,), bidirectional=(False,), profiles=("full",))
 def any_long_story_agrees_with_the_model(trial: Trial) -> None:
-    """The same over programs of forty events, and many more programs."""
+    """The same over programs of forty events each."""
     trial.lstm()
     with registered(trial.backend), registered(PLAIN):
         play(trial, programs=20, steps=40)

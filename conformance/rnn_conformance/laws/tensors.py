@@ -29,7 +29,7 @@ class _Renamed(Tensor):
 
 
 class _Wrapper(Tensor):
-    """A subclass without memory: it holds another tensor."""
+    """A subclass without memory, around another tensor."""
 
     held: Tensor
 
@@ -75,7 +75,7 @@ def _all(make: Callable[[Tensor], Tensor], values: Given) -> Given:
 
 
 def _plain(value: Tensor) -> Tensor:
-    """The tensor inside, through every wrapper."""
+    """The plain tensor within all wrappers."""
     for inner in ("held", "elem", "a"):
         while hasattr(value, inner):
             value = getattr(value, inner)
@@ -155,7 +155,7 @@ def fake_and_meta_tensors(trial: Trial) -> None:
 
 
 def _shapes(trial: Trial, way: str, kind: str, gradients: bool) -> str | None:
-    """The fault of a call with tensors that have no numbers, or ``None``."""
+    """The fault of a call with tensors without values, or ``None``."""
     fake = FakeTensorMode()
     lstm = trial.lstm()
     with torch.no_grad():
@@ -192,7 +192,7 @@ def _negated(value: Tensor) -> Tensor:
 
 
 def _real_of_conjugate(value: Tensor) -> Tensor:
-    """A view of a conjugated complex tensor, every second number of its memory."""
+    """The real part of a conjugated complex tensor, as a view of every second number in memory."""
     return torch.complex(value, -value).conj().real if value.is_floating_point() else value
 
 
@@ -275,7 +275,7 @@ def memory_that_is_gone(trial: Trial) -> None:
 
 
 def _given_back_smaller(trial: Trial, way: str) -> None:
-    """Memory that was freed and taken again, less of it, may be at the old address: each size is tried."""
+    """Freed memory that is allocated again, in a smaller size, may have the old address: each size is tried."""
     lstm = trial.lstm().requires_grad_(False)
     values, weight = given(trial, lstm), lstm.get_parameter("weight_hh_l1")
     whole, storage = weight.clone(), weight.untyped_storage()
@@ -290,7 +290,7 @@ def _given_back_smaller(trial: Trial, way: str) -> None:
 
 
 def _answers(trial: Trial, kind: str, way: str, what: str, lose: Callable[[Tensor], Tensor]) -> bool:
-    """Whether a call without some of its memory gave numbers."""
+    """Whether a call returned numbers although some of its memory is missing."""
     lstm = trial.lstm().requires_grad_(False)
     values = given(trial, lstm)
     if what == "input":
@@ -310,7 +310,7 @@ def _is_answered(lstm: LSTM, values: Given, kind: str, way: str) -> bool:
     def call() -> bool:
         try:
             run(lstm, values, way)
-        except RuntimeError as error:  # torch has words of its own for some views
+        except RuntimeError as error:  # torch has its own error for some views
             if "out of bounds for storage" in str(error):
                 return False
             raise
@@ -337,7 +337,7 @@ def other_layouts_are_right_or_refused(trial: Trial) -> None:
         for name, make in _LAYOUTS.items():
             for way in WAYS:
                 _right_or_refused(trial, name, make, way, "input")
-                if name not in ("nested", "mkldnn"):  # of which torch makes no parameter
+                if name not in ("nested", "mkldnn"):  # torch has no parameters of these
                     _right_or_refused(trial, name, make, way, "weight")
 
 
@@ -355,7 +355,7 @@ def _right_or_refused(trial: Trial, name: str, make: Callable[[Tensor], Tensor],
 
 
 def _nested(layout: torch.layout, value: Tensor) -> Tensor:
-    """Its rows as one nested tensor; a bias as it is, as torch nests no single numbers."""
+    """The rows of a tensor as one nested tensor; a bias is unchanged, because torch does not nest single numbers."""
     if value.ndim < 2:
         return value.detach()
     made: Tensor = torch.nested.nested_tensor(list(value.detach()), layout=layout)
@@ -377,7 +377,7 @@ def _recurrent_weight(make: Callable[[Tensor], Tensor], values: Given) -> Given:
 
 @law(**KINDS | IN_FULL)
 def nested_tensors_are_right_or_refused(trial: Trial) -> None:
-    """Nested tensors, strided or jagged, of one length or several, as any tensor of a call, are right or refused."""
+    """Nested tensors, strided or jagged, of one length or several, as any tensor of a call, are right or rejected."""
     layouts = {"strided": torch.strided, "jagged": torch.jagged}
 
     def kinds() -> Iterator[Kind]:
@@ -395,7 +395,7 @@ def nested_tensors_are_right_or_refused(trial: Trial) -> None:
 
 
 def _of_several_lengths(trial: Trial, kind: str, layout: torch.layout) -> None:
-    """The rows of a batch, each shorter than the one before it, as one nested input with the batch first."""
+    """The rows of a batch, each shorter than the previous one, as one nested input with the batch first."""
     lstm, x = trial.lstm(batch_first=True).requires_grad_(False), trial.inputs.x
     rows = [x[: len(x) - k, k] for k in range(x.shape[1])]
 

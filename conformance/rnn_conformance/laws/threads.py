@@ -18,7 +18,7 @@ from ..suite.verdict import LawBroken
 
 
 def _together(*work: Callable[[], None]) -> None:
-    """Run all functions at once, each in a thread; raise the first error of any."""
+    """Run all functions at once, each in its own thread; raise the first error."""
     barrier, raised = threading.Barrier(len(work)), []
 
     def run(one: Callable[[], None]) -> None:

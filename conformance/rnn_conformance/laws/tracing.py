@@ -40,7 +40,7 @@ class _Dense(_Whole):
 
 
 class _Acting(_Whole):
-    """The same, of the first step alone."""
+    """The same, for the first step alone."""
 
     def forward(self, x: Tensor, is_init: Tensor) -> Tensor:
         return self.lstm.step(x[0], self.state, is_init[0])[0].unsqueeze(0)
@@ -48,7 +48,7 @@ class _Acting(_Whole):
 
 def _jit(module: torch.nn.Module, x: Tensor, is_init: Tensor) -> Traced:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch: a TracerWarning for each check of a shape
+        warnings.simplefilter("ignore")  # torch gives a TracerWarning for each check of a shape
         traced: Traced = torch.jit.trace(module, (x, is_init), check_trace=False)
         return traced
 
@@ -82,7 +82,7 @@ def what_is_traced_follows_lengths(trial: Trial) -> None:
 
 
 def _each(trial: Trial, check: Callable[[Traced, str, type[_Whole]], None]) -> None:
-    """Trace each form of a call by each tracer, from one example without a reset, and check the graph."""
+    """Trace each form of a call with each tracer, from an example without resets, and check the graph."""
     inputs = trial.inputs
     state = State(inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous())
     for tracer, trace in _TRACERS.items():
@@ -111,7 +111,7 @@ def _follows(trial: Trial, traced: Traced, what: str, kind: type[_Whole], steps:
 
 
 def _patterns(steps: int, rows: int) -> dict[str, Tensor]:
-    """Resets of other calls than the example's."""
+    """The resets of the calls after the example's."""
     checkered = (torch.arange(steps)[:, None] + torch.arange(rows)) % 2 == 0
     return {
         "resets everywhere": torch.ones(steps, rows, dtype=torch.bool),
@@ -126,5 +126,5 @@ def _follows_lengths(trial: Trial, traced: Traced, what: str, kind: type[_Whole]
             _follows(trial, traced, what, kind, steps)
         except LawBroken as broken:
             if isinstance(broken.__cause__, (RuntimeError, AssertionError, IndexError)):
-                continue  # a graph of fixed length says so
+                continue  # a graph of fixed length raises an error
             raise

@@ -31,7 +31,7 @@ def _functional(lstm: LSTM) -> Callable[[dict[str, Tensor], Tensor, Tensor], Ten
 
 
 def _streamed(trial: Trial, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """The reference's output for other inputs and weights, every sequence from zeros."""
+    """The reference's output for other inputs and weights, with every sequence from zeros."""
     h, c = torch.zeros_like(trial.inputs.h), torch.zeros_like(trial.inputs.c)
     return trial.reference(Inputs(x, h, c, trial.inputs.starts, weights)).output
 
@@ -163,7 +163,7 @@ def scripted_saved_and_loaded(trial: Trial) -> None:
     """torch.jit.script compiles the module; saved and loaded it gives the same results, for other T and B too."""
     lstm, inputs = trial.lstm(), trial.inputs
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript: the docs say it
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is deprecated, as the docs say
         buffer = io.BytesIO()
         torch.jit.save(torch.jit.script(lstm), buffer)
         buffer.seek(0)

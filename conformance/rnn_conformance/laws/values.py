@@ -48,7 +48,7 @@ def end_states_equal_reference_in_float32(trial: Trial) -> None:
 
 @law(wide=True)
 def last_states_equal_reference(trial: Trial) -> None:
-    """With only the last sequence's end state requested, it equals the reference's; with all ends next, so do they."""
+    """The end state of the last sequence alone equals the reference's; requested afterwards, all end states do too."""
     lstm, drawn = trial.lstm(), trial.inputs
     for inputs in (drawn, drawn._replace(h=torch.zeros_like(drawn.h), c=torch.zeros_like(drawn.c))):
         expected = trial.reference(inputs)

@@ -1,4 +1,4 @@
-"""Weights: torch.nn.LSTM's own, read at every call."""
+"""Weights: those of torch.nn.LSTM, read at every call."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ class _Scaled(nn.Module):
     """A parametrization."""
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Minus a half of the weight."""
+        """The weight times -0.5."""
         return weight * -0.5
 
 
 @law(bias=(False,))
 def weights_without_bias_may_be_views_of_one_vector(trial: Trial) -> None:
-    """Weights may be views of one longer vector: without bias, memory behind a weight is never read as a bias."""
+    """Weights may be views of one longer vector: without bias, memory after a weight is never read as a bias."""
     lstm = trial.lstm()
     weights = list(lstm.parameters())
     behind = weights[0].new_full((8 * trial.case.H,), 2.0)
@@ -113,7 +113,7 @@ def weights_without_bias_may_be_views_of_one_vector(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def parametrized_weights_are_read(trial: Trial) -> None:
-    """A weight computed by torch.nn.utils.parametrize is used as computed, and trains its original."""
+    """A weight parametrized by torch.nn.utils.parametrize is used as computed, and its original is trained."""
     lstm = trial.lstm()
     for name in trial.inputs.weights:
         register_parametrization(lstm, name, _Scaled())
@@ -128,7 +128,7 @@ def parametrized_weights_are_read(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def copies_on_a_backend_follow_parametrizations(trial: Trial) -> None:
-    """A copy by ``with_backend`` reads weights as a parametrization makes them, added before the copy or after it."""
+    """A copy by ``with_backend`` uses parametrized weights, whether parametrized before the copy or after it."""
     for early in (True, False):
         lstm = trial.lstm()
         twin = lstm if early else lstm.with_backend(trial.backend)
