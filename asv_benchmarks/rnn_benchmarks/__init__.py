@@ -1,1 +1,1 @@
-"""Every figure of this project: how it is measured, and its tables and pictures."""
+"""The project's figures: their measurements, tables and plots."""

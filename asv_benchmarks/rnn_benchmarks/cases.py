@@ -1,7 +1,7 @@
-"""What is measured: one callable for each backend and peer, all with the same weights and inputs.
+"""The measured calls: a callable for each backend and peer, all with the same weights and inputs.
 
 asv runs this checkout's cases, timing, groups and figures over older commits of core, so these four modules import only
-names that core has always had, at the place where they use them.
+names that core has always had, within the functions that use them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 DENSE = "nn.LSTM"
-"""torch's own LSTM in one dense call. It has no resets: it runs without them whatever share a case names."""
+"""torch's own LSTM in one dense call. It has no resets: it ignores a case's share of resets."""
 PACKED = "nn.LSTM-packed"
-"""torch's own LSTM over a packed sequence of rows of equal length, for which cuDNN has another kernel."""
+"""torch's own LSTM over a packed sequence of rows of equal length, for which cuDNN has a different kernel."""
 TORCHRL = {"torchrl-pad": "pad", "torchrl-scan": "scan", "torchrl-triton": "triton"}
 PEERS = (*TORCHRL, DENSE, PACKED)
 MODES = ("forward", "train", "step")
 READS = ("output", "ends", "stored", "module")
 MASKS = 32
-"""Calls take this many reset masks in turn: more than any backend caches plans for."""
+"""The number of reset masks that successive calls alternate: more than any backend has cached plans."""
 
 
 class Shape(NamedTuple):
@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 SHAPES = {
     "S1": Shape(64, 128, 64, 256),
     "S2": Shape(32, 128, 64, 128),
-    "S3": Shape(256, 128, 32, 512),  # TorchRL's own benchmark has this one, with 3 % resets
+    "S3": Shape(256, 128, 32, 512),  # the shape of TorchRL's own benchmark, with 3 % resets
     "S4": Shape(1024, 32, 64, 128),
     "S5": Shape(8, 64, 16, 64),
 }
@@ -70,16 +70,16 @@ RESETS = ("0", "0.01", "0.03", "0.10", "0.20", "once")
 
 @dataclass(frozen=True)
 class Contestant:
-    """One call to measure, and what it runs on.
+    """One call to measure.
 
     Attributes:
         backend: a backend's name or one of ``PEERS``.
-        shape: of the input.
+        shape: the input's shape.
         resets: the share of steps at which a sequence starts, or ``"once"``: one start in the middle of every row.
         mode: ``forward`` (no gradients), ``train`` (forward and backward) or ``step`` (one step, for acting).
         reads: ``output``: the tensor interface, outputs only; ``ends``: also the state at every sequence's end;
             ``stored``: the same from stored states that are not zero; ``module``: an LSTMModule over a TensorDict.
-        device: as torch.device takes it.
+        device: a device for ``torch.device``.
         option: one of ``OPTIONS``, for the tensor interface.
     """
 
@@ -93,11 +93,11 @@ class Contestant:
 
 
 Call = Callable[[int], Any]
-"""Takes the number of the call. An optional ``prepare(calls)`` does, untimed, what those calls need beforehand."""
+"""A call with its index as the argument. An optional ``prepare(calls)`` does the untimed setup of the next calls."""
 
 
 def build(contestant: Contestant) -> Call:
-    """The callable of a contestant. A tiny one of the same kind has run before: imports and compilation are done.
+    """The callable of a contestant. A tiny case of the same kind runs here first, for imports and compilation.
 
     Raises:
         NotImplementedError: it cannot be measured here, with the reason.
@@ -109,7 +109,7 @@ def build(contestant: Contestant) -> Call:
             if which is tiny:
                 call(0)
         return call
-    except (ImportError, ValueError) as error:  # not installed, broken, or it refuses these sizes
+    except (ImportError, ValueError) as error:  # not installed, broken, or without support for these sizes
         raise NotImplementedError(f"{contestant.backend}: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""Every figure that is not plainly a time: R and Q, memory, errors, and what compiling costs."""
+"""The figures other than plain times: R and Q, memory, errors, and the cost of compilation."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .groups import Group, Row, run
 from .timing import interleaved, peak_bytes, ratio
 
 KINDS = {"output only": "output", "exact ends": "ends", "stored states": "stored"}
-"""How the tensor interface is called, by its name in tables: a contestant's ``reads``."""
+"""Values of a contestant's ``reads`` for the tensor interface, by their names in tables."""
 SECONDS = 3.0
-"""How long a single figure is measured."""
+"""The measuring time of a single figure."""
 
 
 def R_group(
@@ -37,7 +37,7 @@ def R_group(
 ) -> Group:
     """R = time(backend, with resets) / time(torch's dense ``nn.LSTM``, same shape, no resets), forward and backward.
 
-    1 means that resets are free. Both run in turn in one process; R is the median over rounds of the round's ratio, the
+    1 means that resets are free. Both run in turn in one process; R is the median of the ratio over the rounds, the
     ``over`` of each backend's row.
     """
     names = [DENSE, *(name for name in backends if name != DENSE)]
@@ -56,8 +56,8 @@ def Q_group(
 ) -> Group:
     """Q = time(TorchRL's ``LSTMModule``) / time(our ``LSTMModule``), the same TensorDict, forward and backward.
 
-    Above 1 ours is faster. They run in turn in one process; the ``over`` of each peer's row is Q against that peer, the
-    median over rounds of the round's ratio. See :func:`Q_of`.
+    Above 1 ours is faster. They run in turn in one process; ``over`` in each peer's row is Q against that peer, the
+    median of the ratio over the rounds. See :func:`Q_of`.
     """
     names = (ours, *peers)
     contestants = {name: Contestant(name, shape, resets, "train", "module", device) for name in names}
@@ -65,7 +65,7 @@ def Q_group(
 
 
 def Q_of(rows: Iterable[Row]) -> float | None:
-    """Q of a group's rows: that against the fastest peer. ``None`` if no peer was measured."""
+    """Q of a group's rows, against the fastest peer. ``None`` if no peer was measured."""
     return min((row.over.median for row in rows if row.over and row.label != row.base), default=None)
 
 
@@ -96,10 +96,10 @@ def measure_Q(backend: str, shape: Shape, resets: str, peers: Iterable[str], dev
 
 
 def products_over_dense(shape: Shape, seconds: float = 3.0) -> float:
-    """The time of the bare matrix products of a forward and backward pass, over that of dense ``nn.LSTM``.
+    """The time of the bare matrix products of a forward and backward pass, relative to dense ``nn.LSTM``.
 
-    By torch.mm; a kernel may have better ones, so it may be above 1. ``x`` against ``w_ih`` for all steps,
-    ``h`` against ``w_hh`` a step at a time; backward the gates' gradient against both, and both weights' gradients.
+    By torch.mm; a kernel may have faster products, so the ratio may be above 1. Forward: ``x`` by ``w_ih`` for
+    all steps, ``h`` by ``w_hh`` step by step. Backward: the gates' gradient by both, and both weights' gradients.
     """
     named = weights(shape)
     w_ih, w_hh = named["weight_ih_l0"], named["weight_hh_l0"]
@@ -123,8 +123,8 @@ def products_over_dense(shape: Shape, seconds: float = 3.0) -> float:
 def share_of_peak(backend: str, shape: Shape, resets: str, seconds: float = 3.0) -> float:
     """The share of oneDNN's speed in a matrix product that a forward and backward pass reaches.
 
-    Only the LSTM's own products count as work, ``24 T B H (I + H)`` operations, and no synthetic step. The product is
-    of two square matrices of 1024 rows, ``2 * 1024**3`` operations, in turn with it. (torch.mm goes to another library,
+    Only the LSTM's own products count as work: ``24 T B H (I + H)`` operations. The reference is the product of two
+    square matrices of 1024 rows, ``2 * 1024**3`` operations, measured in turn with it. (torch.mm uses another library,
     MKL, and may be much slower.)
     """
     a, b = torch.randn(1024, 1024).to_mkldnn(), torch.randn(1024, 1024)
@@ -136,7 +136,7 @@ def share_of_peak(backend: str, shape: Shape, resets: str, seconds: float = 3.0)
 
 
 def kernel_costs(H: int, seconds: float = 6.0) -> dict[str, float]:
-    """What a cell (one row at one step), a step and a call of dense ``nn.LSTM`` cost, forward and backward.
+    """The cost of a cell (one row at one step), a step and a call of dense ``nn.LSTM``, forward and backward.
 
     The model is ``time = cell * (T B + step * T + call)`` for ``T`` steps of ``B`` rows, fitted by least squares of the
     relative error over 4 to 128 rows and 4 to 60 steps.
@@ -146,7 +146,7 @@ def kernel_costs(H: int, seconds: float = 6.0) -> dict[str, float]:
     """
     sizes = [
         (B, T) for B in (4, 16, 64, 128) for T in (4, 16, 60) if T * B * H < 500_000
-    ]  # above this size malloc, not the kernel, sets the pace
+    ]  # above this size malloc dominates the time, not the kernel
     calls = {f"{B} {T}": build(Contestant(DENSE, Shape(B, T, 64, H), "0", "train")) for B, T in sizes}
     found = interleaved(calls, seconds)
     times = np.array([statistics.median(found[name]) for name in calls])
@@ -156,9 +156,9 @@ def kernel_costs(H: int, seconds: float = 6.0) -> dict[str, float]:
 
 
 def critics(backend: str, shape: Shape, resets: str, count: int = 10, seconds: float = 6.0) -> float:
-    """How many times faster ``count`` LSTMs run over one batch under ``torch.vmap`` than one after another.
+    """The speed-up of ``count`` LSTMs over one batch under ``torch.vmap`` compared with a loop over them.
 
-    Forward and backward to all weights.
+    Forward, and backward to all weights.
     """
     from rnn_backends import LSTM
 
@@ -183,7 +183,7 @@ def critics(backend: str, shape: Shape, resets: str, count: int = 10, seconds: f
 
 
 def memory_over_dense(backend: str, shape: Shape, resets: str, device: str = "cpu") -> float:
-    """Peak memory of tensors in forward and backward, over that of torch's dense ``nn.LSTM``."""
+    """The peak memory of tensors in forward and backward, relative to torch's dense ``nn.LSTM``."""
     peak = {
         one: peak_bytes(build(Contestant(one, shape, resets, "train", device=device)), device)
         for one in (backend, DENSE)
@@ -200,7 +200,7 @@ def error(backend: str, shape: Shape, resets: str, device: str = "cpu") -> float
 
 
 def _reference(named: dict[str, Tensor], x: Tensor, starts: Tensor) -> Tensor:
-    """``x [T, B, I]``, ``starts [T, B]`` -> ``h [T, B, H]``: a step at a time, in float64."""
+    """``x [T, B, I]``, ``starts [T, B]`` -> ``h [T, B, H]``, step by step, in float64."""
     w_ih, w_hh, b_ih, b_hh = (named[f"{name}_l0"].double() for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
     h = c = torch.zeros(x.shape[1], w_hh.shape[1], dtype=torch.float64)
     found = []
@@ -244,7 +244,7 @@ print(json.dumps({"seconds": seconds, "recompilations": counters["stats"]["uniqu
 def first_call(
     backend: str, T: int, then: Iterable[int] = (), timeout: float = 280.0, device: str = "cpu"
 ) -> dict[str, float]:
-    """The first forward and backward in a fresh process, without a compiler's cache, at ``T`` steps.
+    """The first forward and backward pass in a new process, without a compiler's cache, at ``T`` steps.
 
     Returns:
         ``seconds`` of the first call, and the ``recompilations`` of Dynamo over the numbers of steps in ``then``.

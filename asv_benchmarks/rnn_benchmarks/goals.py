@@ -1,4 +1,4 @@
-"""The project's goals for a CPU with two cores, beside the figures that were reached: docs/performance.md."""
+"""The project's goals for a CPU with two cores, next to the measured figures, for docs/performance.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .schedule import ACTING, ENDS, LONG, SIXTEEN, STORED, VARIED, WITH, Q, R, n
 from .tables import percent
 
 BEST = "cpp"
-"""The backend that the goals for R and memory are about: ``auto`` takes it on a CPU."""
+"""The backend of the goals for R and memory: ``auto`` chooses it on a CPU."""
 
 
 class Goal(NamedTuple):
@@ -30,12 +30,12 @@ class Goal(NamedTuple):
         return f"{'<=' if self.at_most else '>='} {self.limit:g}"
 
     def holds(self, value: float) -> bool:
-        """Whether a figure meets it, as it is printed: with two decimals."""
+        """Whether a figure meets the limit when rounded to two decimals, as printed."""
         return round(value, 2) <= self.limit if self.at_most else round(value, 2) >= self.limit
 
 
 def goals(figures: Figures) -> Iterator[Goal]:
-    """Every goal for which there is a figure."""
+    """All goals with measured figures."""
     for resets, limit in (("0", 1.03), ("0.01", 1.15), ("0.03", 1.15), ("0.10", 1.30), ("0.20", 1.30)):
         yield Goal(f"R, {percent(resets)}", True, limit, _over(figures, R, BEST, resets))
     yield Goal("R, 20 %, T = 512", True, 1.0, _over(figures, LONG, BEST, "0.20"))
@@ -99,7 +99,7 @@ def _numbers(figures: Figures, begin: str) -> dict[str, float]:
 
 
 def lines(figures: Figures) -> list[list[str]]:
-    """Rows of a table: a goal, its limit, and the figures by shape; those that miss it in bold."""
+    """Rows of a table: a goal, its limit, and the figures by shape, in bold if they miss the limit."""
     made = []
     for goal in goals(figures):
         cells = [

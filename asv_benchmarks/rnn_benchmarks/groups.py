@@ -17,13 +17,13 @@ from .timing import Spread, interleaved, ratio
 
 @dataclass(frozen=True)
 class Group:
-    """Contestants that are measured in turn, round by round, to be compared.
+    """Contestants that are measured in turn, round by round, for comparison.
 
     Attributes:
-        title: rows of one title make one table.
-        contestants: by a label that is unique in the group.
-        base: the label of the contestant that ratios are over.
-        seconds: how long to measure.
+        title: the title of their table.
+        contestants: by labels that are unique in the group.
+        base: the label of the contestant in the denominator of ratios.
+        seconds: the measuring time.
     """
 
     title: str
@@ -39,7 +39,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Row:
-    """One contestant's result: ``seconds`` a call and ``over`` the base (a ratio); or a ``note`` that says why not."""
+    """One contestant's result: ``seconds`` per call and the ratio ``over`` the base, or a ``note`` with the reason."""
 
     title: str
     label: str
@@ -55,14 +55,14 @@ class Row:
 
 @dataclass
 class Figures:
-    """All results of one run: rows and other numbers, and the machine and versions they were measured with."""
+    """All results of one run: rows and other numbers, the machine and the versions."""
 
     where: dict[str, Any] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     numbers: dict[str, Any] = field(default_factory=dict)
 
     def of(self, title: str) -> list[Row]:
-        """The rows of one title."""
+        """The rows of a title."""
         return [row for row in self.rows if row.title == title]
 
     def save(self, path: Path) -> None:
@@ -73,7 +73,7 @@ class Figures:
 
     @classmethod
     def load(cls, path: Path) -> Figures:
-        """Read a file of :meth:`save`."""
+        """Read a file that :meth:`save` wrote."""
         data = json.loads(path.read_text(encoding="utf-8"))
         return cls(data["where"], [_row(row) for row in data["rows"]], data["numbers"])
 
@@ -103,7 +103,7 @@ Tick = Callable[[str], None]
 
 
 def run(group: Group, tick: Tick = lambda name: None, make: Make = build, **options: Any) -> list[Row]:
-    """Measure one group; options go to :func:`interleaved`.
+    """Measure one group; the options are those of :func:`interleaved`.
 
     The row of a contestant that cannot be measured has the reason as its note.
     """

@@ -1,7 +1,7 @@
-"""``python -m rnn_benchmarks.one_step``: an LSTM called a step at a time with gradients, as Stable-Baselines3 does.
+"""``python -m rnn_benchmarks.one_step``: an LSTM called step by step with gradients, as in Stable-Baselines3.
 
-A loop of ``lstm(x [1, B, I], state)`` over ``--steps`` steps, and one backward pass through all of them: microseconds a
-step and, by turns in one process, the ratio to ``torch.nn.LSTM`` (below 1: faster). Medians, quartiles in brackets.
+A loop of ``lstm(x [1, B, I], state)`` over ``--steps`` steps, and one backward pass through all of them: microseconds
+per step and, in turn in one process, the ratio to ``torch.nn.LSTM`` (below 1: faster). Medians, quartiles in brackets.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def loop(lstm: nn.Module, B: int, I: int, H: int, steps: int) -> Call:  # noqa: 
 
 
 def main() -> None:
-    """Measure, and print a line as each size is done."""
+    """Measure, and print a line after each size."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--backends", default="cpp,cudnn", help="default: %(default)s")
     parser.add_argument("--features", type=int, default=64, help="I; default: %(default)s")

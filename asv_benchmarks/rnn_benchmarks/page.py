@@ -61,7 +61,7 @@ def measure(figures: Figures, file: Path, limit: float, titles: list[str]) -> No
 
 
 def _numbers(figures: Figures) -> None:
-    """Measure the figures other than times of a call: memory, errors, products, costs, compilation."""
+    """Measure the figures other than the times of calls: memory, errors, products, costs, compilation."""
     from . import figures as tracks
 
     for name, shape in SHAPES.items():
@@ -217,7 +217,7 @@ def _goals(figures: Figures) -> str:
 
 
 def draw(figures: Figures, folder: Path) -> None:
-    """Write docs/generated/plots/*.png, as far as their figures exist."""
+    """Write those of docs/generated/plots/*.png whose figures exist."""
     draw_all(folder)
     here = figures.where
     about = f"{here['processor']}, {here['threads']} threads"
@@ -245,7 +245,7 @@ def fill(figures: Figures, page: Path) -> None:
 
 
 def _begun(file: Path, resume: bool, only: list[str]) -> Figures:
-    """The figures to start from: none; with ``only`` those of the other parts; with ``resume`` all."""
+    """The figures to start with: none; with ``only`` those of the other parts; with ``resume`` all."""
     if not file.exists() or not (resume or only):
         return Figures(where())
     figures = Figures.load(file)

@@ -1,6 +1,6 @@
 """Plots: results as lines and bars, a plan of ``cudnn``, and a map of the fastest backends.
 
-matplotlib comes with the extra ``bench``; it and the plugin of the plan are imported when a plot is drawn.
+matplotlib is part of the extra ``bench``; it and the plugin of the plan are imported when a plot is drawn.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def axes(title: str, x: str, y: str) -> tuple[Any, Any]:
     figure = Figure(figsize=(7.5, 4.4), layout="constrained")
     ax = figure.add_subplot()
     ax.set(xlabel=x, ylabel=y)
-    ax.set_title(title, fontsize=10, loc="left")  # centred on the axes, a long title would leave the figure
+    ax.set_title(title, fontsize=10, loc="left")  # centred on the axes, a long title would not fit
     ax.grid(axis="y", alpha=0.3)
     return figure, ax
 
@@ -125,7 +125,7 @@ def draw_plans(file: Path) -> None:
 
 
 def _draw(ax: Any, owner: np.ndarray, kind: np.ndarray | None, title: str) -> None:
-    """``owner [steps, rows]``: the number of the sequence in a cell; ``kind``: what stands where it is negative."""
+    """``owner [steps, rows]``: the number of each cell's sequence; ``kind``: the meaning of negative numbers."""
     steps, rows = owner.shape
     for t in range(steps):
         for b in range(rows):
@@ -152,7 +152,7 @@ def _rectangle(t: int, b: int, style: dict[str, Any]) -> Any:
 
 
 def draw_map(cells: Sequence[Cell], file: Path) -> None:
-    """One field per measured case: the fastest backend's name, and the time of the next one relative to it."""
+    """One field for each measured case: the fastest backend's name, and the relative time of the second fastest."""
     from matplotlib.figure import Figure
 
     names = sorted({name for cell in cells for name in cell.seconds})

@@ -61,7 +61,7 @@ def _place(row: Row) -> str:
 
 
 def _first_time(row: Row) -> str:
-    """The base's time, the others' ratio."""
+    """The time of the base, and the ratios of the others."""
     return seconds(row.seconds.median) if row.seconds and row.label == row.base else ratio_text(row.over)
 
 

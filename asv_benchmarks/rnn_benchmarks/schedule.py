@@ -1,4 +1,4 @@
-"""Which groups ``make bench`` measures in under five minutes, and ``make figures`` in a quarter of an hour."""
+"""The groups that ``make bench`` measures in under five minutes, and ``make figures`` in a quarter of an hour."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .groups import Figures, Group, Row, run
 
 OURS = ("cpp", "cudnn", "vmap", "compile", "torchscript", "auto")
 FAST = ("cpp", "cudnn")
-"""The backends that every group of the tensor interface has."""
+"""The backends in every group of the tensor interface."""
 THEIRS = ("torchrl-pad", "torchrl-scan")
 LENGTHS = (16, 32, 64, 128, 256, 512)
 QUICK, FULL = 280.0, 1200.0
-"""Seconds for a whole run. Groups that have not begun by then are noted as not measured."""
+"""The time limit of a whole run, in seconds. Groups that have not begun by then are noted as not measured."""
 
 R, ENDS, STORED, Q = "R", "R, exact ends", "R, stored states", "Q"
 WITH = "R, "
@@ -27,7 +27,7 @@ OVER_RESETS, OVER_TIME, ACTING = "over resets", "over time", "acting"
 
 
 def name_of(shape: str) -> str:
-    """``S1`` and its like for the known shapes."""
+    """The name of a known shape, such as ``S1``."""
     return next((name for name, known in SHAPES.items() if str(known) == shape), shape)
 
 
@@ -40,7 +40,7 @@ def quick() -> Iterator[Group]:
 
 
 def full() -> Iterator[Group]:
-    """Everything on docs/performance.md that is a time."""
+    """All times on docs/performance.md."""
     for resets in RESETS:
         yield _modules(OVER_RESETS, SHAPES["S2"], resets)
     for T in LENGTHS:
@@ -92,7 +92,7 @@ def run_all(
     clock: Callable[[], float] = perf_counter,
     **options: Any,
 ) -> None:
-    """Measure the groups that ``figures`` does not have yet until the time is up; note the others as not measured."""
+    """Measure the groups that ``figures`` lacks until the time limit; note the others as not measured."""
     begun, have = clock(), {_key(row) for row in figures.rows if row.note != TIME_UP}
     figures.rows = [row for row in figures.rows if row.note != TIME_UP]
     for group in groups:

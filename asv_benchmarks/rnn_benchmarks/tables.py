@@ -1,4 +1,4 @@
-"""Results as a table on the terminal: medians, ratios, and how noisy they are."""
+"""Results as a table on the terminal: medians, ratios and noise."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def pivot(
 
 
 def pivot_table(corner: str, heads: list[str], lines: list[list[str]], title: str) -> Table:
-    """The same as a table for the terminal."""
+    """The same rows as a table for the terminal."""
     table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left", pad_edge=False)
     table.add_column(corner, no_wrap=True)
     for head in heads:

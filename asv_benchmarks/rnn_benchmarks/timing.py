@@ -1,4 +1,4 @@
-"""How time and memory are measured: contestants in turn, in one process; medians and quartiles."""
+"""Measurements of time and memory: contestants in turn, in one process; medians and quartiles."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from .cases import Call
 
 ROUNDS = (3, 61)
-"""The least and the most rounds, however long they take."""
+"""The minimum and maximum number of rounds, independent of their duration."""
 BLOCK = 0.005
-"""Seconds. Shorter calls are repeated within a sample until it is about this long: reading the clock takes time too."""
+"""In seconds. Shorter calls are repeated within a sample until it is about this long, as the clock takes time too."""
 SLOW, SLOW_FIRST = 8.0, 20.0
-"""Seconds. A contestant is called once if its first call takes longer than ``SLOW_FIRST`` (it may have compiled
-something), and has one time, that of the second call, if this one takes longer than ``SLOW``."""
+"""In seconds. A contestant is called once if its first call, which may include compilation, takes longer than
+``SLOW_FIRST``, and has a single time, that of its second call, if that takes longer than ``SLOW``."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,14 @@ def interleaved(
     tick: Callable[[str], None] = lambda name: None,
     clock: Callable[[], float] = perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds a call, by name: one number a round, or a single number for a slow call.
+    """Seconds per call, by name: one number for each round, or a single number for a slow call.
 
-    In each round every call is measured once, and each round begins with another one.
+    In each round every call is measured once, and each round begins with a different call.
 
     Args:
         calls: the calls to measure, by name.
-        seconds: how long to measure, all of them together. The least number of rounds is measured even so.
-        rounds: the least and the most.
+        seconds: the measuring time of all calls together. The minimum number of rounds is measured in any case.
+        rounds: the minimum and maximum number of rounds.
         slow: seconds; a call that takes longer the second time is not repeated.
         tick: called with the name of the call that is measured next.
         clock: returns seconds.
@@ -79,7 +79,7 @@ def interleaved(
             if k >= rounds[0] and clock() - begun > seconds:
                 break
             gc.collect()
-            for name in names[k % len(names) :] + names[: k % len(names)]:  # no contestant is always first
+            for name in names[k % len(names) :] + names[: k % len(names)]:  # so that no contestant is always first
                 tick(name)
                 lists[name].append(_timed(calls[name], k, blocks[name], clock))
     return {**single, **lists}
@@ -87,7 +87,7 @@ def interleaved(
 
 @contextmanager
 def _old_objects_frozen() -> Iterator[None]:
-    """Let the garbage collector skip all objects of before: it is then quick however much was imported."""
+    """Make the garbage collector skip all existing objects, so that its time does not depend on the imports."""
     gc.collect()
     gc.freeze()
     try:
@@ -106,17 +106,17 @@ def _timed(call: Call, k: int, block: int, clock: Callable[[], float]) -> float:
 
 
 def ratio(ours: list[float], theirs: list[float]) -> Spread:
-    """``ours`` over ``theirs``, seconds: round by round where both were measured in rounds, so that load which slows
-    both cancels."""
+    """``ours`` over ``theirs``, in seconds: round by round if both were measured in rounds, so that load on the machine
+    cancels."""
     if len(ours) == len(theirs):
         return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
     return Spread.of([a / median(theirs) for a in ours] if len(ours) > 1 else [ours[0] / b for b in theirs])
 
 
 def peak_bytes(call: Call, device: str = "cpu") -> int:
-    """Peak memory of tensors during a call, in bytes, above that before it. Scratch memory of oneDNN does not count.
+    """The peak memory of tensors during a call, in bytes, above that before it. oneDNN's scratch memory does not count.
 
-    Added up from torch's record of every allocation, so the same call gives the same number every time.
+    It is the sum over torch's record of allocations, so the same call gives the same number every time.
     """
     import torch
 

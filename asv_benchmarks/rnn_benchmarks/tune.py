@@ -1,4 +1,4 @@
-"""The measurements of ``rnn-backends tune``, and how often ``auto`` is right on cases that it was not tuned on."""
+"""The measurements of ``rnn-backends tune``, and the accuracy of ``auto`` on cases that it was not tuned on."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .groups import where
 from .timing import Spread, interleaved
 
 NEAR = 0.05
-"""``auto`` is right where its backend takes at most this much longer than the best."""
+"""``auto`` is right if its backend takes at most this share longer than the best."""
 ROUNDS, SLOW = (4, 31), 5.0
 BUSY = 0.25
-"""A time is noisy if its quartiles lie further apart than this share of the median: other programs were running."""
+"""A time is noisy if its quartiles differ by more than this share of the median: other programs were running."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ Measure = Callable[[Contestant], Call]
 
 
 def contestants(grid: Grid, backends: Iterable[str], device: str) -> list[list[Contestant]]:
-    """The grid's cases; in each, the backends that take turns."""
+    """The grid's cases, each with the backends to measure in turn."""
     names = list(backends)
     return [[Contestant(n, shape, rate, mode, "module", device) for n in names] for shape, mode, rate in grid.cases()]
 
@@ -90,9 +90,9 @@ def measure(
     make: Measure = build,
     **options: Any,
 ) -> Timed:
-    """Measure the cases one after another, in ``seconds`` together; options go to :func:`interleaved`.
+    """Measure the cases one after another, in ``seconds`` in total; the options are those of :func:`interleaved`.
 
-    A time is the least of the rounds': whatever else runs makes a call longer, never shorter.
+    A time is the minimum over the rounds: other programs make a call longer, never shorter.
     """
     cells, spreads = [], []
     options = {"rounds": ROUNDS, "slow": SLOW, **options}
@@ -102,7 +102,7 @@ def measure(
         calls = {}
         for one in case:
             tick(f"{text}{one.backend} (set-up)")
-            with suppress(NotImplementedError):  # it refuses this size and has no time in this cell
+            with suppress(NotImplementedError):  # it does not support this size and has no time in this cell
                 calls[one.backend] = make(one)
         found = interleaved(calls, seconds / len(cases), tick=partial(_tell, tick, text), **options)
         spreads += [Spread.of(times) for times in found.values()]
@@ -122,18 +122,18 @@ def first_calls(
     done: Callable[[], None] = lambda: None,
     first: Callable[..., dict[str, Any]] = first_call,
 ) -> dict[str, float]:
-    """Seconds of the first forward and backward in a fresh process, on the CPU, of each backend that runs in one."""
+    """Seconds of the first forward and backward pass in a new process, on the CPU, for each backend that runs there."""
     found: dict[str, float] = {}
     for name in backends:
         tick(f"first call in a fresh process: {name}")
-        with suppress(NotImplementedError):  # another process does not have it; its cells say whether it runs
+        with suppress(NotImplementedError):  # a new process does not have this backend; its cells tell whether it runs
             found[name] = float(f"{first(name, 16)['seconds']:.3g}")
         done()
     return found
 
 
 def table_of(cells: list[Cell], first: dict[str, float], device: str, allow_compile: bool = False) -> Table:
-    """The table as core reads it."""
+    """The table in the form that core reads."""
     here = {name: value for name, value in where(device).items() if name in KEPT}
     return Table(torch.device(device).type, here, tuple(cells), first, allow_compile)
 
@@ -143,7 +143,7 @@ KEPT = ("date", "processor", "cores", "threads", "torch", "rnn-backends")
 
 @dataclass(frozen=True)
 class Judged:
-    """One cell: the backend ``auto`` takes, the fastest one it may take, and the ratio of their times."""
+    """One cell: the choice of ``auto``, the fastest backend that it may choose, and the ratio of their times."""
 
     cell: Cell
     auto: str
@@ -152,7 +152,7 @@ class Judged:
 
 
 def judge(cells: Iterable[Cell], table: Table | None, may: Callable[[str], bool]) -> list[Judged]:
-    """The backend that ``auto`` takes in each cell, against the fastest one that it ``may`` take."""
+    """The choice of ``auto`` in each cell, compared with the fastest backend that it ``may`` choose."""
     found = []
     for cell in cells:
         ranking = Ranking(sorted(cell.seconds), AUTO_ORDER, table, LSTMSpec(cell.features, cell.hidden))

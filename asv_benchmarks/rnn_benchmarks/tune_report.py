@@ -1,4 +1,4 @@
-"""The output of ``rnn-backends tune``: the table, in a file and on the terminal, and how often ``auto`` is right."""
+"""The output of ``rnn-backends tune``: the table, in a file and on the terminal, and the accuracy of ``auto``."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .tables import pivot_table, seconds
 from .tune import NEAR, Judged, judge, share
 
 WORST = 5
-"""How many cells are shown, those where auto is furthest from the best first."""
+"""The number of cells shown, first those in which auto is furthest from the best."""
 
 
 def store(table: Table, file: Path) -> None:
-    """Write the table. The file's tables of other devices stay."""
+    """Write the table. The file's tables of other devices are kept."""
     try:
         others = [one for one in parse(file.read_text(encoding="utf-8")) if one.device != table.device]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -31,7 +31,7 @@ def store(table: Table, file: Path) -> None:
 
 
 def show_table(table: Table, to: Console) -> None:
-    """A line for each hidden size and mode: geometric means of the times, and the backend that auto takes."""
+    """A line for each hidden size and mode: geometric means of the times, and the backend that auto chooses."""
     who = list(dict.fromkeys(name for cell in table.cells for name in cell.seconds))
     lines = []
     for hidden in sorted({cell.hidden for cell in table.cells}):
