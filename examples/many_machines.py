@@ -1,21 +1,21 @@
-"""Training on several processes: DDP and FSDP2 by torchrun, with collectors in processes of their own.
+"""Training on several processes: DDP and FSDP2 with torchrun, and collectors in separate processes.
 
     torchrun --nproc-per-node 2 examples/many_machines.py              DDP, two processes
     torchrun --nproc-per-node 2 examples/many_machines.py --fsdp       FSDP2: each process holds a share of the weights
     torchrun --nnodes 2 --node-rank 0 --master-addr HOST ...           the same on two machines
     python examples/many_machines.py --collectors 2                    one process trains, two act
 
-On GPUs the file is the same: processes talk by NCCL where CUDA is available, else by gloo. (NCCL was not tried.)
+The file is the same for GPUs: processes communicate by NCCL if CUDA is available, else by gloo. (NCCL was not tried.)
 
-What is shared between processes, and what is not:
-- DDP: every process has all weights and an optimizer of its own. Gradients are averaged in each backward pass, so the
-  weights stay the same without being sent.
+Data that processes share, and data that they do not:
+- DDP: every process has all weights and its own optimizer. Gradients are averaged in each backward pass, so the weights
+  stay the same without communication.
 - FSDP2: every process has a share of each weight and of the optimizer's state. They are gathered before a call and
   freed after it: do not keep `module.lstm.weight_hh_l0`.
-- Recurrent states are data, not weights: they stay in the process that acts, and travel in its batches.
+- Recurrent states are data, not weights: they stay in the process that acts, and are part of its batches.
 - A collector's process has a copy of the policy, in sequential mode; `update_policy_weights_()` sends the new weights.
-  The copy that trains in recurrent mode shares its weights with the policy in the same process alone.
-- `set_recurrent_mode` counts for the thread that entered it: every process enters its own.
+  The copy that trains in recurrent mode shares its weights only with the policy in the same process.
+- `set_recurrent_mode` applies to the thread that entered it: every process enters its own.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def make_model(backend, device):
 
 
 def make_rows(generator, device):
-    """Rows of made-up episodes, each process its own. The target is a sum since the episode's start."""
+    """Rows of synthetic episodes, different in each process. The target is a sum since the episode's start."""
     observation = torch.randn(ROWS, STEPS, INPUTS, generator=generator)
     is_init = torch.rand(ROWS, STEPS, 1, generator=generator) < 0.1
     is_init[:, 0] = True
@@ -55,7 +55,7 @@ def make_rows(generator, device):
 
 
 class Loss(nn.Module):
-    """The loss as a module: DDP and FSDP2 work around the calls of a module."""
+    """The loss as a module, because DDP and FSDP2 wrap the calls of a module."""
 
     def __init__(self, model):
         super().__init__()
@@ -115,9 +115,9 @@ def collect(args):
                 "features"
             ]
         optimizer.zero_grad()
-        features.square().mean().backward()  # any loss of yours
+        features.square().mean().backward()  # your own loss
         optimizer.step()
-        collector.update_policy_weights_()  # or the collectors go on with the weights that they began with
+        collector.update_policy_weights_()  # otherwise the collectors keep their first weights
         states = tuple(batch["recurrent_state_h"].shape)
         print(f"batch {tuple(batch.shape)} of {args.collectors} processes, states {states}")
     collector.shutdown()

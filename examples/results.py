@@ -1,4 +1,4 @@
-"""What the training programs share: options, progress lines, a result as JSON, a learning curve as PNG.
+"""Functions shared by the training programs: options, progress lines, a result as JSON, a learning curve as PNG.
 
 python examples/results.py curve.png A.json B.json ...      draws several results in one picture
 """
@@ -14,7 +14,7 @@ PACKAGES = ("rnn-backends", "torch", "tensordict", "torchrl", "gymnasium")
 
 
 def options(description, minutes, frames):
-    """The options that all of them take, as a parser to which each adds its own."""
+    """A parser with the options that all training programs have, to which each adds its own."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="auto", help="the LSTM's backend; `rnn-backends list` has the names")
     parser.add_argument("--device", default="cpu", help="of the networks; the environments stay on the CPU")
@@ -40,7 +40,7 @@ class Run:
         return (time.monotonic() - self._start) / 60
 
     def log(self, frames, mean_return):
-        """Note one iteration: ``frames`` more, the mean return of recent episodes. Prints a line every five seconds."""
+        """Record an iteration of ``frames`` frames, and the recent mean return. Prints a line every five seconds."""
         self.frames += frames
         self.curve.append([self.frames, round(mean_return, 2)])
         if time.monotonic() - self._shown > 5:
@@ -48,7 +48,7 @@ class Run:
             print(f"{self.minutes * 60:6.0f} s  {self.frames:8d} frames  mean return {mean_return:7.1f}", flush=True)
 
     def finish(self, **result):
-        """Note the result, with what it took, and print it."""
+        """Record the result, with the frames and seconds, and print it."""
         took = {"wall_s": round(self.minutes * 60, 1), "cpu_s": round(time.process_time() - self._cpu, 1)}
         self.result = {"frames": self.frames, **took, **result}
         print("result: " + ", ".join(f"{name} {value}" for name, value in self.result.items()), flush=True)

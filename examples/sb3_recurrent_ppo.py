@@ -1,14 +1,14 @@
 """RecurrentPPO of Stable-Baselines3-contrib with this project's LSTM: the same losses, updates in less time.
 
-Its policy runs torch.nn.LSTM in a Python loop over steps where an episode starts in a batch, which is nearly always.
-`FastPolicy` below is its policy with the loop replaced by one call: a change of two places.
+Its policy runs torch.nn.LSTM in a Python loop over steps if an episode starts in a batch, which is nearly always so.
+`FastPolicy` below is its policy with the loop replaced by one call: a change in two places.
 
     pip install sb3-contrib rnn-backends                      what it needs
     python examples/sb3_recurrent_ppo.py                      both policies side by side, half a minute
     python examples/sb3_recurrent_ppo.py --iterations 1 --steps 16 --hidden 8     to see that it runs
 
-Both begin with the same weights, seeds and environments and take turns, an iteration each. So they see the same
-experience, and their losses agree to rounding, until rounding makes one of them choose another action.
+Both start with the same weights, seeds and environments and run in turn, one iteration each. So they have the same
+experience, and their losses agree up to rounding, until rounding makes one of them choose a different action.
 """
 
 import argparse
@@ -31,7 +31,7 @@ except ModuleNotFoundError as missing:
 
 
 class FastPolicy(RecurrentActorCriticPolicy):
-    """Use it like "MlpLstmPolicy": ``RecurrentPPO(FastPolicy, env)``."""
+    """A replacement for "MlpLstmPolicy": ``RecurrentPPO(FastPolicy, env)``."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -49,7 +49,7 @@ class FastPolicy(RecurrentActorCriticPolicy):
 
 
 class Timed(RecurrentPPO):
-    """Notes the CPU seconds and the losses of every update, and the seconds of the iteration around it."""
+    """RecurrentPPO that records the CPU seconds and losses of every update, and the seconds of the whole iteration."""
 
     def _setup_model(self):
         super()._setup_model()

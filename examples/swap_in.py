@@ -1,13 +1,13 @@
 """A training loop of your own, without TorchRL: torch.nn.LSTM in a Python loop over resets, replaced by one call.
 
-The usual way to handle episodes that end in the middle of a row is a loop that multiplies the state by 1 - done and
-calls the LSTM for one step. `LSTM(x, state, is_init=done)` is the same in one call: a change of two lines.
+Episodes that end in the middle of a row are usually handled by a loop that multiplies the state by 1 - done and calls
+the LSTM for one step. `LSTM(x, state, is_init=done)` does the same in one call: a change of two lines.
 
     python examples/swap_in.py                        both ways side by side: losses, and seconds for a whole update
     python examples/swap_in.py --backend cudnn --steps 64 --hidden 128
     python examples/swap_in.py --updates 2 --steps 8   to see that it runs
 
-An update is everything: forward, a policy-gradient loss with values and entropy, backward, clipping and Adam.
+An update is the whole of forward, a policy-gradient loss with values and entropy, backward, clipping and Adam.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from torch import nn
 
 
 class Agent(nn.Module):
-    """An encoder, an LSTM, a policy and a value."""
+    """An encoder, an LSTM, and heads for the policy and the value."""
 
     def __init__(self, lstm, observation=16, actions=6):
         super().__init__()
@@ -45,7 +45,7 @@ class Before(Agent):
 
 
 class After(Agent):
-    """The same in one call."""
+    """The same network, with one call instead of the loop."""
 
     def features(self, x, done, state):
         """The LSTM's output at every step, ``[T, B, H]``."""
@@ -67,7 +67,7 @@ def update(agent, optimizer, batch):
 
 
 def make_batch(args, generator):
-    """Made-up rollouts: episodes of 33 steps in the mean."""
+    """Synthetic rollouts with episodes of 33 steps on average."""
     T, B = args.steps, args.envs
     normal = {"generator": generator}
     return (
@@ -100,7 +100,7 @@ def main():
     torch.manual_seed(args.seed)
     before = Before(nn.LSTM(64, args.hidden))
     after = After(LSTM(64, args.hidden, lstm_backend=args.backend))
-    after.load_state_dict(before.state_dict())  # the same names: a checkpoint of the one is a checkpoint of the other
+    after.load_state_dict(before.state_dict())  # the names are the same, so either can load the other's checkpoint
     agents = {"loop": before.to(args.device), "one call": after.to(args.device)}
     optimizers = {name: torch.optim.Adam(agent.parameters(), 1e-3) for name, agent in agents.items()}
     generator, losses, seconds = torch.Generator().manual_seed(args.seed), {}, {}

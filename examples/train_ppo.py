@@ -1,4 +1,4 @@
-"""PPO with memory on CartPole whose velocities are hidden: the policy sees the cart's position and the pole's angle.
+"""PPO with memory on CartPole without velocities: the policy observes the cart's position and the pole's angle only.
 
 A policy without memory cannot tell which way the pole falls, and stays under 100 of 500 steps. An LSTM balances it.
 
@@ -10,7 +10,7 @@ A policy without memory cannot tell which way the pole falls, and stays under 10
 
 Five lines make a TorchRL policy recurrent; each is marked with a number in the source:
   (1) LSTMModule reads "observation", "is_init" and the stored state, and writes "features".
-  (2) InitTracker tells it where an episode starts.
+  (2) InitTracker marks where an episode starts.
   (3) The primer carries the state from one step to the next. Without it the policy acts without memory, in silence.
   (4) The value of every next observation is one step from the state stored beside it: a single call for all of them.
   (5) A minibatch is made of whole rows [rows, time], run in recurrent mode. Rows start from their stored states.
@@ -39,7 +39,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 
 ENVS, STEPS, HIDDEN, EPOCHS, ROWS = 16, 64, 64, 10, 4  # a batch is [16, 64]; a minibatch is 4 of its rows
-SCALE = np.array([1, 10], np.float32)  # angles are a tenth of positions: bring both to the same size
+SCALE = np.array([1, 10], np.float32)  # angles are a tenth of positions: scale both to the same size
 
 
 def make_env(memory, seed, envs=ENVS):
@@ -66,7 +66,7 @@ def make_memory(backend, with_memory):
 
 
 def make_model(memory, device):
-    """On the features of ``memory`` a policy and a value."""
+    """A policy and a value on the features of ``memory``."""
     logits = TensorDictModule(nn.Linear(HIDDEN, 2), ["features"], ["logits"])
     options = {"distribution_class": torch.distributions.OneHotCategorical, "return_log_prob": True}
     policy = ProbabilisticActor(logits, in_keys=["logits"], **options)
@@ -108,7 +108,7 @@ def train(args):
     policy, iterations = model.get_policy_operator(), -(-args.frames // (ENVS * STEPS))
     sizes = {"frames_per_batch": ENVS * STEPS, "total_frames": iterations * ENVS * STEPS}
     places = {"policy_device": args.device, "storing_device": args.device, "env_device": "cpu"}
-    collector = Collector(make_env(memory, args.seed), model, **sizes, **places)  # model: values are stored, too
+    collector = Collector(make_env(memory, args.seed), model, **sizes, **places)  # the model stores values, too
     advantage = GAE(gamma=0.99, lmbda=0.95, value_network=None, average_gae=True)
     loss = ClipPPOLoss(policy, model.get_value_head(), entropy_coeff=0.0, critic_coeff=0.5)
     optimizer = torch.optim.Adam(loss.parameters(), lr=args.lr)

@@ -1,18 +1,18 @@
-"""A recurrent DQN (R2D2) on CartPole without velocities: old rows of experience, and the states stored in them.
+"""A recurrent DQN (R2D2) on CartPole without velocities, trained on old rows of experience and their stored states.
 
     python examples/train_r2d2.py                       minutes of one CPU core
     python examples/train_r2d2.py --no-memory           the same network without the LSTM
     python examples/train_r2d2.py --frames 2048         to see that it runs
     python examples/train_r2d2.py --out result.json     keeps the result, and the learning curve as result.png
 
-What old rows need, and what `hidden_output="all"` is for; each is marked with a number in the source:
-  (1) `hidden_output="all"` writes the state after every step, where the default writes it where a sequence ends.
+The requirements of old rows, and the use of `hidden_output="all"`; each is marked with a number in the source:
+  (1) `hidden_output="all"` writes the state after every step; by default it is written only where a sequence ends.
   (2) The primer stores the policy's states in the rows. A row [time] is one item of the buffer, and starts from them.
-  (3) Stored states are those of older weights. One pass without gradients brings the state of every step up to date;
-      the first steps of a row, its burn-in, are left out of the loss, since their states are old still.
+  (3) Stored states are those of older weights. One pass without gradients updates the state of every step; the first
+      steps of a row, its burn-in, are left out of the loss, because their states are still old.
   (4) The value of every next observation is one step from the state after each step: a single call for all of them,
-      right at an episode's end too, where the row goes on with another episode.
-  (5) Truncated backpropagation: what is left of a row is cut into pieces, each of which starts from its fresh state.
+      right at an episode's end too, where the row continues with another episode.
+  (5) Truncated backpropagation: the rest of a row is cut into pieces, each of which starts from its updated state.
 """
 
 import copy
@@ -36,7 +36,7 @@ STATE = ("recurrent_state_h", "recurrent_state_c")
 
 
 def make_model(args):
-    """A memory, and on its features the values of the two actions."""
+    """A memory, and the values of the two actions on its features."""
     if args.no_memory:
         memory = TensorDictModule(nn.Sequential(nn.Linear(2, HIDDEN), nn.Tanh()), ["observation"], ["features"])
     else:
@@ -49,7 +49,7 @@ def make_model(args):
 
 
 def replay(network, rows):
-    """Run ``rows [B, T]`` anew: the states that each step starts from, and the values of next observations."""
+    """Run ``rows [B, T]`` again: the states from which each step starts, and the values of next observations."""
     with set_recurrent_mode(True):
         out = network(rows.copy())
     following = out["next"].copy().set("is_init", torch.zeros_like(rows["is_init"]))

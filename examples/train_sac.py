@@ -1,19 +1,19 @@
-"""SAC with memory on Pendulum whose angular velocity is hidden: the policy sees the cosine and sine of the angle alone.
+"""SAC with memory on Pendulum without angular velocity: the policy observes the cosine and sine of the angle only.
 
-Off-policy: experience is kept in a replay buffer and read again in slices, with the states that the policy stored.
+It is off-policy: slices of experience are sampled from a replay buffer, with the states that the policy stored.
 
     python examples/train_sac.py                       minutes of one CPU core
     python examples/train_sac.py --no-memory           the same networks without LSTMs
     python examples/train_sac.py --frames 2000         to see that it runs
     python examples/train_sac.py --out result.json     keeps the result, and the learning curve as result.png
 
-What a recurrent policy needs off-policy; each is marked with a number in the source:
-  (1) The policy and the critics have LSTMs of their own, with state keys of their own. SACLoss copies the critic and
-      runs the copies under torch.vmap, which every backend can but `cudnn` and `torchscript`.
+The requirements of a recurrent policy off-policy; each is marked with a number in the source:
+  (1) The policy and the critics have separate LSTMs, with separate state keys. SACLoss copies the critic and runs the
+      copies under torch.vmap, which all backends but `cudnn` and `torchscript` support.
   (2) The primer stores the policy's state in each step: a slice may begin anywhere.
-  (3) SliceSampler gives slices [rows, time] of one episode each.
+  (3) SliceSampler returns slices [rows, time] of one episode each.
   (4) Stored states are those of older weights, and the critics, which do not act, have none. Burn-in: the first steps
-      of a slice bring the states up to date, and are left out of the loss.
+      of a slice update the states, and are left out of the loss.
   (5) The loss runs in recurrent mode.
 """
 
@@ -52,7 +52,7 @@ def make_env(memory, seed, envs=ENVS):
 
 
 def make_memory(name, inputs, backend, with_memory):
-    """An LSTM with state keys of its own (1), or a layer without memory: ``inputs`` numbers to ``name``_features."""
+    """An LSTM with its own state keys (1), or a layer without memory: from ``inputs`` numbers to ``name``_features."""
     if not with_memory:
         layer = nn.Sequential(nn.Linear(inputs, HIDDEN), nn.Tanh())
         return TensorDictModule(layer, [f"{name}_in"], [f"{name}_features"])

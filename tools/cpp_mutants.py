@@ -1,7 +1,7 @@
-"""Mutants of C++ sources, for `tools/mutants_suite.py`: one token changed, or a statement left out.
+"""Mutants of C++ sources, for `tools/mutants_suite.py`: one token changed, or a statement deleted.
 
 Tokens are found by regular expressions, line by line, outside of comments, text, types and the preprocessor. Tools that
-parse C++ (mull, dextool) need the compiler's own libraries of one version, and are in no package index of Python.
+parse C++ (mull, dextool) need the libraries of one version of the compiler, and are not Python packages.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SWAPS = (
     ("function", r"\bstd::max\b", ("std::min",)), ("function", r"\bsigmoid\(", ("tanh(",)),
     ("index", r"(?<=\[)0(?=\])", ("1",)), ("index", r"(?<=\[)1(?=\])", ("0",)), ("index", r"(?<=\[)2(?=\])", ("3",)),
 )  # fmt: skip
-"""A kind, what is found, and what may stand in its place."""
+"""A kind of change, the pattern to find, and its replacements."""
 NUMBER = re.compile(r"(?<![\w.<\[])(\d+)(?![\w.>\]])")
 LEFT_OUT = re.compile(
     r"^\s*(?!const|constexpr|auto|using|template|struct|return|int|int64_t|static|#|S\b|Vec|View|Run|Sums)\S.*;$"
@@ -41,7 +41,7 @@ NOT_CODE = re.compile(r"^\s*(//|#|template|using|static_assert|throw|const char)
 
 
 def changes(source: str) -> Iterator[Change]:
-    """All changes of a file's text, each in one place of one line."""
+    """All changes of a file's text, each at one position of one line."""
     lines = source.splitlines()
     for number, line in enumerate(lines):
         code = line.split("//")[0].rstrip()
@@ -71,7 +71,7 @@ def _of_line(code: str) -> Iterator[tuple[str, str]]:
 
 
 def _closed(code: str, begin: int) -> int | None:
-    """Where the bracket that opened before ``begin`` closes on this line."""
+    """The position on this line that closes the bracket opened before ``begin``."""
     depth = 1
     for at in range(begin, len(code)):
         depth += (code[at] == "(") - (code[at] == ")")

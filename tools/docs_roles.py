@@ -1,7 +1,7 @@
 """A griffe extension: the docstrings' roles (:class:`~a.b.C`) become links of the documentation site.
 
-Python's own help and editors read roles as they stand, so the docstrings keep them. Names of other projects become
-code: their inventories would have to be fetched from the network.
+Python's own help and editors show roles, so the docstrings keep them. Names of other projects become code, because
+their inventories would have to be downloaded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def with_links(text: str) -> str:
 
 
 def _own(parent: griffe.Module) -> list[griffe.Object]:
-    """The members that are defined there, not imported."""
+    """The members that are defined in the module, not imported."""
     return [member for member in parent.members.values() if not member.is_alias]
 
 
@@ -49,7 +49,7 @@ class Roles(griffe.Extension):
     """Rewrites the docstrings of every loaded object, and shows functions that are bound methods as functions."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Where a module says `names = _registry.names`, document the method under the module's name for it."""
+        """For `names = _registry.names` in a module, document the method under the module's name."""
         for module in _own(pkg):
             if not module.is_module:
                 continue

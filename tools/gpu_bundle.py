@@ -1,7 +1,7 @@
-"""Makes a folder to carry to a machine with a GPU and no network: `python tools/gpu_bundle.py gpu-bundle`.
+"""Makes a folder to copy to a machine with a GPU and no network: `python tools/gpu_bundle.py gpu-bundle`.
 
-It holds the wheel of this tree, wheels of what that machine may lack (it has torch, Triton, numpy, pytest, Hypothesis),
-the tests that need CUDA, and run.sh, which installs into a folder of its own and runs all of it.
+It contains the wheel of this tree, wheels of the packages that the machine may lack (it has torch, Triton, numpy,
+pytest, Hypothesis), the tests that need CUDA, and run.sh, which installs into a separate folder and runs them all.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NEEDED = (
     "tensordict", "torchrl", "pyvers", "hoptorch", "orjson", "cloudpickle", "importlib-metadata", "zipp", "packaging",
     "lazy-importer", "pluggy", "click", "rich", "markdown-it-py", "mdurl", "pygments",
 )  # fmt: skip
-"""What the package, its commands and TorchRL need, beside what the other machine has."""
+"""The dependencies of the package, its commands and TorchRL that the other machine lacks."""
 PLATFORMS = (*(f"manylinux_2_{n}_x86_64" for n in (28, 27, 24, 17, 12, 5)), "manylinux2014_x86_64", "linux_x86_64")
 LARGEST = 20 << 20
 TESTS = "plugins/tests/test_cuda.py"
@@ -40,7 +40,7 @@ exec "$python" -m rnn_benchmarks.gpu run --tests "$here/tests" "$@"
 
 
 def main() -> None:
-    """Make the folder anew."""
+    """Create the folder, or replace it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("gpu-bundle"))
     parser.add_argument("--python", default="3.12", help="of the other machine; default: %(default)s")

@@ -1,7 +1,7 @@
 """The imports between the modules of this repository: rooms, floors, arrows and circles.
 
-A *room* is a folder of a package, or a module that stands beside its ``__init__.py``. Every import counts, also those
-inside of functions; only those under ``if TYPE_CHECKING`` do not. ``python tools/import_graph.py`` prints the figures.
+A *room* is a folder of a package, or a module next to the package's ``__init__.py``. Every import counts, also those
+within functions, except those under ``if TYPE_CHECKING``. ``python tools/import_graph.py`` prints the figures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Import(NamedTuple):
 
 
 def modules(package: str, home: Path | None = None) -> dict[str, Path]:
-    """Files of a package by dotted name."""
+    """The files of a package by dotted name."""
     home = home or PACKAGES[package]
     found = {}
     for path in sorted((home / package).rglob("*.py")):
@@ -39,7 +39,7 @@ def modules(package: str, home: Path | None = None) -> dict[str, Path]:
 
 
 def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[Import]:
-    """The imports of one module, type-checking ones left out; relative names are made absolute."""
+    """The imports of one module, without type-checking ones; relative names are made absolute."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for node in _nodes(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -70,13 +70,13 @@ def all_imports() -> list[Import]:
 
 
 def room(name: str) -> str:
-    """The room of a module: ``rnn_conformance.suite`` or, beside the ``__init__``, ``rnn_conformance.check``."""
+    """The room of a module: ``rnn_conformance.suite`` or, next to the ``__init__``, ``rnn_conformance.check``."""
     parts = name.split(".")
     return ".".join(parts[:2]) if len(parts) > 1 else f"{name}.__init__"
 
 
 def arrows(package: str, by_room: bool, home: Path | None = None) -> dict[str, set[str]]:
-    """Who imports whom inside of a package: by module, or by room."""
+    """The imports within a package, by module or by room."""
     known = modules(package, home)
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
@@ -90,7 +90,7 @@ def arrows(package: str, by_room: bool, home: Path | None = None) -> dict[str, s
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Groups that reach each other (Tarjan's strongly connected components of more than one)."""
+    """Groups of nodes that reach each other (Tarjan's strongly connected components of more than one node)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -118,12 +118,12 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
 
 
 def floors(graph: dict[str, set[str]]) -> int:
-    """The number of rooms on the longest way down; of a graph without circles."""
+    """The number of nodes on the longest path, in a graph without circles."""
     depth: dict[str, int] = {}
 
     def of(node: str) -> int:
         if node not in depth:
-            depth[node] = 0  # where there is a circle the answer means little, and it ends
+            depth[node] = 0  # with a circle the result means little, but the recursion ends
             depth[node] = 1 + max(map(of, graph.get(node, ())), default=0)
         return depth[node]
 

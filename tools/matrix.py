@@ -41,7 +41,7 @@ print(f"Python {platform.python_version()}, " + ", ".join(f"{n} {v(n)}" for n in
 
 
 class Skipped(Exception):
-    """A combination that cannot be had here; the message is the reason."""
+    """A combination that is not available here; the message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        """For `--only` and for the folder."""
+        """The name for `--only` and for the folder."""
         torchrl = f"torchrl{self.torchrl}" if self.torchrl else "alone"
         return f"py{self.python}-torch{self.torch}-tensordict{self.tensordict}-{torchrl}"
 
@@ -69,7 +69,7 @@ def rows() -> Iterator[Row]:
 
 
 def interpreter(version: str) -> str:
-    """The path of this version of Python, from the path or from pyenv."""
+    """The path of this version of Python, found on PATH or in pyenv."""
     homes = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python"))
     candidates = [shutil.which(f"python{version}"), *map(str, reversed(homes))]
     for candidate in filter(None, candidates):
@@ -80,7 +80,7 @@ def interpreter(version: str) -> str:
 
 
 def environment(row: Row, torch_index: str | None) -> Path:
-    """A virtual environment with this combination; made if it is not there."""
+    """A virtual environment with this combination, created if it does not exist."""
     python = FOLDER / row.name / "bin" / "python"
     ready = FOLDER / row.name / ".ready"
     if ready.exists():
@@ -98,7 +98,7 @@ def environment(row: Row, torch_index: str | None) -> Path:
 
 
 def install(python: Path, what: str, *arguments: str) -> None:
-    """Install by pip; what is not to be had is a reason to skip."""
+    """Install by pip; an unavailable package is a reason to skip."""
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -107,7 +107,7 @@ def install(python: Path, what: str, *arguments: str) -> None:
 
 
 def run(python: Path, torchrl: bool, arguments: list[str]) -> str:
-    """Run the tests in an environment; pytest's last line."""
+    """Run the tests in an environment and return pytest's last line."""
     left_out = [] if torchrl else [f"--ignore-glob={ROOT / pattern}" for pattern in WITHOUT_TORCHRL]
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *left_out, *(arguments or TESTS)]
     settings = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
@@ -121,12 +121,12 @@ def run(python: Path, torchrl: bool, arguments: list[str]) -> str:
 
 
 def has_torchrl(python: Path) -> bool:
-    """Whether TorchRL can be imported there."""
+    """Whether TorchRL can be imported in the environment."""
     return subprocess.run([str(python), "-c", "import torchrl"], capture_output=True, check=False).returncode == 0
 
 
 def main() -> int:
-    """Run all that can be had; 1 if a test failed anywhere, 3 if nothing ran."""
+    """Run all available combinations; return 1 if a test failed anywhere, 3 if nothing ran."""
     options = argparse.ArgumentParser(description="Run the tests on other versions.")
     options.add_argument("--only", default="", help="combinations with this in their name, such as py3.12 or torch2.11")
     options.add_argument("--environment", type=Path, help="the python of an environment that exists: run there alone")

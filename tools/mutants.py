@@ -1,10 +1,10 @@
 """Mutation testing of core's smallest files: `make mutants`, or `python tools/mutants.py FILE... [--minutes 20]`.
 
 cosmic-ray makes the mutants (an operator, a constant or a condition changed in one place). This script runs them: a
-process that has imported torch once and forks for each mutant needs a quarter of the time of fresh processes. A mutant
-is killed if a test fails, crashes or takes too long. A survivor needs a test, or a reason in `tools/mutants.toml`.
-Results are kept in `.mutants/`, so that an interrupted run goes on where it was stopped. The mutants run in a random
-order that a seed fixes, the files by turns, so that those of a budget are a sample.
+process that imports torch once and forks for each mutant needs a quarter of the time of new processes. A mutant is
+killed if a test fails, crashes or takes too long. A survivor needs a test, or a reason in `tools/mutants.toml`. Results
+are saved in `.mutants/`, so that an interrupted run can continue. The mutants run in a random order fixed by a seed,
+with the files in turn, so that a limited run is a sample.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TESTS = {
 }
 """The test files of each file of core, the one most likely to fail first."""
 QUICK = "not compile and not inductor and not script"
-"""What compiles takes too long for hundreds of mutants. Core's code is the same for every backend."""
+"""Tests that compile take too long for hundreds of mutants. Core's code is the same for every backend."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """The same for the same mutant of the same source."""
+        """A key that is the same for the same mutant of the same source."""
         return hashlib.sha256(f"{self.file}\n{self.code}".encode()).hexdigest()[:16]
 
 
@@ -95,7 +95,7 @@ def program(code: str) -> str:
 
 
 def mutants(file: str) -> Iterator[Mutant]:
-    """All mutants of a file of core that are different programs."""
+    """All mutants of a file of core that differ as programs."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator, operator_names
@@ -114,7 +114,7 @@ def mutants(file: str) -> Iterator[Mutant]:
             try:
                 tree_of_mutant = program(code)
             except SyntaxError:
-                continue  # no program
+                continue  # not a valid program
             if tree_of_mutant not in seen:
                 seen.add(tree_of_mutant)
                 yield Mutant(file, *_changed(source, code), code)
@@ -144,7 +144,7 @@ def run(mutant: Mutant) -> str:
 
 
 def _child(tests: tuple[str, ...]) -> None:
-    """Run the tests in this forked process and end it."""
+    """Run the tests in this forked process and exit."""
     os.setsid()
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -174,7 +174,7 @@ def _verdict(pid: int) -> str:
 
 
 def prepare() -> None:
-    """Copy the tree that is to be mutated, and import what every mutant needs."""
+    """Copy the tree to mutate, and import the modules that every mutant needs."""
     shutil.rmtree(TREE, ignore_errors=True)
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
     for name in filter(None, files):
@@ -196,14 +196,14 @@ def prepare() -> None:
 
 
 def results(file: str) -> dict[str, str]:
-    """Verdict by key, of earlier runs."""
+    """The verdicts of earlier runs by key."""
     path = KEPT / f"{file}.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return {row["key"]: row["verdict"] for row in rows}
 
 
 def explained() -> dict[tuple[str, str, str], str]:
-    """Reason by (file, before, after)."""
+    """The reasons by (file, before, after)."""
     rows = tomllib.loads(EXPLAINED.read_text()).get("equivalent", [])
     return {(row["file"], row["before"], row["after"]): row["reason"] for row in rows}
 
@@ -249,7 +249,7 @@ def run_all(todo: Sequence[Mutant], minutes: float) -> list[tuple[Mutant, str]]:
 
 
 def report(file: str, number: int, verdicts: list[tuple[Mutant, str]]) -> bool:
-    """Print a file's figures and its survivors; whether each survivor is explained."""
+    """Print a file's figures and its survivors; return whether each survivor is explained."""
     reasons, good = explained(), True
     counts = Counter(verdict for _, verdict in verdicts)
     survivors = [mutant for mutant, verdict in verdicts if verdict == "survived"]
@@ -264,7 +264,7 @@ def report(file: str, number: int, verdicts: list[tuple[Mutant, str]]) -> bool:
 
 
 def main() -> int:
-    """Run; 1 if a survivor has no reason."""
+    """Run; return 1 if a survivor has no reason."""
     options = argparse.ArgumentParser(description="Mutation testing of core.")
     options.add_argument("files", nargs="*", choices=[*TESTS, []], help="default: all")
     options.add_argument("--anew", action="store_true", help="forget the verdicts of earlier runs")

@@ -1,16 +1,16 @@
 """Mutants against the suite: `make mutants-suite`, or `python tools/mutants_suite.py --minutes 30`.
 
-A machine makes the defects: an operator, a constant, a condition, an index changed, arguments swapped, a line left out,
+A machine makes the defects: an operator, constant, condition or index changed, arguments swapped, or a line deleted,
 each in one place of core, of a kernel written in Python, or of the sources of `cpp` (`tools/cpp_mutants.py`). The laws
 of the profile `quick` run over each in a forked process, first over few cases, those that kill most first, until one
-fails. Results are kept in `.mutants/suite.jsonl`, one line each, so that a stopped run goes on. What survives is
-equivalent, for a reason in `tools/mutants_suite.toml`, or shows what no law sees.
+fails. Results are saved in `.mutants/suite.jsonl`, one line each, so that a stopped run can continue. A survivor is
+equivalent, with a reason in `tools/mutants_suite.toml`, or shows a gap in the laws.
 
-C++ is compiled with `-O1`, which takes half the time of `-O3`, and with a trap at every index outside of an array
-(`-fsanitize=bounds`). What the laws do not kill over few cases runs under AddressSanitizer as well (`make sanitize`).
+C++ is compiled with `-O1`, which takes half the time of `-O3`, and with a trap at every index out of bounds
+(`-fsanitize=bounds`). Mutants that few cases do not kill run under AddressSanitizer as well (`make sanitize`).
 
-The mutants are made here: cosmic-ray (`tools/mutants.py`) leaves out no lines and swaps no arguments, and it changes
-files, so that each mutant imports everything anew; here a fork gives the functions of one module other code.
+The mutants are made here, because cosmic-ray (`tools/mutants.py`) neither deletes lines nor swaps arguments, and it
+changes files, so that each mutant imports everything again; here a fork replaces the code of a module's functions.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ TARGETS = {
     ),
     "cpp": ("plugins/rnn_backends_plugins/cpp", "rnn_backends_plugins.cpp"),
 }
-"""What is mutated: core under `vmap`, a tiled kernel, one with a backward pass written by hand, C++ of `cpp`."""
+"""The mutated code: core under `vmap`, a tiled kernel, one with a hand-written backward pass, C++ of `cpp`."""
 SECONDS = 240.0
-"""Of one mutant; one that is not done then is unfinished, and a later run takes it up again."""
+"""The time limit of one mutant in seconds; a mutant that exceeds it is unfinished, and a later run repeats it."""
 LAW_SECONDS = 90
 OF_MODULES = (
     "keys",
@@ -76,7 +76,7 @@ OF_MODULES = (
     "plugins",
     "dispatch",
 )
-"""Subjects of laws about modules and the registry: left out where a kernel is mutated, which is behind all of them."""
+"""Subjects of laws about modules and the registry, which are skipped if a kernel is mutated."""
 KERNELS = ("tiled", "blocks", "cpp")
 CPP_FLAGS = ("-O1", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")
 """In the place of ``-O3``."""
@@ -92,12 +92,12 @@ class Mutant:
 
     Attributes:
         target: a key of :data:`TARGETS`.
-        kind: what was changed.
+        kind: the kind of change.
         line: its number.
-        before: the innermost statement as it is, in one line.
-        after: the same as the mutant has it.
+        before: the innermost statement, in one line.
+        after: the same statement in the mutant.
         code: the whole file's text.
-        file: its name, of a target of several files.
+        file: the file's name, for a target of several files.
     """
 
     target: str
@@ -110,7 +110,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """The same for the same mutant of the same source."""
+        """A key that is the same for the same mutant of the same source."""
         return hashlib.sha256(f"{self.target}\n{self.code}".encode()).hexdigest()[:12]
 
 
@@ -125,11 +125,11 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 
 Change = tuple[str, ast.AST]
-"""A kind of change, and what stands in a node's place."""
+"""A kind of change, and the replacement of a node."""
 
 
 def changes(node: ast.AST) -> list[Change]:
-    """What could stand in a node's place."""
+    """The possible replacements of a node."""
     made = CHANGES.get(type(node))
     return list(made(node)) if made else []
 
@@ -195,7 +195,7 @@ CHANGES: dict[type[ast.AST], Callable[[Any], Iterator[Change]]] = {
 
 
 def mutants(target: str) -> Iterator[Mutant]:
-    """All mutants of a target that are different programs."""
+    """All mutants of a target that differ as programs."""
     if target == "cpp":
         yield from _cpp_mutants()
         return
@@ -228,11 +228,11 @@ def _cpp_mutants() -> Iterator[Mutant]:
 
 
 Place = tuple[ast.AST, ast.stmt, ast.AST, str, int | None]
-"""A node, its innermost statement, and where it hangs: its parent, the field, the place in a list."""
+"""A node, its innermost statement, and its position: the parent, the field, the index in a list."""
 
 
 def _places(tree: ast.Module) -> Iterator[Place]:
-    """Every node within a function, but annotations, decorators, docstrings and what an error says."""
+    """Every node within a function except annotations, decorators, docstrings and error messages."""
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             yield from _below(function, None)
@@ -253,7 +253,7 @@ def _below(node: ast.AST, statement: ast.stmt | None) -> Iterator[Place]:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """What an error says, a docstring; and imports, without which nothing runs."""
+    """Whether a node is an error message, a docstring, or an import, without which nothing runs."""
     if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)):
         return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -265,7 +265,7 @@ def _short(text: str) -> str:
 
 
 def installed(mutant: Mutant) -> None:
-    """Give the target's functions the mutant's code, whoever holds them: nothing is imported anew."""
+    """Give the target's functions the mutant's code in place, so that nothing is imported again."""
     path, name = TARGETS[mutant.target]
     if mutant.target == "cpp":
         raise ValueError("C++ is compiled: see compiled")
@@ -287,7 +287,7 @@ def installed(mutant: Mutant) -> None:
 
 
 def compiled(mutant: Mutant | None, folder: Path) -> str | None:
-    """Compile the sources of `cpp` with a mutant in their place, for this process alone; why they do not compile."""
+    """Compile the sources of `cpp` with a mutant, for this process alone; return the reason if that fails."""
     from rnn_backends_plugins.cpp import build
 
     build.FLAGS = (*(flag for flag in build.FLAGS if flag != "-O3"), *CPP_FLAGS)
@@ -315,7 +315,7 @@ def watched(folder: Path) -> str | None:
 
 
 def backend_of(target: str) -> Any:
-    """The backend that a target is run under. Not a registered one, so that lanes fork this process."""
+    """The backend to run a target with. It is not registered, so that isolated laws fork this process."""
     from dataclasses import replace
 
     from rnn_backends import LSTMBackend, get_backend
@@ -341,14 +341,14 @@ def laws_in_order(kills: Counter[str], target: str) -> list[str]:
 
 
 _costs: dict[str, float] = {}
-"""Seconds that each law takes over few cases of code that is right."""
+"""The seconds that each law takes over few cases of unchanged code."""
 COSTS = KEPT.with_name("costs.json")
 
 
 def measure_laws(seed: int) -> None:
-    """Find what each law costs, once: it is kept for the next run.
+    """Measure the cost of each law once, and save it for the next run.
 
-    In a process of its own: some laws use threads, which a later fork of this one would wait for.
+    It runs in a separate process: some laws use threads, for which a later fork of this process would wait.
     """
     if not COSTS.exists():
         COSTS.parent.mkdir(exist_ok=True)
@@ -396,7 +396,7 @@ def _judged(
 
 
 def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, answer: Path) -> None:
-    """Run the laws; the file says at each moment which one runs, and at last the verdict."""
+    """Run the laws; the file has the name of the running law, and at the end the verdict."""
     os.setsid()
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -422,7 +422,7 @@ def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, a
 
 
 def run(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, seconds: float = SECONDS) -> dict[str, Any]:
-    """A mutant's verdict and the law that gave it; ``None``: the code as it is."""
+    """The verdict on a mutant and the law that gave it; ``None`` stands for the unchanged code."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         answer = Path(folder, "answer.json")
@@ -457,7 +457,7 @@ def _wait(pid: int, answer: Path, begin: float, seconds: float) -> dict[str, Any
 
 
 def prepare() -> None:
-    """Import everything, so that each fork has it already."""
+    """Import everything before the forks."""
     for name in ("rnn_conformance.check", "rnn_backends_plugins.vmap", *(name for _, name in TARGETS.values())):
         importlib.import_module(name)
 
@@ -469,7 +469,7 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 
 def sample(targets: Sequence[str], seed: int) -> list[Mutant]:
-    """All mutants, in a random order that the seed fixes, the targets taking turns."""
+    """All mutants, in a random order fixed by the seed, with the targets in turn."""
     queues = []
     for target in targets:
         found = list(mutants(target))
@@ -479,7 +479,7 @@ def sample(targets: Sequence[str], seed: int) -> list[Mutant]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The last line of each mutant in earlier runs."""
+    """The last result of each mutant in earlier runs."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return list({row["key"]: row for row in rows}.values())
 
@@ -575,7 +575,7 @@ def _key(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def main() -> int:
-    """Run; 1 if a mutant survives without a reason."""
+    """Run; return 1 if a mutant survives without a reason."""
     options = argparse.ArgumentParser(description="Mutants against the conformance suite.")
     options.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="default: all")
     options.add_argument("--minutes", "--budget", type=float, default=30, help="budget (30); a later run goes on")

@@ -1,14 +1,14 @@
-"""How long a whole PPO iteration takes with each LSTM, and where the time goes: the program is examples/train_ppo.py.
+"""The time of a whole PPO iteration with each LSTM, and of its parts; the program is examples/train_ppo.py.
 
     make ppo-times                                       measures, and writes the documentation's tables and picture
     python tools/ppo_times.py --lstm auto --lstm loop    some of them, on the terminal
 
-All have the same weights, seeds and hence experience, and take turns: an iteration each, a round. Times are CPU time of
-one thread, medians over the rounds; the first round warms up and is left out.
+All have the same weights and seeds, and hence the same experience, and run in turn: one iteration each is a round.
+Times are CPU time of one thread, medians over the rounds without the first, which is a warm-up.
 
-The LSTMs: a backend's name is LSTMModule of this project; `loop` is torch.nn.LSTM called for one step after another,
-with the state set to zero where an episode starts; `torchrl-pad` is TorchRL's LSTMModule as it is by default, which
-pads every episode to the longest; `torchrl-scan` is its loop.
+The LSTMs: a backend's name is LSTMModule of this project; `loop` is torch.nn.LSTM called step by step, with the state
+set to zero where an episode starts; `torchrl-pad` is TorchRL's LSTMModule with its default, which pads every episode to
+the longest; `torchrl-scan` is TorchRL's loop.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ PARTS = {
 
 
 class Loop(TorchRLModule):
-    """torch.nn.LSTM by a Python loop over steps, in recurrent mode; TorchRL's module else."""
+    """torch.nn.LSTM in a Python loop over steps in recurrent mode; otherwise TorchRL's module."""
 
     def forward(self, td: TensorDictBase) -> TensorDictBase:
         """``td [B, T]`` in recurrent mode."""
@@ -85,7 +85,7 @@ def make_memory(name: str) -> TensorDictModuleBase:
 
 
 class Clock:
-    """CPU seconds by part. Parts nest; what an inner part takes is not the outer one's."""
+    """CPU seconds by part. Parts may be nested; the time of an inner part does not count for the outer one."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -178,7 +178,7 @@ class Training:
 
 
 def measure(names: list[str], rounds: int, after: int) -> dict[str, Any]:
-    """Seconds by name and part, a list over rounds; and episodes a round."""
+    """The seconds by name and part, as lists over the rounds, and the episodes per round."""
     first = Training("auto", after + 1)
     for i in range(after):
         first.round(i)
@@ -186,7 +186,7 @@ def measure(names: list[str], rounds: int, after: int) -> dict[str, Any]:
     trainings = {name: Training(name, rounds + 1, weights) for name in names}
     spent, ended = {name: {part: [] for part in PARTS} for name in names}, []
     for k in range(rounds + 1):
-        for name in names[k % len(names) :] + names[: k % len(names)]:  # none is always first
+        for name in names[k % len(names) :] + names[: k % len(names)]:  # so that none is always first
             parts, episodes = trainings[name].round(after + k)
             print(f"round {k}  {name:14} {sum(parts.values()):6.3f} s, {episodes} episodes", flush=True)
             if k:  # the first one warms up
@@ -197,12 +197,12 @@ def measure(names: list[str], rounds: int, after: int) -> dict[str, Any]:
 
 
 def wholes(spent: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    """Seconds of an iteration by name."""
+    """The seconds of an iteration by name."""
     return {name: median(map(sum, zip(*parts.values(), strict=True))) for name, parts in spent.items()}
 
 
 def table(data: dict[str, Any]) -> str:
-    """Iterations a second, and the seconds of each part, as Markdown."""
+    """Iterations per second, and the seconds of each part, as Markdown."""
     lines = []
     for stage, found in data["stages"].items():
         spent, ended = found["seconds"], found["episodes"]
@@ -221,7 +221,7 @@ def table(data: dict[str, Any]) -> str:
 
 
 def draw(data: dict[str, Any], picture: Path) -> None:
-    """A bar an LSTM, divided into parts; bars that are much longer than the rest are cut off, with their length."""
+    """A bar for each LSTM, divided into parts; bars much longer than the rest are cut off and have their length."""
     import matplotlib as mpl
 
     mpl.use("Agg")

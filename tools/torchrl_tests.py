@@ -5,8 +5,8 @@
     python tools/torchrl_tests.py rl --theirs              # TorchRL's, to compare
     python tools/torchrl_tests.py rl -- -k canonicalize    # further words are pytest's
 
-The installed TorchRL is tested, by the checkout's test files: take a checkout of about the same version. What fails for
-reasons that are written down (EXPECTED) is counted apart; the exit status is 1 where anything else fails.
+The installed TorchRL is tested with the checkout's test files: use a checkout of about the same version. Tests that
+fail for a documented reason (EXPECTED) are counted separately; the exit status is 1 if any other test fails.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXPECTED = {
 
 
 def replace_module() -> None:
-    """Put our LSTMModule where TorchRL's is looked up: in the packages that export it, and where it is defined."""
+    """Replace TorchRL's LSTMModule by ours in the packages that export it and in the module that defines it."""
     import torchrl.modules
     from rnn_backends import LSTMModule
     from torchrl.modules import tensordict_module
@@ -39,7 +39,7 @@ def replace_module() -> None:
 
 
 class Verdicts:
-    """A pytest plugin: marks what is expected to fail, and keeps the names of what failed."""
+    """A pytest plugin: marks the tests that are expected to fail, and collects the names of failed tests."""
 
     def __init__(self, ours: bool) -> None:
         self.ours = ours
@@ -53,7 +53,7 @@ class Verdicts:
 
 
 def main() -> int:
-    """Run them, and return pytest's exit status."""
+    """Run the tests, and return pytest's exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkout", type=Path, help="folder of a checkout of pytorch/rl")
     parser.add_argument("--theirs", action="store_true", help="TorchRL's module, as it is")

@@ -1,6 +1,6 @@
 """Installs the wheel of a folder into a fresh virtual environment and imports it: `python tools/try_wheel.py dist`.
 
-The environment sees the packages of this one, so that torch is not installed again; the repository is not on its path.
+The environment can import the packages of this one, so that torch is not installed again, but not the repository.
 """
 
 from __future__ import annotations

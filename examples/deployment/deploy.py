@@ -1,16 +1,16 @@
-"""A trained LSTM saved for programs that do not have this project, run from Python and from C++, and compared.
+"""A trained LSTM saved for programs without this project, run from Python and from C++, and compared.
 
 python examples/deployment/deploy.py --out FOLDER
 
-1. torch.export, by the operator of the backend `cpp`: its kernel runs, so Python and this project are needed.
-2. AOTInductor, by the backend `vmap`: torch's own operators, so that C++ needs torch alone.
-3. TorchScript, by the backend `torchscript`: C++ needs torch alone.
+1. torch.export with the backend `cpp`: the program calls its operator, so it needs Python and this project.
+2. AOTInductor with the backend `vmap`: the program has torch's own operators, so C++ needs torch alone.
+3. TorchScript with the backend `torchscript`: C++ needs torch alone.
 
 Batch size and number of steps are free in each.
 
-2 and 3 are run by run.cpp, which is compiled here with CXX (else g++) against the torch that is installed. Each line
-gives the largest difference from what the LSTM returns for all steps at once; one above 1e-5 is an error. The state is
-carried from call to call, and resets fall anywhere. It takes a minute, most of it in compilers.
+2 and 3 are run by run.cpp, which is compiled here with CXX (else g++) against the installed torch. Each line has the
+largest difference from the LSTM's results for all steps at once; a difference above 1e-5 is an error. The state is
+carried from call to call, and resets are at any step. It takes a minute, most of it in compilers.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FREE = torch.export.Dim.DYNAMIC
 
 
 class Deployed(torch.nn.Module):
-    """Tensors in, tensors out: what each of the three ways can save."""
+    """A module with tensors as arguments and results, which each of the three ways can save."""
 
     def __init__(self, lstm):
         super().__init__()
@@ -44,14 +44,14 @@ class Deployed(torch.nn.Module):
 
 
 def exported(lstm):
-    """The program for any batch size and number of steps; those of the example must be 2 or more."""
+    """The program for any batch size and number of steps; the example's must be 2 or more."""
     inputs = torch.randn(2, 6, INPUTS), *torch.zeros(2, LAYERS, 2, HIDDEN), torch.zeros(2, 6, dtype=torch.bool)
     shapes = {0: FREE, 1: FREE}, {1: FREE}, {1: FREE}, {0: FREE, 1: FREE}
     return torch.export.export(Deployed(lstm).eval(), inputs, dynamic_shapes=shapes)
 
 
 def run_python(name, program, rows, piece):
-    """Run over all steps in pieces, with the state carried, and print the largest difference from what is expected."""
+    """Run over all steps in pieces, carrying the state, and print the largest difference from the expected results."""
     x, is_init, expected = rows
     h, c, outputs = *torch.zeros(2, LAYERS, ROWS, HIDDEN), []
     for start in range(0, STEPS, piece):

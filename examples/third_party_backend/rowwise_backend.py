@@ -1,6 +1,6 @@
-"""``rowwise``: each sequence on its own, through torch's LSTM, from its own stored state.
+"""``rowwise``: torch's LSTM over each sequence separately, from its own stored state.
 
-Slow where there are many sequences, and easy to believe: no sequence can see another one, because no call has two.
+It is slow with many sequences, and easy to trust: no sequence can affect another, because no call has two of them.
 """
 
 from itertools import pairwise
@@ -13,7 +13,7 @@ contract_version = 1
 
 
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Cut every row where a sequence starts and run the pieces one by one.
+    """Cut every row where a sequence starts, and run the pieces one by one.
 
     Args:
         weights: the layer's weights.
@@ -55,16 +55,16 @@ def sequence(weights: LayerWeights, x: Tensor, state: State) -> State:
 
 
 def join(parts: list[State], dim: int) -> State:
-    """Put states after one another, in time (0) or in the batch (1)."""
+    """Concatenate states in time (0) or in the batch (1)."""
     return State(torch.cat([part.h for part in parts], dim), torch.cat([part.c for part in parts], dim))
 
 
 def rejects(spec: object, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What has not been tried is declined: a reason, and not a wrong number."""
+    """Reject what has not been tested: a reason instead of wrong results."""
     return None if device.type == "cpu" else f"it has been tried on cpu only, not on {device.type}"
 
 
 @hookimpl
 def lstm_backend() -> LSTMBackend:
-    """The hook; rnn-backends calls it once, when this backend is first asked for."""
+    """The hook; rnn-backends calls it once, when this backend is first requested."""
     return LSTMBackend("rowwise", layer, rejects)
