@@ -37,6 +37,13 @@ GRACE = 10.0
 """Seconds that a process has to write its stack after its time is up."""
 
 
+def outcome_of_drawn(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome:
+    """One law over one drawn case: in this process, or in a process of its own if the law has a time limit."""
+    if law.time_limit is None:
+        return outcome_of(law, backend, case, device)
+    return outcome_in_a_process(law, backend, case, device, law.time_limit)
+
+
 def outcome_in_a_process(law: Law, backend: LSTMBackend, case: Case, device: str, seconds: float) -> Outcome:
     """One law over one case, in a process of its own.
 

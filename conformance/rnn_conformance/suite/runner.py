@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rnn_backends import LSTMBackend
@@ -13,7 +14,7 @@ from rnn_backends import LSTMBackend
 from .case import DTYPES, Case
 from .device import absent
 from .inputs import Rollout
-from .isolation import outcome_in_a_process
+from .isolation import outcome_of_drawn
 from .judge import outcome_of
 from .law import Law
 from .reach import Allowed, Reach
@@ -95,7 +96,7 @@ def run_case(law: Law, backend: LSTMBackend, case: Case, device: str, token: str
         return LawResult(backend.name, law.name, "declined", message=reason, token=token)
     found = _Cases()
     if rollout is None:
-        found.drawn.outcomes[case] = _outcome(law, backend, case, device)
+        found.drawn.outcomes[case] = outcome_of_drawn(law, backend, case, device)
     else:
         found.recorded[token] = outcome_of(law, backend, case, device, rollout)
         found.dtypes.add(case.dtype)
@@ -122,9 +123,7 @@ def _recorded(law: Law, run: RunOptions, where: Mapping[str, Any], reach: Reach)
 
 
 def _drawn(law: Law, run: RunOptions, allowed: Allowed, reach: Reach) -> Findings:
-    def check(case: Case) -> Outcome:
-        return _outcome(law, run.backend, case, run.device)
-
+    check = partial(outcome_of_drawn, law, run.backend, device=run.device)
     if law.costly:
         return Findings({case: check(case) for case in _few(law, run, allowed.where)})
     # each law draws its own cases, independent of the other laws in the run
@@ -133,12 +132,6 @@ def _drawn(law: Law, run: RunOptions, allowed: Allowed, reach: Reach) -> Finding
     examples = max(PROFILES["smoke"], PROFILES[run.profile] // (1 if law.wide else 4))
     seconds = SHRINK_SECONDS * (0.1 if run.profile == "smoke" else 1.0)
     return search(check, allowed.where, examples, seed, run.shrink, accepts, seconds)
-
-
-def _outcome(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome:
-    if law.time_limit is not None:
-        return outcome_in_a_process(law, backend, case, device, law.time_limit)
-    return outcome_of(law, backend, case, device)
 
 
 def _few(law: Law, run: RunOptions, where: Mapping[str, Any]) -> list[Case]:
