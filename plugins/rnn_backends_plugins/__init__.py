@@ -1,1 +1,1 @@
-"""The built-in backends, one file each; they register through the same entry points as anybody's."""
+"""The built-in backends, a file or folder each; they register through entry points, like any other backend."""

@@ -1,7 +1,7 @@
 """Private and undocumented names of torch, each behind one function with a fallback.
 
-No other file of the plugins uses such a name (``core/tests/test_imports.py``). Where a name is missing, the fallback
-costs time or a refusal, never a wrong number (``plugins/tests/test_private_names.py`` removes each).
+No other file of the plugins uses such a name (``core/tests/test_imports.py``). If a name is missing, the fallback is
+slower or raises an error, but never gives a wrong number (``plugins/tests/test_private_names.py`` removes each).
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _transforms_active: Callable[[], bool] = getattr(torch._C, "_are_functorch_trans
 
 
 def outside_transforms() -> AbstractContextManager[object]:
-    """A context in which ``torch.func``'s transforms do not wrap results: for what is kept from call to call.
+    """A context in which ``torch.func``'s transforms do not wrap results, for tensors that are cached between calls.
 
     Raises:
-        UnsupportedError: this torch lacks the private name, and a transform is at work: tensors that are made inside
+        UnsupportedError: this torch lacks the private name, and a transform is active: tensors that are made inside
             it would stay wrapped after it.
     """
     try:
@@ -54,7 +54,7 @@ def unwrapped(value: Tensor) -> Tensor:
 
 
 def in_transform() -> bool:
-    """Whether a transform of ``torch.func`` is at work. Without the private name: yes, which costs time, not truth."""
+    """Whether a transform of ``torch.func`` is active. Without the private name: yes, which is slower but right."""
     return bool(_transforms_active())
 
 
@@ -69,7 +69,7 @@ def copy_each(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 
 def onednn_knows(dtype: torch.dtype) -> bool:
-    """Whether this processor has what oneDNN's LSTM wants in 16 bits. Without the private names: no."""
+    """Whether this processor has the instructions of oneDNN's LSTM in 16 bits. Without the private names: no."""
     name = "_is_mkldnn_bf16_supported" if dtype == torch.bfloat16 else "_is_mkldnn_fp16_supported"
     try:
         return bool(getattr(torch.ops.mkldnn, name)())
@@ -86,10 +86,10 @@ def flatten_for_cudnn(
     layers: int,
     bidirectional: bool,
 ) -> Tensor | None:
-    """Move an LSTM's ``weights``, in place, into one buffer as cuDNN lays them out, and return that buffer.
+    """Move an LSTM's ``weights``, in place, into one buffer in cuDNN's layout, and return that buffer.
 
-    What ``torch.nn.LSTM.flatten_parameters`` calls; ``P`` is 0 without a projection. ``None`` where this build of torch
-    or this cuDNN cannot: a build without cuDNN, or a dtype that its cuDNN does not know.
+    ``torch.nn.LSTM.flatten_parameters`` calls the same function; ``P`` is 0 without a projection. The result is
+    ``None`` for a build of torch without cuDNN, or a dtype that cuDNN does not support.
     """
     flatten = getattr(torch, "_cudnn_rnn_flatten_weight", None)
     if flatten is None:
@@ -104,7 +104,7 @@ def flatten_for_cudnn(
 
 
 def saved_tensors_are_hooked() -> bool:
-    """Whether autograd gives what it saves to hooks (activation checkpointing). Without the private name: yes."""
+    """Whether autograd passes saved tensors to hooks (activation checkpointing). Without the private name: yes."""
     top = getattr(getattr(torch._C, "_autograd", None), "_top_saved_tensors_default_hooks", None)
     return True if top is None else top(True) is not None
 
@@ -143,7 +143,7 @@ def fused_lstm(
         params: all weights, in torch.nn.LSTM's order.
         has_biases: whether the biases are among them.
         num_layers: ``L``.
-        train: whether the kernel must keep what a backward pass needs.
+        train: whether the kernel must save the tensors that a backward pass needs.
         bidirectional: whether ``D`` is 2.
 
     Returns:
@@ -160,7 +160,7 @@ def lstm_cell(x: Tensor, hx: Sequence[Tensor], params: Sequence[Tensor]) -> tupl
 
 
 def flat_weights(module: nn.RNNBase) -> list[Tensor] | None:
-    """An RNN's weights in the order of its kernel; ``None`` where one is missing, or the private names are."""
+    """An RNN's weights in the order of its kernel; ``None`` if a weight or the private names are missing."""
     names = getattr(module, "_flat_weights_names", None)
     weights = [weight for weight in getattr(module, "_flat_weights", ()) if isinstance(weight, Tensor)]
     return weights if names is not None and len(weights) == len(names) else None
@@ -172,7 +172,7 @@ def functions_of_nn() -> Any:
 
 
 def profiler_runs() -> bool:
-    """Whether torch's profiler runs. Without the private name: no, and its record of memory may lack kept blocks."""
+    """Whether torch's profiler runs. Without the private name: no, and the profile of memory may lack cached blocks."""
     enabled: Callable[[], bool] | None = getattr(torch.autograd, "_profiler_enabled", None)
     return enabled is not None and enabled()
 
@@ -181,7 +181,7 @@ def profiler_runs() -> bool:
 def below_autograd() -> Iterator[None]:
     """Run below autograd and its bookkeeping of views: a slice is a tensor like any other.
 
-    Without the private names: above them. Code that ``torch.compile`` guards is then compiled again for views.
+    Without the private names it runs above them, and code that ``torch.compile`` guards is compiled again for views.
     """
     names = ("DispatchKeySet", "DispatchKey", "_AutoDispatchBelowAutograd", "_ExcludeDispatchKeyGuard")
     if not all(hasattr(torch._C, name) for name in names):
@@ -193,7 +193,7 @@ def below_autograd() -> Iterator[None]:
 
 
 def onednn_packed(matrix: Tensor, rows: int) -> Tensor | None:
-    """``matrix [K, N]`` packed for :func:`onednn_linear` of ``rows`` rows; ``None`` where torch has no such product."""
+    """``matrix [K, N]`` packed for :func:`onednn_linear` of ``rows`` rows; ``None`` if torch has no such product."""
     if not onednn_linear_works():
         return None
     packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(
@@ -203,14 +203,14 @@ def onednn_packed(matrix: Tensor, rows: int) -> Tensor | None:
 
 
 def onednn_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``rows @ weight.T + bias`` by oneDNN, ``weight [N, K]`` packed or not, where :func:`onednn_linear_works`."""
+    """``rows @ weight.T + bias`` by oneDNN, ``weight [N, K]`` packed or not; needs :func:`onednn_linear_works`."""
     result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
     return result
 
 
 @cache
 def onednn_linear_works() -> bool:
-    """Whether the private operators are there, take these arguments, and multiply right. Tried once, on two numbers."""
+    """Whether the private operators exist, accept these arguments, and multiply right. Tested once, on two numbers."""
     rows, weight = torch.tensor([[2.0, 3.0]]), torch.tensor([[5.0, 7.0]])
     try:
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, 1)
@@ -221,9 +221,9 @@ def onednn_linear_works() -> bool:
 
 
 def compiling_in_traces() -> AbstractContextManager[object]:
-    """A context in which ``torch.compile`` compiles while ``make_fx`` records what is done above: a kernel's own code.
+    """A context in which ``torch.compile`` can compile a kernel's own code while ``make_fx`` records the caller.
 
-    Without the private name: nothing is done, and torch raises an error about the nested trace.
+    Without the private name it does nothing, and torch raises an error about the nested trace.
     """
     from torch._dynamo import config
 
@@ -270,7 +270,7 @@ def recording_backend(calls: Calls) -> Callable[..., Any] | None:
 
 
 def generated_code(compiled: Any) -> Callable[[list[Any]], Any] | None:
-    """The function inside what the compiler returned, without its wrappers; ``None`` without the private name."""
+    """The function within the compiler's result, without its wrappers; ``None`` without the private name."""
     return getattr(compiled, "current_callable", None)
 
 
@@ -284,7 +284,7 @@ def compiles_for_any_size() -> bool:
 
 
 def mark_any_size(value: Tensor, sizes: Iterable[tuple[int, str]]) -> Tensor:
-    """Have ``value`` compiled for any size, 0 and 1 too, of these dimensions; equal names are equal sizes.
+    """Mark ``value`` so that code is compiled for any size of these dimensions, 0 and 1 too; equal names, equal sizes.
 
     Without the private name nothing is marked, and code is compiled once more for a size of 1.
     """
@@ -301,10 +301,10 @@ Scan = Callable[..., tuple[Any, tuple[Tensor, Tensor]]]
 
 
 def scan_of_exports(x: Tensor) -> Scan | None:
-    """Torch's loop over the first dimension, where ``x [T, ...]`` is exported with a free ``T``; else ``None``.
+    """Torch's loop over the first dimension if ``x [T, ...]`` is exported with a free ``T``; else ``None``.
 
-    It is a prototype of torch. Without the private name, ``None``: the loop is then unrolled, and ``torch.export`` says
-    that ``T`` is fixed.
+    It is a prototype of torch. Without the private name, ``None``: the loop is then unrolled, and ``torch.export``
+    reports that ``T`` is fixed.
     """
     if not (torch.compiler.is_exporting() and isinstance(x.shape[0], torch.SymInt)):
         return None
@@ -314,7 +314,7 @@ def scan_of_exports(x: Tensor) -> Scan | None:
         return None
 
     def quiet(*args: Any) -> Any:
-        with warnings.catch_warnings():  # torch's tracer looks at `.grad` of what it passes to the loop's body
+        with warnings.catch_warnings():  # torch's tracer reads `.grad` of the arguments of the loop's body
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             return scan(*args)
 

@@ -15,7 +15,7 @@ from . import _torch
 
 contract_version = 1
 
-scripted = torch.jit.script(unroll)  # this is where TorchScript's compiler runs
+scripted = torch.jit.script(unroll)  # TorchScript's compiler runs here
 
 
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -27,10 +27,10 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
 
 @torch.jit.unused
 def _called(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """From Python. What TorchScript's interpreter does not pass on goes through the same function in Python.
+    """The layer for calls from Python. Calls that TorchScript's interpreter does not support run in Python.
 
-    That is: tracers, modes, subclasses; and the hooks of activation checkpointing, which end a recomputation early by
-    an exception.
+    These are calls with tracers, modes or subclasses, and with the hooks of activation checkpointing, which end a
+    recomputation early by an exception.
     """
     if torch.compiler.is_compiling():
         state: State = scripted(weights, x, entry, starts)

@@ -29,7 +29,7 @@ TRAITS = frozenset(
 
 
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The plain unroll as it is: a :data:`rnn_backends.LayerFunction`."""
+    """The plain unroll: a :data:`rnn_backends.LayerFunction`."""
     if not torch.jit.is_scripting():
         check_call("vmap", weights, x, entry, starts)
         check_steps("vmap", x)
@@ -40,7 +40,7 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
 
 
 def _scanned(scan: _torch.Scan, weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The unroll as a loop in the exported program, whose number of steps is free."""
+    """The unroll as a loop in the exported program, for any number of steps."""
     w_ih, w_hh, bias, b_hh, w_hr = weights
     if bias is not None and b_hh is not None:
         bias = bias + b_hh
@@ -48,7 +48,7 @@ def _scanned(scan: _torch.Scan, weights: LayerWeights, x: Tensor, entry: State, 
 
     def one(before: Pair, now: tuple[Tensor, ...]) -> tuple[Pair, Pair]:
         from_input, begin, entry_h, entry_c = now
-        # `view`, because torch's compiler looks for the batch size among what the loop's body reads
+        # `view`, because torch's compiler finds the batch size among the inputs of the loop's body
         h, c = torch.where(begin, entry_h, before[0]).view(B, -1), torch.where(begin, entry_c, before[1])
         h, c = cell(from_input + linear(h, w_hh), c, w_hr)
         return (h, c), (h.clone(), c.clone())
@@ -71,7 +71,7 @@ def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> Stat
 
 
 def _step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    """The unroll's one step, with nothing of its loop."""
+    """One step of the unroll, without the loop."""
     w_ih, w_hh, bias, b_hh, w_hr = weights
     if bias is not None and b_hh is not None:
         bias = bias + b_hh

@@ -25,7 +25,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why ``torch.compile`` cannot serve here. Looks, and imports no compiler."""
+    """The reason why ``torch.compile`` does not work here, or ``None``. It imports no compiler."""
     if dtype not in DTYPES:
         return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
     if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
@@ -43,7 +43,7 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 
 def _no_cpp_compiler() -> str | None:
     names = {"darwin": "clang++", "win32": "cl"}
-    compiler = os.environ.get("CXX") or names.get(sys.platform, "g++")  # the one that torch.compile calls
+    compiler = os.environ.get("CXX") or names.get(sys.platform, "g++")  # the compiler that torch.compile calls
     if shutil.which(compiler):
         return None
     return f"torch.compile needs a C++ compiler, and {compiler!r} is not on the path (CXX names another)"

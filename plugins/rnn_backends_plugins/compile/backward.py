@@ -14,7 +14,7 @@ from .steps import backward_step
 
 
 def run_backward(layer: Layer, run: Run, needs: Needs) -> tuple[Tensor | None, ...]:
-    """The gradients in the order of :class:`Needs`; ``None`` for those not asked for."""
+    """The gradients in the order of :class:`Needs`; ``None`` for those not needed."""
     walk, sums = _Walk(layer, run, needs), _Sums(layer, run, needs)
     for begin, end in reversed(layer.chunks()):
         walk.over(begin, end)
@@ -26,7 +26,7 @@ def run_backward(layer: Layer, run: Run, needs: Needs) -> tuple[Tensor | None, .
 
 
 class _Walk:
-    """The recurrence, last step first: fills the gradients of a chunk's pre-activations."""
+    """The recurrence from the last step to the first: computes the gradients of a chunk's pre-activations."""
 
     def __init__(self, layer: Layer, run: Run, needs: Needs) -> None:
         (T, B, H, P), c, longest = layer.sizes, run.c, layer.chunks()[0][1]
@@ -40,8 +40,8 @@ class _Walk:
         self.out_c = by_step(zero_c if run.grad_c is None else run.grad_c)
         self.grad_gates = c.new_empty(longest, B, 4, H)
         self.grad_h = c.new_empty(longest if layer.w_hr is not None else 0, B, P)
-        # The gradients of what enters a step, kept for every step if the entry states want theirs. The last step finds
-        # one behind it that it does not read.
+        # The gradients of the states before a step, stored for every step if the entry states need theirs. The last
+        # step has a next one, which it does not read.
         self.into_h = c.new_empty(T if needs.entry_h else 0, B, P)
         self.into_c = c.new_empty(T + 1 if needs.entry_c else 2, B, H)
         self.next_h, self.zeros = c.new_zeros(B, P), c.new_zeros(B, H)
@@ -59,7 +59,7 @@ class _Walk:
             self.run(
                 self.gates[t],
                 self.c[t],
-                self.before[t - 1],  # at t = 0 any: every row starts a sequence there
+                self.before[t - 1],  # any value at t = 0: every row starts a sequence there
                 self.starts[t],
                 self.entry_c[t].contiguous(),
                 self.cuts[t],
@@ -79,7 +79,7 @@ class _Walk:
 class _Sums:
     """The gradients that are sums over time, and the input's.
 
-    Those of ``w_ih`` and ``w_hh`` are one product, ``[x, h].T @ rows``: of two large factors the smaller is turned.
+    Those of ``w_ih`` and ``w_hh`` are one product, ``[x, h].T @ rows``: of two large factors the smaller is transposed.
     """
 
     def __init__(self, layer: Layer, run: Run, needs: Needs) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import _torch
 
 Step = Callable[..., None]
-B, H = 3, 5  # sizes to compile with, of no other meaning: B, H and 4 differ, so that none is taken for another
+B, H = 3, 5  # arbitrary sizes to compile with: B, H and 4 differ, so that none is confused with another
 _one_at_a_time = RLock()
 
 
@@ -28,13 +28,13 @@ def compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
     The returned function checks nothing: its arguments must be contiguous, on ``device``, and of the shapes and dtypes
     that ``step`` documents.
     """
-    with _one_at_a_time:  # or two threads could compile the same function
+    with _one_at_a_time:  # otherwise two threads could compile the same function
         return _compiled(step, device, dtype)
 
 
 @cache
 def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
-    # A code object of its own, because torch counts its recompilations per code object and stops after a few.
+    # A separate code object, because torch counts recompilations per code object and stops after a few.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
     calls: _torch.Calls = []
     backend = _torch.recording_backend(calls) or "inductor"
@@ -48,9 +48,9 @@ def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
 
 
 def _direct(code: Any, values: list[Any], samples: list[Tensor]) -> Step | None:
-    """Call generated code without torch.compile's wrappers, or ``None`` where it does not look as expected."""
+    """A direct call of generated code without torch.compile's wrappers; ``None`` if its form is not as expected."""
     place = {v.data_ptr(): k for k, v in enumerate(samples)}
-    place |= {B: len(samples), H: len(samples) + 1}  # no address is as small
+    place |= {B: len(samples), H: len(samples) + 1}  # no address is so small
     order = [place.get(v.data_ptr() if isinstance(v, Tensor) else v, -1) for v in values]
     call = _torch.generated_code(code)
     if call is None or -1 in order or not set(range(len(samples))) <= set(order):

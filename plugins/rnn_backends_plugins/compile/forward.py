@@ -13,8 +13,8 @@ def run_forward(layer: Layer, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """All steps of a layer.
 
     Args:
-        layer: its inputs.
-        keep: whether the gates of every step are kept, for the gradient.
+        layer: the layer's inputs.
+        keep: whether to return the gates of every step, for the gradient.
 
     Returns:
         ``h [T, B, P]``, ``c [T, B, H]``, and the activated gates ``[T, B, 4, H]``, or nothing (``[0]``).
@@ -32,13 +32,13 @@ def run_forward(layer: Layer, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Walk:
-    """The recurrence: fills ``h``, ``c`` and the gates, one chunk after the other.
+    """The recurrence: computes ``h``, ``c`` and the gates, chunk by chunk.
 
     Args:
-        layer: its inputs.
+        layer: the layer's inputs.
         h: ``[T, B, P]``.
         c: ``[T, B, H]``.
-        gates: ``[B, 4, H]`` for each step, or one for all in turn.
+        gates: ``[B, 4, H]`` for each step, or one that all steps reuse.
     """
 
     def __init__(self, layer: Layer, h: Tensor, c: Tensor, gates: tuple[Tensor, ...]) -> None:
@@ -52,7 +52,7 @@ class _Walk:
         self.h_in, self.c_before = self.entry_h[0], torch.zeros_like(c[0])  # at t = 0 every row starts a sequence
 
     def over(self, sums: tuple[Tensor, ...], begin: int) -> None:
-        """Run the steps from ``begin`` on, from their inputs' part of the pre-activations, ``sums [B, 4, H]``."""
+        """Run the steps from ``begin`` on; ``sums [B, 4, H]``: the inputs' part of each step's pre-activations."""
         for t, by_inputs in enumerate(sums, begin):
             by_h = self.by_w_hh.of(self.h_in).view_as(by_inputs)
             entering = self.entry_h[min(t + 1, len(self.h) - 1)]  # not read past the end

@@ -13,7 +13,7 @@ ROWS_PER_CHUNK = 1024
 
 
 class Layer(Arguments):
-    """The arguments, and values that the loops derive from them."""
+    """The arguments, and values derived from them for the loops."""
 
     def chunks(self) -> list[tuple[int, int]]:
         """Consecutive ``(begin, end)`` over time.
@@ -26,12 +26,12 @@ class Layer(Arguments):
         return [(t, min(t + steps, T)) for t in range(0, T, steps)]
 
     def next_starts(self) -> Tensor:
-        """``[T, B]``: whether a sequence starts at the next step; past the end, true."""
+        """``[T, B]``: whether a sequence starts at the next step; true at the last step."""
         return torch.cat([self.starts[1:], torch.ones_like(self.starts[:1])])
 
 
 def by_step(values: Tensor) -> Sequence[Tensor]:
-    """``[T, ...]`` as one tensor a step; where all steps are one, that one, contiguous: nothing to copy at each."""
+    """``[T, ...]`` as a list of tensors, one per step; if it is expanded over time, one contiguous tensor for all."""
     if len(values) > 1 and values.stride(0) == 0:
         return (values[0].contiguous(),) * len(values)
     return values.unbind(0)
@@ -39,7 +39,7 @@ def by_step(values: Tensor) -> Sequence[Tensor]:
 
 @contextmanager
 def plain_tensors(device: torch.device) -> Iterator[None]:
-    """One fixed state of torch's switches, whatever the caller's: each other state would cause a compilation.
+    """A fixed state of torch's switches, independent of the caller's, because each state would be compiled for.
 
     Below autograd and its bookkeeping of views, a slice is a tensor like any other: compiled code
     accepts it without a guard on its base, the base's strides, or whether the base requires a gradient.

@@ -1,7 +1,7 @@
 """Products of many inputs with one matrix: on a CPU by oneDNN, with the matrix packed once.
 
-In float32 ``torch.mm`` goes to MKL, which on a processor that is not Intel's may run at less than half of oneDNN's
-speed: 64 rows by ``[256, 1024]`` take 328 us there and 88 us here (AMD EPYC, two threads).
+In float32 ``torch.mm`` uses MKL, which may have less than half of oneDNN's speed on processors of other makers than
+Intel: 64 rows by ``[256, 1024]`` take 328 us with MKL and 88 us with oneDNN (AMD EPYC, two threads).
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from .._torch import onednn_linear, onednn_linear_works, onednn_packed
 
 LEAST = 1 << 20
-"""Multiplications below which ``torch.mm`` is as fast."""
+"""The number of multiplications below which ``torch.mm`` is as fast."""
 
 
 class Product:
@@ -45,7 +45,7 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _onednn_serves(matrix: Tensor) -> bool:
-    """Whether oneDNN is built in, enabled, and not what ``torch.mm`` uses already (as in 16 bits)."""
+    """Whether oneDNN is built in, enabled, and not used by ``torch.mm`` anyway (as in 16 bits)."""
     return (
         matrix.device.type == "cpu"
         and matrix.dtype == torch.float32

@@ -22,15 +22,15 @@ def forward_step(
     c: Tensor,
     next_h: Tensor,
 ) -> None:
-    """Gates to states, and the ``h`` that enters the next step. Writes its last four arguments.
+    """From gates to states, and to the ``h`` before the next step. Writes its last four arguments.
 
     Args:
         input_gates: ``[B, 4, H]``, the inputs' part of the pre-activations, and the bias.
-        recurrent_gates: ``[B, 4, H]``, the part of the ``h`` that enters.
-        c_before: ``[B, H]``, the cell state that the step before left.
-        starts: ``[B]`` bool: a sequence starts here, from ``entry_c``.
+        recurrent_gates: ``[B, 4, H]``, the part of the previous ``h``.
+        c_before: ``[B, H]``, the cell state of the previous step.
+        starts: ``[B]`` bool: true where a sequence starts here, from ``entry_c``.
         entry_c: ``[B, H]``.
-        next_starts: ``[B]`` bool: one starts at the next step, from ``next_entry``.
+        next_starts: ``[B]`` bool: true where one starts at the next step, from ``next_entry``.
         next_entry: ``[B, H]``.
         gates: out, ``[B, 4, H]``, activations.
         m: out, ``[B, H]``: ``sigmoid(o) tanh(c)``, which is ``h`` without a projection.
@@ -61,9 +61,9 @@ def backward_step(
     grad_gates: Tensor,
     grad_c_before: Tensor,
 ) -> None:
-    """Gradient of :func:`forward_step`. Writes its last two arguments.
+    """The gradient of :func:`forward_step`. Writes its last two arguments.
 
-    Nothing flows back across a start: ``next_grad_h`` and ``next_grad_c`` are not read where ``next_starts``.
+    No gradient crosses a start: ``next_grad_h`` and ``next_grad_c`` are not read where ``next_starts``.
 
     Args:
         gates: ``[B, 4, H]``, activations.
@@ -73,11 +73,11 @@ def backward_step(
         entry_c: ``[B, H]``.
         next_starts: bool.
         grad_m: ``[B, H]``, from the output at this step.
-        next_grad_h: ``[B, H]``, of the ``m`` that entered the next step.
+        next_grad_h: ``[B, H]``, of the ``m`` before the next step.
         grad_c: ``[B, H]``, from the returned cell state at this step.
-        next_grad_c: ``[B, H]``, of the ``c`` that entered the next step.
+        next_grad_c: ``[B, H]``, of the ``c`` before the next step.
         grad_gates: out, ``[B, 4, H]``, of the pre-activations.
-        grad_c_before: out, ``[B, H]``, of the ``c`` that entered this step.
+        grad_c_before: out, ``[B, H]``, of the ``c`` before this step.
     """
     i, f, g, o = gates.unbind(1)
     cut = next_starts.unsqueeze(1)
