@@ -167,6 +167,17 @@ def test_a_graph_traced_without_gradients_says_so_when_one_is_asked_for(name):
 
 
 @pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_traced_graph_keeps_gates_where_parameters_require_gradients_alone(name, gradients):
+    """Also under ``no_grad``, in which torch records the graph that it checks the first one by."""
+    module = Resets(name).requires_grad_(gradients)
+    with torch.no_grad():
+        graph = scripted(module, torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)).inlined_graph
+    (layer,) = (node for node in graph.nodes() if node.kind() == "rnn_backends::layer")
+    assert list(layer.inputs())[-1].toIValue() is gradients
+
+
+@pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
 @pytest.mark.parametrize("proj_size", [0, 2])
 def test_flops_are_counted_like_those_of_torchs_own_products(name, proj_size):
     def counted(backend, gradients):
