@@ -212,11 +212,11 @@ def compiled_in_one_graph(trial: Trial) -> None:
     B=(2,),
     dtype=CHEAP_DTYPE,
     stored=("zeros",),
-    bidirectional=(False,),
+    bidirectional=(True,),
     profiles=("quick", "full"),
 )
 def exported(trial: Trial) -> None:
-    """torch.export exports the module, and the program follows changed resets."""
+    """torch.export exports the module, and the program follows changed resets in both directions."""
     lstm = trial.lstm()
     program = torch.export.export(lstm, (trial.inputs.x,), {"is_init": trial.is_init}).module()
     for is_init in (trial.is_init, ~trial.is_init):
