@@ -48,7 +48,7 @@ def forward_ad_may_be_open() -> bool:
 
 
 def in_transform() -> bool:
-    """Whether a transform of ``torch.func`` is known to be at work.
+    """Whether a transform of ``torch.func`` is known to be active.
 
     Without the private names: no. Callers must then leave the call to torch's dispatcher, which is what
     :func:`is_plain_eager` says.

@@ -54,7 +54,7 @@ class BoundLSTM(ToolsLSTM):
         self._chosen_on_meta = False
         self._has_stack = backend.stack is not None  # a bool: Dynamo does not guard a function that it may not trace
 
-    def _choose_anew(self) -> None:
+    def _choose_again(self) -> None:
         """Choose again if ``"auto"`` chose for weights on the meta device, and the weights now have memory."""
         weight = self.weight_ih_l0
         if self._chosen_on_meta and weight.device.type != "meta":
@@ -64,7 +64,7 @@ class BoundLSTM(ToolsLSTM):
     def lstm_backend(self) -> str:
         """The name of the backend that runs."""
         if self._chosen_on_meta:
-            self._choose_anew()
+            self._choose_again()
         return self._backend.name
 
     @property
@@ -76,7 +76,7 @@ class BoundLSTM(ToolsLSTM):
     def backend(self) -> LSTMBackend:
         """The backend that runs."""
         if self._chosen_on_meta:
-            self._choose_anew()
+            self._choose_again()
         return self._backend
 
     @property

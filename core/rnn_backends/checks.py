@@ -1,4 +1,4 @@
-"""Shape, dtype and device checks of the tensor interface: done once, for every backend."""
+"""Shape, dtype and device checks of the tensor interface, in one place for all backends."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: t
         x: ``[..., I]``.
         spec: the LSTM's options.
         weight: any of its weights, for dtype and device.
-        casts: autocast is on, so the dtype may differ.
-        ndims: the numbers of dimensions that fit.
+        casts: whether autocast is on, so that the dtype may differ.
+        ndims: the allowed numbers of dimensions.
 
     Raises:
         InputError: the message has the expected and the actual value.

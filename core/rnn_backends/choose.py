@@ -1,4 +1,4 @@
-"""Which backend runs: resolved once, at construction, and explained. Never a silent fallback."""
+"""The choice of a backend: made once, at construction, and explained. There is no silent fallback."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_VARIABLE = "RNN_BACKENDS_LSTM"
 AUTO_ORDER = ("cudnn", "vmap")
-"""The order of ``"auto"`` where nothing was measured or no backend is clearly faster; the others follow by name."""
+"""The order of ``"auto"`` if nothing was measured or no backend is clearly faster; the others follow by name."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Verdict:
         accepted: whether it runs such an LSTM.
         reason: why it rejects the LSTM; or why ``"auto"`` chooses it (the measured figure and its table); or ``None``.
         chosen: whether ``"auto"`` chooses it.
-        prepared: false where the backend has yet to prepare itself in this process, such as by compiling a kernel or
+        prepared: false if the backend has yet to prepare itself in this process, such as by compiling a kernel or
             loading a compiled one: its first LSTM may take seconds, or fail with the reason.
-        preparation: where ``prepared`` is false: what the first LSTM will do, in the backend's words, if it tells.
+        preparation: if ``prepared`` is false: the backend's description of that work, if it has one.
     """
 
     name: str
@@ -54,15 +54,15 @@ def resolve(
     dtype: torch.dtype,
     needs: frozenset[Trait] = frozenset(),
 ) -> LSTMBackend:
-    """The backend for a request, prepared; or an error with the reason and the names of those that can.
+    """The prepared backend for a request, or an error with the reason and the backends that support it.
 
     Args:
         request: a name, an alias, ``"auto"``, an :class:`LSTMBackend` value, or ``None`` for the default: the
             environment variable ``RNN_BACKENDS_LSTM`` if set, else ``"auto"``.
         spec: the LSTM's options.
-        device: where its weights are.
-        dtype: of its weights.
-        needs: traits that it must have.
+        device: the device of its weights.
+        dtype: the dtype of its weights.
+        needs: the required traits.
 
     Raises:
         UnknownBackendError: no backend of that name is installed.
@@ -78,7 +78,7 @@ def resolve(
     if not isinstance(request, (str, LSTMBackend)):
         raise InputError(f"lstm_backend must be a name or an LSTMBackend, got {type(request).__name__}")
     backend = get_backend(request, source) if isinstance(request, str) else request
-    if device.type != "meta":  # where nothing runs: the LSTM asks at its first call, when the weights have arrived
+    if device.type != "meta":  # nothing runs on meta: the LSTM checks at its first call, when its weights have memory
         demand(backend, spec, device, dtype)
     if not needs <= backend.traits:
         able = alternatives(spec, device, dtype, backend.name, needs)
@@ -101,7 +101,7 @@ def demand(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: to
 
 
 def _refusal(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The backend's reason, found without preparing it. An error in it is caught: it must not affect the others."""
+    """The backend's reason, without a preparation. Its errors are caught, because they must not affect others."""
     if not is_arithmetic(dtype):
         return f"torch does not compute in {str(dtype).removeprefix('torch.')}: keep the weights in 16 bits or more"
     try:
@@ -118,7 +118,7 @@ def _refusal(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: 
 def alternatives(
     spec: LSTMSpec, device: torch.device, dtype: torch.dtype, but: str, needs: frozenset[Trait] = frozenset()
 ) -> list[str]:
-    """Names of the other backends that accept and have the traits."""
+    """The names of the other backends that accept the spec and have the traits."""
     able = (b for b in _loadable() if needs <= b.traits and _refusal(b, spec, device, dtype) is None)
     return [backend.name for backend in able if backend.name != but]
 
@@ -136,7 +136,7 @@ def explain(
         dtype: default: torch's default dtype.
 
     Raises:
-        InputError: there is no LSTM with these options.
+        InputError: the options are invalid.
     """
     check_spec(spec)
     device = torch.get_default_device() if device is None else torch.device(device)
@@ -161,7 +161,7 @@ def explain(
 
 
 def _preparation(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The backend's words, found without preparing it; an error in it is caught, as in ``rejects``."""
+    """The backend's description, without a preparation; its errors are caught, as in ``rejects``."""
     if backend.preparation is None:
         return None
     try:
@@ -174,7 +174,7 @@ def _preparation(backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dty
 
 
 def _ranking(among: Sequence[str], spec: LSTMSpec, device: torch.device) -> Ranking:
-    """Fastest first, as far as it was measured."""
+    """The backends, the fastest first as far as they were measured."""
     return Ranking(among, AUTO_ORDER, table_for(device), spec)
 
 

@@ -22,14 +22,14 @@ import torch
 from .paths import cache_folder
 
 FORMAT = 1
-"""Raised when the meaning of a file changes; files of another format are not read."""
+"""The version of the format, which grows when its meaning changes; files of other versions are not read."""
 SHIPPED = Path(__file__).with_name("crossovers.json")
 MODES = ("train", "forward", "step")
 LARGEST_FILE = 4 << 20
 """In bytes. A table takes about 10 kB; a file above this size is rejected."""
 LARGEST_SIZE = 2**31
 SHORTEST, LONGEST = 1e-9, 1e6
-"""Seconds between which a measured time must lie."""
+"""The limits of a measured time, in seconds."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Table:
     Attributes:
         device: its type: ``"cpu"``, ``"cuda"``.
         where: ``date``, ``processor``, ``threads`` (empty where they don't count), ``torch`` and ``rnn-backends``
-            (versions); ``note`` says what is special about the figures, if anything.
+            (versions); ``note`` has remarks on the figures, if any.
         cells: the measured cases.
-        first_call: seconds that the first forward and backward took in a fresh process, by backend.
-        allow_compile: whether ``"auto"`` may choose a backend however long its first call takes.
+        first_call: the seconds of the first forward and backward pass in a new process, by backend.
+        allow_compile: whether ``"auto"`` may choose a backend with a first call of any duration.
         shipped: whether it is the package's.
     """
 
@@ -126,7 +126,7 @@ def machine_file(device: torch.device) -> Path | None:
 
 @lru_cache
 def processor(device: torch.device) -> str | None:
-    """The processor's or GPU's name; ``None`` where a device has none or is not there."""
+    """The processor's or GPU's name; ``None`` if the device has none or is absent."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device) if torch.cuda.is_available() else None
     if device.type != "cpu":
@@ -142,9 +142,9 @@ def processor(device: torch.device) -> str | None:
 
 @lru_cache
 def versions(names: tuple[str, ...] = ("torch", "rnn-backends")) -> dict[str, str]:
-    """Versions of distributions as their metadata has them; ``"not installed"`` for one that has none.
+    """The versions of distributions in their metadata; ``"not installed"`` for an absent one.
 
-    Those of the default names are kept in a machine's table, which counts only while they stay the same.
+    Those of the default names are stored in a machine's table, which is valid only while they stay the same.
     """
     return {name: _version(name) for name in names}
 
@@ -160,14 +160,14 @@ def _version(name: str) -> str:
 def _read(path: Path, changed: int) -> tuple[tuple[Table, ...], str | None]:
     """The tables of a file; none, and the reason, if it is broken or (this machine's) of other versions."""
     try:
-        if not path.is_file():  # reading a pipe could wait for ever
+        if not path.is_file():  # reading a pipe could block forever
             return (), "it is not a regular file"
         if path.stat().st_size > LARGEST_FILE:
             return (), f"it has more than {LARGEST_FILE >> 20} MiB"
         tables = parse(path.read_text(encoding="utf-8"), shipped=path == SHIPPED)
     except (OSError, ValueError) as error:
         return (), str(error)
-    except Exception as error:  # whatever JSON can hold: nested too deeply, a number too large, another type
+    except Exception as error:  # any fault of JSON: nested too deeply, a number too large, another type
         return (), f"{type(error).__name__}: {error}"
     for table in tables:
         measured_with = {name: table.where[name] for name in versions()}

@@ -1,4 +1,4 @@
-"""The hook a plugin implements. The whole plugin side of this project is on this page."""
+"""The hook that a plugin implements. The whole plugin interface is in this file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def lstm_backend() -> LSTMBackend:
     """Build and return the backend.
 
-    Called once, when the backend is first asked for; heavy imports belong in here. Raise
+    Called once, when the backend is first requested; heavy imports belong in here. Raise
     :class:`ImportError` with a reason if the backend cannot work on this machine: the reason is shown.
     """
     raise NotImplementedError

@@ -169,7 +169,7 @@ class LSTM(ExecutableLSTM):
 
     def _call(self, input: Tensor, hx: States | None, is_init: Tensor | None, form: Form) -> tuple[Tensor, States]:
         if self._chosen_on_meta:
-            self._choose_anew()
+            self._choose_again()
         if form != "row":
             if form == "step" and (hx is None or type(hx) is State):
                 return self.step_batch_first(input, hx, is_init)

@@ -1,6 +1,6 @@
-"""The usual mistakes around a recurrent policy: how each is seen in data, and the line that mends it.
+"""The usual mistakes around a recurrent policy: their signs in data, and the line that corrects each.
 
-Every function here looks at entries of TensorDicts alone. :mod:`rnn_backends.testing` gets them the data.
+Every function here reads only entries of TensorDicts. :mod:`rnn_backends.testing` provides the data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .module import LSTMModule
 
-# With these the policy cannot act at all; with those the states of a rollout say nothing more.
+# With CANNOT_ACT the policy cannot act at all; with NOT_CARRIED the states of a rollout give no further information.
 CANNOT_ACT = frozenset({"no InitTracker", "is_init of the wrong shape", "recurrent mode while acting"})
 NOT_CARRIED = frozenset({"no primer", "hidden keys not carried"})
 
@@ -40,7 +40,7 @@ class Mistake(NamedTuple):
 
 
 def in_policy(module: LSTMModule) -> Iterator[Mistake]:
-    """What is wrong with a module that is about to act, whatever the environment."""
+    """The mistakes of a module before it acts, in any environment."""
     if module.lstm.bidirectional:
         yield Mistake(
             "bidirectional while acting",
@@ -82,7 +82,7 @@ def in_policy(module: LSTMModule) -> Iterator[Mistake]:
 
 
 def in_reset(module: LSTMModule, reset: TensorDictBase) -> Iterator[Mistake]:
-    """What the first TensorDict of an environment lacks."""
+    """The mistakes in the first TensorDict of an environment: a wrong mask, missing states."""
     yield from _in_mask(module, reset, "environment")
     missing = [key for key in module.in_keys[1:3] if reset.get(key, None) is None]
     if missing:
@@ -125,7 +125,7 @@ def _in_mask(module: LSTMModule, td: TensorDictBase, where: str) -> Iterator[Mis
 
 
 def in_result(module: LSTMModule, result: TensorDictBase) -> Iterator[Mistake]:
-    """Whether the states are still there in what the policy returns for one step."""
+    """The mistake in the policy's result for one step: missing states."""
     dropped = [_next(key) for key in module.in_keys[1:3] if result.get(_next(key), None) is None]
     if dropped and list(map(_next, module.in_keys[1:3])) == list(module.out_keys[1:3]):
         yield Mistake(
@@ -139,9 +139,9 @@ def in_result(module: LSTMModule, result: TensorDictBase) -> Iterator[Mistake]:
 def in_rollout(
     module: LSTMModule, acted: TensorDictBase, written: Sequence[Tensor], transforms: Sequence[Any]
 ) -> Iterator[Mistake]:
-    """What is wrong in a fresh rollout ``[*batch, T]``: states that do not arrive, starts that are not marked.
+    """The mistakes in a new rollout ``[*batch, T]``: states that do not arrive, starts that are not marked.
 
-    ``written`` holds the two states that the module itself gave at each step, before any transform saw them.
+    ``written`` has the two states that the module returned at each step, before any transform.
     """
     starts, done, time = flags(acted, module.in_keys[3]), flags(acted, ("next", "done")), acted.ndim - 1
     if starts is None:
@@ -169,7 +169,7 @@ def in_rollout(
 
 
 def _reset_by(transforms: Sequence[Any], key: NestedKey, step: int) -> Mistake:
-    """A state was written and another one is read: which transform has its key?"""
+    """The mistake that a state at ``step`` differs from the written one, with the transform that has its key."""
     hidden = {key, _next(key)}
     names = [type(t).__name__ for t in transforms if hidden & {*_keys(t, "in_keys"), *_keys(t, "out_keys")}]
     primers = [name for name in names if name == "TensorDictPrimer"]
@@ -188,7 +188,7 @@ def _reset_by(transforms: Sequence[Any], key: NestedKey, step: int) -> Mistake:
 
 
 def in_data(module: LSTMModule, data: TensorDictBase) -> Iterator[Mistake]:
-    """What is wrong with stored rows ``[*batch, T]`` before anything is computed from them."""
+    """The mistakes in stored rows ``[*batch, T]`` that show without computation."""
     yield from _in_mask(module, data, "data")
     missing = [key for key in module.in_keys[1:3] if data.get(key, None) is None]
     if missing:
@@ -201,10 +201,10 @@ def in_data(module: LSTMModule, data: TensorDictBase) -> Iterator[Mistake]:
 
 
 def in_order(module: LSTMModule, data: TensorDictBase, written: Tensor, atol: float, rtol: float) -> Iterator[Mistake]:
-    """Whether the states ``written`` from each stored step, ``[*batch, T, K, P]``, are those that the next one has."""
+    """Whether the states ``written`` after each stored step, ``[*batch, T, K, P]``, equal those of the next step."""
     key, starts = module.in_keys[1], flags(data, module.in_keys[3])
     read, time = data[key], data.ndim - 1
-    assert starts is not None  # in_data has looked
+    assert starts is not None  # in_data has checked it
     follows = _follows(read, written, starts, time, atol, rtol)
     if follows is None or follows > 0.99:
         return
@@ -240,7 +240,7 @@ def in_order(module: LSTMModule, data: TensorDictBase, written: Tensor, atol: fl
 
 
 def _follows(read: Tensor, written: Tensor, starts: Tensor, dim: int, atol: float, rtol: float) -> float | None:
-    """Which share of the steps starts from the state that the one before it along ``dim`` wrote."""
+    """The share of the steps that start from the state that the previous one along ``dim`` wrote."""
     n = read.shape[dim]
     inner = ~starts.narrow(dim, 1, n - 1) if n > 1 else starts.narrow(dim, 0, 0)
     if not inner.any():
@@ -250,7 +250,7 @@ def _follows(read: Tensor, written: Tensor, starts: Tensor, dim: int, atol: floa
 
 
 def flags(td: TensorDictBase, key: NestedKey) -> Tensor | None:
-    """A bool entry as ``[*batch]``, or ``None`` if it is not there in a shape that fits."""
+    """A bool entry as ``[*batch]``, or ``None`` if it is absent or its shape does not fit."""
     value = td.get(key, None)
     if value is None or value.numel() != td.numel():
         return None
@@ -259,7 +259,7 @@ def flags(td: TensorDictBase, key: NestedKey) -> Tensor | None:
 
 
 def same(a: Tensor, b: Tensor, start: int) -> Tensor:
-    """Where two tensors are equal (two NaN are) in everything from dimension ``start`` on."""
+    """True where two tensors are equal in all dimensions from ``start`` on; NaN equals NaN."""
     return ((a == b) | (a.isnan() & b.isnan())).flatten(start).all(-1)
 
 

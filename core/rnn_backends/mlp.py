@@ -30,7 +30,7 @@ def mlp(
     """A multi-layer perceptron; the same options, and the same modules in the same order, as TorchRL's ``MLP``.
 
     Args:
-        in_features: features of the input; ``None`` finds them out at the first call.
+        in_features: features of the input; ``None`` to infer them at the first call.
         out_features: features of the output.
         depth: number of hidden layers; 0, the default without ``num_cells``, is a single linear layer.
         num_cells: size of each hidden layer, or of all of them (then with ``depth``). Default 32.

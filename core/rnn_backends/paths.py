@@ -1,4 +1,4 @@
-"""The folder for what belongs to this machine, and files that are written whole or not at all."""
+"""This machine's cache folder, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path | None:
-    """This machine's cache folder, which may not exist yet; ``None`` where there is no home folder."""
+    """This machine's cache folder, which may not exist yet; ``None`` if there is no home folder."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     try:
         return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "rnn_backends"
@@ -18,11 +18,11 @@ def cache_folder() -> Path | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write ``text`` in UTF-8 so that a reader sees the old file or the new one, never a part of either.
+    """Write ``text`` in UTF-8 so that a reader gets the old file or the new one, never a part of either.
 
-    The text goes to a fresh file in the same folder, which then replaces ``path``: processes that write the same path
-    at the same time cannot mix their texts. A symbolic link stays a link and its target is replaced; an existing file
-    keeps its permissions. What is not a regular file, such as ``/dev/stdout``, is written to directly.
+    The text is written to a new file in the same folder, which then replaces ``path``: processes that write the same
+    path at the same time cannot mix their texts. A symbolic link stays a link and its target is replaced; an existing
+    file keeps its permissions. A path that is not a regular file, such as ``/dev/stdout``, is written directly.
 
     Raises:
         OSError: the folder does not exist, is not writable or is full; ``path`` is then as before.

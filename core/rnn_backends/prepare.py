@@ -24,7 +24,7 @@ class Preparations:
         self._lock = threading.RLock()
 
     def run(self, backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-        """Prepare the backend, unless it is prepared already. Returns the reason why it cannot run, or ``None``."""
+        """Prepare the backend if it is not prepared yet. Returns the reason why it cannot run, or ``None``."""
         if backend.prepare is needs_no_preparation:
             return None
         key = _key(backend, spec, device, dtype)
@@ -37,7 +37,7 @@ class Preparations:
             return reason
 
     def failure(self, backend: LSTMBackend, spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-        """The reason why its preparation failed in this process, or ``None``. Prepares nothing."""
+        """The reason why the backend's preparation failed in this process, or ``None``. Prepares nothing."""
         key = _key(backend, spec, device, dtype)
         return None if key is None else self._results.get(key)
 

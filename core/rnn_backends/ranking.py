@@ -21,7 +21,7 @@ class Ranking:
     """Names in the order of preference for one spec, and why the first is the first.
 
     Args:
-        names: of backends. Those that reject the spec are left out here, or by the ``able`` of :meth:`first`.
+        names: names of backends. Those that reject the spec must be absent, or excluded by ``able`` of :meth:`first`.
         order: the fixed order, which decides where nothing was measured and within the margin.
         table: the times measured on this kind of device, if any.
         spec: the LSTM's options.
@@ -39,7 +39,7 @@ class Ranking:
         self._ready = sorted(ready, key=self.cost.__getitem__)
 
     def first(self, able: Callable[[str], bool] = lambda name: True) -> str | None:
-        """The first that is able: of those within the margin of the fastest, the first of the fixed order.
+        """The first backend that is able: of those within the margin of the fastest, the first of the fixed order.
 
         Then the backends without measurements, in the fixed order; then those with a long first call. No more are
         tried than needed, because each try imports a plugin.
@@ -52,7 +52,7 @@ class Ranking:
         return next(filter(able, sorted(rest, key=self._slow.__contains__)), None)
 
     def faster(self, name: str) -> list[str]:
-        """Names measured to be faster than this one by more than the margin, and quick to begin; fastest first."""
+        """The names measured to be faster by more than the margin, without a long first call; fastest first."""
         if name not in self.cost:
             return list(self._ready)
         return [other for other in self._ready if self.cost[other] < self.cost[name] * (1 - MARGIN)]
@@ -98,7 +98,7 @@ def costs(cells: Iterable[Cell], names: Iterable[str]) -> dict[str, float]:
 
 
 def _nearest(cells: Sequence[Cell], hidden: int) -> list[Cell]:
-    """The cells of the measured hidden size that is nearest, as a ratio."""
+    """The cells of the nearest measured hidden size, by the ratio."""
     sizes = sorted({cell.hidden for cell in cells}, key=lambda size: (abs(math.log(size / hidden)), size))
     return [cell for cell in cells if sizes and cell.hidden == sizes[0]]
 
@@ -109,7 +109,7 @@ def _shown(cells: Sequence[Cell]) -> Cell:
 
 
 def _words(cell: Cell) -> str:
-    """A cell, for people."""
+    """A cell in words."""
     resets = "resets once a row" if cell.resets == "once" else f"{float(cell.resets):.0%} resets"
     return f"H {cell.hidden} ({cell.mode}, {resets}, B {cell.batch}, T {cell.time})"
 

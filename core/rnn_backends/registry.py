@@ -1,7 +1,7 @@
 """Backends by entry-point name: listing imports nothing, and :func:`get_backend` loads one plugin.
 
 A plugin that fails to load disables only itself. pluggy does not isolate plugins, so each entry point is loaded in a
-plugin manager of its own, and an error is caught and kept as the reason.
+separate plugin manager, and an error is caught and stored as the reason.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Registry:
         return UnknownBackendError(name, self.names(), ", ".join(filter(None, notes)), RESERVED)
 
     def _load(self, name: str) -> None:
-        """Build the backend, or keep the reason why it cannot be built; once."""
+        """Build the backend, or store the reason why it cannot be built; once."""
         if name in self._built or name in self._broken:
             return
         points = self._found[name]
@@ -223,7 +223,7 @@ _warned: set[tuple[str, ...]] = set()
 
 _registry = Registry()
 _registries = {"lstm": _registry}
-"""By the kind of cell: a name is one backend for each. Another cell brings its hook, its type and its entry here."""
+"""The registries by the kind of cell; a name is one backend for each. A new cell adds a hook, a type and an entry."""
 
 
 def get_backend(name: str, source: str | None = None, *, cell: str = "lstm") -> LSTMBackend:

@@ -1,6 +1,6 @@
-"""What ``torch.jit.script`` compiles in place of an :class:`~rnn_backends.LSTM`: no registry, nothing of Python.
+"""The module that ``torch.jit.script`` compiles in place of an :class:`~rnn_backends.LSTM`, without a registry.
 
-TorchScript is deprecated since torch 2.13; docs/deployment.md shows the way on, ``torch.export``.
+TorchScript is deprecated since torch 2.13; docs/deployment.md shows its successor, ``torch.export``.
 No ``from __future__ import annotations`` here: TorchScript reads the annotations.
 """
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Layer(nn.Module):
-    """Holds one layer's weights where TorchScript can iterate over them."""
+    """The weights of one layer, in a module over which TorchScript can iterate."""
 
     w_ih: Tensor
     w_hh: Tensor
@@ -35,10 +35,10 @@ class _Layer(nn.Module):
 
 
 class ScriptableLSTM(nn.Module):
-    """An LSTM with its weights that scripts, saves, and runs where this project is not installed.
+    """An LSTM that can be scripted and saved, and runs where this project is not installed.
 
     Args:
-        lstm: the LSTM to take; its parameters are shared, as ``layers.0.w_ih`` and so on.
+        lstm: the LSTM; its parameters are shared, under the names ``layers.0.w_ih`` and so on.
     """
 
     def __init__(self, lstm: "LSTM") -> None:

@@ -1,6 +1,6 @@
-"""For tests of your own policy: whether a replay in recurrent mode gives what was computed while acting.
+"""For tests of your own policy: whether a replay in recurrent mode gives the same results as acting.
 
-``rnn-backends doctor`` is the same from the command line. TorchRL is not imported: the environment brings it.
+``rnn-backends doctor`` does the same from the command line. TorchRL is not imported: the environment imports it.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _TOLERANCES = {torch.float64: 1e-8, torch.float32: 1e-4}
 
 
 class Diagnosis(NamedTuple):
-    """What :func:`diagnose` found.
+    """The result of :func:`diagnose`.
 
     Args:
-        agrees: whether the replay's features are those of acting; ``None`` where they could not be compared.
-        difference: the largest absolute difference of the features; NaN where they could not be compared.
-        steps: how many steps were compared.
-        mistakes: the usual mistakes that were seen.
-        first: the place of the first difference, in words; empty without one.
+        agrees: whether the replay's features equal those of acting; ``None`` if they could not be compared.
+        difference: the largest absolute difference of the features; NaN if they could not be compared.
+        steps: the number of compared steps.
+        mistakes: the usual mistakes that were found.
+        first: the position of the first difference, in words; empty without one.
     """
 
     agrees: bool | None
@@ -72,12 +72,12 @@ def assert_rollout_equals_replay(
         policy: a TensorDict module that holds one or more :class:`~rnn_backends.LSTMModule`.
         env: a TorchRL environment with its transforms.
         steps: length of the rollout. It should be long enough that an episode ends within it.
-        data: rows ``[*batch, T]`` of a collector or replay buffer, to be judged too.
+        data: rows ``[*batch, T]`` of a collector or replay buffer, to check too.
         atol: absolute tolerance; by default 1e-4 in float32, 1e-8 in float64, 2e-2 in 16 bits.
         rtol: relative tolerance; the same by default.
 
     Raises:
-        AssertionError: they differ or a usual mistake was seen; the message names it and the line to change.
+        AssertionError: they differ or a usual mistake was found; the message names it and the line to change.
         InputError: the policy holds no LSTMModule.
 
     Examples:
@@ -103,7 +103,7 @@ def diagnose(
     atol: float | None = None,
     rtol: float | None = None,
 ) -> Diagnosis:
-    """The same as :func:`assert_rollout_equals_replay`, as a value."""
+    """The check of :func:`assert_rollout_equals_replay`, with the result as a value."""
     modules = [module for module in policy.modules() if isinstance(module, LSTMModule)]
     if not modules:
         raise InputError(f"the policy holds no rnn_backends.LSTMModule: {type(policy).__name__}")
@@ -112,7 +112,7 @@ def diagnose(
     usual = _TOLERANCES.get(modules[0].lstm.weight_ih_l0.dtype, 2e-2)
     atol, rtol = usual if atol is None else atol, usual if rtol is None else rtol
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="this LSTMModule acts without memory")  # a mistake, told below
+        warnings.filterwarnings("ignore", message="this LSTMModule acts without memory")  # reported below as a mistake
         found = _from_acting(policy, env, modules, steps, atol, rtol)
         if data is not None:
             wrong = tuple(dict.fromkeys(_from_data(policy, modules, data, atol, rtol)))
@@ -165,14 +165,14 @@ def _from_data(
         if wrong:
             return
     with _listening(modules) as written, set_recurrent_mode(False):
-        policy(_readable(policy, data))  # every stored step once more, all at once
+        policy(_readable(policy, data))  # all stored steps again, in one call
     for module in modules:
         if module in written:
             yield from mistakes.in_order(module, data, written[module][-1][1], atol, rtol)
 
 
 def _readable(policy: nn.Module, td: TensorDictBase) -> TensorDictBase:
-    """What the policy reads, without what it wrote."""
+    """The entries that the policy reads, without those that it wrote."""
     keys = getattr(policy, "in_keys", None)
     return td.select(*keys, strict=False).clone() if keys else td.exclude("next").clone()
 

@@ -1,4 +1,4 @@
-"""What tools made for ``torch.nn.LSTM`` ask an LSTM for: its methods, and a place for a quantisation config."""
+"""For tools that expect a ``torch.nn.LSTM``: its methods, and an attribute for a quantisation config."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _INSTEAD = "to quantise it put lstm.to_torch() in its place; lstm.qconfig = None
 
 
 class ToolsLSTM(SharedRNN):
-    """The methods of :class:`torch.nn.LSTM` beside ``forward`` that ``torch.nn.RNNBase`` does not have, and more."""
+    """The methods of :class:`torch.nn.LSTM` besides ``forward`` that ``torch.nn.RNNBase`` does not have, and more."""
 
     def to_torch(self) -> nn.LSTM:
-        """A :class:`torch.nn.LSTM` that *shares* these parameters: for tools that look for that class.
+        """A :class:`torch.nn.LSTM` that *shares* these parameters, for tools that require that class.
 
         Raises:
             InputError: it is parametrized (parametrize the new module instead).
@@ -44,10 +44,10 @@ class ToolsLSTM(SharedRNN):
 
     @property
     def qconfig(self) -> None:
-        """``None`` where it was set to that: ``torch.ao.quantization`` then leaves this module in floating point.
+        """``None`` if it was set to that: ``torch.ao.quantization`` then leaves this module in floating point.
 
-        It has no quantised form, so that any other value is an error. Set to ``None`` by ``torch.ao.quantization``
-        itself, which finds LSTMs by torch.nn.LSTM's class and passes over this one, it warns.
+        There is no quantised form, so any other value is an error. If ``torch.ao.quantization`` itself sets it to
+        ``None``, because it finds LSTMs by torch.nn.LSTM's class and skips this one, there is a warning.
 
         Raises:
             InputError: the value is a config.
@@ -78,7 +78,7 @@ for _name, _method in METHODS_OF_NN_LSTM.items():
 
 
 def _is_set_by_a_tool() -> bool:
-    """Whether torch's quantisation assigns the attribute: its frame is above the setter's and nn.Module's."""
+    """Whether torch's quantisation assigns the attribute, judged by the frame above the setter's and nn.Module's."""
     frame = inspect.currentframe()
     for _ in range(4):
         frame = frame.f_back if frame is not None else None

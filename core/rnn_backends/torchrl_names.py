@@ -28,9 +28,9 @@ class TorchRLOptions(NamedTuple):
     Attributes:
         python_based: the same as the backend ``vmap``; beside it :data:`PYTHON_BASED` mean nothing else.
         recurrent_backend: a backend's name, or one of :data:`ALIASES`.
-        recurrent_compute_dtype: refused, but for float32, which is TorchRL's default.
-        recurrent_recompute: refused, but for ``"none"``.
-        recurrent_matmul_precision: refused, but for ``"auto"``.
+        recurrent_compute_dtype: rejected, except float32, which is TorchRL's default.
+        recurrent_recompute: rejected, except ``"none"``.
+        recurrent_matmul_precision: rejected, except ``"auto"``.
     """
 
     python_based: bool = False
@@ -40,14 +40,14 @@ class TorchRLOptions(NamedTuple):
     recurrent_matmul_precision: str | None = None
 
     def backend(self, lstm_backend: Request) -> Request:
-        """The backend that is asked for.
+        """The requested backend.
 
         Args:
             lstm_backend: our own option.
 
         Raises:
-            InputError: two options name different backends, or an option means nothing here; the message says what to
-                write instead.
+            InputError: two options name different backends, or an option is not available here; the message says what
+                to write instead.
         """
         self._check()
         asked: dict[str, Request] = {"lstm_backend": lstm_backend}

@@ -15,8 +15,8 @@ from .contract import Trait
 def traits_needed(tensors: Iterable[Tensor | None]) -> set[Trait]:
     """The traits that these tensors need: ``VMAP`` if one is batched, ``FORWARD_AD`` if one has a tangent.
 
-    At any depth of nested transforms. A level that is open around the call, but that none of the tensors is part of,
-    needs nothing. It takes 15 us: ask :func:`._torch.transforms_may_be_open` first.
+    It works at any depth of nested transforms. A level around the call that none of the tensors is part of needs no
+    trait. It takes 15 us: call :func:`._torch.transforms_may_be_open` first.
     """
     found: set[Trait] = set()
     try:
@@ -28,7 +28,7 @@ def traits_needed(tensors: Iterable[Tensor | None]) -> set[Trait]:
 
 
 class _Probe(torch.autograd.Function):
-    """Notes by which rules torch takes it through its transforms. It computes nothing."""
+    """Records the rules by which torch takes it through its transforms. It computes nothing."""
 
     @staticmethod
     def forward(found: set[Trait], *tensors: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def cell(gates: Tensor, c: Tensor, w_hr: Optional[Tensor]) -> State:
 
     Args:
         gates: ``[B, 4H]``, pre-activations.
-        c: ``[B, H]``, the cell state before.
+        c: ``[B, H]``, the previous cell state.
         w_hr: ``[P, H]`` or ``None``.
 
     Returns:
@@ -37,11 +37,12 @@ def cell(gates: Tensor, c: Tensor, w_hr: Optional[Tensor]) -> State:
 
 
 def accumulation_views(weight: Tensor, number: int) -> List[Tensor]:
-    """``weight`` as so many views, so that what their gradients add up to is exact to the dtype's precision.
+    """``weight`` as the given number of views, so that the sum of their gradients has the dtype's precision.
 
-    Autograd adds gradients up one by one in their dtype. In bfloat16, of eight bits, a sum of 256 such terms takes no
-    more of them: at ``T = 1024`` half of a weight's gradient was missing. Views of views add up in pairs, so the error
-    grows with the logarithm of their number (Higham 1993, "The accuracy of floating point summation").
+    Autograd adds gradients one by one in their dtype. In bfloat16, with eight bits, a sum stops growing after 256
+    similar terms: at ``T = 1024`` half of a weight's gradient was missing. Gradients of views of views are added in
+    pairs, so the error grows with the logarithm of their number (Higham 1993, "The accuracy of floating point
+    summation").
     """
     found = [weight]
     while len(found) < number:
@@ -54,7 +55,7 @@ def accumulation_views(weight: Tensor, number: int) -> List[Tensor]:
 
 
 def unroll(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Run one layer over time, one step after the other: a :data:`~rnn_backends.contract.LayerFunction`.
+    """Run one layer over time, step by step: a :data:`~rnn_backends.contract.LayerFunction`.
 
     Args:
         weights: the layer's weights.

@@ -11,11 +11,11 @@ from .contract import LayerWeights, LSTMSpec
 from .errors import InputError
 
 Shapes = tuple[tuple[int, ...] | None, ...]
-"""The shapes of a :class:`LayerWeights`; ``None`` for a weight that it has not."""
+"""The shapes of a :class:`LayerWeights`; ``None`` for an absent weight."""
 
 
 def spec_of(lstm: nn.RNNBase) -> LSTMSpec:
-    """The options of torch.nn's LSTM, or of ours."""
+    """The options of a torch.nn.LSTM or an rnn_backends.LSTM."""
     return LSTMSpec(
         lstm.input_size,
         lstm.hidden_size,
@@ -46,7 +46,7 @@ def weight_shapes(spec: LSTMSpec) -> tuple[Shapes, ...]:
 
 
 def as_dtype(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value.to(dtype)``, which costs a step of acting most of a microsecond where there is nothing to do."""
+    """``value.to(dtype)``, without its cost of most of a microsecond if the dtype is the same."""
     if value.dtype == dtype:
         return value
     if not value.is_floating_point():
@@ -63,10 +63,10 @@ def cast_weights(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
 def check_weights(
     weights: list[LayerWeights], names: Sequence[Sequence[str]], shapes: Sequence[Shapes], casts: bool
 ) -> None:
-    """All weights dense, of one device and dtype (under autocast: any dtype), in the shapes that the options say.
+    """Check that all weights are dense, on one device, of one dtype (under autocast: any), and of the options' shapes.
 
-    ``functional_call``, parametrizations and assignment give whatever weights they like, and a kernel that reads
-    memory by its address cannot tell.
+    ``functional_call``, parametrizations and assignment accept any weights, and a kernel that reads memory by its
+    address cannot detect a wrong one.
     """
     first = weights[0].w_ih
     if not isinstance(first, Tensor):
@@ -78,7 +78,7 @@ def check_weights(
                 continue
             if (
                 value is None
-                or value.is_nested  # it may not say its shape
+                or value.is_nested  # its shape may not be available
                 or value.layout is not torch.strided
                 or value.is_quantized
                 or value.shape != shape
