@@ -198,13 +198,13 @@ def run(*args, **kwargs):
     raise AssertionError(f"a process was started: {args}")
 subprocess.Popen.__init__ = run
 import torch
-from rnn_backends import LSTM, LSTMSpec, UnsupportedError, explain, get_backend
+from rnn_backends import LSTM, LSTMModule, LSTMSpec, UnsupportedError, explain, get_backend
 lstm, x = LSTM(3, 4, lstm_backend="cudnn"), torch.randn(2, 5, 2, 3)
 for program in (
     lambda: torch.vmap(lambda v: lstm(v)[0])(x),
     lambda: torch.jit.script(lstm),
     lambda: LSTM(3, 4, device="meta", lstm_backend="cpp")(x[0].to("meta")),
-    lambda: LSTM(3, 4, dtype=torch.complex64, lstm_backend="cpp"),
+    lambda: LSTMModule(3, 4, in_key="x", out_key="y", hidden_output="all", lstm_backend="cudnn"),
 ):
     try:
         program()
