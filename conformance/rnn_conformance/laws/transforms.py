@@ -211,16 +211,18 @@ def compiled_in_one_graph(trial: Trial) -> None:
     T=(3,),
     B=(2,),
     dtype=CHEAP_DTYPE,
-    stored=("zeros",),
+    stored=("random",),
     bidirectional=(True,),
     profiles=("quick", "full"),
 )
 def exported(trial: Trial) -> None:
-    """torch.export exports the module, and the program follows changed resets in both directions."""
-    lstm = trial.lstm()
-    program = torch.export.export(lstm, (trial.inputs.x,), {"is_init": trial.is_init}).module()
-    for is_init in (trial.is_init, ~trial.is_init):
-        starts = is_init.clone()
-        starts[0] = True
-        expected = trial.reference(trial.inputs._replace(starts=starts)).output
-        trial.agree("output", program(trial.inputs.x, is_init=is_init)[0], expected)
+    """torch.export exports the module, and the program follows changed resets in both directions, from zeros or hx."""
+    lstm, inputs = trial.lstm(), trial.inputs
+    for hx in (None, (inputs.h[:, 0].clone(), inputs.c[:, 0].clone())):
+        program = torch.export.export(lstm, (inputs.x, hx), {"is_init": trial.is_init}).module()
+        for is_init in (trial.is_init, ~trial.is_init):
+            starts, read = is_init.clone(), torch.zeros_like(is_init)
+            starts[0], read[0] = True, ~is_init[0] & (hx is not None)
+            h, c = (torch.where(read.unsqueeze(-1), v, 0) for v in (inputs.h, inputs.c))
+            expected = trial.reference(inputs._replace(h=h, c=c, starts=starts)).output
+            trial.agree("output", program(inputs.x, hx, is_init=is_init)[0], expected)
