@@ -1,4 +1,4 @@
-"""The suite's interface: run every law on one backend, run one law on one case, name the defect like a failure."""
+"""The suite's interface: run all laws on a backend, run one law on one case, find the defect similar to a failure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEFECTS = f"{__package__}.defects"
 
 
 CAUSES = 8
-"""So many laws at most are tried as the cause of the failures after them."""
+"""The maximum number of laws to try as the cause of the failures after them."""
 
 
 @cache
@@ -121,7 +121,7 @@ def with_causes(results: Sequence[LawResult], run: RunOptions) -> list[LawResult
             case, rollout = case_of(result.law, result.token, run.rollouts)
             for law in plain:
                 if not (law.drawn if rollout is None else law.rollouts):
-                    continue  # it has no such cases
+                    continue  # the law has no such cases
                 if outcome_of(law, run.backend, case, run.device, rollout).verdict in BAD:
                     result = replace(result, cause=law.name)
                     break
@@ -227,7 +227,7 @@ def changed(report: Report, law: str, **fields: Any) -> Report:
 def quiet_single_thread() -> Iterator[None]:
     """One thread and no warnings.
 
-    Cases are small: on a busy machine threads wait for one another far longer than they work. A warning that a
+    Cases are small: on a busy machine threads wait for each other much longer than they work. A warning that a
     user's settings turn into an error would look like a crash of the backend.
     """
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""The policy and the environment that ``rnn-backends doctor`` judges when it is given none: how both should look."""
+"""The default policy and environment of ``rnn-backends doctor``, as an example of correct ones."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def rollout_gradients(trial: Trial) -> None:
 
 
 def _inputs(trial: Trial) -> Inputs:
-    """The tensors, weights from U(-1, 1) / sqrt(H) as torch draws them: larger ones make long rows chaotic."""
+    """The tensors, with weights from U(-1, 1) / sqrt(H) as in torch: larger ones make long rows chaotic."""
     return trial.fresh().weighted(trial.case.H**-0.5)
 
 

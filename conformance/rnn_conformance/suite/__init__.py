@@ -1,1 +1,1 @@
-"""The machinery: the type of a law, the cases it runs over, the reference, and the verdict."""
+"""The machinery: the type of a law, its cases, the reference, and the verdict."""

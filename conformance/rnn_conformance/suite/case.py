@@ -34,8 +34,8 @@ class Case:
         dtype: a key of :data:`DTYPES`.
         resets: bit ``b * T + t`` is set where ``is_init[t, b]``.
         stored: whether the states that sequences start from are random or zeros.
-        layout: how the inputs lie in memory.
-        seed: of all numbers.
+        layout: the memory layout of the inputs.
+        seed: the seed of all numbers.
     """
 
     T: int
@@ -55,7 +55,7 @@ class Case:
 
     @cached_property
     def spec(self) -> LSTMSpec:
-        """The options as backends see them."""
+        """The options in the form that backends get."""
         return LSTMSpec(self.I, self.H, self.L, self.bias, self.dropout / 100, self.bidirectional, self.P)
 
     @property
@@ -71,7 +71,7 @@ class Case:
 
     @property
     def token(self) -> str:
-        """Short, stable, readable; a field at its default is left out. ``Case.parse(token)`` gives the case again."""
+        """A short, stable, readable text without fields at their defaults. ``Case.parse`` returns the case."""
         return self._token("TBIH", resets=True)
 
     @property
@@ -97,8 +97,8 @@ class Case:
         """The case of a token.
 
         Args:
-            token: as :attr:`token` gives it.
-            known: fields that a recorded rollout gives; the token must not repeat them.
+            token: the text of :attr:`token`.
+            known: fields that a recorded rollout fixes; the token must not repeat them.
 
         Raises:
             ValueError: a part is not understood, a field is missing or repeated, or no case has these sizes: a
@@ -122,7 +122,7 @@ class Case:
 
     def why_impossible(self) -> str | None:
         """The reason why no inputs exist for this case, or ``None``."""
-        for name in "TIHL":  # B may be 0: a law is about no rows
+        for name in "TIHL":  # B may be 0, for a law about no rows
             if getattr(self, name) < 1:
                 return f"{name} is {getattr(self, name)}, and must be at least 1"
         if self.P >= self.H:

@@ -1,4 +1,4 @@
-"""Comparisons of two tensors: where they differ first, the actual and the expected value, and by how much."""
+"""Comparisons of two tensors: the first difference, its actual and expected value, and the error ratio."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def judge(
     Args:
         what: names the tensor in the message.
         actual: the backend's result.
-        expected: of the same shape.
-        tolerance: worst row error that passes.
+        expected: the expected result, of the same shape.
+        tolerance: the largest allowed row error.
         dim: the dimension that counts rows, ``None`` for one row.
         axes: names of the dimensions, for the message.
         floor: see :func:`~rnn_conformance.suite.tolerances.worst_row`.
-        whose: where the tolerance is from, for the message.
+        whose: the origin of the tolerance, for the message.
     """
     check_shape(what, actual, expected)
     error_ratio = worst_row(actual, expected.double(), dim, floor) / tolerance

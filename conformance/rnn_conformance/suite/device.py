@@ -28,7 +28,7 @@ def has_tf32(device: str) -> bool:
 
 @contextmanager
 def exact_float32(device: str) -> Iterator[None]:
-    """Switch TF32 off on CUDA: its ten bits would be judged by float32's tolerance. Elsewhere nothing changes."""
+    """Switch TF32 off on CUDA, because its ten bits exceed float32's tolerance. Elsewhere nothing changes."""
     if not has_tf32(device):
         yield
         return

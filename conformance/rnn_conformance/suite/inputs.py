@@ -18,10 +18,10 @@ class Rollout:
     """Rows of consecutive trajectories of one real environment.
 
     Attributes:
-        name: the environment's.
+        name: the environment's name.
         observation: ``[B, T, I]`` float32.
         is_init: ``[B, T]`` bool, true at a trajectory's first step.
-        source: where the data is from, in words.
+        source: the origin of the data, in words.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Inputs(NamedTuple):
 
     @property
     def entry(self) -> list[State]:
-        """``L*D`` times ``State([T, B, P], [T, B, H])``, as :meth:`rnn_backends.LSTM.sequences` takes them."""
+        """``L*D`` times ``State([T, B, P], [T, B, H])``, for :meth:`rnn_backends.LSTM.sequences`."""
         return [State(h, c) for h, c in zip(self.h, self.c, strict=True)]
 
     @property
@@ -94,12 +94,12 @@ def weight_shapes(case: Case) -> dict[str, tuple[int, ...]]:
 
 
 def materialise(case: Case, device: str | torch.device = "cpu", rollout: Rollout | None = None) -> Inputs:
-    """Draw a case's inputs: weights from U(-1, 1), where logic defects stand out most from rounding noise.
+    """Draw a case's inputs, with weights from U(-1, 1), for which logic defects differ most from rounding errors.
 
     Args:
-        case: what to draw.
-        device: where to put it.
-        rollout: observations ``[B, T, I]`` that take the place of the drawn ``x``.
+        case: the case.
+        device: the device of the tensors.
+        rollout: observations ``[B, T, I]`` that replace the drawn ``x``.
     """
     generator = torch.Generator().manual_seed(case.seed)
     rows, P = case.spec.num_states, case.spec.output_size

@@ -1,7 +1,7 @@
-"""A fresh interpreter that has imported everything and run nothing: each law in a process of its own is a fork of it.
+"""A new interpreter that has imported everything and run nothing: each isolated law runs in a fork of it.
 
-To import torch and the suite takes seconds, longer than most of these laws. A fork of the process that checks would
-save that too, but it has used OpenMP's threads, which a fork does not inherit and waits for.
+The imports of torch and the suite take seconds, longer than most of these laws. A fork of the checking process would
+save them too, but that has used OpenMP's threads, which a fork does not inherit and would wait for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 _started: dict[int, _Interpreter] = {}
-"""By process: a fork of this one must not speak through its pipes."""
+"""By process, because a fork of this process must not use its pipes."""
 
 
 class _Interpreter:
@@ -45,7 +45,7 @@ class _Interpreter:
         self.process.stdin.flush()
 
     def end(self) -> None:
-        """End it; what it started ends with its own law."""
+        """End the interpreter; the processes that it started end with their own laws."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -57,9 +57,9 @@ def run_in_a_fork(arguments: list[str], errors: Path, seconds: float) -> int | N
     """Run one law with the arguments of ``rnn_conformance.laws``; its exit status, ``None`` if its time is up.
 
     Args:
-        arguments: as :mod:`rnn_conformance.laws.__main__` has them.
-        errors: the file that standard error goes to.
-        seconds: the most it may take; the interpreter's own start is not counted.
+        arguments: the arguments of :mod:`rnn_conformance.laws.__main__`.
+        errors: the file for standard error.
+        seconds: the time limit, without the interpreter's own start.
 
     Raises:
         OSError: the interpreter is gone.
@@ -89,7 +89,7 @@ def run_in_a_fork(arguments: list[str], errors: Path, seconds: float) -> int | N
 
 
 def run_alone(arguments: list[str], errors: Path, seconds: float) -> int | None:
-    """The same in an interpreter that nothing else runs in; its start counts."""
+    """The same in a separate interpreter; the time limit includes its start."""
     command = [sys.executable, "-m", "rnn_conformance.laws", *arguments]
     with errors.open("w") as said:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)
@@ -117,7 +117,7 @@ def _end(here: int) -> None:
 
 
 def serve(run: Callable[[list[str]], None]) -> None:
-    """Fork for each request on standard input, one after the other; say the process, and its status when it ends."""
+    """Fork for each request on standard input, one after the other; write the process, and its status when it ends."""
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     for line in requests:
         request = json.loads(line)
@@ -138,7 +138,7 @@ def serve(run: Callable[[list[str]], None]) -> None:
 
 
 def _become(request: dict[str, Any]) -> None:
-    """A session of its own, so that a compiler's workers can be ended too; no pipe of the interpreter's stays open."""
+    """Start a new session, so that a compiler's workers can be killed too, and close the interpreter's pipes."""
     os.setsid()
     os.closerange(3, 64)
     nowhere = os.open(os.devnull, os.O_RDWR)

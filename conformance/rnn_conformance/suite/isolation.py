@@ -31,10 +31,10 @@ from .law import Law
 from .verdict import Outcome
 
 _notes: Path | None = None
-"""Where this process writes what it is about to try, if it runs one law alone."""
+"""The file for the name of the next attempt, if this process runs one law alone."""
 
 GRACE = 10.0
-"""Seconds that a process has to write its stack after its time is up."""
+"""Seconds for a process to write its stack after the time limit."""
 
 
 def outcome_of_drawn(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome:
@@ -51,11 +51,11 @@ def outcome_in_a_process(law: Law, backend: LSTMBackend, case: Case, device: str
     made in this process the process is forked; one that holds a GPU cannot fork: the law runs in it, without a limit.
 
     Args:
-        law: to run; a fresh interpreter finds it again by its name.
-        backend: under test.
-        case: to run it over.
-        device: where to run.
-        seconds: how long it may take.
+        law: the law; a new interpreter finds it by its name.
+        backend: the backend under test.
+        case: the case.
+        device: the device to run on.
+        seconds: the time limit.
     """
     with tempfile.TemporaryDirectory(prefix="rnn-conformance-") as folder:
         answer = Path(folder, "answer.json")
@@ -74,7 +74,7 @@ def outcome_in_a_process(law: Law, backend: LSTMBackend, case: Case, device: str
 
 
 def note(what: str) -> None:
-    """Keep what a law tries next: the verdict of a crash names it."""
+    """Store the name of a law's next attempt, for the verdict of a crash."""
     if _notes is not None:
         _notes.write_text(what)
 
@@ -138,9 +138,9 @@ def _forked(law: Law, backend: LSTMBackend, case: Case, device: str, answer: Pat
 
 
 def write_outcome(law: Law, backend: LSTMBackend, case: Case, device: str, answer: Path, seconds: float) -> None:
-    """Write the outcome to a file, whole or not at all; runs in a process of its own.
+    """Write the outcome to a file, completely or not at all; runs in its own process.
 
-    After ``seconds`` the process writes its stack into another file, and ends.
+    After ``seconds`` the process writes its stack to another file and ends.
     """
     global _notes
     _notes = _notes_file(answer)

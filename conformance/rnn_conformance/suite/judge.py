@@ -16,13 +16,13 @@ from .verdict import Declined, LawBroken, Outcome
 
 
 def outcome_of(law: Law, backend: LSTMBackend, case: Case, device: str, rollout: Rollout | None = None) -> Outcome:
-    """Run the law once, in this process. Whatever the backend raises becomes part of the outcome.
+    """Run the law once, in this process. Any exception of the backend becomes part of the outcome.
 
     Args:
-        law: to run.
-        backend: under test.
+        law: the law.
+        backend: the backend under test.
         case: sizes, options, resets and seed.
-        device: where to run.
+        device: the device to run on.
         rollout: recorded observations in place of the drawn input.
     """
     claimed = law.trait is None or law.trait in backend.traits

@@ -21,7 +21,7 @@ class Law:
     Attributes:
         name: the function's name.
         sentence: the law in one sentence, the docstring's first line.
-        subject: the file it is in.
+        subject: its file.
         function: raises :class:`~.verdict.LawBroken` if the law does not hold for a trial.
         where: constraints on its cases: the allowed values of each field.
         trait: the capability it tests; the law also runs where it is not claimed.
@@ -31,10 +31,10 @@ class Law:
         drawn: whether it runs over drawn cases.
         since: the contract version that added it; it is declined for a backend made for an older one.
         profiles: the profiles it belongs to; a law of full belongs to deep too.
-        once: whether one case is enough in every profile, as the law itself tries many things.
-        wide: whether it draws all cases of the profile; the others draw a quarter, as what they do matters more to them
-            than sizes and options, which wide laws vary too.
-        time_limit: in seconds; the law then runs in a process of its own. ``None``: it runs in this process, unlimited.
+        once: whether one case is enough in every profile, because the law itself tries many things.
+        wide: whether it draws all cases of the profile; the other laws draw a quarter, because sizes and options, which
+            wide laws vary too, matter less to them.
+        time_limit: in seconds; the law then runs in its own process. ``None``: it runs in this process, without limit.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Law:
 
 
 def sentence_of(function: Callable[..., object]) -> str:
-    """Its docstring's first line; its name in words where Python drops docstrings (``-OO``, ``PYTHONOPTIMIZE=2``)."""
+    """Its docstring's first line, or its name if Python drops docstrings (``-OO``, ``PYTHONOPTIMIZE=2``)."""
     return (function.__doc__ or function.__name__.replace("_", " ")).strip().splitlines()[0]
 
 
