@@ -103,7 +103,7 @@ def _expected(trial: Trial, weights: Weights, x: Tensor, over: str) -> dict[str,
     return differentiate(total, {"x": x, **weights})
 
 
-@law(trait=Trait.VMAP, **SMALL)
+@law(trait=Trait.VMAP, **SMALL | IN_FULL)
 def gradients_outside_of_vmap(trial: Trial) -> None:
     """A backward pass or torch.func.grad around torch.vmap gives each member its gradients, in rows and in steps."""
     for form, call in _calls(trial).items():
