@@ -1,16 +1,16 @@
 """Mutants against the suite: `make mutants-suite`, or `python tools/mutants_suite.py --minutes 30`.
 
-A machine makes the defects: an operator, constant, condition or index changed, arguments swapped, or a line deleted,
+A machine makes the defects: an operator, a constant, a condition, an index changed, arguments swapped, a line left out,
 each in one place of core, of a kernel written in Python, or of the sources of `cpp` (`tools/cpp_mutants.py`). The laws
-of the profile `quick` run over each in a forked process, first over few cases, those that kill most first, until one
-fails. Results are saved in `.mutants/suite.jsonl`, one line each, so that a stopped run can continue. A survivor is
-equivalent, with a reason in `tools/mutants_suite.toml`, or shows a gap in the laws.
+of the profile `quick` run over each in a forked process until one fails: those that kill most first, and first over few
+cases. Results are kept in `.mutants/suite.jsonl`, one line each, so that a stopped run goes on. What survives is
+equivalent, for a reason in `tools/mutants_suite.toml`, or shows what no law sees.
 
-C++ is compiled with `-O1`, which takes half the time of `-O3`, and with a trap at every index out of bounds
-(`-fsanitize=bounds`). Mutants that few cases do not kill run under AddressSanitizer as well (`make sanitize`).
+C++ is compiled with `-O1`, which takes half the time of `-O3`, and with a trap at every index outside of an array
+(`-fsanitize=bounds`). What the first laws do not kill runs under AddressSanitizer as well (`make sanitize`).
 
-The mutants are made here, because cosmic-ray (`tools/mutants.py`) neither deletes lines nor swaps arguments, and it
-changes files, so that each mutant imports everything again; here a fork replaces the code of a module's functions.
+The mutants are made here: cosmic-ray (`tools/mutants.py`) leaves out no lines and swaps no arguments, and it changes
+files, so that each mutant imports everything anew; here a fork gives the functions of one module other code.
 """
 
 from __future__ import annotations
@@ -60,10 +60,14 @@ TARGETS = {
     ),
     "cpp": ("plugins/rnn_backends_plugins/cpp", "rnn_backends_plugins.cpp"),
 }
-"""The mutated code: core under `vmap`, a tiled kernel, one with a hand-written backward pass, C++ of `cpp`."""
+"""What is mutated: core under `vmap`, a tiled kernel, one with a backward pass written by hand, C++ of `cpp`."""
 SECONDS = 240.0
-"""The time limit of one mutant in seconds; a mutant that exceeds it is unfinished, and a later run repeats it."""
+"""Of one mutant; one that is not done then is unfinished, and a later run takes it up again."""
 LAW_SECONDS = 90
+FIRST = 16
+"""The laws that kill most run over few cases, then over those of `quick`, before the others run at all."""
+TRACED = ("exported", "compiled_in_one_graph")
+"""Laws that see what core does in a trace alone. They compile nothing with Inductor."""
 OF_MODULES = (
     "keys",
     "nets",
@@ -76,13 +80,13 @@ OF_MODULES = (
     "plugins",
     "dispatch",
 )
-"""Subjects of laws about modules and the registry, which are skipped if a kernel is mutated."""
+"""Subjects of laws about modules and the registry: left out where a kernel is mutated, which is behind all of them."""
 KERNELS = ("tiled", "blocks", "cpp")
 CPP_FLAGS = ("-O1", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")
 """In the place of ``-O3``."""
 SANITIZE = "make sanitize"
-WATCHED_CASES = 60
-"""Of `make sanitize`, for a mutant of C++ that the laws did not kill over few cases."""
+WATCHED_CASES = 25
+"""Of `make sanitize`, for a mutant of C++ that the first laws did not kill."""
 DIED = ("killed", "crashed", "endless")
 
 
@@ -92,12 +96,12 @@ class Mutant:
 
     Attributes:
         target: a key of :data:`TARGETS`.
-        kind: the kind of change.
+        kind: what was changed.
         line: its number.
-        before: the innermost statement, in one line.
-        after: the same statement in the mutant.
+        before: the innermost statement as it is, in one line.
+        after: the same as the mutant has it.
         code: the whole file's text.
-        file: the file's name, for a target of several files.
+        file: its name, of a target of several files.
     """
 
     target: str
@@ -110,7 +114,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """A key that is the same for the same mutant of the same source."""
+        """The same for the same mutant of the same source."""
         return hashlib.sha256(f"{self.target}\n{self.code}".encode()).hexdigest()[:12]
 
 
@@ -125,11 +129,11 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 
 Change = tuple[str, ast.AST]
-"""A kind of change, and the replacement of a node."""
+"""A kind of change, and what stands in a node's place."""
 
 
 def changes(node: ast.AST) -> list[Change]:
-    """The possible replacements of a node."""
+    """What could stand in a node's place."""
     made = CHANGES.get(type(node))
     return list(made(node)) if made else []
 
@@ -195,7 +199,7 @@ CHANGES: dict[type[ast.AST], Callable[[Any], Iterator[Change]]] = {
 
 
 def mutants(target: str) -> Iterator[Mutant]:
-    """All mutants of a target that differ as programs."""
+    """All mutants of a target that are different programs."""
     if target == "cpp":
         yield from _cpp_mutants()
         return
@@ -228,11 +232,11 @@ def _cpp_mutants() -> Iterator[Mutant]:
 
 
 Place = tuple[ast.AST, ast.stmt, ast.AST, str, int | None]
-"""A node, its innermost statement, and its position: the parent, the field, the index in a list."""
+"""A node, its innermost statement, and where it hangs: its parent, the field, the place in a list."""
 
 
 def _places(tree: ast.Module) -> Iterator[Place]:
-    """Every node within a function except annotations, decorators, docstrings and error messages."""
+    """Every node within a function, but annotations, decorators, docstrings and what an error says."""
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             yield from _below(function, None)
@@ -253,7 +257,7 @@ def _below(node: ast.AST, statement: ast.stmt | None) -> Iterator[Place]:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """Whether a node is an error message, a docstring, or an import, without which nothing runs."""
+    """What an error says, a docstring; and imports, without which nothing runs."""
     if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)):
         return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -265,7 +269,7 @@ def _short(text: str) -> str:
 
 
 def installed(mutant: Mutant) -> None:
-    """Give the target's functions the mutant's code in place, so that nothing is imported again."""
+    """Give the target's functions the mutant's code, whoever holds them: nothing is imported anew."""
     path, name = TARGETS[mutant.target]
     if mutant.target == "cpp":
         raise ValueError("C++ is compiled: see compiled")
@@ -287,7 +291,7 @@ def installed(mutant: Mutant) -> None:
 
 
 def compiled(mutant: Mutant | None, folder: Path) -> str | None:
-    """Compile the sources of `cpp` with a mutant, for this process alone; return the reason if that fails."""
+    """Compile the sources of `cpp` with a mutant in their place, for this process alone; why they do not compile."""
     from rnn_backends_plugins.cpp import build
 
     build.FLAGS = (*(flag for flag in build.FLAGS if flag != "-O3"), *CPP_FLAGS)
@@ -304,6 +308,7 @@ def watched(folder: Path) -> str | None:
     """What the sanitizers, or a comparison with the plain unroll, find in the sources that were compiled last."""
     sys.path.append(str(ROOT / "plugins" / "tests"))
     sanitize = importlib.import_module("sanitize")
+    sanitize.EXTRA = ("-O0", "-fsanitize=address,bounds", "-fno-sanitize-recover=all")  # a fifth of the time to compile
     made = sanitize.compile_watched(folder)
     if made is None:
         return None  # this compiler has no sanitizers
@@ -315,7 +320,7 @@ def watched(folder: Path) -> str | None:
 
 
 def backend_of(target: str) -> Any:
-    """The backend to run a target with. It is not registered, so that isolated laws fork this process."""
+    """The backend that a target is run under. Not a registered one, so that lanes fork this process."""
     from dataclasses import replace
 
     from rnn_backends import LSTMBackend, get_backend
@@ -341,14 +346,14 @@ def laws_in_order(kills: Counter[str], target: str) -> list[str]:
 
 
 _costs: dict[str, float] = {}
-"""The seconds that each law takes over few cases of unchanged code."""
+"""Seconds that each law takes over few cases of code that is right."""
 COSTS = KEPT.with_name("costs.json")
 
 
 def measure_laws(seed: int) -> None:
-    """Measure the cost of each law once, and save it for the next run.
+    """Find what each law costs, once: it is kept for the next run.
 
-    It runs in a separate process: some laws use threads, for which a later fork of this process would wait.
+    In a process of its own: some laws use threads, which a later fork of this one would wait for.
     """
     if not COSTS.exists():
         COSTS.parent.mkdir(exist_ok=True)
@@ -379,15 +384,17 @@ def _judged(
     from rnn_conformance.laws.catalogue import LAWS
     from rnn_conformance.suite.runner import RunOptions, run_law
 
-    for profile in ("smoke", "quick"):  # most die of few cases of many laws sooner than of many cases of few
+    order = laws_in_order(kills, target)
+    first, others = order[:FIRST] + ([] if target in KERNELS else [*TRACED]), order[FIRST:]
+    for profile, laws in (("smoke", first), ("quick", first), ("smoke", others), ("quick", others)):
         options = RunOptions(backend_of(target), profile, "cpu", seed, shrink=False)
         with quiet_single_thread():
-            for name in laws_in_order(kills, target):
+            for name in laws:
                 tell(name)
                 result = run_law(LAWS[name], options)
                 if not result.ok:
                     return ("crashed" if result.verdict == "crashed" else "killed"), name, result.message[:200]
-        if target == "cpp" and profile == "smoke":
+        if target == "cpp" and laws is first and profile == "quick":
             tell(SANITIZE)
             found = watched(folder)
             if found is not None:
@@ -396,7 +403,7 @@ def _judged(
 
 
 def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, answer: Path) -> None:
-    """Run the laws; the file has the name of the running law, and at the end the verdict."""
+    """Run the laws; the file says at each moment which one runs, and at last the verdict."""
     os.setsid()
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -422,7 +429,7 @@ def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, a
 
 
 def run(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, seconds: float = SECONDS) -> dict[str, Any]:
-    """The verdict on a mutant and the law that gave it; ``None`` stands for the unchanged code."""
+    """A mutant's verdict and the law that gave it; ``None``: the code as it is."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         answer = Path(folder, "answer.json")
@@ -457,7 +464,7 @@ def _wait(pid: int, answer: Path, begin: float, seconds: float) -> dict[str, Any
 
 
 def prepare() -> None:
-    """Import everything before the forks."""
+    """Import everything, so that each fork has it already."""
     for name in ("rnn_conformance.check", "rnn_backends_plugins.vmap", *(name for _, name in TARGETS.values())):
         importlib.import_module(name)
 
@@ -469,7 +476,7 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 
 def sample(targets: Sequence[str], seed: int) -> list[Mutant]:
-    """All mutants, in a random order fixed by the seed, with the targets in turn."""
+    """All mutants, in a random order that the seed fixes, the targets taking turns."""
     queues = []
     for target in targets:
         found = list(mutants(target))
@@ -479,7 +486,7 @@ def sample(targets: Sequence[str], seed: int) -> list[Mutant]:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The last result of each mutant in earlier runs."""
+    """The last line of each mutant in earlier runs."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return list({row["key"]: row for row in rows}.values())
 
@@ -499,9 +506,15 @@ def present(rows: Sequence[dict[str, Any]], found: Sequence[Mutant]) -> list[dic
 
 
 def go_on(
-    targets: Sequence[str], minutes: float, most: int, seed: int, seconds: float, tell: Callable[[str], None]
+    targets: Sequence[str],
+    minutes: float,
+    most: int,
+    seed: int,
+    seconds: float,
+    tell: Callable[[str], None],
+    guess: Sequence[str] = (),
 ) -> None:
-    """Run mutants that have no verdict yet until the time is up."""
+    """Run mutants that have no verdict yet until the time is up; with a guess, what is unfinished, those laws first."""
     end = time.monotonic() + 60 * minutes
     todo = sample(targets, seed)
     rows = present(rows_of(KEPT), todo)
@@ -511,9 +524,14 @@ def go_on(
     KEPT.parent.mkdir(exist_ok=True)
     if "cpp" in targets and run(None, "cpp", kills, seed, seconds)["verdict"] in (*DIED, "uncompilable"):
         raise SystemExit("the kernel of cpp dies without a mutant, compiled as its mutants are")
-    for number, mutant in enumerate(todo[:most], 1):
-        if mutant.key in known:
-            continue
+    tried, reasons = {row["key"] for row in rows}, explained()
+    decided = {row["key"] for row in rows if row["key"] in known or _key(row) in reasons}
+    todo = [mutant for mutant in todo[:most] if mutant.key not in decided]
+    todo.sort(key=lambda mutant: mutant.key in tried)  # what was unfinished takes longest, so it comes last
+    if guess:
+        todo = [mutant for mutant in todo if mutant.key in tried]
+        kills.update(dict.fromkeys(guess, 10**6))
+    for number, mutant in enumerate(todo, 1):
         if time.monotonic() > end:
             break
         said = run(mutant, mutant.target, kills, seed, seconds)
@@ -526,7 +544,7 @@ def go_on(
         left = max(0.0, end - time.monotonic()) / 60
         counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items()))
         tell(
-            f"[{number} of {min(most, len(todo))}, {left:.0f} min left; {counts}] "
+            f"[{number} of {len(todo)}, {left:.0f} min left; {counts}] "
             f"{mutant.target}:{mutant.line} {said['verdict']} {said['law']} {said['seconds']} s"
         )
 
@@ -575,13 +593,16 @@ def _key(row: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def main() -> int:
-    """Run; return 1 if a mutant survives without a reason."""
+    """Run; 1 if a mutant survives without a reason."""
     options = argparse.ArgumentParser(description="Mutants against the conformance suite.")
     options.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="default: all")
     options.add_argument("--minutes", "--budget", type=float, default=30, help="budget (30); a later run goes on")
     options.add_argument("--most", type=int, default=10**6, help="no more mutants than that, of a random sample")
     options.add_argument("--seed", type=int, default=1, help="of the sample and of the laws' cases (1)")
     options.add_argument("--seconds", type=float, default=SECONDS, help="of one mutant (240); less for a first look")
+    options.add_argument(
+        "--guess", nargs="+", default=(), metavar="LAW", help="take up what is unfinished, these laws first"
+    )
     options.add_argument("--list", action="store_true", help="print the mutants without running them")
     options.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
     options.add_argument("--date", default=time.strftime("%Y-%m-%d"), help="the page's")
@@ -594,7 +615,8 @@ def main() -> int:
     if given.minutes > 0:
         prepare()
         measure_laws(given.seed)
-        go_on(targets, given.minutes, given.most, given.seed, given.seconds, lambda text: print(text, flush=True))
+        tell = lambda text: print(text, flush=True)  # noqa: E731
+        go_on(targets, given.minutes, given.most, given.seed, given.seconds, tell, given.guess)
     found = sample(targets, given.seed)
     rows = present(rows_of(KEPT), found)
     commit = subprocess.run(
