@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from rnn_backends import LSTM, LayerWeights, LSTMBackend, State, binding, checks, execution, layout
-from rnn_backends.authoring import check_call
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
@@ -147,24 +145,8 @@ def layouts_are_not_looked_at() -> list[Patch]:
     return [Patch(checks, "check_dense", lambda name, x: None)]
 
 
-def _guarded(change: Callable[[Tensor], Tensor]) -> LSTMBackend:
-    """A backend that declines other kinds of tensors in words, and looks at its weights when it has changed them."""
-
-    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-        w = each(change, w)
-        check_call("defect", w, x, entry, starts)
-        return right(w, x, entry, starts)
-
-    def one(w: LayerWeights, x: Tensor, state: State) -> State:
-        w = each(change, w)
-        check_call("defect", w, x, state)
-        return step(w, x, state)
-
-    return LSTMBackend("defect", run, step=one)
-
-
-@backend("other_layouts_are_right_or_refused", by_numbers=False)
-def sparse_weights_lose_their_small_numbers() -> LSTMBackend:
+@in_core("other_layouts_are_right_or_refused")
+def sparse_weights_lose_their_small_numbers() -> list[Patch]:
     """Sparse weights are made dense, and what is small in them is dropped."""
 
     def change(value: Tensor) -> Tensor:
@@ -173,7 +155,13 @@ def sparse_weights_lose_their_small_numbers() -> LSTMBackend:
         dense = value.to_dense()
         return torch.where(dense.abs() < 0.1, 0, dense)
 
-    return _guarded(change)
+    original = binding.check_weights
+
+    def check_weights(weights: list[LayerWeights], *rest: Any) -> None:
+        weights[:] = [each(change, w) for w in weights]
+        original(weights, *rest)
+
+    return [Patch(binding, "check_weights", check_weights)]
 
 
 @in_core("fake_and_meta_tensors", round=9)

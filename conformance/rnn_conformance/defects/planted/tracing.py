@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from rnn_backends import LayerFunction, LayerWeights, State
+from rnn_backends import LayerFunction, LayerWeights, State, execution
 from rnn_backends.authoring import check_steps
 from torch import Tensor
 
-from ..planting import in_layer, made
+from ..planting import Patch, in_core, in_layer, made
 from ..right import both, right
 
 
@@ -47,10 +47,10 @@ def the_first_resets_stay() -> LayerFunction:
     return run
 
 
-@in_layer("what_is_traced_follows_lengths", by_numbers=False)
-def a_loop_is_recorded_for_one_length(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+@in_core("what_is_traced_follows_lengths")
+def a_loop_is_recorded_for_one_length() -> list[Patch]:
     """The loop over time is recorded for the example's number of steps, and runs as many over any input."""
-    return right(w, x, entry, starts)
+    return [Patch(execution, "_is_recorded", lambda: False)]
 
 
 @in_layer("what_is_traced_follows_lengths", by_numbers=False)
