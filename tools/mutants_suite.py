@@ -86,7 +86,7 @@ CPP_FLAGS = ("-O1", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")
 """In the place of ``-O3``."""
 SANITIZE = "make sanitize"
 WATCHED_CASES = 25
-"""Of `make sanitize`, for a mutant of C++ that the first laws did not kill."""
+"""Of `make sanitize`, for a mutant of C++ that the first laws did not kill over few cases."""
 DIED = ("killed", "crashed", "endless")
 
 
@@ -102,6 +102,7 @@ class Mutant:
         after: the same as the mutant has it.
         code: the whole file's text.
         file: its name, of a target of several files.
+        within: the text of the function or class that was changed, of a target in Python.
     """
 
     target: str
@@ -111,11 +112,13 @@ class Mutant:
     after: str
     code: str
     file: str = ""
+    within: str = ""
 
     @property
     def key(self) -> str:
-        """The same for the same mutant of the same source."""
-        return hashlib.sha256(f"{self.target}\n{self.code}".encode()).hexdigest()[:12]
+        """The same for the same mutant of a function, class or C++ file, whatever its comments and docstrings say."""
+        code = re.sub(r" *//.*", "", self.code) if self.file else self.within or self.code
+        return hashlib.sha256(f"{self.target}\n{code}".encode()).hexdigest()[:12]
 
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
@@ -203,9 +206,10 @@ def mutants(target: str) -> Iterator[Mutant]:
     if target == "cpp":
         yield from _cpp_mutants()
         return
-    tree = ast.parse((ROOT / TARGETS[target][0]).read_text())
+    tree = _without_docstrings((ROOT / TARGETS[target][0]).read_text())
     seen = {ast.dump(tree)}
     places = list(_places(tree))
+    texts = [ast.unparse(part) for part in tree.body]
     for number in range(len(places)):
         for which, (kind, _) in enumerate(changes(places[number][0])):
             changed = copy.deepcopy(tree)
@@ -221,7 +225,21 @@ def mutants(target: str) -> Iterator[Mutant]:
             after = ast.unparse(new if node is statement else statement)
             if ast.dump(changed) not in seen:
                 seen.add(ast.dump(changed))
-                yield Mutant(target, kind, line, _short(before), _short(after), ast.unparse(changed))
+                parts = [ast.unparse(part) for part in changed.body]
+                within = next(new for new, old in zip(parts, texts, strict=True) if new != old)
+                yield Mutant(target, kind, line, _short(before), _short(after), "\n".join(parts), within=within)
+
+
+def _without_docstrings(source: str) -> ast.Module:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [child for child in node.body if not _is_docstring(child)] or [ast.Pass()]
+    return tree
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _cpp_mutants() -> Iterator[Mutant]:
@@ -394,7 +412,7 @@ def _judged(
                 result = run_law(LAWS[name], options)
                 if not result.ok:
                     return ("crashed" if result.verdict == "crashed" else "killed"), name, result.message[:200]
-        if target == "cpp" and laws is first and profile == "quick":
+        if target == "cpp" and laws is first and profile == "smoke":
             tell(SANITIZE)
             found = watched(folder)
             if found is not None:
@@ -535,7 +553,7 @@ def go_on(
         if time.monotonic() > end:
             break
         said = run(mutant, mutant.target, kills, seed, seconds)
-        row = {"key": mutant.key} | {k: v for k, v in asdict(mutant).items() if k != "code"} | said
+        row = {"key": mutant.key} | {k: v for k, v in asdict(mutant).items() if k not in ("code", "within")} | said
         with KEPT.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if said["verdict"] in DIED:

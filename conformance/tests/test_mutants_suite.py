@@ -45,6 +45,22 @@ def test_every_mutant_is_another_program(tool):
     assert {"operator", "off by one", "arguments swapped", "line left out"} <= {mutant.kind for mutant in found}
 
 
+def test_a_mutants_key_follows_its_function_and_no_words(tool, monkeypatch, tmp_path):
+    path = tmp_path / "one.py"
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "TARGETS", {"one": ("one.py", "one")})
+
+    def keys(source: str) -> set[str]:
+        path.write_text(source)
+        return {mutant.key for mutant in tool.mutants("one")}
+
+    add, sub = "def f(a, b):\n    {}return a + b\n", "def g(a, b):\n    return a - {}\n"
+    before = keys(add.format("") + sub.format("b"))
+    assert len(before) == 2
+    assert keys(add.format('"""Words."""; ') + "\n# more\n" + sub.format("b")) == before
+    assert len(keys(add.format("") + sub.format("a")) & before) == 1
+
+
 def test_a_sample_is_the_same_for_a_seed_and_takes_turns(tool):
     once, again = tool.sample(["resets", "stack"], 1), tool.sample(["resets", "stack"], 1)
     assert [mutant.key for mutant in once] == [mutant.key for mutant in again]
