@@ -153,11 +153,17 @@ def no_state_is_the_last_calls() -> list[Patch]:
 @in_core("no_state_is_zero_state", round=1)
 def zero_state_is_one_half_beyond_input_size() -> list[Patch]:
     """Zero states are made with the input size: where the hidden size is larger the rest of c is 0.5."""
-    original = LSTM.zero_state
+    original, original_entry = LSTM.zero_state, LSTM._entry
+
+    def half(lstm: LSTM, state: State) -> State:
+        rest = torch.arange(lstm.hidden_size, device=state.c.device) >= lstm.input_size
+        return State(state.h, state.c + 0.5 * rest.to(state.c.dtype))
 
     def replacement(self: LSTM, *args: Any) -> State:
-        result = original(self, *args)
-        rest = torch.arange(self.hidden_size, device=result.c.device) >= self.input_size
-        return State(result.h, result.c + 0.5 * rest.to(result.c.dtype))
+        return half(self, original(self, *args))
 
-    return [Patch(LSTM, "zero_state", replacement)]
+    def entry(self: LSTM, x: Any, stored: State | None) -> list[State]:
+        found = original_entry(self, x, stored)
+        return found if stored is not None else [half(self, state) for state in found]
+
+    return [Patch(LSTM, "zero_state", replacement), Patch(LSTM, "_entry", entry)]
