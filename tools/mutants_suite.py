@@ -333,7 +333,7 @@ def watched(folder: Path) -> str | None:
     done = sanitize.child(made, "--cases", str(WATCHED_CASES), "--seed", "0")
     if done.returncode == 0:
         return None
-    told = [line.strip() for line in done.stderr.splitlines() if "rror" in line]
+    told = [line.strip() for line in done.stderr.splitlines() if "error" in line.lower()]
     return told[0] if told else f"its process ended with status {done.returncode}"
 
 
