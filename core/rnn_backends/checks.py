@@ -69,7 +69,7 @@ def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: t
 
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Check a dtype for weights, where one is given: torch has no arithmetic in 8 bits."""
-    if dtype is not None and not is_arithmetic(dtype):
+    if isinstance(dtype, torch.dtype) and not is_arithmetic(dtype):  # what is no dtype is torch's to name
         raise InputError(f"dtype must be floating point of 16 bits or more, got {dtype}")
 
 

@@ -53,7 +53,11 @@ def a_loop_is_recorded_for_one_length() -> list[Patch]:
     return [Patch(execution, "_is_recorded", lambda: False)]
 
 
-@in_layer("what_is_traced_follows_lengths", by_numbers=False)
+@in_layer(
+    "what_is_traced_follows_lengths",
+    by_numbers=False,
+    why_not="core makes a recorded graph raise over another number of steps, so nothing wrong comes out",
+)
 def a_trace_runs_its_steps_and_repeats_the_last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """While torch.jit.trace records, the number of steps is a constant, and what is beyond repeats the last."""
     check_steps("defect", x)
