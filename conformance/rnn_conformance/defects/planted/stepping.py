@@ -131,8 +131,16 @@ def all_layers_at_once_in_reversed_order() -> LSTMBackend:
 @in_core("no_state_is_zero_state", "absent_states_are_zeros")
 def no_state_is_ones() -> list[Patch]:
     """Without hx or stored states sequences start from ones."""
-    original = LSTM.zero_state
-    return [Patch(LSTM, "zero_state", lambda *args: both(torch.ones_like, original(*args)))]
+    original, original_entry = LSTM.zero_state, LSTM._entry
+
+    def entry(self: LSTM, x: Any, stored: State | None) -> list[State]:
+        found = original_entry(self, x, stored)
+        return found if stored is not None else [both(torch.ones_like, state) for state in found]
+
+    return [
+        Patch(LSTM, "zero_state", lambda *args: both(torch.ones_like, original(*args))),
+        Patch(LSTM, "_entry", entry),
+    ]
 
 
 @in_core("no_state_is_zero_state")
