@@ -22,11 +22,13 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from difflib import unified_diff
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".mutants"
 TREE = KEPT / "tree"
@@ -210,12 +212,15 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 def sample(files: Sequence[str], seed: int) -> list[Mutant]:
     """All mutants, in a random order that the seed fixes, the files by turns."""
-    queues = []
-    for file in files:
-        found = list(mutants(file))
-        random.Random(f"{seed} {file}").shuffle(found)
-        queues.append(found)
-    return [queue[k] for k in range(max(map(len, queues))) for queue in queues if k < len(queue)]
+    return by_turns({file: mutants(file) for file in files}, seed)
+
+
+def by_turns(found: Mapping[str, Iterable[T]], seed: int) -> list[T]:
+    """What is found by name, shuffled as the seed and the name fix it, one of each name in turn."""
+    queues = {name: list(of) for name, of in found.items()}
+    for name, queue in queues.items():
+        random.Random(f"{seed} {name}").shuffle(queue)
+    return [queue[k] for k in range(max(map(len, queues.values()))) for queue in queues.values() if k < len(queue)]
 
 
 def run_all(todo: Sequence[Mutant], minutes: float) -> list[tuple[Mutant, str]]:

@@ -23,7 +23,6 @@ import hashlib
 import importlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -41,6 +40,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cpp_mutants
+from mutants import by_turns
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".mutants" / "suite.jsonl"
@@ -495,12 +495,7 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 def sample(targets: Sequence[str], seed: int) -> list[Mutant]:
     """All mutants, in a random order that the seed fixes, the targets taking turns."""
-    queues = []
-    for target in targets:
-        found = list(mutants(target))
-        random.Random(f"{seed} {target}").shuffle(found)
-        queues.append(found)
-    return [queue[k] for k in range(max(map(len, queues))) for queue in queues if k < len(queue)]
+    return by_turns({target: mutants(target) for target in targets}, seed)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 from unittest import mock
 
 from rnn_backends.paths import write_whole
-from rnn_backends_plugins.triton.plan import Plan
+from rnn_backends_plugins.triton.plan import Plan, ahead_of
 
 from ..cases import Contestant, Shape, build
 from ..tables import seconds as time_text
@@ -71,7 +71,9 @@ def candidates(shape: Shape, which: str, device: str) -> list[Plan]:
 
     own = run.plan_for(shape.H, shape.B, DTYPES[which], torch.device(device))
     others = sorted(cuts(shape, which), key=lambda cut: predict(shape, which, cut).ms())
-    pieces = [replace(c, piece=min(c.padded, 256 // ITEMSIZE[which])) for c in others]
+    itemsize, card = ITEMSIZE[which], run.card_of(torch.device(device))
+    pieces = [replace(cut, piece=min(cut.padded, 256 // itemsize)) for cut in others]
+    pieces = [replace(cut, ahead=ahead_of(cut, itemsize, card)) for cut in pieces]
     return [own, *dict.fromkeys(cut for cut in pieces if cut != own)][: 1 + MOST]
 
 

@@ -139,10 +139,10 @@ def plan(H: int, itemsize: int, batch: Batch, card: Card, backward: bool = False
     # Eight warps, but where these columns are too few for them.
     narrow = padded <= 32 or (backward and batch == "many" and padded <= 128 and itemsize <= 4)
     cut = Plan(units, -(-H // units), rows, padded, piece, 4 if narrow else 8)
-    return cut if backward else replace(cut, ahead=_ahead(cut, itemsize, card))
+    return cut if backward else replace(cut, ahead=ahead_of(cut, itemsize, card))
 
 
-def _ahead(cut: Plan, itemsize: int, card: Card) -> int:
+def ahead_of(cut: Plan, itemsize: int, card: Card) -> int:
     """As many pieces as 64 registers a thread and the shared memory hold; larger tiles have no such registers left."""
     if cut.rows > 16:
         return 1
