@@ -6,6 +6,7 @@ of the output's numbers are the same to the last bit. Then all of them train, an
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 from collections.abc import Callable
@@ -133,6 +134,7 @@ def trainings(rate: float) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     ways()
     for rate in (1e-3, 1e-2):
         trainings(rate)

@@ -326,6 +326,8 @@ def test_what_fails_to_be_measured_has_its_reason_and_the_others_go_on(monkeypat
     [
         (["run", "--device", "cpu", "--parts", "laws,lwas"], "there is no part 'lwas'"),
         (["run", "--device", "warp"], "--device: "),
+        (["figures", "--device", "cpu", "--shape", "S9"], "one of S1, S2, S3, S4, S5, G1; got 'S9'"),
+        (["run", "--device", "cpu", "--backend", "nosuch"], "unknown LSTM backend 'nosuch'"),
         (["page", "nowhere"], "No such file"),
         (["page", "{cpu}"], "of a run on cpu; these pages are about GPUs"),
     ],

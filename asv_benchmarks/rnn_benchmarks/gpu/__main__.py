@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import signal
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +42,13 @@ def _parser() -> ArgumentParser:
     for one in parts:
         one.add_argument("--device", default="cuda", help="default: %(default)s")
         one.add_argument("--out", type=Path, default=OUT, help="the folder for all of it; default: %(default)s")
-        one.add_argument("--backend", action="append", default=[], help="only this one; may be repeated")
-        one.add_argument("--shape", action="append", default=[], help="B,T,I,H or S1 to S5, G1; may be repeated")
-        one.add_argument("--acting", action="append", default=[], help="B,1,I,H of single steps; may be repeated")
+        one.add_argument("--backend", type=_backend, action="append", default=[], help="only this one; may be repeated")
+        one.add_argument(
+            "--shape", type=_shape, action="append", default=[], help="B,T,I,H or S1 to S5, G1; may be repeated"
+        )
+        one.add_argument(
+            "--acting", type=_shape, action="append", default=[], help="B,1,I,H of single steps; may be repeated"
+        )
     page = words.add_parser("page", help="fill the documentation from a folder")
     page.add_argument("folder", type=Path, nargs="?", default=OUT)
     page.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
@@ -52,6 +56,28 @@ def _parser() -> ArgumentParser:
     model = words.add_parser("model", help="fill the documentation's model of the Triton kernels' cost")
     model.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
     return parser
+
+
+def _backend(name: str) -> str:
+    """The name of a backend."""
+    from rnn_backends import RNNBackendsError, get_backend
+
+    try:
+        get_backend(name)
+    except RNNBackendsError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return name
+
+
+def _shape(text: str) -> str:
+    """The text of a shape."""
+    from .settings import shape_called
+
+    try:
+        shape_called(text)
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+    return text
 
 
 def main(words: list[str] | None = None) -> None:

@@ -24,7 +24,12 @@ def shape_called(text: str) -> Shape:
     Raises:
         ValueError: it is neither.
     """
-    return GPU_SHAPES[text] if text in GPU_SHAPES else Shape.parse(text)
+    if text in GPU_SHAPES:
+        return GPU_SHAPES[text]
+    try:
+        return Shape.parse(text)
+    except ValueError:
+        raise ValueError(f"a shape is four numbers B,T,I,H or one of {', '.join(GPU_SHAPES)}; got {text!r}") from None
 
 
 def name_of(shape: Shape | str) -> str:
