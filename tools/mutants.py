@@ -3,8 +3,9 @@
 cosmic-ray makes the mutants (an operator, a constant or a condition changed in one place). This script runs them: a
 process that imports torch once and forks for each mutant needs a quarter of the time of new processes. A mutant is
 killed if a test fails, crashes or takes too long. A survivor needs a test, or a reason in `tools/mutants.toml`. Results
-are saved in `.mutants/`, so that an interrupted run can continue. The mutants run in a random order fixed by a seed,
-with the files in turn, so that a limited run is a sample.
+are saved in `.mutants/`, so that an interrupted run can continue; a survivor without a reason is tried again, because
+the tests may have changed. The mutants run in a random order fixed by a seed, with the files in turn, so that a limited
+run is a sample.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ TESTS = {
     "resets": ("resets", "module", "layout", "lstm", "calls", "sharing"),
     "stack": ("lstm", "dropout", "resets", "module", "calls", "transforms"),
     "unroll": ("lstm", "dropout", "resets", "module", "transforms", "unroll"),
-    "layout": ("layout", "module", "bad_input", "bad_tensors", "calls"),
+    "layout": ("layout", "module", "bad_input", "bad_tensors", "calls", "writes"),
     "mode": ("mode", "module"),
 }
 """The test files of each file of core, the one most likely to fail first."""
 QUICK = "not compile and not inductor and not script"
 """Tests that compile take too long for hundreds of mutants. Core's code is the same for every backend."""
+TRACED = {"mode": ("mode_compiled", "mode")}
+"""Files with code that only a trace runs: the test files that run in full, also what compiles, if the others pass."""
 
 
 @dataclass(frozen=True)
@@ -139,14 +142,16 @@ def run(mutant: Mutant) -> str:
     try:
         pid = os.fork()
         if pid == 0:
-            _child(TESTS[mutant.file])
+            _child(
+                [(name, QUICK) for name in TESTS[mutant.file]] + [(name, "") for name in TRACED.get(mutant.file, ())]
+            )
         return _verdict(pid)
     finally:
         target.write_text(original)
 
 
-def _child(tests: tuple[str, ...]) -> None:
-    """Run the tests in this forked process and exit."""
+def _child(tests: Sequence[tuple[str, str]]) -> None:
+    """Run the test files, each with its ``-k``, in this forked process and exit."""
     os.setsid()
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
@@ -154,12 +159,10 @@ def _child(tests: tuple[str, ...]) -> None:
     os.chdir(TREE)
     import pytest
 
-    for name in tests:
-        file = f"core/tests/test_{name}.py"
-        if Path(file).exists():
-            failed = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", QUICK, file]))
-            if failed:
-                os._exit(failed)
+    for name, chosen in tests:
+        failed = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-k", chosen, f"core/tests/test_{name}.py"]))
+        if failed:
+            os._exit(failed)
     os._exit(0)
 
 
@@ -205,9 +208,13 @@ def results(file: str) -> dict[str, str]:
 
 
 def explained() -> dict[tuple[str, str, str], str]:
-    """The reasons by (file, before, after)."""
+    """The reasons by (file, before, after); a row may list several lines ``after``."""
     rows = tomllib.loads(EXPLAINED.read_text()).get("equivalent", [])
-    return {(row["file"], row["before"], row["after"]): row["reason"] for row in rows}
+    return {
+        (row["file"], row["before"], after): row["reason"]
+        for row in rows
+        for after in ([row["after"]] if isinstance(row["after"], str) else row["after"])
+    }
 
 
 def sample(files: Sequence[str], seed: int) -> list[Mutant]:
@@ -227,6 +234,10 @@ def run_all(todo: Sequence[Mutant], minutes: float) -> list[tuple[Mutant, str]]:
     """Run the mutants that have no verdict yet until the time is up; all that have one."""
     files = list(dict.fromkeys(mutant.file for mutant in todo))
     known = {key: verdict for file in files for key, verdict in results(file).items()}
+    reasons = explained()
+    for mutant in todo:
+        if known.get(mutant.key) == "survived" and (mutant.file, mutant.before, mutant.after) not in reasons:
+            del known[mutant.key]
     verdicts = [(mutant, known[mutant.key]) for mutant in todo if mutant.key in known]
     print(f"{len(todo)} mutants of {', '.join(files)}; {len(verdicts)} have a verdict", flush=True)
     end, sound = time.monotonic() + 60 * minutes, set()

@@ -64,6 +64,7 @@ def _checked(td: TensorDictBase, keys: Sequence[NestedKey], entries: Sequence[An
     _check_like(keys[0], x, weight, lstm)
     if not isinstance(is_init, Tensor):
         raise InputError(f"{keys[3]!r} must be a bool tensor, got {type(is_init).__name__}")
+    _check_dense(keys[3], is_init)
     if is_init.dtype != torch.bool:
         raise InputError(f"{keys[3]!r} must be bool, got {is_init.dtype}: use .bool() if 1 means a start")
     if is_init.device != weight.device:
@@ -206,13 +207,15 @@ def _check_memory(inputs: Inputs) -> None:
     check_memory((("input", inputs.x), ("is_init", inputs.is_init), ("hidden state", h), ("cell state", c)))
 
 
+def _check_dense(key: NestedKey, value: Tensor) -> None:
+    if type(value) is not Tensor or value.is_nested or value.layout is not torch.strided:
+        check_dense(repr(key), value)  # formats the key only for an error
+
+
 def _check_shape(key: NestedKey, value: Tensor, shape: tuple[int, ...], words: str) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"{key!r} must be a tensor, got {type(value).__name__}")
-    if (
-        type(value) is not Tensor or value.is_nested or value.layout is not torch.strided
-    ):  # formats the key only for an error
-        check_dense(repr(key), value)
+    _check_dense(key, value)
     if value.shape != shape:
         raise InputError(f"{key!r} must have shape {words} = {shape}, got {tuple(value.shape)}")
 

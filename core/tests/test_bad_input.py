@@ -13,7 +13,9 @@ from rnn_backends import (
     unregister,
 )
 from rnn_backends.unroll import unroll
+from tensordict import TensorDict
 from torch import nn
+from torch.masked import masked_tensor
 
 H_IN, C_IN = "recurrent_state_h", "recurrent_state_c"
 
@@ -59,6 +61,12 @@ BAD = {
     "value elsewhere": (replace(x=meta), InputError, "'x' is on meta, the weights on cpu"),
     "hidden h elsewhere": (replace(**{H_IN: meta}), InputError, f"'{H_IN}' is on meta"),
     "is_init elsewhere": (replace(is_init=meta), InputError, "'is_init' is on meta"),
+    "is_init without features": (replace(is_init=lambda v: v[..., :0]), InputError, r"got \(2, 5, 0\)"),
+    "everything in float64": (
+        replace(**dict.fromkeys(("x", "is_init", H_IN, C_IN), torch.Tensor.double)),
+        InputError,
+        "'x' has dtype torch.float64",
+    ),
     "complex value": (replace(x=lambda v: v + 0j), InputError, "'x' must be floating point"),
 }
 
@@ -74,6 +82,32 @@ def test_bad_entries(rows, unchanged, change, error, says, recurrent):
         module(td)
     assert dict(td.items(True, True)).keys() == before.keys()
     assert all(td[key] is value for key, value in before.items())
+
+
+NOT_DENSE = {
+    "has the layout sparse_coo": torch.Tensor.to_sparse,
+    "is a nested tensor": lambda v: torch.nested.nested_tensor(list(v)),
+    "is a MaskedTensor": lambda v: masked_tensor(v, torch.ones_like(v, dtype=torch.bool)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of (MaskedTensors|nested tensors):UserWarning")
+@pytest.mark.parametrize("recurrent", [True, False], ids=["over time", "one step"])
+@pytest.mark.parametrize("key", ["x", "is_init", H_IN, C_IN])
+@pytest.mark.parametrize(("says", "change"), NOT_DENSE.items(), ids=["sparse", "nested", "masked"])
+def test_an_entry_that_is_not_dense(rows, key, says, change, recurrent):
+    module, td = LSTMModule(3, 4, in_key="x", out_key="y", default_recurrent_mode=recurrent), rows((2, 5))
+    td[key] = change(td[key])
+    with pytest.raises(InputError, match=f"'{key}' {says}"):
+        module(td)
+    assert set(td.keys()) == {"x", "is_init", H_IN, C_IN}
+
+
+def test_a_missing_entry_is_told_with_the_nested_keys_that_are_there():
+    td = TensorDict({"agents": TensorDict({"x": torch.zeros(2, 3)}, [2])}, [2])
+    for given, there in ((td, r"\('agents', 'x'\)"), (td.empty(), "no entries")):
+        with pytest.raises(MissingKeyError, match=f"the input key 'x' .*, which has {there}$"):
+            LSTMModule(3, 4, in_key="x", out_key="y")(given)
 
 
 @pytest.mark.parametrize("batch", [(3, 3), (1, 5), (5, 1), (1, 1), (2, 5)], ids=str)
