@@ -106,6 +106,7 @@ def test_a_decorated_coroutine_runs_in_the_mode():
 
     assert asyncio.run(ask()) is True
     assert recurrent_mode() is None
+    assert ask.__name__ == "ask"
 
 
 def test_a_generator_cannot_be_decorated_its_consumer_would_run_in_the_mode():

@@ -91,6 +91,20 @@ def test_a_graph_break_keeps_a_decorators_mode(rows):
     assert recurrent_mode() is None
 
 
+def test_what_reads_and_sets_the_mode_is_never_compiled_by_itself():
+    @torch.compile(backend="eager")
+    def call(x):
+        with set_recurrent_mode(True):
+            torch._dynamo.graph_break()
+            return x + CODE[recurrent_mode()]
+
+    for mode in (True, False):
+        with set_recurrent_mode(mode):
+            assert call(ONE) == 2.0
+    for function in (recurrent_mode, set_recurrent_mode.__enter__, set_recurrent_mode.__exit__):
+        assert not torch._dynamo.eval_frame._debug_get_cache_entry_list(function.__code__)
+
+
 @with_and_without_torchrl
 def test_an_exception_after_a_graph_break_ends_the_mode():
     @torch.compile(backend="eager")
