@@ -2,9 +2,10 @@
 
 A machine makes the defects: an operator, a constant, a condition, an index changed, arguments swapped, a line left out,
 each in one place of core, of a kernel written in Python, or of the sources of `cpp` (`tools/cpp_mutants.py`). The laws
-of the profile `quick` run over each in a forked process until one fails: those that kill most first, and first over few
-cases. Results are kept in `.mutants/suite.jsonl`, one line each, so that a stopped run goes on. What survives is
-equivalent, for a reason in `tools/mutants_suite.toml`, or shows what no law sees.
+of the profile `quick` run over each in a forked process until one fails: those that kill most in a second first, and
+some of them first over few cases. What survives `quick` in core meets the laws that compile, which are of `full`: it
+then counts as killed by `full` alone. Results are kept in `.mutants/suite.jsonl`, one line each, so that a stopped run
+goes on. What survives is equivalent, for a reason in `tools/mutants_suite.toml`, or shows what no law sees.
 
 C++ is compiled with `-O1`, which takes half the time of `-O3`, and with a trap at every index outside of an array
 (`-fsanitize=bounds`). What the first laws do not kill runs under AddressSanitizer as well (`make sanitize`).
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import gc
 import hashlib
 import importlib
@@ -34,6 +34,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -61,30 +62,23 @@ TARGETS = {
     "cpp": ("plugins/rnn_backends_plugins/cpp", "rnn_backends_plugins.cpp"),
 }
 """What is mutated: core under `vmap`, a tiled kernel, one with a backward pass written by hand, C++ of `cpp`."""
-SECONDS = 240.0
+SECONDS = 600.0
 """Of one mutant; one that is not done then is unfinished, and a later run takes it up again."""
-LAW_SECONDS = 90
-FIRST = 16
-"""The laws that kill most run over few cases, then over those of `quick`, before the others run at all."""
-TRACED = ("exported", "compiled_in_one_graph")
-"""Laws that see what core does in a trace alone. They compile nothing with Inductor."""
-OF_MODULES = (
-    "keys",
-    "nets",
-    "recurrent",
-    "lifecycle",
-    "threads",
-    "modes",
-    "rollouts",
-    "refusals",
-    "plugins",
-    "dispatch",
-)
-"""Subjects of laws about modules and the registry: left out where a kernel is mutated, which is behind all of them."""
+LAW_SECONDS = 150
+SOUND = KEPT.with_name("sound.txt")
+"""Which targets the laws have held for, as they are: one a line, with the seed and a sum of the sources."""
+FIRST = 24
+"""The laws that kill most in a second run over few cases, before all run over those of `quick`."""
+COMPILE = ("transforms", "nesting", "tracing", "compiled", "recompiling")
+"""Subjects whose laws of `full` with a process of their own run at last over a mutant of core: most of them compile."""
+INDUCTORS = ("inductor_in_one_graph", "a_compiled_result_outlives_the_next_call", "a_compiled_module_follows_its_mode")
+"""Laws that are left out: minutes of Inductor, which is behind core; others see the same trace."""
 KERNELS = ("tiled", "blocks", "cpp")
 CPP_FLAGS = ("-O1", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")
 """In the place of ``-O3``."""
 SANITIZE = "make sanitize"
+LOADED = "(as it is loaded)"
+"""In the place of a law, where a mutant's process ends before the first one."""
 WATCHED_CASES = 25
 """Of `make sanitize`, for a mutant of C++ that the first laws did not kill over few cases."""
 DIED = ("killed", "crashed", "endless")
@@ -120,6 +114,10 @@ class Mutant:
         code = re.sub(r" *//.*", "", self.code) if self.file else self.within or self.code
         return hashlib.sha256(f"{self.target}\n{code}".encode()).hexdigest()[:12]
 
+
+Found = tuple[str, str, str] | None
+"""A verdict, the law that gave it and its message; ``None``: no law failed."""
+Judge = Callable[[Callable[[str], None]], Found]
 
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt,
@@ -207,27 +205,28 @@ def mutants(target: str) -> Iterator[Mutant]:
         yield from _cpp_mutants()
         return
     tree = _without_docstrings((ROOT / TARGETS[target][0]).read_text())
-    seen = {ast.dump(tree)}
-    places = list(_places(tree))
     texts = [ast.unparse(part) for part in tree.body]
-    for number in range(len(places)):
-        for which, (kind, _) in enumerate(changes(places[number][0])):
-            changed = copy.deepcopy(tree)
-            node, statement, parent, field, index = list(_places(changed))[number]
-            before, line = ast.unparse(statement), int(getattr(node, "lineno", statement.lineno))
-            new = changes(node)[which][1]
-            value = getattr(parent, field)
-            if index is None:
-                setattr(parent, field, new)
-            else:
-                value[index] = new
-            ast.fix_missing_locations(changed)
-            after = ast.unparse(new if node is statement else statement)
-            if ast.dump(changed) not in seen:
-                seen.add(ast.dump(changed))
-                parts = [ast.unparse(part) for part in changed.body]
-                within = next(new for new, old in zip(parts, texts, strict=True) if new != old)
-                yield Mutant(target, kind, line, _short(before), _short(after), "\n".join(parts), within=within)
+    seen = {ast.dump(part) for part in tree.body}
+    number_of = {id(node): number for number, part in enumerate(tree.body) for node in ast.walk(part)}
+    for node, statement, parent, field, index in list(_places(tree)):
+        number = number_of[id(statement)]
+        part = tree.body[number]
+        before, line = ast.unparse(statement), int(getattr(node, "lineno", statement.lineno))
+        for kind, new in changes(node):
+            _put(parent, field, index, new)
+            if (dump := ast.dump(part)) not in seen:
+                seen.add(dump)
+                after, within = ast.unparse(new if node is statement else statement), ast.unparse(part)
+                code = "\n".join([*texts[:number], within, *texts[number + 1 :]])
+                yield Mutant(target, kind, line, _short(before), _short(after), code, within=within)
+            _put(parent, field, index, node)
+
+
+def _put(parent: ast.AST, field: str, index: int | None, node: ast.AST) -> None:
+    if index is None:
+        setattr(parent, field, node)
+    else:
+        getattr(parent, field)[index] = node
 
 
 def _without_docstrings(source: str) -> ast.Module:
@@ -286,12 +285,24 @@ def _short(text: str) -> str:
     return lines[0] + (" ..." if len(lines) > 1 else "")
 
 
-def installed(mutant: Mutant) -> None:
-    """Give the target's functions the mutant's code, whoever holds them: nothing is imported anew."""
-    path, name = TARGETS[mutant.target]
+def installed(mutant: Mutant, folder: Path) -> None:
+    """Give the target's functions the mutant's code, whoever holds them: nothing is imported anew.
+
+    The code is in a file of the folder, because `torch.jit.script` reads a function's source.
+    """
+    name = TARGETS[mutant.target][1]
     if mutant.target == "cpp":
         raise ValueError("C++ is compiled: see compiled")
-    module = importlib.import_module(name)
+    file = importlib.import_module(name).__file__
+    functions: list[FunctionType] = [
+        function
+        for function in gc.get_objects()
+        if type(function) is FunctionType and function.__code__.co_filename == file
+    ]
+    tree = ast.parse(mutant.code)
+    _keep_classes(tree, {f.__code__.co_qualname for f in functions if "__class__" in f.__code__.co_freevars})
+    source = folder / Path(str(file)).name
+    source.write_text(ast.unparse(tree))
     codes: dict[str, CodeType] = {}
 
     def collect(code: CodeType) -> None:
@@ -300,12 +311,40 @@ def installed(mutant: Mutant) -> None:
                 codes.setdefault(inner.co_qualname, inner)
                 collect(inner)
 
-    collect(compile(mutant.code, str(ROOT / path), "exec"))
-    for function in gc.get_objects():
-        if type(function) is FunctionType and function.__code__.co_filename == module.__file__:
-            new = codes.get(function.__code__.co_qualname)
-            if new is not None and "<locals>" not in new.co_qualname:
-                function.__code__ = new
+    collect(compile(source.read_text(), str(source), "exec"))
+    inlined = _decorated(tree, "only_inlined")
+    for function in functions:
+        new = codes.get(function.__code__.co_qualname)
+        if new is not None and "<locals>" not in new.co_qualname:
+            function.__code__ = new
+            if new.co_qualname in inlined:
+                from rnn_backends._torch import only_inlined
+
+                only_inlined(function)  # it marks the code, and this is another one
+
+
+def _methods(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The functions of a module and the methods of its classes, by their qualified names."""
+    for part in tree.body:
+        for inner in part.body if isinstance(part, ast.ClassDef) else [part]:
+            if isinstance(inner, ast.FunctionDef):
+                yield (f"{part.name}.{inner.name}" if isinstance(part, ast.ClassDef) else inner.name), inner
+
+
+def _keep_classes(tree: ast.Module, names: set[str]) -> None:
+    """Let methods that a mutant has robbed of their `super()` refer to their class still: a function takes no other
+    code than one with the same cells."""
+    for name, function in _methods(tree):
+        if name in names:
+            function.body.insert(0, ast.parse("if False:\n    __class__").body[0])
+
+
+def _decorated(tree: ast.Module, decorator: str) -> set[str]:
+    return {
+        name
+        for name, function in _methods(tree)
+        if any(isinstance(found, ast.Name) and found.id == decorator for found in function.decorator_list)
+    }
 
 
 def compiled(mutant: Mutant | None, folder: Path) -> str | None:
@@ -351,16 +390,29 @@ def backend_of(target: str) -> Any:
 
 
 def laws_in_order(kills: Counter[str], target: str) -> list[str]:
-    """The laws of `quick` that run in this process over drawn cases: those that kill most first, then the cheapest."""
+    """The laws of `quick` over drawn cases that run in this process: those that kill most in a second first."""
     from rnn_conformance.laws.catalogue import LAWS
 
-    left_out = OF_MODULES if target in KERNELS else frozenset()
+    slow = target == "tiled"  # its loops over tiles take a minute to trace
     fit = [
-        n for n, law in LAWS.items()
-        if law.belongs("quick") and law.drawn and law.subject not in left_out
-        and (not law.costly or (target != "tiled" and law.time_limit is None and law.trait is None))
-    ]  # fmt: skip
-    return sorted(fit, key=lambda name: (-kills[name], _costs.get(name, 1.0)))
+        name
+        for name, law in LAWS.items()
+        if law.belongs("quick") and law.drawn and law.time_limit is None and not (slow and law.costly and law.trait)
+    ]
+    return sorted(fit, key=lambda name: -(kills[name] + 0.1) / max(_costs.get(name, 1.0), 0.02))
+
+
+def laws_of_their_own(target: str, profile: str) -> list[str]:
+    """The laws with a process of their own: those of `quick`, or those of `full` alone that see what core does."""
+    from rnn_conformance.laws.catalogue import LAWS
+
+    found = [name for name, law in LAWS.items() if law.time_limit is not None and law.drawn]
+    if profile == "quick":
+        return [name for name in found if LAWS[name].belongs("quick")]
+    if target in KERNELS:
+        return []
+    found = [name for name in found if not LAWS[name].belongs("quick") and LAWS[name].subject in COMPILE]
+    return sorted(set(found) - set(INDUCTORS), key=lambda name: _costs.get(name, 1.0))
 
 
 _costs: dict[str, float] = {}
@@ -369,81 +421,131 @@ COSTS = KEPT.with_name("costs.json")
 
 
 def measure_laws(seed: int) -> None:
-    """Find what each law costs, once: it is kept for the next run.
+    """Find what each law costs, once for a set of laws: it is kept for the next run.
 
     In a process of its own: some laws use threads, which a later fork of this one would wait for.
     """
-    if not COSTS.exists():
+    names = [*laws_in_order(Counter(), "unroll"), *laws_of_their_own("unroll", "full")]
+    if not COSTS.exists() or json.loads(COSTS.read_text()).keys() != set(names):
         COSTS.parent.mkdir(exist_ok=True)
         pid = os.fork()
         if pid == 0:
-            _measure(seed)
+            _measure(seed, names)
             os._exit(0)
         os.waitpid(pid, 0)
     _costs.update(json.loads(COSTS.read_text()))
 
 
-def _measure(seed: int) -> None:
+def _measure(seed: int, names: Sequence[str]) -> None:
     from rnn_conformance.check import quiet_single_thread
     from rnn_conformance.laws.catalogue import LAWS
     from rnn_conformance.suite.runner import RunOptions, run_law
 
     options = RunOptions(backend_of("unroll"), "smoke", "cpu", seed, shrink=False)
     with quiet_single_thread():
-        found = {name: run_law(LAWS[name], options).seconds for name in laws_in_order(Counter(), "unroll")}
+        run_law(LAWS[names[0]], options)  # what is done once a process is no law's cost
+        run_law(LAWS["compiled_in_one_graph"], options)
+        found = {name: run_law(LAWS[name], options).seconds for name in names}
     COSTS.write_text(json.dumps(found))
 
 
-def _judged(
-    target: str, kills: Counter[str], seed: int, folder: Path, tell: Callable[[str], None]
-) -> tuple[str, str, str]:
-    """The verdict of the laws over this process, which law gave it, and its message."""
+def _judged(target: str, laws: Sequence[str], profile: str, seed: int, tell: Callable[[str], None]) -> Found:
+    """The verdict of the first law that fails in this process, which law it is, and its message."""
     from rnn_conformance.check import quiet_single_thread
     from rnn_conformance.laws.catalogue import LAWS
     from rnn_conformance.suite.runner import RunOptions, run_law
 
-    order = laws_in_order(kills, target)
-    first, others = order[:FIRST] + ([] if target in KERNELS else [*TRACED]), order[FIRST:]
-    for profile, laws in (("smoke", first), ("quick", first), ("smoke", others), ("quick", others)):
-        options = RunOptions(backend_of(target), profile, "cpu", seed, shrink=False)
-        with quiet_single_thread():
-            for name in laws:
-                tell(name)
-                result = run_law(LAWS[name], options)
-                if not result.ok:
-                    return ("crashed" if result.verdict == "crashed" else "killed"), name, result.message[:200]
-        if target == "cpp" and laws is first and profile == "smoke":
-            tell(SANITIZE)
-            found = watched(folder)
-            if found is not None:
-                return "killed", SANITIZE, found[:200]
-    return "survived", "", ""
+    options = RunOptions(backend_of(target), profile, "cpu", seed, shrink=False)
+    with quiet_single_thread():
+        for name in laws:
+            tell(name)
+            result = run_law(LAWS[name], options)
+            if not result.ok:
+                return ("crashed" if result.verdict == "crashed" else "killed"), name, result.message[:200]
+    return None
 
 
 def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, answer: Path) -> None:
-    """Run the laws; the file says at each moment which one runs, and at last the verdict."""
+    """Run the laws; the file says at each moment which one runs, and at last the verdict.
+
+    Laws with a process of their own fork this one, which therefore runs no other itself: a fork waits for ever for the
+    threads that a law before it has used.
+    """
     os.setsid()
     quiet = os.open(os.devnull, os.O_WRONLY)
     os.dup2(quiet, 1)
     os.dup2(quiet, 2)
 
-    def say(verdict: str, law: str, message: str = "") -> None:
+    def say(verdict: str, law: str, message: str = "", profile: str = "quick") -> None:
         part = answer.with_suffix(".part")
-        part.write_text(json.dumps({"verdict": verdict, "law": law, "message": message, "since": time.time()}))
+        told = {"verdict": verdict, "law": law, "message": message, "profile": profile, "since": time.time()}
+        part.write_text(json.dumps(told))
         part.rename(answer)
 
-    say("runs", "")
+    say("runs", LOADED)
     try:
-        if target == "cpp":
-            reason = compiled(mutant, answer.parent)
-            if reason:
-                say("uncompilable", "", reason[:200])
-                return
-        elif mutant is not None:
-            installed(mutant)
-        say(*_judged(target, kills, seed, answer.parent, lambda law: say("runs", law)))
+        reason = compiled(mutant, answer.parent) if target == "cpp" else None
+        if target != "cpp" and mutant is not None:
+            installed(mutant, answer.parent)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    if reason:
+        say("uncompilable", "", reason[:200])
+        return
+    order = laws_in_order(kills, target)
+    some, own = order[:FIRST], laws_of_their_own(target, "quick")
+    stages: list[tuple[str, Sequence[str], bool]] = [("smoke", some, True), ("quick", order, True)]
+    stages += [("quick", own, False), ("full", laws_of_their_own(target, "full"), False)]
+    for profile, laws, forks in stages:
+        of = "full" if profile == "full" else "quick"
+        # few cases of full's laws: over more of them they compile the same again
+        judge = partial(_judged, target, laws, "smoke" if of == "full" else profile, seed)
+        tell = partial(say, "runs", profile=of)
+        found = _in_a_fork(judge, tell, answer) if forks else _answered(judge, tell, answer)
+        if found is None and target == "cpp" and profile == "smoke":
+            say("runs", SANITIZE)
+            told = watched(answer.parent)
+            found = None if told is None else ("killed", SANITIZE, told[:200])
+        if found is not None:
+            say(*found, of)
+            return
+    say("survived", "")
+
+
+def _answered(judge: Judge, tell: Callable[[str], None], answer: Path) -> Found:
+    try:
+        return judge(tell)
     except BaseException as error:  # a mutant may raise anything
-        say("crashed", "", f"{type(error).__name__}: {error}"[:200])
+        return "crashed", json.loads(answer.read_text())["law"], f"{type(error).__name__}: {error}"[:200]
+
+
+def _in_a_fork(judge: Judge, tell: Callable[[str], None], answer: Path) -> Found:
+    """What the laws find in a fork of this process; how it ended is a verdict too."""
+    path = answer.with_name("found.json")
+    path.unlink(missing_ok=True)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            path.write_text(json.dumps(_answered(judge, tell, answer)))
+        finally:
+            os._exit(0)
+    status = os.waitpid(pid, 0)[1]
+    if not path.exists() or not (text := path.read_text()):
+        return "crashed", json.loads(answer.read_text())["law"], f"its process ended with status {status}"
+    read = json.loads(text)
+    return None if read is None else (read[0], read[1], read[2])
+
+
+def run_seeds(
+    mutant: Mutant, kills: Counter[str], seeds: Sequence[int], seconds: float, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """A mutant's verdict by the cases of several seeds: the first seed that it outlives, or the first one."""
+    said = []
+    for seed in seeds:
+        said.append(run(mutant, mutant.target, kills, seed, seconds))
+        if len(seeds) > 1:
+            tell(f"  seed {seed}: {said[-1]['verdict']} {said[-1]['law']}")
+    return next((one for one in said if one["verdict"] not in DIED), said[0])
 
 
 def run(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, seconds: float = SECONDS) -> dict[str, Any]:
@@ -465,7 +567,7 @@ def _wait(pid: int, answer: Path, begin: float, seconds: float) -> dict[str, Any
     said: dict[str, Any]
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
-        said = {"verdict": "runs", "law": "", "since": time.time()}
+        said = {"verdict": "runs", "law": LOADED, "profile": "quick", "since": time.time()}
         if answer.exists():
             said = json.loads(answer.read_text())
         stuck = time.time() - float(said.pop("since")) > LAW_SECONDS
@@ -482,8 +584,13 @@ def _wait(pid: int, answer: Path, begin: float, seconds: float) -> dict[str, Any
 
 
 def prepare() -> None:
-    """Import everything, so that each fork has it already."""
-    for name in ("rnn_conformance.check", "rnn_backends_plugins.vmap", *(name for _, name in TARGETS.values())):
+    """Import everything, so that each fork has it already; TorchRL too, whose mode and ours act as one."""
+    for name in (
+        "rnn_conformance.check",
+        "rnn_backends_plugins.vmap",
+        "torchrl.modules",
+        *(name for _, name in TARGETS.values()),
+    ):
         importlib.import_module(name)
 
 
@@ -526,20 +633,35 @@ def go_on(
     seconds: float,
     tell: Callable[[str], None],
     guess: Sequence[str] = (),
+    again: Sequence[str] = (),
+    cases: Sequence[int] = (),
 ) -> None:
-    """Run mutants that have no verdict yet until the time is up; with a guess, what is unfinished, those laws first."""
+    """Run mutants that have no verdict yet until the time is up; with a guess, what is unfinished, those laws first.
+
+    Args:
+        targets: keys of :data:`TARGETS`.
+        minutes: the budget.
+        most: no more mutants than that.
+        seed: of the sample.
+        seconds: of one mutant.
+        tell: gets a line for each.
+        guess: laws to run first over what is unfinished.
+        again: keys, or verdicts, of mutants to run although they have a verdict.
+        cases: seeds of the laws' cases; without them that of the sample. A mutant dies if it dies by each.
+    """
     end = time.monotonic() + 60 * minutes
     todo = sample(targets, seed)
     rows = present(rows_of(KEPT), todo)
-    known = {row["key"]: row for row in rows if row["verdict"] != "unfinished"}
+    redo = {row["key"] for row in rows if row["key"] in again or row["verdict"] in again}
+    known = {row["key"]: row for row in rows if row["verdict"] != "unfinished" and row["key"] not in redo}
     kills, tally = kills_of(rows), Counter(row["verdict"] for row in known.values())
     tell(f"{len(todo)} mutants of {', '.join(targets)}; {len(known)} have a verdict")
     KEPT.parent.mkdir(exist_ok=True)
-    if "cpp" in targets and run(None, "cpp", kills, seed, seconds)["verdict"] in (*DIED, "uncompilable"):
-        raise SystemExit("the kernel of cpp dies without a mutant, compiled as its mutants are")
+    for target in dict.fromkeys(mutant.target for mutant in todo[:most]):
+        hold(target, kills, cases or (seed,), tell)
     tried, reasons = {row["key"] for row in rows}, explained()
-    decided = {row["key"] for row in rows if row["key"] in known or _key(row) in reasons}
-    todo = [mutant for mutant in todo[:most] if mutant.key not in decided]
+    decided = {row["key"] for row in rows if row["key"] in known or _key(row) in reasons} - set(again)
+    todo = [mutant for mutant in todo[:most] if mutant.key not in decided and (not again or mutant.key in redo)]
     todo.sort(key=lambda mutant: mutant.key in tried)  # what was unfinished takes longest, so it comes last
     if guess:
         todo = [mutant for mutant in todo if mutant.key in tried]
@@ -547,7 +669,7 @@ def go_on(
     for number, mutant in enumerate(todo, 1):
         if time.monotonic() > end:
             break
-        said = run(mutant, mutant.target, kills, seed, seconds)
+        said = run_seeds(mutant, kills, cases or (seed,), seconds, tell)
         row = {"key": mutant.key} | {k: v for k, v in asdict(mutant).items() if k not in ("code", "within")} | said
         with KEPT.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -558,8 +680,31 @@ def go_on(
         counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items()))
         tell(
             f"[{number} of {len(todo)}, {left:.0f} min left; {counts}] "
-            f"{mutant.target}:{mutant.line} {said['verdict']} {said['law']} {said['seconds']} s"
+            f"{mutant.target}:{mutant.line} {mutant.key} {said['verdict']} {said['law']} {said['seconds']} s"
         )
+
+
+def hold(target: str, kills: Counter[str], seeds: Sequence[int], tell: Callable[[str], None]) -> None:
+    """Run the laws over the code as it is, installed as its mutants are: what fails then says nothing of a mutant.
+
+    Once for the same sources and laws. Exits if a law fails.
+    """
+    path = ROOT / TARGETS[target][0]
+    texts = [file.read_bytes() for file in (sorted(path.glob("*.[hc]*")) if path.is_dir() else [path])]
+    texts += [file.read_bytes() for file in sorted((ROOT / "conformance" / "rnn_conformance" / "laws").glob("*.py"))]
+    for seed in seeds:
+        held = f"{target} {seed} {hashlib.sha256(b''.join(texts)).hexdigest()}"
+        if SOUND.exists() and held in SOUND.read_text().splitlines():
+            continue
+        same = None
+        if target != "cpp":
+            same = Mutant(target, "", 0, "", "", ast.unparse(_without_docstrings(path.read_text())))
+        said = run(same, target, kills, seed)
+        if said["verdict"] != "survived":
+            raise SystemExit(f"{target} dies without a mutant: {said['verdict']} {said['law']} {said['message']}")
+        tell(f"{target} holds as it is, in {said['seconds']} s")
+        with SOUND.open("a") as file:
+            file.write(held + "\n")
 
 
 def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbers: Counter[str]) -> str:
@@ -569,17 +714,25 @@ def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbe
     equivalent = [row for row in rows if row["verdict"] not in DIED and _key(row) in reasons]
     live = [row for row in rows if row["verdict"] in ("survived", "unfinished") and _key(row) not in reasons]
     dead = [row for row in rows if row["verdict"] in DIED]
-    share = 100 * len(dead) / max(1, len(dead) + len(live))
+    of_quick = [row for row in dead if row.get("profile") != "full"]
+    of_all = len(dead) + len(live)
     lines = [
         "# Mutants against the suite", "",
         f"`make mutants-suite`, {day}, commit `{commit}`, seed {seed}. A machine changed one place of core or of a",
-        "kernel; the laws of `quick` that do not compile ran over each until one failed.", "",
-        f"**{len(dead)} of {len(dead) + len(live)} mutants that are not equivalent died: {share:.1f} %.**",
-        f"{sum(row['verdict'] == 'unfinished' for row in live)} of the others are unfinished: no law had failed when",
-        "the time of a mutant was up, and more laws would have run. So the figure is a lower bound.",
-        f"{len(equivalent)} are equivalent.", "",
-        "| target | mutants | tried | killed | crashed | endless | equivalent | unfinished | survived |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "kernel; the laws of `quick` ran over each until one failed, and over what outlives those in core the laws of",
+        "`full` that compile. The mutants that were tried are a random sample.", "",
+        f"**Of {of_all} mutants that are not equivalent {len(dead)} died: {_percent(dead, of_all)}. The laws of",
+        f"`quick` alone killed {len(of_quick)}: {_percent(of_quick, of_all)}.** {len(equivalent)} are equivalent, and",
+        "not counted.",
+    ]  # fmt: skip
+    open_ends = sum(row["verdict"] == "unfinished" for row in live)
+    if open_ends:
+        lines += [f"{open_ends} of those that live are unfinished: no law had failed when their time was up."]
+    lines += [
+        "",
+        "| target | mutants | tried | killed | crashed | endless | `full` alone | equivalent | unfinished | survived "
+        + "| died |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for target, number in numbers.items():
         own = [row for row in rows if row["target"] == target]
@@ -588,10 +741,13 @@ def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbe
         open_ends = [
             sum(row["verdict"] == v and row not in equivalent for row in own) for v in ("unfinished", "survived")
         ]
-        figures = [number, len(own), *(count[v] for v in DIED), same, *open_ends]
+        late = sum(row.get("profile") == "full" for row in own if row in dead)
+        died = sum(row in dead for row in own)
+        figures = [number, len(own), *(count[v] for v in DIED), late, same, *open_ends, _percent(died, len(own) - same)]
         lines.append(f"| {target} | {' | '.join(map(str, figures))} |")
     lines += ["", "## What kills", "", "| law | mutants |", "| --- | ---: |"]
-    lines += [f"| `{law}` | {n} |" for law, n in Counter(row["law"] for row in dead).most_common()]
+    for law, n in Counter(row["law"] or LOADED for row in dead).most_common():
+        lines += [f"| {law} | {n} |" if law == LOADED else f"| `{law}` | {n} |"]
     for title, chosen in (("Survived or unfinished", live), ("Equivalent", equivalent)):
         lines += ["", f"## {title}", ""] + (["None."] if not chosen else [])
         for row in chosen:
@@ -599,6 +755,11 @@ def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbe
             lines += [f"- {where}: `{row['before']}` became `{row['after']}`."]
             lines += [f"  {reasons[_key(row)]}"] if _key(row) in reasons else []
     return "\n".join(lines) + "\n"
+
+
+def _percent(part: int | Sequence[Any], whole: int) -> str:
+    number = part if isinstance(part, int) else len(part)
+    return f"{100 * number / whole:.1f} %" if whole else "-"
 
 
 def _key(row: dict[str, Any]) -> tuple[str, str, str]:
@@ -612,9 +773,15 @@ def main() -> int:
     options.add_argument("--minutes", "--budget", type=float, default=30, help="budget (30); a later run goes on")
     options.add_argument("--most", type=int, default=10**6, help="no more mutants than that, of a random sample")
     options.add_argument("--seed", type=int, default=1, help="of the sample and of the laws' cases (1)")
-    options.add_argument("--seconds", type=float, default=SECONDS, help="of one mutant (240); less for a first look")
+    options.add_argument("--seconds", type=float, default=SECONDS, help="of one mutant (600); less for a first look")
     options.add_argument(
         "--guess", nargs="+", default=(), metavar="LAW", help="take up what is unfinished, these laws first"
+    )
+    options.add_argument(
+        "--again", nargs="+", default=(), metavar="KEY", help="run these once more, by key or by verdict (survived)"
+    )
+    options.add_argument(
+        "--cases", nargs="+", type=int, default=(), metavar="SEED", help="of the laws' cases: a mutant must die by each"
     )
     options.add_argument("--list", action="store_true", help="print the mutants without running them")
     options.add_argument("--write", action="store_true", help=f"write {PAGE.relative_to(ROOT)}")
@@ -629,7 +796,9 @@ def main() -> int:
         prepare()
         measure_laws(given.seed)
         tell = lambda text: print(text, flush=True)  # noqa: E731
-        go_on(targets, given.minutes, given.most, given.seed, given.seconds, tell, given.guess)
+        go_on(
+            targets, given.minutes, given.most, given.seed, given.seconds, tell, given.guess, given.again, given.cases
+        )
     found = sample(targets, given.seed)
     rows = present(rows_of(KEPT), found)
     commit = subprocess.run(

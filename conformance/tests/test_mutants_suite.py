@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
 import sys
+import warnings
 from collections import Counter
 from pathlib import Path
 from types import FunctionType
 
 import pytest
+import torch
 from rnn_conformance.check import check_backend
 from rnn_conformance.defects import tiled
 
@@ -67,18 +70,78 @@ def test_a_sample_is_the_same_for_a_seed_and_takes_turns(tool):
     assert [mutant.target for mutant in once[:4]] == ["resets", "stack", "resets", "stack"]
 
 
-def test_a_mutant_of_the_tiled_kernel_dies_and_the_kernel_holds(tool):
+def test_a_mutant_of_the_tiled_kernel_dies_and_the_kernel_holds(tool, tmp_path):
     laws = ["output_equals_reference"]
     assert check_backend(tiled.tiled(), profile="smoke", laws=laws, rollouts=()).ok
     kept = {value: value.__code__ for value in vars(tiled).values() if isinstance(value, FunctionType)}
     mutant = next(m for m in tool.mutants("tiled") if "torch.where(inside, 0, found)" in m.code or "|" in m.after)
-    tool.installed(mutant)
+    tool.installed(mutant, tmp_path)
     try:
         assert tiled.load.__code__ is not kept[tiled.load]
         assert not check_backend(tiled.tiled(), profile="smoke", laws=laws, rollouts=(), shrink=False).ok
     finally:
         for function, code in kept.items():
             function.__code__ = code
+
+
+def test_a_mutants_source_is_read_where_it_is_scripted_and_a_method_may_lose_its_super(tool, monkeypatch, tmp_path):
+    source = (
+        "import torch\nclass A:\n    def f(self):\n        return 1\n"
+        "class B(A):\n    def f(self):\n        return super().f()\n"
+        "def g(x: torch.Tensor):\n    return x + 1\n"
+    )
+    (tmp_path / "one.py").write_text(source)
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "TARGETS", {"one": ("one.py", "one")})
+    monkeypatch.syspath_prepend(tmp_path)
+    one = importlib.import_module("one")
+    (tmp_path / "folder").mkdir()
+    code = source.replace("super().f()", "2").replace("x + 1", "x - 1")
+    tool.installed(tool.Mutant("one", "", 0, "", "", code), tmp_path / "folder")
+    del sys.modules["one"]
+    assert one.B().f() == 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert torch.jit.script(one.g)(torch.zeros(1)).item() == -1
+
+
+def test_a_mutant_that_outlives_quick_meets_the_laws_that_compile(tool, tmp_path):
+    assert {"exported", "compiled_in_one_graph"} <= set(tool.laws_in_order(Counter(), "mode"))
+    own, late = tool.laws_of_their_own("mode", "quick"), tool.laws_of_their_own("mode", "full")
+    assert "what_is_traced_follows_inputs_and_resets" in own
+    assert "a_compiled_function_follows_sizes_resets_and_mode" in late
+    assert not set(own) & set(late)
+    assert tool.laws_of_their_own("tiled", "full") == []
+    ordered = tool.laws_in_order(Counter(chunked_rows=3, no_bias=9), "mode")
+    assert ordered[0] == "no_bias"
+
+
+def test_the_verdict_of_a_fork_is_that_of_its_law_or_of_its_end(tool, tmp_path):
+    answer = tmp_path / "answer.json"
+
+    def tell(law: str) -> None:
+        answer.write_text(json.dumps({"law": law}))
+
+    def ends(tell):
+        tell("a_law")
+        os._exit(3)
+
+    def raises(tell):
+        tell("a_law")
+        raise ZeroDivisionError
+
+    assert tool._in_a_fork(lambda tell: None, tell, answer) is None
+    assert tool._in_a_fork(lambda tell: ("killed", "a_law", "b"), tell, answer) == ("killed", "a_law", "b")
+    assert tool._in_a_fork(raises, tell, answer) == ("crashed", "a_law", "ZeroDivisionError: ")
+    assert tool._in_a_fork(ends, tell, answer)[:2] == ("crashed", "a_law")
+
+
+def test_a_mutant_dies_only_if_it_dies_by_the_cases_of_every_seed(tool, monkeypatch):
+    said = {1: "killed", 2: "survived", 3: "killed"}
+    monkeypatch.setattr(tool, "run", lambda mutant, target, kills, seed, seconds: {"verdict": said[seed], "law": ""})
+    mutant = tool.Mutant("one", "sign", 1, "a", "b", "code")
+    assert tool.run_seeds(mutant, Counter(), (1, 2, 3), 1.0, print)["verdict"] == "survived"
+    assert tool.run_seeds(mutant, Counter(), (1, 3), 1.0, print)["verdict"] == "killed"
 
 
 def test_a_stopped_run_goes_on_and_takes_up_what_is_unfinished(tool, monkeypatch, tmp_path):
@@ -92,6 +155,7 @@ def test_a_stopped_run_goes_on_and_takes_up_what_is_unfinished(tool, monkeypatch
         return {"message": "", "verdict": "unfinished" if len(ran) == 2 else "killed", "law": "a_law", "seconds": 0.0}
 
     monkeypatch.setattr(tool, "run", run)
+    monkeypatch.setattr(tool, "hold", lambda *_: None)
     tool.go_on(["one", "two"], 0.0, 4, 1, 1.0, told.append)
     assert not ran  # no time, no mutant
     tool.go_on(["one", "two"], 1.0, 2, 1, 1.0, told.append)
@@ -108,6 +172,10 @@ def test_a_stopped_run_goes_on_and_takes_up_what_is_unfinished(tool, monkeypatch
     assert "5 killed" in told[-1]
     tool.go_on(["one", "two"], 1.0, 6, 1, 1.0, told.append, ["a_law"])
     assert len(ran) == 6  # a guess is for what is unfinished, and nothing is
+    tool.go_on(["one", "two"], 1.0, 6, 1, 1.0, told.append, again=["unfinished"])
+    assert len(ran) == 6  # one that is equivalent for a reason is not run again
+    tool.go_on(["one", "two"], 1.0, 6, 1, 1.0, told.append, again=[order[0]])
+    assert ran[6:] == [order[0]]
     rows = tool.rows_of(tool.KEPT)
     assert Counter(row["verdict"] for row in rows) == Counter(killed=5, unfinished=1)
     assert tool.kills_of(rows) == Counter(a_law=5)
@@ -119,7 +187,12 @@ def test_the_page_has_no_rows_of_other_sources_and_gives_a_first_run_its_order(t
     rows = [row | {"key": found[0].key}, row | {"key": "of another source"}]
     assert tool.present(rows, found) == rows[:1]
     text = tool.page(tool.present(rows, found), 1, "2026-01-01", "abc", Counter(resets=2))
-    assert "| resets | 2 | 1 | 1 |" in text
+    assert "| resets | 2 | 1 | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 100.0 % |" in text
+    late = [rows[0] | {"profile": "full", "law": tool.LOADED}]
+    text_late = tool.page(late, 1, "2026-01-01", "abc", Counter(resets=2))
+    assert "| resets | 2 | 1 | 1 | 0 | 0 | 1 |" in text_late
+    assert "alone killed 0: 0.0 %" in text_late.replace("\n", " ")
+    assert f"| {tool.LOADED} | 1 |" in text_late
     monkeypatch.setattr(tool, "PAGE", tmp_path / "mutants.md")
     tool.PAGE.write_text(text)
     assert tool.kills_of([]) == Counter(a_law=1)

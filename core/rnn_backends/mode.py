@@ -172,4 +172,7 @@ def _traced_mode() -> bool | None:
     if not torchrl_mode_set_in_trace():
         return around.mode
     torchrl = torchrl_recurrent_mode()
-    return around.mode if torchrl is around.torchrl_in_traces else torchrl
+    if torchrl is not around.torchrl_in_traces:
+        return torchrl
+    # another thread may have set the same mode, which TorchRL shares between threads where it is traced
+    return torchrl if with_is_traced(torchrl_set_recurrent_mode()) else around.mode

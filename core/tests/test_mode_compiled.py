@@ -381,6 +381,19 @@ def test_torchrls_context_in_another_task_is_not_seen_by_compiled_code():
     torchrl.modules.set_recurrent_mode(None).__enter__()  # what TorchRL keeps for traces is shared, and left as it was
 
 
+def test_torchrls_context_in_compiled_code_counts_where_another_thread_is_in_the_same_mode():
+    theirs = torchrl.modules.set_recurrent_mode
+
+    @torch.compile(backend="eager", fullgraph=True)
+    def call(x):
+        with theirs(True):
+            within = code_of_the_mode(x)
+        return torch.cat([within, code_of_the_mode(x)])
+
+    with theirs(True), ThreadPoolExecutor(1) as pool:
+        assert pool.submit(call, ONE).result().tolist() == [1.0, 3.0]
+
+
 def test_torchrl_that_is_imported_within_our_context(monkeypatch):
     modules = torchrl.modules
     monkeypatch.setitem(sys.modules, "torchrl.modules", None)

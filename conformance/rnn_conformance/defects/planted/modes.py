@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import torch
 from rnn_backends import LSTMModule, set_recurrent_mode
 from rnn_backends import mode as modes
 from rnn_backends.mode import as_mode
@@ -50,3 +52,40 @@ def mode_copy_made_in_a_context_is_lost() -> list[Patch]:
         return self if wanted == self.recurrent_mode else self._copy(_recurrent_mode=wanted)
 
     return [Patch(LSTMModule, "set_recurrent_mode", replacement)]
+
+
+@in_core("contexts_of_a_mode_nest", by_numbers=False)
+def a_mode_in_capitals_is_another() -> list[Patch]:
+    """set_recurrent_mode compares names with their case, so "Recurrent" is sequential."""
+
+    def replacement(mode: Any) -> bool | None:
+        return mode == "recurrent" if isinstance(mode, str) else mode
+
+    return [Patch(modes, "as_mode", replacement)]
+
+
+@in_core("a_context_may_be_entered_within_itself", by_numbers=False)
+def a_coroutine_is_decorated_as_a_function() -> list[Patch]:
+    """A decorated coroutine function has its mode while the coroutine is made, and not while it runs."""
+    return [Patch(modes, "inspect", _NoCoroutines)]
+
+
+class _NoCoroutines:
+    """In place of inspect: no function is a coroutine function."""
+
+    isgeneratorfunction = staticmethod(inspect.isgeneratorfunction)
+    isasyncgenfunction = staticmethod(inspect.isasyncgenfunction)
+    iscoroutinefunction = staticmethod(lambda function: False)
+
+
+@in_core("a_mode_within_compiled_code_acts_there_alone", by_numbers=False)
+def in_a_trace_the_outer_context_decides() -> list[Patch]:
+    """In compiled code a context within another one keeps the outer one's mode."""
+    original = modes._decided
+
+    def replacement(entry: Any, torchrl: bool | None) -> bool | None:
+        if torch.compiler.is_compiling() and entry is not None and entry.outer is not None:
+            entry = entry.outer
+        return original(entry, torchrl)
+
+    return [Patch(modes, "_decided", replacement)]
