@@ -1,6 +1,6 @@
-"""The imports between the modules of this repository: rooms, floors, arrows and circles.
+"""The imports between the modules of this repository: units, layers, edges and cycles.
 
-A *room* is a folder of a package, or a module next to the package's ``__init__.py``. Every import counts, also those
+A *unit* is a folder of a package, or a module next to the package's ``__init__.py``. Every import counts, also those
 within functions, except those under ``if TYPE_CHECKING``. ``python tools/import_graph.py`` prints the figures.
 """
 
@@ -69,27 +69,27 @@ def all_imports() -> list[Import]:
     return [found for name, path in known.items() for found in imports(name, path, known)]
 
 
-def room(name: str) -> str:
-    """The room of a module: ``rnn_conformance.suite`` or, next to the ``__init__``, ``rnn_conformance.check``."""
+def unit(name: str) -> str:
+    """The unit of a module: ``rnn_conformance.suite`` or, next to the ``__init__``, ``rnn_conformance.check``."""
     parts = name.split(".")
     return ".".join(parts[:2]) if len(parts) > 1 else f"{name}.__init__"
 
 
-def arrows(package: str, by_room: bool, home: Path | None = None) -> dict[str, set[str]]:
-    """The imports within a package, by module or by room."""
+def edges(package: str, by_unit: bool, home: Path | None = None) -> dict[str, set[str]]:
+    """The imports within a package, by module or by unit."""
     known = modules(package, home)
     graph: dict[str, set[str]] = {}
     for name, path in known.items():
-        graph.setdefault(room(name) if by_room else name, set())
+        graph.setdefault(unit(name) if by_unit else name, set())
         for found in imports(name, path, known):
             if found.imported in known and found.imported != package:
-                one, other = (room(name), room(found.imported)) if by_room else (name, found.imported)
+                one, other = (unit(name), unit(found.imported)) if by_unit else (name, found.imported)
                 if one != other:
                     graph.setdefault(one, set()).add(other)
     return graph
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Groups of nodes that reach each other (Tarjan's strongly connected components of more than one node)."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
@@ -117,13 +117,13 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-def floors(graph: dict[str, set[str]]) -> int:
-    """The number of nodes on the longest path, in a graph without circles."""
+def layers(graph: dict[str, set[str]]) -> int:
+    """The number of nodes on the longest path, in a graph without cycles."""
     depth: dict[str, int] = {}
 
     def of(node: str) -> int:
         if node not in depth:
-            depth[node] = 0  # with a circle the result means little, but the recursion ends
+            depth[node] = 0  # with a cycle the result means little, but the recursion ends
             depth[node] = 1 + max(map(of, graph.get(node, ())), default=0)
         return depth[node]
 
@@ -132,15 +132,15 @@ def floors(graph: dict[str, set[str]]) -> int:
 
 def main(home: Path | None = None) -> None:
     """Print the figures of every package."""
-    print(f"{'package':22}{'modules':>8}{'rooms':>7}{'floors':>8}{'arrows':>8}{'circles':>9}{'of modules':>12}")
+    print(f"{'package':22}{'modules':>8}{'units':>7}{'layers':>8}{'edges':>8}{'cycles':>9}{'of modules':>12}")
     for package in PACKAGES:
         if not ((home or PACKAGES[package]) / package).is_dir():
             continue
-        rooms, files = arrows(package, True, home), arrows(package, False, home)
-        figures = (len(rooms), floors(rooms), sum(map(len, rooms.values())), len(circles(rooms)), len(circles(files)))
+        units, files = edges(package, True, home), edges(package, False, home)
+        figures = (len(units), layers(units), sum(map(len, units.values())), len(cycles(units)), len(cycles(files)))
         print(f"{package:22}{len(modules(package, home)):>8}" + "{:>7}{:>8}{:>8}{:>9}{:>12}".format(*figures))
-        for circle in (*circles(rooms), *circles(files)):
-            print(f"    circle: {' <-> '.join(circle)}")
+        for cycle in (*cycles(units), *cycles(files)):
+            print(f"    cycle: {' <-> '.join(cycle)}")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ CAUSES = 8
 
 @cache
 def recordings() -> tuple[Rollout, ...]:
-    """The rollouts, recorded once a process."""
+    """The rollouts, recorded once per process."""
     return tuple(rollouts())
 
 
@@ -110,7 +110,7 @@ def check_backend(
 
 
 def with_causes(results: Sequence[LawResult], run: RunOptions) -> list[LawResult]:
-    """The results, each failure with the plainest law that fails on its smallest case too, if there is one.
+    """The results; each failure names the plainest law that fails on its smallest case too, if there is one.
 
     The laws come in the order of the catalogue, the plainest first; one that compiles is no cause of another.
     """
@@ -157,7 +157,7 @@ def case_of(law: str, token: str, rollouts: Sequence[Rollout] | None = None) -> 
     Args:
         law: its exact name.
         token: of a result.
-        rollouts: to look for the rollout in; ``None`` for those of :func:`recordings`.
+        rollouts: the known rollouts; ``None`` for those of :func:`recordings`.
 
     Raises:
         ValueError: the law is unknown, or the token is not understood, impossible or not one of this law's.
@@ -209,7 +209,7 @@ def similar_defect(result: LawResult, device: str = "cpu") -> str | None:
 
 
 def _strictly(result: LawResult) -> LawResult:
-    """With ``--strict`` a capability that works and is not claimed is a failure, in every report alike."""
+    """With ``--strict`` a capability that works and is not claimed is a failure."""
     return replace(result, verdict="failed") if result.verdict == "under_claimed" else result
 
 
@@ -227,8 +227,8 @@ def changed(report: Report, law: str, **fields: Any) -> Report:
 def quiet_single_thread() -> Iterator[None]:
     """One thread and no warnings.
 
-    Cases are small: on a busy machine threads wait for each other much longer than they work. A warning that a
-    user's settings turn into an error would look like a crash of the backend.
+    Cases are small, so on a busy machine threads would mostly wait for each other. A warning that a user's settings
+    turn into an error would look like a crash of the backend.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -30,21 +30,21 @@ def _seed() -> int:
 class LawsCollector(pytest.Collector):
     """All laws of one :func:`~rnn_conformance.pytest_plugin.laws`."""
 
-    def __init__(self, *, asked: Laws, **kwargs: Any) -> None:
+    def __init__(self, *, requested: Laws, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.asked = asked
+        self.requested = requested
 
     def option(self, name: str) -> Any:
         """The command line's option, else the test file's."""
         given = self.config.getoption(f"rnn_{name}", None)
-        return given if given else self.asked.options.get(name)
+        return given if given else self.requested.options.get(name)
 
     def collect(self) -> Iterator[LawItem]:
         """One test per law and backend."""
-        backends = self.asked.backends or tuple(self.config.getoption("rnn_backend"))
+        backends = self.requested.backends or tuple(self.config.getoption("rnn_backend"))
         if not backends:
             raise self.CollectError("no backend is named: pytest --pyargs rnn_conformance --rnn-backend NAME")
-        parts = tuple(self.config.getoption("rnn_law")) or self.asked.options["only"]
+        parts = tuple(self.config.getoption("rnn_law")) or self.requested.options["only"]
         try:
             values = [get_backend(b) if isinstance(b, str) else b for b in backends]
             laws = select(parts, self.option("profile"))
@@ -61,7 +61,7 @@ class LawsCollector(pytest.Collector):
         given = self.config.getoption("rnn_waivers")
         if given:
             return read(self.config.invocation_params.dir / given)
-        beside = self.asked.options["waivers"]
+        beside = self.requested.options["waivers"]
         return read(Path(self.path).parent / beside) if beside else []
 
 

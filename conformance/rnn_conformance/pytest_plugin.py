@@ -77,7 +77,7 @@ def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) 
         return None
     from .pytest_items import LawsCollector
 
-    return LawsCollector.from_parent(collector, name=name, asked=obj)
+    return LawsCollector.from_parent(collector, name=name, requested=obj)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -1,5 +1,5 @@
-"""A program for one failure, with torch and the backend alone: the case's tensors, drawn as the suite draws them, the
-backend's numbers, and those of torch.nn.LSTM over one trajectory at a time.
+"""A program that reproduces one failure and needs only torch and the backend. It draws the case's tensors as the suite
+does, and prints the backend's numbers and those of torch.nn.LSTM over one trajectory at a time.
 
 Text from tokens, plugins and reports appears in it as Python literals or in comments only.
 """

@@ -118,12 +118,12 @@ def apply(
     backend: LSTMBackend,
     on_replay: Callable[[str], object] = lambda law: None,
 ) -> Report:
-    """The report with waived failures excused, and outdated waivers as failures."""
+    """The report with waived failures excused and outdated waivers counted as failures."""
     for waiver in waivers:
         mine = waiver.backend == report.backend and waiver.device == report.header.device
         found = next((r for r in report.results if r.law == waiver.law), None)
         if not mine or found is None:
-            continue  # of another backend or device, or of a law that did not run
+            continue  # for another backend or device, or a law that did not run
         on_replay(waiver.law)
         report = _apply(waiver, report, found, replay(backend, waiver.law, waiver.token, waiver.device))
     return report

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click import Option
 from click.testing import CliRunner, Result
 from rnn_backends import LayerWeights, LSTMBackend, State, names, register, unregister
 from rnn_backends.unroll import unroll
@@ -56,14 +57,28 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
 
 
+SHOWN = sorted(name for name, command in cli.commands.items() if not command.hidden)
+
+
 def test_help_teaches_with_examples() -> None:
-    assert "rnn-backends explain" in call("--help").output
-    for command in ("list", "explain", "check", "laws", "replay", "diff", "bench", "tune", "defects"):
-        assert f"  rnn-backends {command}" in call("--help").output
+    for command in SHOWN:
         said = call(command, "--help").output
         assert "Examples:\n  rnn-backends " in said
         assert f"  rnn-backends {command} " in said.partition("Examples:")[2]
     assert "0 every law held   1 a law failed" in call("check", "--help").output
+
+
+@pytest.mark.parametrize("command", ["", *SHOWN])
+def test_help_fits_eighty_columns_and_describes_every_option(command: str) -> None:
+    ran = CliRunner().invoke(cli, [*command.split(), "--help"], env={"COLUMNS": "80"}, catch_exceptions=False)
+    assert [line for line in ran.output.splitlines() if len(line) > 80] == []
+    described = cli.commands[command] if command else cli
+    without = [option.opts[-1] for option in described.params if isinstance(option, Option) and not option.help]
+    assert without == []
+    if not command:
+        listed = ran.output.partition("Commands:\n")[2]
+        assert {line.split()[0] for line in listed.splitlines()} == set(SHOWN)
+        assert "..." not in listed, "a command without a short_help is cut"
 
 
 def test_laws_judge_without_docstrings_and_assert_statements() -> None:

@@ -1,4 +1,4 @@
-"""The usual mistakes around a recurrent policy: their signs in data, and the line that corrects each.
+"""The common mistakes around a recurrent policy: their signs in data, and the line that corrects each.
 
 Every function here reads only entries of TensorDicts. :mod:`rnn_backends.testing` provides the data.
 """

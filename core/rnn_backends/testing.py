@@ -30,7 +30,7 @@ class Diagnosis(NamedTuple):
         agrees: whether the replay's features equal those of acting; ``None`` if they could not be compared.
         difference: the largest absolute difference of the features; NaN if they could not be compared.
         steps: the number of compared steps.
-        mistakes: the usual mistakes that were found.
+        mistakes: the common mistakes that were found.
         first: the position of the first difference, in words; empty without one.
     """
 
@@ -53,7 +53,7 @@ class Diagnosis(NamedTuple):
         else:
             said = [f"acting and replay differ by up to {self.difference:.2g} over {self.steps} steps{self.first}"]
         if not self.agrees and not self.mistakes:
-            said.append("none of the usual mistakes was seen: look for modules that keep a state of their own")
+            said.append("none of the common mistakes was seen: look for modules that keep a state of their own")
         return "\n".join([*said, *map(str, self.mistakes)])
 
 
@@ -77,7 +77,7 @@ def assert_rollout_equals_replay(
         rtol: relative tolerance; the same by default.
 
     Raises:
-        AssertionError: they differ or a usual mistake was found; the message names it and the line to change.
+        AssertionError: they differ or a common mistake was found; the message names it and the line to change.
         InputError: the policy holds no LSTMModule.
 
     Examples:

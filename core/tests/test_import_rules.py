@@ -1,4 +1,4 @@
-"""The import rules of the whole repository, in one table; no circles, counting imports inside of functions."""
+"""The import rules of the whole repository, in one table; no cycles, counting imports inside of functions."""
 
 import importlib.util
 import re
@@ -60,7 +60,7 @@ def rule_of(name):
 
 
 @pytest.mark.parametrize("prefix", RULES)
-def test_rooms_import_only_what_the_table_allows(prefix):
+def test_units_import_only_what_the_table_allows(prefix):
     broken = [
         f"{name}:{line} imports {imported}"
         for name, imported, line in IMPORTS
@@ -83,14 +83,14 @@ def test_packages_from_outside_are_imported_where_the_table_says(package):
 
 
 @pytest.mark.parametrize("package", PROJECT)
-@pytest.mark.parametrize("by_room", [True, False], ids=["rooms", "modules"])
-def test_no_circle_of_imports(package, by_room):
-    assert import_graph.circles(import_graph.arrows(package, by_room)) == []
+@pytest.mark.parametrize("by_unit", [True, False], ids=["units", "modules"])
+def test_no_cycle_of_imports(package, by_unit):
+    assert import_graph.cycles(import_graph.edges(package, by_unit)) == []
 
 
 def test_a_circle_is_found_and_an_arrow_is_not_one():
-    assert import_graph.circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
-    assert import_graph.circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    assert import_graph.cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+    assert import_graph.cycles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
 def test_no_law_takes_a_private_name_from_another_law():

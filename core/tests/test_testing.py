@@ -1,4 +1,4 @@
-"""``rnn_backends.testing``: a right policy passes; each usual mistake is planted, and named with its line."""
+"""``rnn_backends.testing``: a right policy passes; each common mistake is planted, and named with its line."""
 
 import pytest
 import torch
@@ -244,7 +244,7 @@ def test_a_difference_without_a_usual_mistake_says_where_it_is():
     policy = policy_with()
     calls = iter(range(10**6))
     observe = TensorDictModule(lambda x: x + 0.1 * (next(calls) > 5), ["observation"], ["observation"])
-    with pytest.raises(AssertionError, match="none of the usual mistakes was seen"):
+    with pytest.raises(AssertionError, match="none of the common mistakes was seen"):
         assert_rollout_equals_replay(TensorDictSequential(observe, policy), right(policy))
 
 

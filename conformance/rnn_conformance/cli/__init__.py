@@ -1,1 +1,1 @@
-"""The command ``rnn-backends``, one file a command."""
+"""The command ``rnn-backends``, one file per subcommand."""

@@ -16,27 +16,37 @@ PICTURES = (".png", ".svg", ".pdf")
 
 EXAMPLES = """\
 Examples:
-  rnn-backends bench cudnn                                      over torch's dense nn.LSTM, at 0 and 3 % resets
-  rnn-backends bench cudnn --vs vmap --vs torchrl-pad --shape 32,128,64,128
+  rnn-backends bench cudnn                beside torch's dense nn.LSTM
+  rnn-backends bench auto --vs torchrl-pad --mode step    one step, for acting
+  rnn-backends bench cudnn --json now.json --seconds 20   longer, for less noise
   rnn-backends bench mine --shape S1 --resets 0,0.03,once --png mine.png
-  rnn-backends bench auto --vs torchrl-pad --mode step          one step, for acting
-  rnn-backends bench cudnn --json now.json --seconds 20         measures longer, for less noise
+  rnn-backends bench cudnn --vs vmap --vs torchrl-pad --shape 32,128,64,128
 
-Besides backends, NAME and --vs take: nn.LSTM (dense, without resets), nn.LSTM-packed (the same
-over packed rows of equal length), torchrl-pad, torchrl-scan, torchrl-triton.
-The ratio is the median over rounds of time / time(first --vs), without --vs time / time(nn.LSTM).
-Below 1, NAME is faster.
+Besides backends, NAME and --vs take: nn.LSTM (dense, without resets),
+nn.LSTM-packed (the same over packed rows of equal length), torchrl-pad,
+torchrl-scan, torchrl-triton.
+
+The ratio is the median over rounds of time / time of the first --vs, or of
+nn.LSTM without --vs. Below 1, NAME is faster.
 """
 
 
-@click.command("bench", cls=Examples, epilog=EXAMPLES)
+@click.command(
+    "bench", cls=Examples, epilog=EXAMPLES, short_help="Time a backend beside nn.LSTM and TorchRL's LSTMModule."
+)
 @click.argument("name")
 @click.option("--vs", multiple=True, metavar="NAME", help="Contestant to compare with; may be repeated.")
 @click.option(
     "--shape", "shapes", multiple=True, metavar="B,T,I,H", help="Sizes, or S1 to S5; may be repeated.  [default: S2]"
 )
-@click.option("--resets", show_default="0,0.03", help="Shares of steps that reset, or once: one reset per row.")
-@click.option("--mode", type=click.Choice(["forward", "train", "step"]), default="train", show_default=True)
+@click.option("--resets", help="Shares of steps that reset, or once: one reset per row.  [default: 0,0.03]")
+@click.option(
+    "--mode",
+    type=click.Choice(["forward", "train", "step"]),
+    default="train",
+    show_default=True,
+    help="Time the forward pass, forward and backward, or one step of acting.",
+)
 @click.option(
     "--module", is_flag=True, help="Measure LSTMModule over a TensorDict. Implied by torchrl-... and --mode step."
 )
@@ -48,7 +58,7 @@ Below 1, NAME is faster.
     show_default=True,
     help="Time per shape and share of resets.",
 )
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Device to measure on.")
 @click.option(
     "--png",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -83,7 +93,7 @@ def bench_command(name: str, vs: tuple[str, ...], png: Path | None, out: Path | 
         run_all(groups, figures, done=done, tick=tick)
     here = figures.where
     to.print(rows_table(figures.rows, f"{options['mode']} on {here['processor']}, {here['threads']} threads, fp32"))
-    to.print("ratio: median over rounds of time / time of the one named under 'over'; below 1 is faster", style="dim")
+    to.print("ratio: median over rounds of time / time of the contestant under 'over'; below 1 is faster", style="dim")
     if out is not None:
         figures.save(out)
     if png is not None:

@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  rnn-backends check                          every installed backend: a minute or so each
-  rnn-backends check vmap --profile smoke     one backend, in seconds, while you work on it
-  rnn-backends check vmap -k gradient         only the laws with "gradient" in their name
-  rnn-backends check --device cpu,cuda        on both, one after the other
-  rnn-backends check --html report.html       a page to read: law by law, with all details
-  rnn-backends check --json report.jsonl      the report for a machine, and for `rnn-backends diff`
+  rnn-backends check                        all installed backends: minutes
+  rnn-backends check vmap --profile smoke   one backend, in seconds
+  rnn-backends check vmap -k gradient       laws with "gradient" in their name
+  rnn-backends check --device cpu,cuda      on both, one after the other
+  rnn-backends check --html report.html     a page to read, with all details
+  rnn-backends check --json report.jsonl    for programs and for `diff`
   rnn-backends check mine --waivers waivers.toml --script failures/
 
-A waiver excuses one failure of one backend until a date; once its case passes, the waiver itself is a failure:
+A waiver excuses one failure of one backend until a date. Once its case passes,
+the waiver itself is a failure.
   [[waiver]]
   backend = "mine"
   law = "double_backward"
@@ -38,7 +39,7 @@ A waiver excuses one failure of one backend until a date; once its case passes, 
   expires = 2027-03-01
 
 Exit status:
-  0 every law held   1 a law failed   2 bad usage, an unknown name   3 the run is incomplete
+  0 every law held   1 a law failed   2 bad usage   3 the run is incomplete
 """
 FILE = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
 
@@ -47,7 +48,7 @@ def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     return tuple(dict.fromkeys(str(device_called(name.strip())) for name in value.split(",")))
 
 
-@click.command("check", cls=Examples, epilog=EXAMPLES)
+@click.command("check", cls=Examples, epilog=EXAMPLES, short_help="Check that backends compute the same.")
 @click.argument("names", nargs=-1, metavar="[NAME]...")
 @click.option(
     "--profile", type=click.Choice(PROFILE_NAMES), default="quick", show_default=True, help="How many cases are tried."
@@ -62,7 +63,7 @@ def _devices(ctx: click.Context, param: click.Parameter, value: str) -> tuple[st
     metavar="DEVICE[,DEVICE]",
     help="Devices to run on.",
 )
-@click.option("--seed", type=int, help="Seed of the generated cases. Default: a fresh one, which the report shows.")
+@click.option("--seed", type=int, help="Seed of the generated cases. [default: a fresh one, shown in the report]")
 @click.option(
     "--shrink/--no-shrink", default=True, help="Search for a smaller failing case, for a few seconds per law."
 )
@@ -132,7 +133,7 @@ def check_command(
 
 @contextmanager
 def _interrupted_by_sigterm() -> Iterator[None]:
-    """A request to end is an interrupt: what was found until then is printed and written."""
+    """SIGTERM acts as an interrupt: the results so far are printed and written."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
         yield
         return

@@ -50,7 +50,7 @@ class CheckRun:
 
     Args:
         backends: names; none for all installed backends.
-        console: where the table goes; progress goes to standard error.
+        console: for the table; progress goes to standard error.
         options: how to run.
         waivers: known failures.
 
@@ -67,7 +67,7 @@ class CheckRun:
         found = dict(_loaded(name) for name in backends or names())
         planned = [(name, found[name], device) for device in options.devices for name in found]
         reasons = [_why_not(backend, device) for _, backend, device in planned]
-        # Who names no backend asks for those that can run here.
+        # Without names, the backends that cannot run here are left out.
         self._left_out = [
             f"{name} on {device}: {reason}"
             for (name, backend, device), reason in zip(planned, reasons, strict=True)
@@ -126,7 +126,7 @@ class CheckRun:
 
     def _time(self, backend: LSTMBackend, report: Report, progress: RunProgress) -> float | None:
         if self._options.laws or report.failures or report.waived:
-            return None  # the time of a wrong result is meaningless
+            return None  # the time of a wrong result means nothing
         progress.say("time against torch.nn.LSTM")
         return time_ratio(backend, recordings()[0], report.header.device)
 
@@ -144,7 +144,7 @@ class CheckRun:
 
 
 def _loaded(name: str) -> tuple[str, LSTMBackend | str]:
-    """A backend's own name with its value, or with the reason why it cannot be loaded."""
+    """A backend's name with its value, or with the reason why it cannot be loaded."""
     try:
         backend = get_backend(name)
     except BrokenBackendError as error:
@@ -153,7 +153,7 @@ def _loaded(name: str) -> tuple[str, LSTMBackend | str]:
 
 
 def _why_not(backend: LSTMBackend | str, device: str) -> str | None:
-    """Why a backend runs nothing on a device that is there, in its words."""
+    """The backend's own reason for running nothing on a device that is present, or ``None``."""
     if isinstance(backend, str):
         return backend
     return None if absent(device) else Reach(backend, device).nothing()

@@ -15,35 +15,40 @@ from .options import Examples, refuse
 
 EXAMPLES = """\
 Examples:
-  rnn-backends doctor                                        the built-in example, to see a healthy one
+  rnn-backends doctor                  the built-in example, a healthy one
   rnn-backends doctor my.agent:make_policy my.agent:make_env
-  rnn-backends doctor my.agent:make_policy my.agent:make_env --data my.agent:make_batch
+  rnn-backends doctor my.agent:make_policy my.agent:make_env \\
+      --data my.agent:make_batch
 
-POLICY is a function that returns a TensorDict module with an LSTMModule in it. ENV returns a TorchRL environment with
-its transforms, and may take the policy. --data names a function that returns rows [*batch, T] of a collector or buffer,
-and may take the policy. Modules are looked for in this folder first.
+POLICY is a function that returns a TensorDict module with an LSTMModule in it.
+ENV returns a TorchRL environment with its transforms. --data names a function
+that returns rows [*batch, T] of a collector or buffer. ENV and --data may take
+the policy as an argument. Modules are looked for in this folder first.
 
 In a test: rnn_backends.testing.assert_rollout_equals_replay(policy, env).
 
 Exit status:
-  0 acting and replay agree   1 they do not, or a usual mistake was seen   2 bad usage, something cannot be imported
+  0 acting and replay agree   1 they differ, or a common mistake was found
+  2 bad usage, something cannot be imported
 """
 EXAMPLE = "rnn_conformance.doctor_example"
 
 
-@click.command("doctor", cls=Examples, epilog=EXAMPLES)
+@click.command("doctor", cls=Examples, epilog=EXAMPLES, short_help="Check a recurrent policy for the common mistakes.")
 @click.argument("policy", required=False)
 @click.argument("env", required=False)
-@click.option("--data", metavar="FUNCTION", help="Stored rows to judge, too: as pkg.mod:function.")
+@click.option("--data", metavar="FUNCTION", help="Stored rows to check as well: pkg.mod:function.")
 @click.option("--steps", type=click.IntRange(min=2), default=64, show_default=True, help="Length of the rollout.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of torch, before the functions are called.")
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="torch's seed, set before the functions are called."
+)
 @click.pass_context
 def doctor_command(
     ctx: click.Context, policy: str | None, env: str | None, data: str | None, steps: int, seed: int
 ) -> None:
-    """Say whether a recurrent policy trains on what it did while acting, and if not, which usual mistake it is.
+    """Check that a recurrent policy is trained on the features it acted with; if not, name the common mistake.
 
-    The policy is rolled out. The rollout is replayed in recurrent mode, as a loss does it. The features of both have to
+    The policy is rolled out. The rollout is replayed in recurrent mode, as a loss does it. The features of both must
     be equal.
     """
     import torch
@@ -93,7 +98,7 @@ def _function(source: str, name: str) -> Callable[..., Any]:
 
 
 def _call(make: Callable[..., Any], policy: Any) -> Any:
-    """Call it with the policy if it takes an argument that it needs."""
+    """Call the function, with the policy if it has an argument without a default."""
     needed = [
         parameter
         for parameter in inspect.signature(make).parameters.values()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import textwrap
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -17,15 +18,15 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  rnn-backends laws                            all laws, by subject
-  rnn-backends laws vmap_over_weights          one law, with its source
+  rnn-backends laws                     all laws, by subject
+  rnn-backends laws vmap_over_weights   one law, with its source
   rnn-backends laws --json | python -m json.tool
 """
 
 
-@click.command("laws", cls=Examples, epilog=EXAMPLES)
+@click.command("laws", cls=Examples, epilog=EXAMPLES, short_help="List the laws that are checked.")
 @click.argument("law", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def laws_command(law: str | None, as_json: bool) -> None:
     """List the laws by subject, or explain one: its sentence, cases, tolerance and source."""
     from ..check import about
@@ -48,8 +49,15 @@ def laws_command(law: str | None, as_json: bool) -> None:
             click.secho(f"{subject}", bold=True)
         trait = f" [{info.trait}]" if info.trait else ""
         click.echo(f"  {name}{trait}")
-        click.echo(textwrap.fill(info.sentence, 110, initial_indent="      ", subsequent_indent="      "))
-    click.echo(f"{len(LAWS)} laws; [trait]: a capability that a backend may claim; its laws run claimed or not")
+        click.echo(textwrap.fill(info.sentence, _width(), initial_indent="      ", subsequent_indent="      "))
+    click.echo(
+        f"{len(LAWS)} laws; [trait]: a capability that a backend may claim; its laws run whether it is claimed or not"
+    )
+
+
+def _width() -> int:
+    """The width of wrapped text: the terminal's, at most 110 columns; 110 in a pipe or a file."""
+    return min(110, shutil.get_terminal_size((110, 24)).columns)
 
 
 def _explained(name: str) -> str:
@@ -60,7 +68,7 @@ def _explained(name: str) -> str:
 
     law, info = LAWS[name], about(name)
     lines = [name, f"  {info.sentence}", "", f"  subject    {info.subject}"]
-    lines.append(f"  trait      {info.trait or 'none: every backend must'}")
+    lines.append(f"  trait      {info.trait or 'none: required of every backend'}")
     for dtype in law.where.get("dtype", ("f64",)):
         lines += _tolerance(dtype)
     lines.append(f"  profiles   {', '.join(p for p in PROFILE_NAMES if law.belongs(p))}")
@@ -77,7 +85,7 @@ def _tolerance(dtype: str) -> list[str]:
     limit = TOLERANCES[DTYPES[dtype]]
     head = f"  tolerance  {dtype}: values {limit.values:g}, gradients {limit.gradients:g} of the worst row's largest"
     indent = " " * 13
-    return [head, textwrap.fill(limit.reason, 110, initial_indent=indent, subsequent_indent=indent)]
+    return [head, textwrap.fill(limit.reason, _width(), initial_indent=indent, subsequent_indent=indent)]
 
 
 def _cases(law: Law) -> str:

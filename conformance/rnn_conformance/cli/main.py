@@ -23,35 +23,32 @@ if TYPE_CHECKING:
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=HELP)
+class Commands(click.Group):
+    """The commands in the order in which a newcomer needs them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, as they were added."""
+        return list(self.commands)
+
+
+@click.group(cls=Commands, context_settings=HELP)
 @click.version_option(package_name="rnn-backends")
 def cli() -> None:
     """One LSTM, many kernels, provably the same.
 
-    \b
-      rnn-backends list               list the installed backends
-      rnn-backends explain            show which backends run an LSTM, and why the others do not
-      rnn-backends check              check that all backends compute the same
-      rnn-backends check NAME         check one backend
-      rnn-backends laws               list the laws that are checked
-      rnn-backends replay TOKEN ...   run one failing case again
-      rnn-backends diff OLD NEW       compare two reports
-      rnn-backends bench NAME         time a backend beside nn.LSTM and TorchRL's LSTMModule
-      rnn-backends tune               measure this machine, so that auto takes the fastest
-      rnn-backends doctor             check a recurrent policy for the usual mistakes
-      rnn-backends defects            test the suite itself with planted defects
+    Each command has examples in its own --help.
     """
 
 
 LIST_EXAMPLES = """\
 Examples:
-  rnn-backends list                   loads every backend, to show which ones load
-  rnn-backends list --names           quick: loads no plugin
+  rnn-backends list                   load every backend, show which fail
+  rnn-backends list --names           faster: load none
   rnn-backends list --json | python -m json.tool
 """
 
 
-@cli.command("list", cls=Examples, epilog=LIST_EXAMPLES)
+@cli.command("list", cls=Examples, epilog=LIST_EXAMPLES, short_help="List the installed backends.")
 @click.option("--names", "names_only", is_flag=True, help="Print only the names, one per line; import no plugin.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_command(names_only: bool, as_json: bool) -> None:
@@ -76,27 +73,35 @@ def list_command(names_only: bool, as_json: bool) -> None:
 
 EXPLAIN_EXAMPLES = """\
 Examples:
-  rnn-backends explain                                   LSTM(8, 64) on the CPU in float32
+  rnn-backends explain                LSTM(8, 64) on the CPU in float32
   rnn-backends explain --num-layers 2 --dropout 0.1 --proj-size 16
   rnn-backends explain --device cuda --dtype bfloat16
   rnn-backends explain --bidirectional --json
 """
 
 
-@cli.command("explain", cls=Examples, epilog=EXPLAIN_EXAMPLES)
-@click.option("--input-size", type=click.IntRange(min=1), default=8, show_default=True)
-@click.option("--hidden-size", type=click.IntRange(min=1), default=64, show_default=True)
-@click.option("--num-layers", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--no-bias", is_flag=True, help="Without b_ih and b_hh.")
+@cli.command(
+    "explain",
+    cls=Examples,
+    epilog=EXPLAIN_EXAMPLES,
+    short_help="Show which backends run an LSTM, and why others do not.",
+)
+@click.option("--input-size", type=click.IntRange(min=1), default=8, show_default=True, help="Input features.")
+@click.option("--hidden-size", type=click.IntRange(min=1), default=64, show_default=True, help="Hidden units.")
+@click.option("--num-layers", type=click.IntRange(min=1), default=1, show_default=True, help="Stacked layers.")
+@click.option("--no-bias", is_flag=True, help="Without the biases b_ih and b_hh.")
 @click.option("--dropout", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Dropout between layers.")
-@click.option("--bidirectional", is_flag=True)
-@click.option("--proj-size", type=click.IntRange(min=0), default=0, show_default=True, help="0: no projection.")
+@click.option("--bidirectional", is_flag=True, help="With a reverse direction.")
+@click.option(
+    "--proj-size", type=click.IntRange(min=0), default=0, show_default=True, help="Projection size; 0: no projection."
+)
 @click.option("--device", default="cpu", show_default=True, help="As torch.device takes it: cpu, cuda, cuda:1, ...")
 @click.option(
     "--dtype",
     type=click.Choice(["float64", "float32", "bfloat16", "float16"]),
     default="float32",
     show_default=True,
+    help="Dtype of weights and input.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def explain_command(no_bias: bool, device: str, dtype: str, as_json: bool, **options: Any) -> None:
@@ -127,7 +132,7 @@ def _call(spec: LSTMSpec) -> str:
 @cli.command("record", hidden=True)
 @click.argument("file", type=click.Path(dir_okay=False))
 def record_command(file: str) -> None:
-    """Record the rollouts again and write them to FILE. The package's own data was made so."""
+    """Record the rollouts again and write them to FILE. The package's own data was made this way."""
     from pathlib import Path
 
     from ..rollouts.recorded import write_shipped
@@ -143,7 +148,7 @@ for command in (
     diff_command,
     bench_command,
     tune_command,
-    defects_command,
     doctor_command,
+    defects_command,
 ):
     cli.add_command(command)

@@ -14,22 +14,29 @@ if TYPE_CHECKING:
 
 REPLAY_EXAMPLES = """\
 Examples:
-  rnn-backends replay T2.B1.I1.H1.f64.s0 --law output_equals_reference --backend mine
-  rnn-backends replay T2.B1.I1.H1.f64.s0 --law output_equals_reference --backend mine --script > case.py
+  rnn-backends replay T2.B1.I1.H1.f64.s0 --backend mine \\
+      --law output_equals_reference
+  rnn-backends replay T2.B1.I1.H1.f64.s0 --backend mine \\
+      --law output_equals_reference --script > case.py
 
-A token means: T steps, B batch, I inputs, H hidden; L layers, P projection, nobias, bi, the dtype; r: the steps that
-start a sequence, as bits in hexadecimal, bit b * T + t for step t of row b; s: the seed. It can be edited by hand.
+Parts of a token, which can be edited by hand:
+  T steps   B batch   I inputs   H hidden   L layers   P projection   d dropout
+  nobias: no biases   bi: bidirectional   f64, f32, bf16, f16: the dtype
+  r: in hexadecimal, bit b * T + t is set if step t of row b starts a sequence
+  zeros: sequences start from zeros   s: the seed of all numbers
+  transposed, strided, offset: the memory layout of the inputs
 
 Exit status:
-  0 the law holds for this case, or the backend declines it   1 it does not   2 bad usage, an unknown name
+  0 the law holds, or the backend declines the case
+  1 the law does not hold   2 bad usage
 """
 
 
-@click.command("replay", cls=Examples, epilog=REPLAY_EXAMPLES)
+@click.command("replay", cls=Examples, epilog=REPLAY_EXAMPLES, short_help="Run one failing case again.")
 @click.argument("token")
 @click.option("--law", required=True, help="The law's exact name.")
-@click.option("--backend", required=True, metavar="NAME")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--backend", required=True, metavar="NAME", help="The backend to run.")
+@click.option("--device", default="cpu", show_default=True, help="Device to run on.")
 @click.option("--script", is_flag=True, help="Print a program that reproduces the case instead of running it.")
 @click.pass_context
 def replay_command(ctx: click.Context, token: str, law: str, backend: str, device: str, script: bool) -> None:
@@ -65,15 +72,16 @@ Examples:
   rnn-backends check --json old.jsonl --seed 1
   rnn-backends check --json new.jsonl --seed 1
   rnn-backends diff old.jsonl new.jsonl
-  rnn-backends diff new.jsonl --backend cudnn --backend cpp        two backends of one report
+  rnn-backends diff new.jsonl --backend cudnn --backend cpp    two backends
 
 Exit status:
-  0 nothing is worse   1 something is, or a new law fails   2 bad usage   3 a file is not a complete report
+  0 nothing is worse   1 a law is worse, or new and failing   2 bad usage
+  3 a file is not a complete report
 """
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
-@click.command("diff", cls=Examples, epilog=DIFF_EXAMPLES)
+@click.command("diff", cls=Examples, epilog=DIFF_EXAMPLES, short_help="Compare two reports.")
 @click.argument("old", type=FILE)
 @click.argument("new", type=FILE, required=False)
 @click.option(

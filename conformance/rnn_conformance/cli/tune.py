@@ -17,24 +17,31 @@ if TYPE_CHECKING:
 
 EXAMPLES = """\
 Examples:
-  rnn-backends tune                       under 3 minutes; auto then chooses by this machine's times
-  rnn-backends tune --quick               under 1 minute: fewer sizes, no backend with a slow first call
-  rnn-backends tune --show                print the times that auto uses now, and their file
-  rnn-backends tune --validate            how often auto is right at shapes and resets it was not tuned on
-  OMP_NUM_THREADS=1 rnn-backends tune     for programs with one thread, which have their own table
-  rnn-backends tune --device cuda         for the GPU, which has its own table
-  rnn-backends tune --allow-compile       let auto take backends that compile for seconds at their first call
+  rnn-backends tune                    under 3 minutes
+  rnn-backends tune --quick            under 1 minute: fewer sizes, no backend
+                                       with a slow first call
+  rnn-backends tune --show             the times that auto uses now
+  rnn-backends tune --validate         how often auto is right at other sizes
+  rnn-backends tune --device cuda      the GPU, which has its own table
+  rnn-backends tune --allow-compile    with backends that compile for seconds
+  OMP_NUM_THREADS=1 rnn-backends tune  for programs with one thread, which have
+                                       their own table
 
-Close other programs first: the backends take turns, so load slows all of them, but close results drown in noise.
-To go back to the shipped table, delete the file that --show prints. To always use one backend, name it instead of auto.
+Close other programs first. The backends take turns, so load slows all of them,
+but differences of a few percent are lost in the noise.
+
+To go back to the shipped table, delete the file that --show prints. To always
+use one backend, name it instead of auto.
 """
 
 
-@click.command("tune", cls=Examples, epilog=EXAMPLES)
+@click.command(
+    "tune", cls=Examples, epilog=EXAMPLES, short_help="Measure this machine, so that auto takes the fastest."
+)
 @click.option("--quick", is_flag=True, help="Two hidden sizes instead of three, fewer rows and resets.")
 @click.option("--show", is_flag=True, help="Print the table that auto uses now; measure nothing.")
 @click.option("--validate", is_flag=True, help="Measure other shapes and resets, and compare auto with the best.")
-@click.option("--device", default="cpu", show_default=True)
+@click.option("--device", default="cpu", show_default=True, help="Device to measure on.")
 @click.option(
     "--allow-compile", is_flag=True, help="Let auto take a backend whose first call takes over 5 s (it compiles)."
 )

@@ -1,4 +1,4 @@
-"""Planted defects and correct variants: the suite is tested by what it must catch, and by what it must let pass."""
+"""Planted defects and correct variants: tests of the suite, which must catch the former and accept the latter."""
 
 from .catalogue import DEFECTS
 from .planting import Defect

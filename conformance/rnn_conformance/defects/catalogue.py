@@ -11,7 +11,7 @@ from .planting import Defect
 
 _FILES = (f"{__package__}.planted.{subject.__name__.rpartition('.')[2]}" for subject in SUBJECTS)
 PLANTED = tuple(import_module(name) for name in _FILES if find_spec(name))
-"""One file for each subject of the laws; a test fails where one is missing."""
+"""One file for each subject of the laws; a test fails if one is missing."""
 
 DEFECTS: dict[str, Defect] = {
     value.name: value for module in PLANTED for value in vars(module).values() if isinstance(value, Defect)

@@ -1,4 +1,4 @@
-"""Defects that are planted twice: their sources without names and words are equal."""
+"""Defects that are planted twice: their sources are equal apart from local names and docstrings."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def normal(source: str) -> dict[str, str]:
 
 
 def doubles(folder: Path) -> list[list[str]]:
-    """Names of the defects in a folder that are equal to the letter, but for local names, annotations and words."""
+    """Names of the defects in a folder with equal sources, apart from local names, annotations and docstrings."""
     names: dict[str, list[str]] = {}
     for file in sorted(folder.glob("*.py")):
         for name, form in normal(file.read_text()).items():

@@ -15,7 +15,7 @@ class Kernel:
     """A right layer with a hand-written backward pass, in parts that can be replaced."""
 
     def save(self, ctx: Any, x: Tensor, eh: Tensor, ec: Tensor, starts: Tensor, w: LayerWeights, *made: Tensor) -> None:
-        """Keep what the backward pass reads: ``made`` is pre-activations, activations, h, c."""
+        """Save tensors for the backward pass: ``made`` is pre-activations, activations, h, c."""
         ctx.save_for_backward(x, eh, ec, starts, *w, *made)
 
     def saved(self, ctx: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, LayerWeights, Tensor, Tensor, Tensor, Tensor]:
@@ -24,7 +24,7 @@ class Kernel:
         return x, eh, ec, starts, LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr), pre, acts, h, c
 
     def incoming(self, grad: Tensor, later: Tensor) -> Tensor:
-        """The gradient of a step's output and of what comes after it."""
+        """The gradient of a step's output, that of the later steps included."""
         return grad + later
 
     def cell_before(self, before: Tensor, acts: Tensor, c: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class Kernel:
         return torch.cat([i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o)], -1)
 
     def after(self, acts: Tensor, da: Tensor) -> None:
-        """What happens to the buffers when the gates' gradients are known."""
+        """Called with the buffers when the gates' gradients are known."""
 
     def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
         """The gradient of a weight: ``da [T*B, 4H]``, ``v [T*B, .]``."""
@@ -68,7 +68,7 @@ class Kernel:
         gh: Tensor,
         gc: Tensor,
     ) -> Any:
-        """The backward loop; ``read`` is where the values came from the entry, ``starts`` where gradients stop."""
+        """The backward loop; ``read`` is true where values came from the entry, ``starts`` where gradients stop."""
         at, on = read.unsqueeze(-1), starts.unsqueeze(-1)
         hp = torch.where(at, eh, torch.cat([eh[:1], h[:-1]]))
         cp = self.cell_before(torch.where(at, ec, torch.cat([ec[:1], c[:-1]])), acts, c)
@@ -143,7 +143,7 @@ class _Run(torch.autograd.Function):
 
 
 class _NotTwice(torch.autograd.Function):
-    """A gradient, and what it was made from: whoever goes on differentiating is told that it cannot be done."""
+    """A gradient and its inputs: differentiating it again raises an error."""
 
     @staticmethod
     def forward(gradient: Tensor, *leaves: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from .hand_written import _NotTwice
 
 
 def once(grads: tuple[Tensor | None, ...], needs: tuple[bool, ...], saved: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """The gradients that are needed, none of which can be differentiated again."""
+    """The needed gradients, which cannot be differentiated again."""
     read = [v for v in saved if v is not None and v.is_floating_point()]
     needed = (g if need else None for g, need in zip(grads, needs, strict=True))
     return tuple(None if g is None else _NotTwice.apply(g, *read) for g in needed)
@@ -54,7 +54,7 @@ def product_of(rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 def before_each(values: Tensor, entry: Tensor, starts: Tensor) -> Tensor:
-    """``[T, B, .]``: what entered each step."""
+    """``[T, B, .]``: the state before each step."""
     return torch.where(starts.unsqueeze(-1), entry, torch.cat([values[:1], values[:-1]]))
 
 

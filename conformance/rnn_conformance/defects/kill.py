@@ -1,4 +1,4 @@
-"""Do the laws that were named beforehand kill a planted defect? A crash or a refusal is no kill."""
+"""Whether the laws that a planted defect names kill it. A crash or a refusal is no kill."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KILLS: frozenset[Verdict] = frozenset({"failed", "silently_wrong"})
 
 @dataclass(frozen=True)
 class Kill:
-    """What one named law said of one defect.
+    """The result of one named law for one defect.
 
     Attributes:
         defect: its name.
@@ -52,8 +52,8 @@ def named_kills(defect: Defect, seeds: Iterable[int], profile: str = "quick", un
     Args:
         defect: planted anew for each run.
         seeds: of the laws' cases.
-        profile: how much is tried.
-        under: a name of :data:`~.variants.RESTRICTED`: the planted backend takes no more than that.
+        profile: how many cases are tried.
+        under: a name of :data:`~.variants.RESTRICTED`: the planted backend takes only such cases.
     """
     seeds, restrict = tuple(seeds), RESTRICTED[under] if under else lambda backend: backend
     kills = []
@@ -77,7 +77,7 @@ def _run(backend: LSTMBackend, law: str, seed: int, profile: str) -> LawResult:
 def kills_of(
     defect: Defect, seeds: Iterable[int], profile: str = "quick", drawn_only: bool = False, under: str | None = None
 ) -> list[Kill]:
-    """:func:`named_kills`; ``drawn_only`` leaves the fixed rich cases out, which run first whatever the seed."""
+    """:func:`named_kills`; ``drawn_only`` leaves out the fixed rich cases, which run first with any seed."""
     if not drawn_only:
         return named_kills(defect, seeds, profile, under)
     with mock.patch.object(search, "rich", return_value=[]):
@@ -85,7 +85,7 @@ def kills_of(
 
 
 def matters_under(defect: Defect, variant: str) -> bool:
-    """Whether a kernel defect without a written reason is an error in a dtype that a restricted backend takes."""
+    """Whether a kernel defect without a written reason is an error in a dtype that a restricted backend accepts."""
     if not defect.in_kernel or defect.why_not:
         return False
     with defect.plant() as backend:
@@ -94,7 +94,7 @@ def matters_under(defect: Defect, variant: str) -> bool:
 
 
 def dies_under(kills: Sequence[Kill]) -> bool:
-    """Whether a law kills it, with every seed: those about what a restricted backend declines cannot."""
+    """Whether a law kills the defect with every seed; laws about cases that a restricted backend declines cannot."""
     return any(kill.killed for kill in kills)
 
 
@@ -104,11 +104,11 @@ def survives(defect: Defect, kills: list[Kill]) -> bool:
 
 
 class Log:
-    """Results in a file, one defect a line, so that a run of an hour can be stopped and goes on where it was.
+    """Results in a file, one line per defect, so that a stopped run can continue.
 
     Args:
-        path: the file; made where there is none.
-        settings: what all its results have in common, such as seeds and profile.
+        path: the file; it is made if it does not exist.
+        settings: common to all of its results, such as seeds and profile.
 
     Raises:
         ValueError: the file's results were made with other settings.

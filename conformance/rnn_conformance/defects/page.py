@@ -14,20 +14,20 @@ HEAD = """\
 # Kill table
 
 Written by `rnn-backends defects --write` on {date}, at commit `{commit}`; do not edit. Every planted defect names the
-laws that must kill it before they run. A kill counts only where such a law *fails by assertion*, with every seed; a
-crash or a refusal is no kill. A defect of one of the rounds below names what killed it in the round's first run, or the
-law that was written or widened since.
+laws that must kill it before they run. A kill counts only if such a law *fails by assertion*, with every seed; a
+crash or a refusal is no kill. A defect of one of the rounds below names the law that killed it in the round's first
+run, or that was written or widened since.
 
 - Planted: **{planted}** defects, by {subjects} subjects. Run: **{ran}**{partly};
   profile `{profile}`, {seeds}{how}.
 - Killed by every law that they name, with every seed: **{killed} of {ran}** ({rate:.1%}).
 - Not killed, with a written reason: {excused}. Not killed, without a reason: {surviving}.
 
-## What the suite had not been written for
+## Defects invented after the suite
 
-Each round is a set of defects invented after the suite as it then was. *Died* counts those that some law killed in the
-first run of the quick profile; for the others a law was then written or widened. Only this figure says how much of the
-unexpected the suite catches.
+Each round is a set of defects invented for the suite of that time. *Died* counts the defects that a law killed in the
+first run of the quick profile; for the others a law was then written or widened. Only this figure shows how well the
+suite detects unexpected defects.
 
 | round | of | invented by | died |
 | ---: | --- | --- | ---: |

@@ -1,7 +1,7 @@
-"""The type of a planted defect: a small named value that puts one error into a backend, or into core under one.
+"""The type of a planted defect: a small named value that puts one error into a backend or into core.
 
 A defect is a function and a decorator: its name is the function's, its sentence the docstring's first line, its subject
-the file it is in. The laws that must kill it are named where it is written, before anything runs.
+the file it is in. Its decorator names the laws that must kill it, before anything runs.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class Defect:
     """One planted defect.
 
     Attributes:
-        name: short and telling.
+        name: short and descriptive.
         subject: the file it is in, which is the subject of the first law that it names.
         sentence: what is wrong, in one sentence.
-        plant: a context manager; within it the backend that it gives is wrong.
+        plant: a context manager, which yields the wrong backend.
         killed_by: names of the laws that must fail, each with every seed.
-        why_not: where no law can kill it: the reason.
-        by_numbers: whether it shows in numbers alone, so that other failures may be compared with it.
-        rounds: numbers of the rounds (see :mod:`.rounds`) in which somebody invented it; empty for the catalogue.
-        survived: those of ``rounds`` whose first run it survived; the laws it names were written or widened since.
-        patches: replaced attributes, made anew for each planting; none where a backend alone is wrong.
+        why_not: the reason, if no law can kill it.
+        by_numbers: whether it shows only in numbers, so that other failures may be compared with it.
+        rounds: numbers of the rounds (see :mod:`.rounds`) in which it was invented; empty for the catalogue.
+        survived: the rounds that it survived; the laws it names were written or widened since.
+        patches: replaced attributes, made again for each planting; none if only a backend is wrong.
         in_kernel: whether it is in the numbers of one layer (``in_step``, ``in_reset``, ``in_layer``, ``made``), so
             that it can be planted under a restricted backend too.
-        dtypes: those in which it is an error, as tokens have them; none for all.
+        dtypes: the dtypes in which it is an error, as in tokens; none for all.
     """
 
     name: str
@@ -87,7 +87,7 @@ def in_layer(*laws: str, traits: frozenset[Trait] = frozenset(), **more: Any) ->
 def made(
     *laws: str, traits: frozenset[Trait] = frozenset(), **more: Any
 ) -> Callable[[Callable[[], LayerFunction]], Defect]:
-    """The layer function has state between calls: a fresh one each time it is planted."""
+    """The layer function has state between calls, so each planting makes a new one."""
     return lambda make: _defect(make, lambda: LSTMBackend("defect", make(), traits=traits), laws, _KERNEL | more)
 
 
@@ -97,7 +97,7 @@ def backend(*laws: str, **more: Any) -> Callable[[Callable[[], LSTMBackend]], De
 
 
 def in_core(*laws: str, on: LSTMBackend | None = None, **more: Any) -> Callable[[Callable[[], list[Patch]]], Defect]:
-    """Core, or a plugin's code, is wrong under a backend that is right."""
+    """Core, or a plugin's code, is wrong; the backend is right."""
 
     def decorate(make: Callable[[], list[Patch]]) -> Defect:
         chosen = on or LSTMBackend("defect", right)
@@ -131,7 +131,7 @@ def _defect(
 
 
 def _restore_mode(entry: Any, torchrl: bool | None) -> None:
-    """Put the recurrent mode back, ours and TorchRL's: a wrong context may leave its mode behind."""
+    """Restore the recurrent mode, ours and TorchRL's: a wrong context may leave its mode behind."""
     mode._context.set(entry)
     set_torchrl = mode.torchrl_set_recurrent_mode()
     if set_torchrl is not None and mode.torchrl_recurrent_mode() is not torchrl:

@@ -1,4 +1,4 @@
-"""A right LSTM over torch alone, in parts that can be replaced: what defects and variants are made from."""
+"""A right LSTM over torch alone, in replaceable parts, of which defects and variants are made."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gates_of(w: LayerWeights, x: Tensor, h: Tensor) -> Gates:
 
 
 def output_of(w: LayerWeights, h: Tensor, c: Tensor) -> State:
-    """Project ``h`` where there is a projection."""
+    """Project ``h`` if there is a projection."""
     return State(h if w.w_hr is None else h @ w.w_hr.T, c)
 
 
@@ -62,7 +62,7 @@ def layer(one: StepFunction = step, reset: Reset = restart) -> LayerFunction:
 
 
 def shared_by(w: LayerWeights, number: int) -> list[LayerWeights]:
-    """The weights so many times, so that gradients in 16 bits are added up in pairs."""
+    """That many views of the weights, so that gradients in 16 bits are added up in pairs."""
     result = [[None] * number if v is None else accumulation_views(v, number)[:number] for v in w]
     return [LayerWeights(*parts) for parts in zip(*result, strict=True)]
 
@@ -72,7 +72,7 @@ right = layer()
 
 
 def each(change: Callable[[Tensor], Tensor], w: LayerWeights) -> LayerWeights:
-    """Weights with a change to every one that is there."""
+    """Weights with a change to every existing one."""
     w_ih, w_hh = change(w.w_ih), change(w.w_hh)
     b_ih, b_hh, w_hr = (None if v is None else change(v) for v in w[2:])
     return LayerWeights(w_ih, w_hh, b_ih, b_hh, w_hr)

@@ -31,7 +31,7 @@ class Stack:
     reverse_end: Callable[[Tensor], Tensor] = first_steps
 
     def __call__(self, ahead: LayerFunction, back: LayerFunction) -> Callable[..., tuple[Tensor, list[State]]]:
-        """In place of :func:`rnn_backends.stack.layers_with`."""
+        """A replacement for :func:`rnn_backends.stack.layers_with`."""
 
         def run(
             w: list[LayerWeights], x: Tensor, entry: list[State], starts: Tensor, two: bool, p: float, every: bool
@@ -57,7 +57,7 @@ class Stack:
 
 
 def stacked(stack: Stack) -> list[Patch]:
-    """``stack`` in place of core's own."""
+    """A context manager that replaces core's stack by ``stack``."""
     return [Patch(binding, "layers_with", stack)]
 
 

@@ -1,7 +1,7 @@
-"""The rounds in which defects were invented after the suite was written: the honest figure of what it catches.
+"""The rounds in which defects were invented after the suite was written: a fair measure of the suite.
 
-A defect says itself which rounds it is of, and whose first run of the quick profile it survived: then a law was written
-or widened. Two people may invent the same defect.
+A defect names its rounds, and those whose first run of the quick profile it survived; after that a law was written or
+widened. Two people may invent the same defect.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Round(NamedTuple):
 
     Attributes:
         number: 1, 2, ..., in order of time.
-        of: what is wrong: kernels, core or plugins.
-        by: the author, and what that author had read.
+        of: the place of the errors: kernels, core or plugins.
+        by: the author, and the author's knowledge of the project.
     """
 
     number: int
@@ -32,7 +32,7 @@ class Round(NamedTuple):
 
     @property
     def died(self) -> tuple[Defect, ...]:
-        """Those that a law killed in the first run of the quick profile."""
+        """The defects that a law killed in the first run of the quick profile."""
         return tuple(defect for defect in self.defects if self.number not in defect.survived)
 
 
@@ -43,14 +43,16 @@ ROUNDS = (
     Round(4, "core", "a third author, who had read the contract and core, after laws for the survivors"),
     Round(5, "kernels and plugins", "a fourth author, who had read core, the plugins and the laws' names"),
     Round(6, "core", "a fifth author, who had read core and the laws' sentences and looked for gaps"),
-    Round(7, "core", "a sixth author, who had read core alone"),
-    Round(8, "kernels, core and settings", "the author of the laws that followed, told which kinds of defects live"),
+    Round(7, "core", "a sixth author, who had read only core"),
+    Round(
+        8, "kernels, core and settings", "the author of the laws that followed, who knew which kinds of defects survive"
+    ),
     Round(
         9,
         "kernels and core",
-        "a seventh author, who had read core, the plugins and the page about the suite, and no law",
+        "a seventh author, who had read core, the plugins and the page about the suite, but no law",
     ),
     Round(
-        10, "kernels", "an eighth author, who had read core, the plugins and the page on writing a backend, and no law"
+        10, "kernels", "an eighth author, who had read core, the plugins and the page on writing a backend, but no law"
     ),
 )

@@ -29,7 +29,7 @@ def similar_defect(result: LawResult, device: str = "cpu") -> str | None:
     if wanted is None or result.token is None or ":" in result.token or result.verdict not in KILLS:
         return None
     if _same(wanted, _differs(LSTMBackend("right", right), result.law, result.token, device)):
-        return None  # a right backend fails too: the fault is core's or the law's
+        return None  # a right backend fails too: the fault is in core or in the law
     for defect in DEFECTS.values():
         if defect.by_numbers and _same(wanted, _replayed(defect, result.law, result.token, device)):
             return defect.sentence
@@ -42,7 +42,7 @@ def _replayed(defect: Defect, law: str, token: str, device: str) -> re.Match[str
 
 
 def _differs(backend: LSTMBackend, law: str, token: str, device: str) -> re.Match[str] | None:
-    """Where and by what numbers the law fails on the case, if it does."""
+    """The place and the numbers of the law's failure on the case, if it fails."""
     try:
         result = replay(backend, law, token, device)
     except ValueError:  # a law or a token that this version does not know

@@ -1,6 +1,6 @@
 """A right layer in the manner of a Triton kernel: tiles of rows and units, chunks of features, masked loads.
 
-Mutants of it are mistakes of such kernels, tried where there is no GPU (``tools/mutants_suite.py``).
+Its mutants are mistakes of such kernels that can be tried without a GPU (``tools/mutants_suite.py``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from rnn_backends import LayerWeights, LSTMBackend, State
 from torch import Tensor
 
 ROWS, UNITS, CHUNK = 16, 16, 16
-"""Rows and units of a tile, features of a chunk: the least that ``tl.dot`` takes."""
+"""Rows and units of a tile, features of a chunk: the minimum of ``tl.dot``."""
 
 
 def load(value: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -31,12 +31,12 @@ def product(value: Tensor, weight: Tensor, rows: Tensor, outputs: Tensor) -> Ten
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that sums are in."""
+    """The dtype of sums."""
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
 def gates_of(w: LayerWeights, x: Tensor, h: Tensor, rows: Tensor, units: Tensor) -> list[Tensor]:
-    """The four gates of a tile before they are squashed, ``[ROWS, UNITS]`` each."""
+    """The four pre-activations of a tile, ``[ROWS, UNITS]`` each."""
     H = w.w_hh.shape[0] // 4
     found = []
     for gate in range(4):

@@ -1,4 +1,4 @@
-"""Correct variants: other ways to compute the same, as kernels have them. None may raise an alarm."""
+"""Correct variants: other ways to compute the same, as kernels do. No law may fail for them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def one_sequence_at_a_time(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 
 
 def _read(starts: Tensor) -> None:
-    """Decline where the resets cannot be read, as they are to plan by them: a graph would keep the example's plan."""
+    """Decline unreadable resets, as the variant plans by them: a graph would keep the example's plan."""
     reason = unreadable([starts])
     if reason is not None:
         raise UnsupportedError("variant", "this call", reason)
@@ -116,7 +116,7 @@ def _head(starts: Tensor) -> Tensor:
 
 
 def padded_and_packed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Sequences are moved to rows of their own, padded to the longest, run without resets, and moved back."""
+    """Each sequence is moved to its own row, padded to the longest, run without resets, and moved back."""
     _read(starts)
     T, B = starts.shape
     if B == 0:
@@ -133,7 +133,7 @@ def padded_and_packed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 
 def in_tiles_of_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Time runs in tiles of three steps, the state handed on from tile to tile."""
+    """Time runs in tiles of three steps, and the state passes from tile to tile."""
     tiles: list[State] = []
     state = both(lambda v: v[0], entry)
     shared = shared_by(w, -(-len(x) // 3) if x.element_size() == 2 else 1)
@@ -149,7 +149,7 @@ def in_tiles_of_time(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -
 
 
 def in_tiles_of_units(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The gates of every two units are computed by a product of their own."""
+    """The gates of every two units are computed by a separate product."""
     H = w.w_hh.shape[0] // 4
     tiles = [slice(n, min(n + 2, H)) for n in range(0, H, 2)]
 
@@ -168,7 +168,8 @@ def in_tiles_of_units(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 
 def recomputed_in_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Nothing is kept for the backward pass: it is computed again; not in torch.func, where torch cannot do that."""
+    """Nothing is saved for the backward pass, which computes it again; except in torch.func, where torch cannot do
+    that."""
     if torch._C._are_functorch_transforms_active():
         return right(w, x, entry, starts)
     result: Any = checkpoint(right, w, x, entry, starts, use_reentrant=False, preserve_rng_state=False)
@@ -209,7 +210,7 @@ def sigmoid_by_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) ->
 
 
 def packed_and_invalidated() -> LSTMBackend:
-    """Without gradients packed weights are kept, until they are other numbers; ``.data`` has no version."""
+    """Without gradients packed weights are cached until their numbers change; ``.data`` has no version."""
     cache: dict[int, tuple[LayerWeights, LayerWeights]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -238,7 +239,7 @@ def declines_options() -> LSTMBackend:
 
 
 def prepared_at_the_first_call() -> LSTMBackend:
-    """The function that runs is made at the first call, as one that compiles does."""
+    """The layer function is made at the first call, as by a compiler."""
     made: list[LayerFunction] = []
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -250,12 +251,12 @@ def prepared_at_the_first_call() -> LSTMBackend:
 
 
 def a_backward_pass_written_by_hand(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The gradients are written out; differentiated twice it says that it cannot."""
+    """The gradients are written out; a second derivative raises an error."""
     return Kernel()(w, x, entry, starts)
 
 
 def a_step_of_its_own() -> LSTMBackend:
-    """Acting has a function of its own, and so have the last states."""
+    """There are separate functions for acting and for the last states."""
     return LSTMBackend("variant", right, step=step, layer_last=nan_where_nothing_is_promised)
 
 
@@ -284,12 +285,12 @@ _MADE: tuple[Callable[[], LSTMBackend], ...] = (
 
 
 def float32_alone(backend: LSTMBackend) -> LSTMBackend:
-    """The backend, which takes float32 alone, as fused kernels for a GPU do."""
+    """The backend, restricted to float32, as fused kernels for a GPU are."""
     return replace(backend, rejects=_only((torch.float32,), lambda spec: None))
 
 
 def bfloat16_with_whole_tiles(backend: LSTMBackend) -> LSTMBackend:
-    """The backend, which takes bfloat16 alone and sizes that are multiples of 16."""
+    """The backend, restricted to bfloat16 and to sizes that are multiples of 16."""
     return replace(
         backend, rejects=_only((torch.bfloat16,), lambda spec: "H % 16 must be 0" if spec.hidden_size % 16 else None)
     )
@@ -307,11 +308,11 @@ def _only(dtypes: tuple[torch.dtype, ...], reject: Callable[[LSTMSpec], str | No
 RESTRICTED: dict[str, Callable[[LSTMBackend], LSTMBackend]] = {
     found.__name__: found for found in (float32_alone, bfloat16_with_whole_tiles)
 }
-"""A right backend is right under each, and a wrong one wrong."""
+"""Restrictions: each leaves a right backend right and a wrong one wrong."""
 
 VARIANTS: dict[str, Callable[[], LSTMBackend]] = {
     **{result.__name__: _layer(result) for result in _LAYERS},
     **{result.__name__: result for result in _MADE},
     **{name: partial(restrict, LSTMBackend("variant", right)) for name, restrict in RESTRICTED.items()},
 }
-"""Each makes a fresh backend that is right."""
+"""Variants: each function makes a new, right backend."""

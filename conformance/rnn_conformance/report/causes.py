@@ -1,4 +1,4 @@
-"""Failures grouped by cause: one bug breaks many laws, and a reader wants the plainest of them."""
+"""Failures grouped by cause: one bug breaks many laws; the plainest of them comes first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..suite.verdict import LawResult
 
 
 class Cause(NamedTuple):
-    """Failures with one cause: the plainest law, and those that fail where it fails too."""
+    """Failures with one cause: the plainest law, and the other laws that fail on the same case."""
 
     first: LawResult
     others: tuple[LawResult, ...]

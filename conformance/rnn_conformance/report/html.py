@@ -1,7 +1,7 @@
-"""A run as one self-contained page: backends across, laws down, failing laws first.
+"""A run as one self-contained page: a column per backend, a row per law, failing laws first.
 
-Every table is in the page itself, so it can be read, searched and printed without JavaScript; a little of it filters
-and opens details. No verdict is shown by colour alone: glyph and word are always present.
+Every table is plain HTML, so the page can be read, searched and printed without JavaScript, which adds a filter and
+opens details. No verdict is shown by colour alone: glyph and word are always present.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The parts of the page beside its table of laws: details, failures in full, capabilities, the run."""
+"""The parts of the page besides its table of laws: details, failures in full, capabilities, the run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _rows(result: LawResult, device: str) -> list[tuple[str, str, bool]]:
         ("dtypes", ", ".join(result.dtypes), False),
         ("smallest case", result.token, True),
         ("run it again", replay_line(result, device), True),
-        ("a program of it", _script_line(result, device), True),
+        ("as a program", _script_line(result, device), True),
         ("took", f"{result.seconds:.2f} s", False),
     ]
     return [(name, text, code) for name, text, code in found if text]
@@ -59,7 +59,7 @@ def _script_line(result: LawResult, device: str) -> str | None:
 
 
 def articles(results: Results) -> str:
-    """Every failure in full, and every waived one: to read from top to bottom, and to print."""
+    """Every failure in full, waived ones included: for reading from top to bottom and for printing."""
     failed = [
         (run, r) for run in results.runs for c in causes(run.failures, results.expected) for r in (c.first, *c.others)
     ]
@@ -83,7 +83,7 @@ def _article(run: BackendRun, result: LawResult, results: Results) -> str:
 
 
 def traits_table(results: Results) -> str:
-    """Capabilities: claimed against observed."""
+    """A table of capabilities: claimed and observed."""
     traits = dict.fromkeys(info.trait for info in results.laws.values() if info.trait)
     if not traits:
         return ""

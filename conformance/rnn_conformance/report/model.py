@@ -1,4 +1,4 @@
-"""The data of a run: a report for each backend and device, all of them together, and the exit status."""
+"""The data of a run: one report per backend and device, the results of the whole run, and its exit status."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def versions(names: Iterable[str] = ("rnn-backends", "torch", "tensordict", "tor
 
 @dataclass(frozen=True)
 class LawInfo:
-    """A law for a reader of a report: its subject, its sentence, the capability it tries."""
+    """A law as a report shows it: its subject, its sentence and the capability it tests."""
 
     subject: str
     sentence: str
@@ -95,18 +95,18 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Whether results and expected laws are the same, the device was there, and, if strict, enough laws ran."""
+        """Whether every expected law has a result, the device was present, and, if strict, enough laws ran."""
         return self.has_all and not (self.header.strict and self.shows_little)
 
     @property
     def has_all(self) -> bool:
-        """Whether results and expected laws are the same, and the device was there to run them on."""
+        """Whether every expected law has one result and no other law has one, and the device was present."""
         ran = any(result.message != NO_DEVICE for result in self.results)
         return not self.missing and not self.unexpected and ran
 
     @property
     def shows_little(self) -> str:
-        """That more than a tenth of the laws were declined, in words; empty if not."""
+        """A sentence if more than a tenth of the laws were declined; else empty."""
         declined, every = self.count("declined"), len(self.results)
         if declined <= MOST_DECLINED * every:
             return ""
@@ -177,7 +177,7 @@ class BackendRun:
         report: its laws' results, or ``None`` where it could not be run.
         reason: why it could not be run, or not to the end.
         time_ratio: its time on the rollout over torch.nn.LSTM's, one trajectory at a time.
-        device: where it ran.
+        device: the device of the run.
     """
 
     name: str
@@ -219,7 +219,7 @@ class Results:
         profile, seed, strict: as requested.
         laws: the sentence and subject of each expected law.
         expected: the laws of which every backend must have a result.
-        runs: one a backend and device.
+        runs: one per backend and device.
         rollouts: the recorded rollouts, in words.
         seconds: how long it took.
         versions: of Python and the packages involved.
@@ -259,7 +259,7 @@ class Results:
         return self.laws.get(law, LawInfo("", ""))
 
     def to_json(self) -> str:
-        """JSON lines: a header, one line a result, a footer."""
+        """JSON lines: a header, one line per result, a footer."""
         header = {
             **{name: getattr(self, name) for name in ("when", "profile", "seed", "strict")},
             "versions": dict(self.versions),

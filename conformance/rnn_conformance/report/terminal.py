@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 160
 IN_FULL = 4
-"""So many causes of failure are told in full."""
+"""The number of causes that are shown in full; the others take one line each."""
 NAMED = 4
-"""So many laws of one cause are named."""
+"""The number of laws per cause that are listed by name."""
 
 
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
@@ -39,7 +39,7 @@ def printable(text: str, line: bool = False) -> str:
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Text that is shown as it is, whatever is in it."""
+    """Text without markup: what looks like markup in it is shown literally."""
     return Text(printable(text), style)
 
 
@@ -67,9 +67,9 @@ def listings_table(rows: Iterable[Listing]) -> Table:
     return table
 
 
-def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
+def verdicts_table(verdicts: Iterable[Verdict], call: str) -> Table:
     """``rnn-backends explain``."""
-    table = _table("backend", "accepted", "auto", "reason", title=asked)
+    table = _table("backend", "accepted", "auto", "reason", title=call)
     for v in verdicts:
         accepted = Text("yes", "green") if v.accepted else Text("no", "red")
         first_use = "" if v.prepared else v.preparation or "its first use prepares it, which may take seconds"
@@ -79,7 +79,7 @@ def verdicts_table(verdicts: Iterable[Verdict], asked: str) -> Table:
 
 
 def runs_table(runs: Sequence[BackendRun]) -> Table:
-    """``rnn-backends check``: one row a backend."""
+    """``rnn-backends check``: one row per backend."""
     waived = [">waived"] * any(run.report and run.report.waived for run in runs)
     table = _table("backend", "verdict", ">passed", ">declined", *waived, ">failed", ">error", ">time")
     table.padding = (0, 1, 0, 0)
@@ -101,7 +101,7 @@ def _row(run: BackendRun, with_waived: bool) -> tuple[str | Text, ...]:
 
 
 def worst_errors(runs: Sequence[BackendRun]) -> list[str]:
-    """For each backend the law with the worst error, in words."""
+    """One line per backend: its worst error and the law of that error."""
     lines = []
     for run in runs:
         compared = [r for r in run.results if r.worst_error_ratio is not None]
@@ -166,11 +166,8 @@ def print_results(results: Results, to: Console, timed_on: str) -> None:
     say("time   forward and backward, over torch.nn.LSTM's, one trajectory at a time", style="dim")
     say(f"       ({timed_on})", style="dim")
     if any(run.time_ratio is not None and not run.device.startswith("cpu") for run in results.runs):
-        say(
-            "       (on a GPU both are mostly launches of kernels for very few rows: it is no measure of speed",
-            "dim",
-        )
-        say("       there; rnn-backends bench NAME --device cuda is)", style="dim")
+        say("       (on a GPU both are mostly kernel launches for very few rows, so the ratio says", "dim")
+        say("       little about speed; measure that with rnn-backends bench NAME --device cuda)", "dim")
     for line in dtype_lines(results.runs):
         say(line, "dim")
     for run in results.runs:
@@ -185,7 +182,7 @@ def print_results(results: Results, to: Console, timed_on: str) -> None:
 
 
 def dtype_lines(runs: Sequence[BackendRun]) -> list[str]:
-    """How many laws ran in which dtype, and how many drawn cases were out of reach: a line a backend, the same once."""
+    """One line per backend: how many laws ran in which dtype, how many cases it rejects; equal lines are merged."""
     said: dict[str, list[str]] = {}
     for run in runs:
         if run.report and run.report.dtypes:
@@ -200,7 +197,7 @@ def dtype_lines(runs: Sequence[BackendRun]) -> list[str]:
 
 
 def closing(results: Results) -> str:
-    """The summary in one line: whether all laws held, how many ran and are waived, and whether it shows little."""
+    """The summary in one line: whether all laws held, how many ran and how many are waived."""
     ran = [run for run in results.runs if run.report]
     found = [result for run in ran for result in run.results]
     laws = len({result.law for result in found})
@@ -216,13 +213,13 @@ def closing(results: Results) -> str:
 
 
 def _little(ran: Sequence[BackendRun]) -> str:
-    """The runs that show little; named where there are several."""
+    """The runs with many declined laws; with names if there are several runs."""
     said = [(run.label, run.report.shows_little) for run in ran if run.report]
     return "".join(f"; {f'{label}: ' if len(ran) > 1 else ''}{words}" for label, words in said if words)
 
 
 def failures_text(run: BackendRun, results: Results) -> str:
-    """The failures of one backend by cause: the plainest law of each in full, the others counted."""
+    """The failures of one backend by cause: the plainest law of each in full, the number of the others."""
     options = f" --profile {results.profile} --seed {results.seed}"
     found = causes(run.failures, results.expected)
     blocks = []
@@ -236,7 +233,7 @@ def failures_text(run: BackendRun, results: Results) -> str:
 
 
 def _also(others: Sequence[LawResult]) -> str:
-    """The other laws that failed by the same cause, a few of them by name."""
+    """The other laws with the same cause, a few of them by name."""
     if not others:
         return ""
     more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""

@@ -15,7 +15,7 @@ LAYOUTS = ("contiguous", "transposed", "strided", "offset")
 STORED = ("random", "zeros")
 
 LARGEST = 1 << 27
-"""The most numbers in a case's tensors: more would take gigabytes."""
+"""The largest number of elements in a case's tensors: more would take gigabytes."""
 SEEDS = 1 << 63
 """Seeds are below this, the limit of torch.Generator."""
 
@@ -55,7 +55,7 @@ class Case:
 
     @cached_property
     def spec(self) -> LSTMSpec:
-        """The options in the form that backends get."""
+        """The options as backends get them."""
         return LSTMSpec(self.I, self.H, self.L, self.bias, self.dropout / 100, self.bidirectional, self.P)
 
     @property

@@ -17,7 +17,7 @@ def judge(
     dim: int | None,
     axes: str,
     floor: float,
-    whose: str = "",
+    origin: str = "",
 ) -> float:
     """The error over the tolerance; raises :class:`LawBroken` above one.
 
@@ -29,7 +29,7 @@ def judge(
         dim: the dimension that counts rows, ``None`` for one row.
         axes: names of the dimensions, for the message.
         floor: see :func:`~rnn_conformance.suite.tolerances.worst_row`.
-        whose: the origin of the tolerance, for the message.
+        origin: the origin of the tolerance, for the message.
     """
     check_shape(what, actual, expected)
     error_ratio = worst_row(actual, expected.double(), dim, floor) / tolerance
@@ -41,7 +41,7 @@ def judge(
         raise LawBroken(
             f"{what} differs first at {_place(axes, at)}: actual {_number(actual, at)}, "
             f"expected {_number(expected, at)}; "
-            f"the worst row's error is {error_ratio:.3g} times its tolerance of {tolerance:g}{whose}",
+            f"the worst row's error is {error_ratio:.3g} times its tolerance of {tolerance:g}{origin}",
             error_ratio,
         )
     return error_ratio

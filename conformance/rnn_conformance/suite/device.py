@@ -44,7 +44,7 @@ def tf32_allowed(device: str) -> Iterator[None]:
         Declined: the device has no TF32.
     """
     if not has_tf32(device):
-        raise Declined("TF32 is of CUDA alone")
+        raise Declined("only CUDA has TF32")
     with _tf32(True):
         yield
 

@@ -89,7 +89,7 @@ def run_in_a_fork(arguments: list[str], errors: Path, seconds: float) -> int | N
 
 
 def run_alone(arguments: list[str], errors: Path, seconds: float) -> int | None:
-    """The same in a separate interpreter; the time limit includes its start."""
+    """Run one law in a separate interpreter; the time limit includes its start."""
     command = [sys.executable, "-m", "rnn_conformance.laws", *arguments]
     with errors.open("w") as said:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, start_new_session=True)

@@ -31,7 +31,7 @@ from .law import Law
 from .verdict import Outcome
 
 _notes: Path | None = None
-"""The file for the name of the next attempt, if this process runs one law alone."""
+"""The file that stores the name of the next attempt, in a process that runs one law."""
 
 GRACE = 10.0
 """Seconds for a process to write its stack after the time limit."""

@@ -1,4 +1,4 @@
-"""Poisoned memory: while a backend runs, ``torch.empty`` and its like return memory filled with NaN.
+"""Poisoned memory: while a backend runs, ``torch.empty`` and similar functions return memory filled with NaN.
 
 Otherwise they return the memory's old contents, most often zeros: a kernel that reads uninitialised memory then
 works in every test and fails in production.

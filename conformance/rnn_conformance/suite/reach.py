@@ -93,7 +93,7 @@ class Reach:
         }
         if base["dtype"] not in usual["dtype"] or isinstance(preferred, Best):
             taken["dtype"] = (base["dtype"],)
-        for name in FIELDS:  # where nothing is left out, cases may have values that are drawn for none: H = 9
+        for name in FIELDS:  # a field that is not narrowed stays free: rich cases have values outside CHOICES, as H = 9
             if name not in where and taken[name] == usual[name] and name != "dtype":
                 del taken[name]
         return Allowed({**where, **taken}, narrowed=True)

@@ -16,10 +16,10 @@ from .strategies import cases, rich
 from .verdict import BAD, VERDICTS, Outcome
 
 SHRINK_SECONDS = 4.0
-"""A law searches so long for a smaller failing case."""
+"""The time limit, in seconds, of a law's search for a smaller failing case."""
 
 FEW = 3
-"""Runs of at most this many examples leave the largest rich cases out: smoke, and laws that are thin in quick."""
+"""Runs of at most this many examples leave the largest rich cases out: smoke, and laws that draw few cases in quick."""
 
 
 class _Bad(Exception):
@@ -68,7 +68,7 @@ def search(
         late = deadline is not None and time.monotonic() > deadline
         if case not in findings.outcomes:
             if late:
-                return  # out of time: run nothing new, answer from the known outcomes
+                return  # out of time: run no new case, answer from the known outcomes
             if not accepts(case):
                 findings.out_of_reach += 1
                 return

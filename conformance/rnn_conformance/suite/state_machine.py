@@ -1,4 +1,4 @@
-"""A rollout's life as a state machine: every event of a policy's use, in any order, against a plain model.
+"""The life of a rollout as a state machine: the events of a policy's use, in any order, against a plain model.
 
 The model is the reference, stepped by hand: weights in float64 and the state of each row. Hypothesis draws programs of
 steps, resets, copies, edits and modes; after each rule the module under test must agree with the model.

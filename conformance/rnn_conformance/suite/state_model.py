@@ -46,7 +46,7 @@ class ModelledModule(RuleBasedStateMachine):
         return self.module.lstm.weight_ih_l0.dtype
 
     def tell(self, what: str) -> None:
-        """Add an event; a failure's message lists all of them."""
+        """Record an event; a failure's message lists all events."""
         self.story.append(what)
 
     def draw(self, *shape: int) -> Tensor:
@@ -110,7 +110,7 @@ class ModelledModule(RuleBasedStateMachine):
         is_init, features, steps = td["is_init"].squeeze(-1), [], td.shape[1]
         for t in range(steps):
             stored = State(*(td[key][:, t].transpose(0, 1).double().cpu() for key in (H_KEY, C_KEY)))
-            # the first step goes on from what is stored there, which is the model's state
+            # the first step continues from the stored state, which is the model's
             starts = is_init[:, t] if t else torch.zeros_like(is_init[:, t])
             features.append(self.model_step(td["observation"][:, t], starts, stored))
             ends = is_init[:, t + 1] if t + 1 < steps else torch.ones_like(is_init[:, t])
@@ -121,7 +121,7 @@ class ModelledModule(RuleBasedStateMachine):
         return features[-1]
 
     def expect(self, out: Any, features: Tensor) -> None:
-        """Compare a step's results with the model's, and carry them on."""
+        """Compare a step's results with the model's; the next step starts from them."""
         h, c = out["next", H_KEY], out["next", C_KEY]
         self.agree("features", out["features"], features)
         self.agree("h", h.transpose(0, 1), self.state.h)

@@ -67,9 +67,9 @@ DEVICE_ALLOWANCE = 4.0
 """In float32 on an accelerator an error may be this many times torch.nn.LSTM's there, if that is above the
 tolerance."""
 DEVICE_SAMPLES, DEVICE_SAMPLE_UNIT = 3, 2.0**-10
-"""Where that is not enough, torch.nn.LSTM's error is the worst of so many cases more, whose inputs, states and weights
-are off by up to this share. With the stand-in for cuDNN's rounding 4 of 191 laws failed at the first seed without it,
-by up to 1.6."""
+"""The number of further cases, with inputs, states and weights changed by up to this share, of which torch.nn.LSTM's
+worst error counts where one case's is not enough. Without them 4 of 191 laws failed at the first seed over the stand-in
+for cuDNN's rounding, by up to 1.6 tolerances."""
 
 FLOOR = 0.05
 """Rows whose largest expected value is below this share of the whole tensor's are judged by that share: where a row

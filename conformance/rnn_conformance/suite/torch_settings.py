@@ -1,4 +1,4 @@
-"""torch's process-wide settings, read and put back: no call may leave one changed."""
+"""torch's process-wide settings, read and restored: no call may leave one changed."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ SETTINGS: dict[str, Setting] = {
     ),
     "autocast's cache": Setting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
 }
-"""By name, in words; the matmul precision before what it sets."""
+"""By name, in words; the matmul precision comes before the settings that it changes."""
 
 
 MIXED = "unreadable by its older name"
-"""Stands for a value that torch does not let read, since a newer name of the setting was set to something else."""
+"""The value of a setting that torch refuses to read because it was set by its newer name."""
 
 
 def read_settings() -> dict[str, Any]:

@@ -200,7 +200,7 @@ class Trial:
         return differentiate(loss(Ran(found.output, found.end_h, found.end_c)), leaves, create_graph)
 
     def _reference_with_leaves(self, inputs: Inputs) -> tuple[Expected, dict[str, Tensor]]:
-        """The reference over float64 copies of any inputs, and these copies, which want gradients."""
+        """The reference over float64 copies of any inputs, and these copies, which require gradients."""
         weights = {n: v.detach().cpu().double() for n, v in inputs.weights.items()}
         x, h, c = (v.detach().cpu().double() for v in inputs[:3])
         wide = Inputs(x, h, c, inputs.starts.cpu(), weights)
@@ -222,7 +222,7 @@ class Trial:
         ``dim``."""
         kind = dtype or self.case.torch_dtype
         limit = TOLERANCES[kind]
-        limits = ((limit.values * scale * a.values, self._whose(kind, a.values)) for a in self.allowances(kind))
+        limits = ((limit.values * scale * a.values, self._origin(kind, a.values)) for a in self.allowances(kind))
         self._judge(what, actual, expected, limits, dim, axes, limit.floor)
 
     def agree_states(self, what: str, actual: Ran, h: Tensor, c: Tensor, scale: float = 1.0) -> None:
@@ -263,7 +263,7 @@ class Trial:
         )
 
     def _error_of_torch(self, key: int) -> tuple[float, float]:
-        """Worst errors of nn.LSTM's values and gradients on the device; with a ``key`` on inputs a little aside."""
+        """Worst errors of nn.LSTM's values and gradients on the device; with a ``key``, over changed inputs."""
         inputs, floor = self.fresh(), TOLERANCES[torch.float32].floor
         if key:
             generator = torch.Generator().manual_seed(key)
@@ -324,11 +324,11 @@ class Trial:
             dim, axes = GRADIENT_ROWS.get(name, (None, "row column"))
             if name not in actual:
                 raise LawBroken(f"there is no gradient of {name}")
-            limits = ((limit * a.gradients, self._whose(kind, a.gradients)) for a in self.allowances(kind))
+            limits = ((limit * a.gradients, self._origin(kind, a.gradients)) for a in self.allowances(kind))
             self._judge(f"the gradient of {name}", actual[name], value, limits, dim, axes, GRADIENT_FLOOR)
 
-    def _whose(self, dtype: torch.dtype, allowance: float) -> str:
-        """Which limit a tolerance is, in float32 on an accelerator: the table's, or torch's own error there."""
+    def _origin(self, dtype: torch.dtype, allowance: float) -> str:
+        """The origin of a float32 tolerance on an accelerator: the table, or torch's own error there."""
         if dtype != torch.float32 or not is_accelerator(self.device):
             return ""
         own = f"{DEVICE_ALLOWANCE:g} times torch.nn.LSTM's own error on {self.device}"
@@ -344,15 +344,15 @@ class Trial:
         axes: str,
         floor: float,
     ) -> None:
-        """Compare within any of the ``limits``, each with what it is; a later one is computed only where it is needed.
+        """Compare within any of the ``limits``, each with its origin; later ones are computed only if needed.
 
         Raises:
             LawBroken: the difference is beyond the last limit.
         """
         broken: LawBroken | None = None
-        for limit, whose in limits:
+        for limit, origin in limits:
             try:
-                error_ratio = compare.judge(what, actual.cpu(), expected.cpu(), limit, dim, axes, floor, whose)
+                error_ratio = compare.judge(what, actual.cpu(), expected.cpu(), limit, dim, axes, floor, origin)
             except LawBroken as error:
                 broken = error
                 continue
@@ -368,7 +368,7 @@ class Trial:
 
 
 def _off(value: Tensor, unit: float, generator: torch.Generator) -> Tensor:
-    """In float64, each number off by a share of it, up to ``unit``."""
+    """The tensor in float64, each number changed by a share of it, up to ``unit``."""
     return value.double() * (1 + unit * (2 * torch.rand(value.shape, generator=generator, dtype=torch.float64) - 1))
 
 

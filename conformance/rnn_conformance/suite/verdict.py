@@ -25,10 +25,10 @@ GLYPHS = {
     "passed": "✓",
     "missing": "?",
 }
-"""A sign for each verdict, worst first, and for a waived failure; always shown beside the word."""
+"""The glyph of each verdict, worst first, and of a waived failure; always shown beside the word."""
 
 NO_DEVICE = "no CUDA device"
-"""The reason of every law of a run on CUDA where there is no such device."""
+"""The message of every law of a run on CUDA on a machine without a GPU."""
 
 PROFILE_NAMES = ("smoke", "quick", "full", "deep")
 """The profiles, by how many cases are tried; defined here so that the command's help needs no torch."""
@@ -70,7 +70,7 @@ class LawResult:
         verdict: see :data:`Verdict`.
         cases: how many cases ran, without the declined ones.
         declined: how many cases the backend declined with a reason.
-        out_of_reach: how many drawn cases the backend rejects, beside those.
+        out_of_reach: how many drawn cases the backend rejects; none of them is in the two counts above.
         dtypes: the dtypes of the cases that ran: ``f64``, ``f32``, ``f16``, ``bf16``.
         worst_error_ratio: the largest error over its tolerance of all comparisons, or ``None`` for a law that compares
             no numbers. Above 1 the law is broken.

@@ -25,7 +25,7 @@ def one_row_resets_all(state: State, entry: State, starts: Tensor, t: int) -> St
 
 @in_reset("a_batch_is_its_rows_alone")
 def another_rows_resets(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A row resets where the previous row should."""
+    """A row resets where the previous row should reset."""
     return restart(state, entry, starts.roll(1, 1), t)
 
 
@@ -37,14 +37,14 @@ def another_rows_stored_state(state: State, entry: State, starts: Tensor, t: int
 
 @in_layer("nan_stays_in_its_row", "gradient_of_other_rows_is_zero")
 def input_centred_over_the_batch(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input is centred over the batch and moved back: right up to rounding, and NaN spreads to all rows."""
+    """The input is centred over the batch and shifted back: right up to rounding, but NaN spreads to all rows."""
     mean = x.mean(1, keepdim=True)
     return right(w, (x - mean) + mean * (1 + 1e-12), entry, starts)
 
 
 @in_layer("one_row")
 def one_row_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """squeeze() without a dimension: with one row, time comes out reversed."""
+    """squeeze() without a dimension: with one row, time is reversed."""
     result = right(w, x, entry, starts)
     return both(lambda v: v.flip(0), result) if x.shape[1] == 1 and len(x) > 1 else result
 

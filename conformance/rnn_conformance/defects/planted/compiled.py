@@ -29,7 +29,7 @@ from ..right import both, right
 
 @made("a_compiled_result_outlives_the_next_call", traits=FULLGRAPH, by_numbers=False)
 def compiled_into_shared_scratch() -> LayerFunction:
-    """In compiled code without gradients the output lies in memory that the next call writes to."""
+    """In compiled code without gradients the output is in memory that the next call overwrites."""
     scratch: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -56,11 +56,11 @@ def compiled_modules_keep_their_own_mode() -> list[Patch]:
 
 
 TRACEABLE = LSTMBackend("defect", unroll, traits=frozenset(Trait))
-"""The plain unroll with all that it can: for defects that show only where a backend is traced or scripted."""
+"""The plain unroll with all its traits: for defects that show only if a backend is traced or scripted."""
 
 
 @in_core("a_compiled_module_follows_its_mode", on=TRACEABLE, round=3, survived=3)
-def compiled_calls_miss_the_mode_set_outside() -> list[Patch]:
+def compiled_calls_ignore_the_mode_set_outside() -> list[Patch]:
     """A compiled module ignores a set_recurrent_mode context that is entered outside of the compiled code."""
 
     original = modes._decided
@@ -86,7 +86,7 @@ def out_of_the_graph_and_out_of_autograd() -> LSTMBackend:
 
 @in_core("a_script_keeps_training_and_dropout", on=LSTMBackend("defect", unroll, traits=SCRIPT))
 def scripted_for_evaluation() -> list[Patch]:
-    """A scripted LSTM never applies dropout, not in training either."""
+    """A scripted LSTM never applies dropout, not even in training."""
     original = scripting.ScriptableLSTM.__init__
 
     def replacement(self: scripting.ScriptableLSTM, lstm: torch.nn.Module) -> None:
@@ -115,7 +115,7 @@ def scripted_dropout_is_frozen() -> list[Patch]:
     survived=7,
 )
 def scripted_zeros_in_default_dtype() -> list[Patch]:
-    """A scripted LSTM makes its default state in torch's default dtype: a float64 or bfloat16 one fails without hx."""
+    """A scripted LSTM makes its default state in torch's default dtype: without hx it fails in float64 and bfloat16."""
 
     def forward(
         self: Any,
@@ -167,7 +167,7 @@ def exported_without_its_resets(w: LayerWeights, x: Tensor, entry: State, starts
 
 @in_core("a_compiled_modules_copies_have_their_own_mode", round=8, survived=8)
 def a_mode_copy_runs_the_compiled_original() -> list[Patch]:
-    """A copy in another mode of a compiled module holds the original's compiled call, and so its mode."""
+    """A copy of a compiled module in another mode keeps the original's compiled call, and with it the mode."""
     original = LSTMModule._copy
 
     def replacement(self: LSTMModule, **changed: Any) -> LSTMModule:
@@ -180,7 +180,7 @@ def a_mode_copy_runs_the_compiled_original() -> list[Patch]:
 
 @in_core("a_compiled_modules_copies_have_their_own_mode", round=8, survived=8)
 def a_compiled_module_binds_its_mode() -> list[Patch]:
-    """compile() binds the mode of that moment: later contexts are ignored."""
+    """compile() binds the current mode: later contexts are ignored."""
     original = LSTMModule.compile
 
     def replacement(self: LSTMModule, *args: Any, **options: Any) -> None:

@@ -20,8 +20,8 @@ def hands_over_to_another() -> LSTMBackend:
 
 
 @in_core("every_layer_and_step_is_the_backends")
-def acting_goes_around_the_backend() -> list[Patch]:
-    """A step is computed by core itself and not by the backend."""
+def acting_bypasses_the_backend() -> list[Patch]:
+    """A step is computed by core itself instead of the backend."""
 
     def replacement(self: LSTM, w: LayerWeights, x: Tensor, state: State) -> State:
         begin = torch.ones(1, len(x), dtype=torch.bool, device=x.device)
@@ -33,7 +33,7 @@ def acting_goes_around_the_backend() -> list[Patch]:
 
 @in_core("every_layer_and_step_is_the_backends")
 def every_layer_runs_twice() -> list[Patch]:
-    """Each layer runs twice and the first result is thrown away."""
+    """Each layer runs twice, and the first result is discarded."""
 
     class Twice(Stack):
         def __call__(self, ahead: LayerFunction, back: LayerFunction) -> Any:

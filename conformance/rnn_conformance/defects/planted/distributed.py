@@ -33,8 +33,8 @@ def distributed_weights_have_no_gradient(w: LayerWeights, x: Tensor, entry: Stat
 
 
 @in_layer("distributed_tensors_are_right_or_refused", by_numbers=False)
-def resets_that_are_distributed_are_not_seen(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A distributed mask is taken for none."""
+def distributed_resets_are_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A distributed reset mask is ignored."""
     if _is_distributed(starts):
         starts = torch.cat([torch.ones_like(starts[:1]), torch.zeros_like(starts[1:])])
     return right(w, x, entry, starts)

@@ -24,12 +24,12 @@ def dropout_not_scaled() -> list[Patch]:
 
 @in_core("dropout_is_torchs_between_layers")
 def dropout_keeps_with_probability_p() -> list[Patch]:
-    """Dropout takes p for the probability of keeping a value."""
+    """Dropout keeps a value with probability p."""
     return stacked(Stack(between=lambda out, p: drop(out.h, 0.9 * (1 - p), True) if p else out.h))
 
 
 @in_core("dropout_is_torchs_between_layers", round=4)
-def directions_dropped_apart() -> list[Patch]:
+def directions_have_separate_masks() -> list[Patch]:
     """Between bidirectional layers dropout draws one mask for each direction instead of one for both."""
 
     def wrong_layers_with(ahead: Any, back: Any) -> Any:
@@ -66,7 +66,7 @@ def directions_dropped_apart() -> list[Patch]:
 
 
 class _AnotherMask(torch.autograd.Function):
-    """Dropout whose backward pass draws a mask of its own."""
+    """Dropout with another mask in its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, p: float) -> Tensor:
@@ -79,13 +79,13 @@ class _AnotherMask(torch.autograd.Function):
 
 
 @in_core("dropout_goes_backward_through_the_same_mask")
-def another_mask_going_backward() -> list[Patch]:
+def another_mask_in_the_backward_pass() -> list[Patch]:
     """The backward pass of dropout draws another mask."""
     return stacked(Stack(between=lambda out, p: _AnotherMask.apply(out.h, p) if p else out.h))
 
 
 @in_core("dropout_goes_backward_through_the_same_mask")
-def no_mask_going_backward() -> list[Patch]:
+def no_mask_in_the_backward_pass() -> list[Patch]:
     """The backward pass of dropout applies no mask: dropped values get a gradient too."""
 
     def between(out: State, p: float) -> Tensor:
@@ -106,19 +106,19 @@ def _in_a_step(replacement: Any) -> list[Patch]:
 
 @in_core("dropout_of_a_step_is_torchs")
 def no_dropout_in_a_step() -> list[Patch]:
-    """A step in training drops nothing."""
+    """A step in training applies no dropout."""
     return _in_a_step(lambda x, p, training: x)
 
 
 @in_core("dropout_of_a_step_is_torchs")
 def a_step_drops_unscaled() -> list[Patch]:
-    """A step in training does not scale the values that dropout keeps."""
+    """A step in training does not scale the kept values."""
     return _in_a_step(lambda x, p, training: drop(x, p, training) * (1 - p if training else 1))
 
 
 @in_layer("dropout_of_a_step_is_torchs", round=1)
 def equal_rows_computed_once(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """If all rows have the same input, one row is computed for all of them, whatever their states and resets."""
+    """If all rows have the same input, one row is computed for all of them, even if states or resets differ."""
     h, c = right(w, x, entry, starts)
     if x.shape[1] > 1 and bool((x == x[:, :1]).all()):
         return both(lambda v: v[:, :1].expand_as(v).clone(), State(h, c))
@@ -126,7 +126,7 @@ def equal_rows_computed_once(w: LayerWeights, x: Tensor, entry: State, starts: T
 
 
 @in_core("dropout_of_a_step_is_torchs", round=3, survived=3)
-def step_drops_each_direction_by_itself() -> list[Patch]:
+def step_drops_each_direction_separately() -> list[Patch]:
     """In sequential mode a bidirectional LSTM in training draws dropout for each direction separately."""
 
     def replacement(self: LSTM, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
@@ -170,7 +170,7 @@ def the_first_training_flag_stays() -> list[Patch]:
 
 @in_core("training_and_evaluation_follow_the_module")
 def evaluation_draws_a_mask() -> list[Patch]:
-    """In evaluation a random number is drawn and not used."""
+    """In evaluation an unused random number is drawn."""
     original = LSTM.sequences
 
     def sequences(self: LSTM, x: Tensor, *args: Any, **options: Any) -> Any:
@@ -190,7 +190,7 @@ def _masked(mask: Any) -> list[Patch]:
 
 @in_core("every_step_and_row_has_a_mask_of_its_own")
 def one_mask_for_all_steps() -> list[Patch]:
-    """One mask is drawn for all steps of a row, as variational dropout has it."""
+    """One mask is drawn for all steps of a row, as in variational dropout."""
     return _masked(lambda h, p: (torch.rand_like(h[0]) < p).expand_as(h))
 
 
@@ -201,8 +201,8 @@ def one_mask_for_all_rows() -> list[Patch]:
 
 
 @in_core("dropout_may_be_set_later", round=(6, 7), survived=(6, 7))
-def dropout_set_later_is_not_seen() -> list[Patch]:
-    """Over time the dropout probability is that of construction: a later assignment to lstm.dropout is ignored."""
+def dropout_set_later_is_ignored() -> list[Patch]:
+    """Over time the dropout probability of construction is used: a later assignment to lstm.dropout is ignored."""
 
     bind = LSTM._bind
 
@@ -226,7 +226,7 @@ def dropout_set_later_is_not_seen() -> list[Patch]:
 
 @in_core("dropout_is_torchs_between_layers", round=9, survived=9)
 def a_mask_drawn_for_the_top_layer_too() -> list[Patch]:
-    """Dropout draws a mask for the top layer's output as well and throws it away, so that later draws are others."""
+    """Dropout also draws a mask for the top layer's output and discards it, which changes later draws."""
 
     def top(h: Tensor, p: float) -> Tensor:
         if p:
@@ -238,7 +238,7 @@ def a_mask_drawn_for_the_top_layer_too() -> list[Patch]:
 
 @in_core("dropout_is_torchs_between_layers")
 def a_mask_drawn_below_the_first_layer_too() -> list[Patch]:
-    """Dropout draws a mask for the input as well and throws it away after the layers have drawn theirs."""
+    """Dropout also draws a mask for the input, after the layers' masks, and discards it."""
 
     def run(original: Any) -> Any:
         def replacement(self: LSTM, x: Tensor, *rest: Any, **options: Any) -> Any:
@@ -254,7 +254,7 @@ def a_mask_drawn_below_the_first_layer_too() -> list[Patch]:
 
 @in_core("dropout_is_torchs_between_layers")
 def a_mask_one_step_longer_than_the_row() -> list[Patch]:
-    """Dropout draws its mask for one step more than there are, and leaves the last one out."""
+    """Dropout draws its mask for one step too many, and ignores the last one."""
 
     def between(out: State, p: float) -> Tensor:
         if not p:

@@ -21,7 +21,7 @@ def detached_between_steps(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @in_step("gradients_equal_reference")
 def only_h_detached(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The gradient flows through c and not through h."""
+    """The gradient flows through c but not through h."""
     return step(w, x, State(state.h.detach(), state.c))
 
 
@@ -39,7 +39,7 @@ def no_gradient_to_stored_states(state: State, entry: State, starts: Tensor, t: 
 
 @in_reset("gradients_equal_reference")
 def no_gradient_to_stored_states_at_resets(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Stored states get a gradient at t = 0 and none at resets within a row."""
+    """Stored states get a gradient at t = 0 but none at resets within a row."""
     return restart(state, entry if t == 0 else both(torch.Tensor.detach, entry), starts, t)
 
 
@@ -72,7 +72,7 @@ def weights_miss_steps_with_resets(w: LayerWeights, x: Tensor, entry: State, sta
 
 
 class _Changed(torch.autograd.Function):
-    """The identity, whose gradient goes through a function."""
+    """The identity, with a function applied to its gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, change: Any) -> Tensor:
@@ -91,7 +91,7 @@ def _changed(value: Tensor, change: Any) -> Tensor:
 
 @in_step("gradients_equal_reference")
 def derivative_at_the_pre_activation(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The backward pass takes 1 - g^2 of the candidate before its tanh."""
+    """The backward pass computes 1 - g^2 from the candidate before its tanh."""
     i, f, g, o = gates_of(w, x, state.h)
     ratio = ((1 - g * g) / (1 - g.tanh() ** 2)).detach()
     return finish(w, (i, f, _changed(g, lambda grad: grad * ratio), o), state.c)
@@ -115,7 +115,7 @@ def gradients_averaged_over_the_batch(w: LayerWeights, x: Tensor, entry: State, 
 
 @in_layer("gradients_equal_reference", dtypes=("f64",))
 def gradients_in_float32(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The weights' gradients go through float32 on the way."""
+    """The weights' gradients are rounded to float32."""
     return right(each(lambda v: _changed(v, lambda grad: grad.float().to(grad)), w), x, entry, starts)
 
 
@@ -141,7 +141,7 @@ def recomputed_chunk_forgets_its_reset(w: LayerWeights, x: Tensor, entry: State,
 
 @made("gradients_equal_reference", round=2)
 def stale_rows_in_bias_gradient() -> LayerFunction:
-    """The bias gradient sums a buffer that only grows: after a larger batch its old rows are counted too."""
+    """The bias gradient sums a buffer that only grows: after a larger batch it includes old rows."""
     buffers: dict[Any, Tensor] = {}
 
     class Growing(Kernel):
@@ -157,13 +157,13 @@ def stale_rows_in_bias_gradient() -> LayerFunction:
 
 @in_layer("gradients_equal_reference_in_float32")
 def gradients_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input's gradient goes through bfloat16 on the way."""
+    """The input's gradient is rounded to bfloat16."""
     return right(w, _changed(x, lambda grad: grad.bfloat16().to(grad)), entry, starts)
 
 
 @in_layer("gradients_equal_reference_in_float32")
 def backward_in_half(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In float32 the gradient of c goes through float16 at every step."""
+    """In float32 the gradient of c is rounded to float16 at every step."""
 
     def keep(grad: Tensor) -> Tensor:
         return grad.half().to(grad)
@@ -179,7 +179,7 @@ def backward_in_half(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -
 
 @in_layer("gradients_of_the_output_alone")
 def output_detached(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The output has no gradient; the cell state has one."""
+    """The output has no gradient, but the cell state has one."""
     h, c = right(w, x, entry, starts)
     return State(h.detach() + 0 * c.mean(), c)
 
@@ -192,7 +192,7 @@ def c_detached(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Stat
 
 
 class _LeakyWhere(torch.autograd.Function):
-    """``where`` whose backward lets the gradient through to what was not chosen."""
+    """``torch.where`` whose backward pass also sends the gradient to the values that were not chosen."""
 
     @staticmethod
     def forward(ctx: Any, at: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
@@ -205,7 +205,7 @@ class _LeakyWhere(torch.autograd.Function):
 
 @in_reset("gradient_across_a_reset_is_zero", "gradient_of_unread_stored_states_is_zero")
 def gradient_through_a_reset(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The gradient flows on through a reset, and to stored states that nothing read."""
+    """The gradient flows through a reset, and to unread stored states."""
     at = starts[t].unsqueeze(-1)
     return State(*(_LeakyWhere.apply(at, new[t], old) for new, old in zip(entry, state, strict=True)))
 
@@ -262,7 +262,7 @@ def backward_overwrites_its_gates(w: LayerWeights, x: Tensor, entry: State, star
 
 @in_layer("frozen_weights_get_no_gradient")
 def frozen_weights_double_the_bias_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the recurrent weights are frozen, the input bias's gradient is doubled."""
+    """If the recurrent weights are frozen, the input bias's gradient is doubled."""
     if not w.w_hh.requires_grad and w.b_ih is not None:
         w = w._replace(b_ih=2 * w.b_ih - w.b_ih.detach())
     return right(w, x, entry, starts)
@@ -270,7 +270,7 @@ def frozen_weights_double_the_bias_gradient(w: LayerWeights, x: Tensor, entry: S
 
 @in_layer("frozen_weights_get_no_gradient", round=2)
 def bias_gradient_gated_by_its_weight(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A bias gets no gradient where the weight of the same product is frozen."""
+    """A bias gets no gradient if the weight of the same product is frozen."""
 
     class Gated(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
@@ -283,7 +283,7 @@ def bias_gradient_gated_by_its_weight(w: LayerWeights, x: Tensor, entry: State, 
 
 @in_layer("without_gradients_the_same_values", dtypes=("f64",))
 def fast_path_without_gradients(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Under no_grad another path runs, in float32."""
+    """Under no_grad the computation runs in float32."""
     if torch.is_grad_enabled():
         return right(w, x, entry, starts)
     low = right(each(torch.Tensor.float, w), x.float(), both(torch.Tensor.float, entry), starts)
@@ -298,20 +298,20 @@ def gradients_enabled_again(w: LayerWeights, x: Tensor, entry: State, starts: Te
 
 
 def detached_between_steps_step(w: LayerWeights, x: Tensor, state: State) -> State:
-    """A step whose incoming state is detached."""
+    """A single step detaches its incoming state."""
     return step(w, x, both(torch.Tensor.detach, state))
 
 
 @in_layer("gradients_do_not_depend_on_what_needs_them")
 def no_time_gradient_with_frozen_weights(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where the weights are frozen, no gradient flows back in time to the input."""
+    """If the weights are frozen, no gradient flows back in time to the input."""
     one = step if w.w_ih.requires_grad else detached_between_steps_step
     return layer(one)(w, x, entry, starts)
 
 
 @in_layer("gradients_of_the_stored_states_alone", round=1, survived=1)
 def no_gradient_to_the_initial_state_alone(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where stored states need gradients and the input does not, they get no gradient at t = 0."""
+    """If stored states need gradients and the input does not, the states get no gradient at t = 0."""
     if entry.h.requires_grad and not x.requires_grad:
         entry = both(lambda v: torch.cat([v[:1].detach(), v[1:]]), entry)
     return right(w, x, entry, starts)
@@ -364,7 +364,7 @@ def weight_gradient_in_reused_workspace() -> LayerFunction:
 
 @in_step("gradients_around_an_infinite_input")
 def padded_units_in_the_gradient(w: LayerWeights, x: Tensor, state: State) -> State:
-    """Padding units with zero weights get into the gates' gradient, where infinity times zero is NaN."""
+    """Padding units with zero weights enter the gates' gradient, where infinity times zero is NaN."""
     i, f, g, o = gates_of(w, x, state.h)
     padding = 0 * x.detach().sum(-1, keepdim=True)
     return finish(w, (_changed(i, lambda grad: grad + padding), f, g, o), state.c)
@@ -397,7 +397,7 @@ def saturated_gate_slope_is_nan(w: LayerWeights, x: Tensor, entry: State, starts
 
 @in_layer("gradients_asked_for_leave_grad_alone", round=2, survived=2)
 def gradient_fused_into_existing_grad(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """If a weight has a .grad already, its gradient is added there directly and autograd gets zeros."""
+    """If a weight already has a .grad, its gradient is added there directly and autograd gets zeros."""
 
     class Fused(Kernel):
         def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
@@ -447,7 +447,7 @@ def bias_gradients_share_memory(w: LayerWeights, x: Tensor, entry: State, starts
 
 @in_layer("backward_twice_gives_the_same", round=9, survived=9)
 def the_first_backward_pass_kept(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass keeps its result for a retained graph, and gives it again for other incoming gradients."""
+    """With a retained graph the backward pass returns its first result again, for any incoming gradients."""
 
     class Kept(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
@@ -460,7 +460,7 @@ def the_first_backward_pass_kept(w: LayerWeights, x: Tensor, entry: State, start
 
 @in_layer("backward_twice_gives_the_same")
 def incoming_gradients_of_the_first_pass_kept(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass keeps the incoming gradient of h that it made contiguous, and reads it in a later pass too."""
+    """The backward pass caches its contiguous copy of h's incoming gradient, and reads it in later passes too."""
 
     class Kept(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
@@ -471,10 +471,10 @@ def incoming_gradients_of_the_first_pass_kept(w: LayerWeights, x: Tensor, entry:
 
 
 @in_layer("backward_twice_gives_the_same")
-def the_cells_gradient_asked_for_in_the_first_pass_alone(
+def the_cells_gradient_checked_in_the_first_pass_only(
     w: LayerWeights, x: Tensor, entry: State, starts: Tensor
 ) -> State:
-    """Whether the cell state has an incoming gradient is asked in the first backward pass and never again."""
+    """Only the first backward pass checks whether the cell state has an incoming gradient."""
 
     class Asked(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
@@ -486,7 +486,7 @@ def the_cells_gradient_asked_for_in_the_first_pass_alone(
 
 @in_layer("gradients_of_many_rows", round=9)
 def the_second_block_of_rows_starts_from_zero(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Rows come in blocks of 128, and the entry states of all blocks but the first are taken as zero."""
+    """Rows are processed in blocks of 128, and all blocks after the first start from zeros."""
     if x.shape[1] <= 128:
         return right(w, x, entry, starts)
     h, c = (torch.cat([v[:, :128], torch.zeros_like(v[:, 128:])], 1) for v in entry)
@@ -494,8 +494,8 @@ def the_second_block_of_rows_starts_from_zero(w: LayerWeights, x: Tensor, entry:
 
 
 @made("backward_twice_gives_the_same", round=10)
-def gates_given_back_after_the_first_backward_pass() -> LayerFunction:
-    """A backward pass gives the kept gates back to a pool: a call between two of them writes over the gates."""
+def gates_freed_after_the_first_backward_pass() -> LayerFunction:
+    """A backward pass returns the saved gates to a pool: a call before the next backward pass overwrites them."""
     pool: dict[Any, list[Tensor]] = {}
 
     class Pooled(Kernel):
@@ -522,7 +522,7 @@ def gates_given_back_after_the_first_backward_pass() -> LayerFunction:
 
 @made("backward_twice_gives_the_same", round=10)
 def gradients_in_memory_kept_for_the_weight() -> LayerFunction:
-    """A weight's gradient lies in memory kept for it: the next backward pass overwrites what autograd.grad gave."""
+    """A weight's gradient is in reused memory: the next backward pass overwrites the result of autograd.grad."""
     kept: dict[Any, Tensor] = {}
 
     class Kept(Kernel):
@@ -537,7 +537,7 @@ def gradients_in_memory_kept_for_the_weight() -> LayerFunction:
 
 @in_layer("frozen_weights_get_no_gradient", round=10)
 def the_projection_frozen_with_the_recurrent_weight(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The projection's gradient is made where the recurrent weight's is: with that frozen it stays zero."""
+    """The projection's gradient is computed only with the recurrent weight's: if that is frozen it stays zero."""
 
     class Together(Kernel):
         def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:

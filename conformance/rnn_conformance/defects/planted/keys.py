@@ -172,7 +172,7 @@ def locked_results_are_swapped() -> list[Patch]:
 
 @in_core("selected_outputs_are_the_only_ones")
 def selected_outputs_have_the_step_before() -> list[Patch]:
-    """Where select_out_keys leaves the output alone, it comes one step late."""
+    """If select_out_keys selects only the output, it is one step late."""
     from rnn_backends import LSTM
 
     original = LSTM.replay
@@ -186,7 +186,7 @@ def selected_outputs_have_the_step_before() -> list[Patch]:
 
 @in_core("selected_outputs_are_the_only_ones", round=1)
 def selected_out_keys_lose_resets() -> list[Patch]:
-    """Where select_out_keys leaves the output alone, resets are ignored."""
+    """If select_out_keys selects only the output, resets are ignored."""
     original = LSTM.replay
 
     def replacement(self: LSTM, x: Tensor, is_init: Tensor, stored: Any, states: Any = "ends") -> Any:
@@ -212,7 +212,7 @@ def selected_out_keys_shift() -> list[Patch]:
 
 @in_core("selected_outputs_are_the_only_ones", round=(3, 7), survived=3)
 def any_single_selected_key_gets_the_output() -> list[Patch]:
-    """In recurrent mode a single selected key gets the output, even if it is that of a hidden state."""
+    """In recurrent mode a single selected key gets the output, even if it is a hidden state's key."""
 
     def replacement(self: LSTMModule, read: layout.Inputs) -> dict[Any, Tensor]:
         x, is_init, stored = layout.fold_time(read)
@@ -255,7 +255,7 @@ def a_short_reset_mask_is_ignored() -> list[Patch]:
 
 @in_core("an_empty_batch_passes_through")
 def an_empty_batch_doubles_its_features() -> list[Patch]:
-    """An empty batch comes out with twice its number of features."""
+    """The output of an empty batch has twice its number of features."""
 
     def replacement(td: Any, values: Any) -> Any:
         empty = td.batch_size.numel() == 0
@@ -266,7 +266,7 @@ def an_empty_batch_doubles_its_features() -> list[Patch]:
 
 @backend("every_hidden_state_on_request")
 def every_state_claimed_without_gradients() -> LSTMBackend:
-    """CELL_STATES is claimed, and c has a gradient at sequences' ends only."""
+    """CELL_STATES is claimed, but c has a gradient only at sequences' ends."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
@@ -304,7 +304,7 @@ def rewards_set_to_zero() -> list[Patch]:
 
 @in_core("only_what_is_all_there_is_skipped", round=6, survived=6)
 def one_result_is_taken_for_all() -> list[Patch]:
-    """With set_skip_existing a TensorDict that has the output alone is skipped: the next states stay missing."""
+    """With set_skip_existing a TensorDict with only the output is skipped: the next states stay missing."""
 
     def _has_results(self: Any, td: Any) -> bool:
         written = self.out_keys
@@ -315,7 +315,7 @@ def one_result_is_taken_for_all() -> list[Patch]:
 
 @in_core("a_locked_tensordict_is_refused_or_written_in_place", round=9)
 def a_locked_tensordict_unlocked_to_be_written() -> list[Patch]:
-    """A locked TensorDict is unlocked, its tensors are replaced, and it is locked again: other views keep the old."""
+    """A locked TensorDict is unlocked, gets new tensors and is locked again: other views keep the old ones."""
     original = layout.write
 
     def replacement(td: Any, values: Any) -> Any:
@@ -331,7 +331,7 @@ def a_locked_tensordict_unlocked_to_be_written() -> list[Patch]:
 
 @in_core("the_primer_fits_the_first_step", round=9)
 def a_primer_of_float32_whatever_the_weights() -> list[Patch]:
-    """The primer's states are float32, of a module in float64 too."""
+    """The primer's states are float32, even for a module in float64."""
     original = LSTMModule.make_tensordict_primer
 
     def replacement(self: LSTMModule) -> Any:

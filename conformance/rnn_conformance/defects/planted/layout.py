@@ -87,8 +87,8 @@ def expanded_states_taken_as_absent(w: LayerWeights, x: Tensor, entry: State, st
 
 
 @in_core("expanded_states_are_read", on=get_backend("cudnn"), round=5, survived=5)
-def one_state_is_told_by_the_stride_of_time() -> list[Patch]:
-    """cudnn takes stored states expanded over time for one state of all rows: every row starts from that of row 0."""
+def one_state_guessed_from_the_stride_of_time() -> list[Patch]:
+    """cudnn treats stored states expanded over time as one state: every row starts from that of row 0."""
 
     def is_one_state(entry: State) -> bool:
         return all(v.stride()[0] == 0 for v in entry)
@@ -110,7 +110,7 @@ def batch_first_reshapes() -> list[Patch]:
 
 @in_core("unbatched_is_a_batch_of_one")
 def unbatched_ignores_hx() -> list[Patch]:
-    """Input without a batch dimension starts from zeros, whatever hx is."""
+    """Input without a batch dimension ignores hx and starts from zeros."""
     original = LSTM._initial
 
     def replacement(self: LSTM, hx: Any, batch: tuple[int, ...], casts: bool) -> State | None:
@@ -132,7 +132,7 @@ def a_trailing_one_hides_resets() -> list[Patch]:
 
 
 def _at(v: Tensor, pitches: list[int]) -> Tensor:
-    """``v`` read from its dense memory with these strides, modulo its size in place of a read beyond the end."""
+    """``v`` read from its dense memory with these strides, modulo its size, so that no read passes the end."""
     index = torch.zeros(v.shape, dtype=torch.long)
     for dim, pitch in enumerate(pitches):
         index = index + torch.arange(v.shape[dim]).view(-1, *[1] * (v.ndim - dim - 1)) * pitch
@@ -141,7 +141,7 @@ def _at(v: Tensor, pitches: list[int]) -> Tensor:
 
 @in_layer("strides_of_sizes_of_one_are_not_read", round=8, survived=8)
 def time_pitch_from_the_stride_of_one_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The stored states' stride over time is taken as B times that over rows, which is arbitrary where B = 1."""
+    """The stored states' stride over time is taken as B times that over rows, which is arbitrary for B = 1."""
     if x.shape[1] == 1 and x.numel():
         entry = both(lambda v: _at(v, [v.stride(1), 0, 1]) if v.is_contiguous() else v, entry)
     return right(w, x, entry, starts)
@@ -149,7 +149,7 @@ def time_pitch_from_the_stride_of_one_row(w: LayerWeights, x: Tensor, entry: Sta
 
 @in_layer("strides_of_sizes_of_one_are_not_read", round=8, survived=8)
 def row_pitch_from_the_stride_of_one_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """With one step, rows are a B-th of the stride over time apart, which is arbitrary there."""
+    """With one step the stride over rows is taken as 1 / B of that over time, which is arbitrary for T = 1."""
     if len(x) == 1 and x.numel() and x.is_contiguous():
         x = _at(x, [0, x.stride(0) // x.shape[1], 1])
     return right(w, x, entry, starts)
@@ -167,7 +167,7 @@ def layout_of_starts_guessed_from_strides(w: LayerWeights, x: Tensor, entry: Sta
 
 @in_layer("strides_of_sizes_of_one_are_not_read", round=9)
 def a_rows_pitch_taken_from_the_stride_of_one_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """For a contiguous input the distance of two rows is stride(0) / B, which means nothing where T = 1."""
+    """For a contiguous input the stride over rows is taken as stride(0) / B, which is arbitrary for T = 1."""
     T, B, features = x.shape
     if B and x.is_contiguous() and is_plain([x]) and x.stride(0) // B != features:
         storage = x.detach().as_strided((x.untyped_storage().nbytes() // x.itemsize,), (1,), 0)
@@ -180,7 +180,7 @@ def a_rows_pitch_taken_from_the_stride_of_one_step(w: LayerWeights, x: Tensor, e
 
 @in_layer("memory_layout_does_not_matter", round=10)
 def the_cell_states_last_stride_taken_as_one(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The stored cell states are read with their strides over time and rows, and one for the units."""
+    """The stored cell states are read with a stride of one over the units, whatever it is."""
     c = entry.c
     if c.numel() and c.shape[-1] > 1 and c.stride(-1) > 1:
         entry = State(entry.h, c.as_strided(c.shape, (*c.stride()[:-1], 1)))

@@ -15,7 +15,7 @@ from ..right import each, right, step
 
 @in_core("a_pickle_keeps_everything")
 def a_pickle_forgets_the_backend() -> list[Patch]:
-    """A pickled LSTM is loaded with the backend vmap, whichever it had."""
+    """A pickled LSTM is always loaded with the backend vmap."""
     original = LSTM.__setstate__
 
     def replacement(self: LSTM, state: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def _ready(change: Any) -> list[Patch]:
 
 @in_core("moved_to_another_dtype_and_back")
 def packed_weights_stay_when_moved() -> list[Patch]:
-    """Weights packed at the first call are cast to each later dtype; rounding by a move is not seen."""
+    """Weights packed at the first call are cast to each later dtype, so rounding by a move is lost."""
 
     def replacement(cache: Any, self: LSTM, result: Any) -> Any:
         weights, dtype, context = result
@@ -101,7 +101,7 @@ def computes_on_in_the_first_dtype() -> list[Patch]:
 
 @in_core("functional_call_uses_the_weights_it_is_given")
 def functional_call_sees_the_modules_weights() -> list[Patch]:
-    """The weights are kept at the first call, so that functional_call's own are ignored."""
+    """The weights of the first call are kept, so functional_call's weights are ignored."""
     original, cache = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
 
     def replacement(self: LSTM) -> list[LayerWeights]:
@@ -143,7 +143,7 @@ def a_packed_buffer_is_registered() -> list[Patch]:
 
 @in_core("parameters_are_torchs_and_nothing_else")
 def a_parameter_registered_twice() -> list[Patch]:
-    """The first weights are registered under a second name too."""
+    """The first weight is registered under a second name too."""
     original = LSTM._bind
 
     def replacement(self: LSTM, chosen: LSTMBackend) -> None:
@@ -155,7 +155,7 @@ def a_parameter_registered_twice() -> list[Patch]:
 
 @in_core("copies_in_another_mode_share_the_weights")
 def a_copy_in_another_mode_has_its_own_lstm() -> list[Patch]:
-    """set_recurrent_mode returns a copy with an LSTM of its own over the same parameters."""
+    """set_recurrent_mode returns a copy with a new LSTM over the same parameters."""
     original = LSTMModule._copy
 
     def replacement(self: LSTMModule, **changed: Any) -> LSTMModule:
@@ -257,14 +257,14 @@ def a_copy_shares_its_hooks() -> list[Patch]:
 
 
 @in_core("hooks_of_the_inner_lstm_run")
-def the_inner_lstm_is_run_past_its_hooks() -> list[Patch]:
-    """The module runs its LSTM's forward and not the LSTM: no hook on it runs."""
+def hooks_of_the_inner_lstm_are_skipped() -> list[Patch]:
+    """The module calls its LSTM's forward instead of the LSTM, so its hooks do not run."""
     return [Patch(LSTM, "__call__", LSTM.forward)]
 
 
 @in_core("hooks_of_the_inner_lstm_run")
-def what_a_hook_returns_is_dropped() -> list[Patch]:
-    """Forward hooks of the inner LSTM run, and what they put in the result's place is dropped."""
+def results_of_hooks_are_dropped() -> list[Patch]:
+    """Forward hooks of the inner LSTM run, but their results are dropped."""
 
     def replacement(self: LSTM, *args: Any, **kwargs: Any) -> Any:
         result = self.forward(*args, **kwargs)
@@ -276,8 +276,8 @@ def what_a_hook_returns_is_dropped() -> list[Patch]:
 
 
 @in_core("every_kind_of_hook_runs_on_the_inner_lstm", round=9, survived=9)
-def hooks_asked_for_by_two_kinds_alone() -> list[Patch]:
-    """An LSTM without forward hooks and pre-hooks of its own is called past all hooks: backward and global ones too."""
+def only_two_kinds_of_hooks_are_checked() -> list[Patch]:
+    """An LSTM without forward hooks and pre-hooks is called past all hooks: its backward hooks and global ones too."""
     original = LSTM.__call__
 
     def replacement(self: LSTM, *args: Any, **options: Any) -> Any:
@@ -289,8 +289,8 @@ def hooks_asked_for_by_two_kinds_alone() -> list[Patch]:
 
 
 @in_core("every_kind_of_hook_runs_on_the_inner_lstm")
-def hooks_on_all_modules_passed_over() -> list[Patch]:
-    """An LSTM without hooks of its own is called past those that are registered on all modules."""
+def hooks_on_all_modules_are_skipped() -> list[Patch]:
+    """An LSTM without its own hooks is called past those that are registered on all modules."""
     original = LSTM.__call__
 
     def replacement(self: LSTM, *args: Any, **options: Any) -> Any:
@@ -301,8 +301,8 @@ def hooks_on_all_modules_passed_over() -> list[Patch]:
 
 
 @in_core("every_kind_of_hook_runs_on_the_inner_lstm")
-def a_step_goes_past_backward_hooks() -> list[Patch]:
-    """A module in sequential mode calls its LSTM's hooks only where they are forward hooks."""
+def steps_skip_backward_hooks() -> list[Patch]:
+    """A module in sequential mode runs only the forward hooks of its LSTM."""
     original = LSTM.__call__
 
     def replacement(self: LSTM, *args: Any, **options: Any) -> Any:
@@ -314,8 +314,8 @@ def a_step_goes_past_backward_hooks() -> list[Patch]:
 
 
 @in_core("copies_keep_what_is_frozen", round=9)
-def a_copy_trains_what_was_frozen() -> list[Patch]:
-    """A deep copy and an unpickled LSTM have parameters that require gradients, frozen ones too."""
+def a_copy_trains_frozen_parameters() -> list[Patch]:
+    """In a deep copy or an unpickled LSTM all parameters require gradients, frozen ones too."""
     original = LSTM.__setstate__
 
     def replacement(self: LSTM, state: Any) -> None:
@@ -329,7 +329,7 @@ def a_copy_trains_what_was_frozen() -> list[Patch]:
 
 @backend("a_pickle_keeps_everything", round=10, survived=10, by_numbers=False)
 def a_handle_kept_on_the_weight() -> LSTMBackend:
-    """The kernel's handle for a weight is the parameter's attribute: who has acted cannot be pickled any more."""
+    """The kernel stores a handle on each parameter: after acting the module cannot be pickled."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         if type(w.w_hh) is nn.Parameter:

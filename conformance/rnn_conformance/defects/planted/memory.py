@@ -50,7 +50,7 @@ def the_last_input_kept() -> LayerFunction:
 
 @in_core("results_share_no_memory_with_each_other")
 def h_n_is_a_view_of_the_output() -> list[Patch]:
-    """With one layer and one direction h_n lies in the output's memory."""
+    """With one layer and one direction h_n is in the output's memory."""
     original = LSTM._over_time
 
     def replacement(self: LSTM, x: Tensor, *rest: Any) -> Any:
@@ -89,7 +89,7 @@ def step_output_is_the_state() -> list[Patch]:
 
 @in_core("results_in_a_tensordict_outlive_the_next_call", round=7, survived=7)
 def results_over_results() -> list[Patch]:
-    """Results overwrite the existing entries of the same shape: holders of the previous results see them change."""
+    """Results are written over existing entries of the same shape, which changes the previous results."""
 
     def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase:
         for key, value in values.items():
@@ -105,7 +105,7 @@ def results_over_results() -> list[Patch]:
 
 @in_core("results_in_a_tensordict_outlive_the_next_call", round=6, survived=6)
 def results_written_into_existing_entries() -> list[Patch]:
-    """Results are written in place into the tensors under their keys, which others may hold or view."""
+    """Results are written in place into the tensors under their keys, which may be shared or views."""
 
     def write(td: Any, values: Any) -> Any:
         for key, value in values.items():
@@ -120,7 +120,7 @@ def results_written_into_existing_entries() -> list[Patch]:
 
 @backend("results_share_no_memory_with_each_other", round=10, survived=10)
 def the_last_state_is_a_view_of_the_output() -> LSTMBackend:
-    """The function for all layers gives the output's last step as h_n, in the output's memory."""
+    """The function for all layers returns the output's last step as h_n, in the output's memory."""
 
     def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
         y, (h, c) = all_layers(w, x, state, spec)
@@ -131,7 +131,7 @@ def the_last_state_is_a_view_of_the_output() -> LSTMBackend:
 
 @backend("results_share_no_memory_with_each_other")
 def the_state_of_a_row_of_one_step_is_its_output() -> LSTMBackend:
-    """A shorter way for a row of one step gives its output as h_n too."""
+    """A fast path for a row of one step returns its output as h_n too."""
 
     def row(w: LayerWeights, info: Any, x: Tensor, hx: Any, is_init: Any, batch_first: bool) -> Any:
         if hx is None or is_init is not None or batch_first or len(x) != 1 or torch.is_grad_enabled():
@@ -143,8 +143,8 @@ def the_state_of_a_row_of_one_step_is_its_output() -> LSTMBackend:
 
 
 @backend("results_share_no_memory_with_each_other")
-def the_last_cell_state_in_the_given_ones_memory() -> LSTMBackend:
-    """Without gradients the function for all layers leaves the last cell state where the given one was."""
+def the_last_cell_state_overwrites_the_initial_one() -> LSTMBackend:
+    """Without gradients the function for all layers writes the last cell state over the initial one."""
 
     def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
         y, (h, c) = all_layers(w, x, state, spec)

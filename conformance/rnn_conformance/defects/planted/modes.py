@@ -45,7 +45,7 @@ def mode_before_kept_on_the_instance() -> list[Patch]:
 
 @in_core("a_copy_has_its_mode_wherever_it_is_made", round=3, survived=3)
 def mode_copy_made_in_a_context_is_lost() -> list[Patch]:
-    """LSTMModule.set_recurrent_mode compares with the active mode and makes no copy where that is the same."""
+    """LSTMModule.set_recurrent_mode makes no copy if the active mode is the same."""
 
     def replacement(self: LSTMModule, mode: Any = True) -> LSTMModule:
         wanted = bool(as_mode(mode))

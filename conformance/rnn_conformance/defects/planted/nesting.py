@@ -20,8 +20,8 @@ def _batched(value: Tensor) -> bool:
 
 
 @backend("gradients_outside_of_vmap", by_numbers=False)
-def what_a_gradient_needs_is_asked_within_vmap() -> LSTMBackend:
-    """Within torch.vmap no tensor says that it requires a gradient, so nothing is kept for one."""
+def requires_grad_is_read_within_vmap() -> LSTMBackend:
+    """Within torch.vmap no tensor has requires_grad, so nothing is saved for the backward pass."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         read = [x, *entry, *(v for v in w if v is not None)]
@@ -45,7 +45,7 @@ def recurrent_weights_are_constants_within_vmap() -> LSTMBackend:
 
 @backend("gradients_within_vmap", by_numbers=False)
 def a_vmapped_step_shares_its_gradient() -> LSTMBackend:
-    """Under vmap of grad a step, and not a row, gives all samples the first one's gradient of the recurrent weights."""
+    """Under vmap of grad a step gives all samples the first one's gradient of the recurrent weights."""
 
     def shared(w: LayerWeights, x: Tensor, state: State) -> State:
         return step(w._replace(w_hh=_SharedGradient.apply(w.w_hh)), x, state)
@@ -55,7 +55,7 @@ def a_vmapped_step_shares_its_gradient() -> LSTMBackend:
 
 @backend("gradients_within_vmap", by_numbers=False)
 def gradients_under_func_do_not_go_back_in_time() -> LSTMBackend:
-    """Under torch.func.grad the state that a step begins with is a constant."""
+    """Under torch.func.grad a step's incoming state is a constant."""
 
     def cut(w: LayerWeights, x: Tensor, state: State) -> State:
         tracked = torch._C._functorch.is_gradtrackingtensor(state.h)
@@ -65,7 +65,7 @@ def gradients_under_func_do_not_go_back_in_time() -> LSTMBackend:
 
 
 class _Halved(torch.autograd.Function):
-    """The identity, whose gradient is halved where it is taken for several members or cotangents at once."""
+    """The identity, with a gradient that is halved in a batched backward pass."""
 
     generate_vmap_rule = True
 
@@ -84,7 +84,7 @@ class _Halved(torch.autograd.Function):
 
 @backend("many_cotangents_at_once", by_numbers=False)
 def a_batched_gradient_of_the_input_is_halved() -> LSTMBackend:
-    """In a backward pass that is itself batched the gradient of the input counts half."""
+    """In a batched backward pass the gradient of the input is halved."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return right(w, _Halved.apply(x), entry, starts)
@@ -94,7 +94,7 @@ def a_batched_gradient_of_the_input_is_halved() -> LSTMBackend:
 
 @backend("many_cotangents_at_once", by_numbers=False)
 def every_cotangent_is_the_first() -> LSTMBackend:
-    """Of many cotangents at once all rows get the first one's gradient."""
+    """In a batched backward pass all cotangents get the first one's gradient."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return both(_SharedGradient.apply, right(w, x, entry, starts))

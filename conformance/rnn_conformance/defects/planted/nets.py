@@ -57,7 +57,7 @@ def net_detaches_the_mlp() -> list[Patch]:
 
 @in_core("a_net_leaves_its_options_alone", round=4, survived=4)
 def net_writes_into_its_options() -> list[Patch]:
-    """LSTMNet writes device and backend into the caller's lstm_kwargs: the next net made from them inherits them."""
+    """LSTMNet writes device and backend into the caller's lstm_kwargs, so the next net inherits them."""
     original = LSTMNet.__init__
 
     def replacement(
@@ -92,7 +92,7 @@ def lazy_last_layer_keeps_its_bias() -> list[Patch]:
 
 @in_core("each_norm_of_a_net_is_its_own", round=6, survived=6)
 def the_mlp_has_one_norm() -> list[Patch]:
-    """LSTMNet's MLP makes normalisation and activation once for all layers, so that they share weights."""
+    """All layers of LSTMNet's MLP share one normalisation and activation, with their weights."""
 
     def mlp(
         in_features: Any = None,

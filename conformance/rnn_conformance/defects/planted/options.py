@@ -29,7 +29,7 @@ def upper_layers_never_reset() -> list[Patch]:
 
 @in_core("layers")
 def a_tanh_between_layers() -> list[Patch]:
-    """The output of each lower layer goes through another tanh."""
+    """The output of each lower layer passes another tanh."""
     return stacked(Stack(between=lambda out, p: out.h.tanh()))
 
 
@@ -53,7 +53,7 @@ def directions_added() -> list[Patch]:
 
 @in_core("bidirectional")
 def resets_not_mirrored() -> list[Patch]:
-    """The reverse direction resets where sequences start and not where they end."""
+    """The reverse direction resets where sequences start instead of where they end."""
     return stacked(Stack(backward_starts=lambda starts: starts.flip(0) | all_first(starts)))
 
 
@@ -77,7 +77,7 @@ def reverse_uses_forward_weights() -> list[Patch]:
 
 @in_core("bidirectional", "last_states_equal_reference")
 def reverse_state_of_the_last_step() -> list[Patch]:
-    """A sequence's reverse state is taken at its last step, where it has seen one step only."""
+    """A sequence's reverse state is taken at its last step, after one step only."""
 
     def own(starts: Tensor) -> Tensor:
         return torch.arange(len(starts), device=starts.device).unsqueeze(-1).expand_as(starts)
@@ -87,7 +87,7 @@ def reverse_state_of_the_last_step() -> list[Patch]:
 
 @in_layer("bidirectional", round=2)
 def wide_input_loses_its_tail(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Input features are read in tiles of 16: a remainder after a full tile is left out."""
+    """Input features are read in tiles of 16: a remainder after a full tile is skipped."""
     size = x.shape[-1]
     whole = size // 16 * 16 or size
     return right(w._replace(w_ih=w.w_ih[:, :whole]), x[..., :whole], entry, starts)
@@ -109,7 +109,7 @@ def accepts_and_ignores_the_projection() -> LSTMBackend:
 
 @in_layer("projection")
 def projection_not_carried(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The projection is applied to the output and not to the h that is carried."""
+    """The projection is applied to the output but not to the carried h."""
     if w.w_hr is None:
         return right(w, x, entry, starts)
     P, H = w.w_hr.shape
@@ -124,7 +124,7 @@ def projection_not_carried(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 
 @in_layer("projection")
 def projected_before_the_output_gate(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """tanh(c) is projected with the output gate left out."""
+    """tanh(c) is projected without the output gate."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         result = step(w, x, state)
@@ -135,7 +135,7 @@ def projected_before_the_output_gate(w: LayerWeights, x: Tensor, entry: State, s
 
 @in_layer("projection")
 def projection_with_a_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The projected h goes through another tanh."""
+    """The projected h passes another tanh."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         result = step(w, x, state)
@@ -177,7 +177,7 @@ def one_bias_gets_the_gradient(w: LayerWeights, x: Tensor, entry: State, starts:
 
 @in_layer("both_biases_count")
 def recurrent_bias_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The recurrent bias is taken as zero, as a converter once did."""
+    """The recurrent bias is taken as zero."""
     return right(w if w.b_hh is None else w._replace(b_hh=0 * w.b_hh), x, entry, starts)
 
 
@@ -189,7 +189,7 @@ def input_bias_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor)
 
 @in_layer("both_biases_count")
 def bias_at_the_first_step_only(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The biases are added at t = 0 and at no other step."""
+    """The biases are added only at t = 0."""
     if w.b_ih is None:
         return right(w, x, entry, starts)
     calls = iter(range(len(x)))
@@ -263,7 +263,7 @@ def the_same_mask_always() -> list[Patch]:
 
 
 @in_core("dropout_follows_the_seed")
-def a_generator_of_its_own() -> list[Patch]:
+def a_private_generator() -> list[Patch]:
     """Dropout masks come from a private generator, which torch.manual_seed does not reach."""
     own = torch.Generator().manual_seed(5)
 
@@ -276,7 +276,7 @@ def a_generator_of_its_own() -> list[Patch]:
 
 @made("dropout_follows_the_seed", round=2)
 def tuning_draws_from_the_global_generator() -> LayerFunction:
-    """The second call of each shape times candidates on random data from torch's global generator."""
+    """The second call of each shape tunes itself on random data from torch's global generator."""
     seen: dict[Any, int] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -291,7 +291,7 @@ def tuning_draws_from_the_global_generator() -> LayerFunction:
 
 @in_core("twelve_layers", round=9, survived=9)
 def layers_in_the_order_of_their_names_as_text() -> list[Patch]:
-    """The weights of the layers are in the order of their names as text: layer 10 comes after layer 1."""
+    """The layers' weights are sorted by name as text: layer 10 comes after layer 1."""
     original = binding.weight_names
     return [Patch(binding, "weight_names", lambda spec: tuple(sorted(original(spec), key=lambda names: names[0])))]
 
@@ -311,7 +311,7 @@ def a_layers_number_has_one_digit() -> list[Patch]:
 
 @in_core("twelve_layers")
 def states_have_eight_slots() -> list[Patch]:
-    """A step keeps the states of eight layers; those above read the states of the first ones."""
+    """A step stores the states of eight layers; later layers read those of the first ones."""
     original = LSTM.step_batch_first
 
     def replacement(self: LSTM, x: Tensor, stored: State | None, *rest: Any) -> Any:

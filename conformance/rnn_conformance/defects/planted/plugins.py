@@ -67,7 +67,7 @@ def a_broken_plugins_reason_is_lost() -> list[Patch]:
 
 @in_core("two_plugins_of_one_name_are_neither")
 def the_first_of_two_plugins_wins() -> list[Patch]:
-    """Of two plugins with one name the first is taken silently."""
+    """If two plugins have one name, the first is taken silently."""
     return [Patch(registry, "_clash", lambda name, points: None)]
 
 
@@ -98,7 +98,7 @@ def aliases_swapped() -> list[Patch]:
 
 @in_core("an_alias_means_one_backend")
 def an_aliass_error_hides_the_alias() -> list[Patch]:
-    """Where an alias's backend is not installed, the error does not contain the alias."""
+    """If an alias's backend is not installed, the error does not name the alias."""
 
     def replacement(self: Registry, asked: str, name: str, source: str | None) -> UnknownBackendError:
         return UnknownBackendError(name, self.names(), source)
@@ -114,7 +114,7 @@ def reserved_names_may_be_taken() -> list[Patch]:
 
 @in_core("a_disabled_plugin_is_not_there")
 def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
-    """RNN_BACKENDS_DISABLE hides a name in listings, and the backend can still be used by name."""
+    """RNN_BACKENDS_DISABLE hides a name in listings, but the backend can still be used by name."""
     hidden, shown = Registry.names, registry._disabled
 
     def replacement(self: Registry) -> tuple[str, ...]:
@@ -125,7 +125,7 @@ def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
 
 @in_core("the_environment_names_the_default", round=4, survived=4)
 def all_states_forget_the_environment() -> list[Patch]:
-    """With hidden_output="all" and no backend named, RNN_BACKENDS_LSTM is ignored in favour of "auto"."""
+    """With hidden_output="all" and no named backend, RNN_BACKENDS_LSTM is ignored in favour of "auto"."""
     original = LSTMModule._check_hidden_output
 
     def replacement(self: LSTMModule, request: Any) -> None:
@@ -209,7 +209,7 @@ def refresh_forgets_registered() -> list[Patch]:
 
 
 @in_core("a_refresh_looks_again_and_keeps_what_was_registered", round=6, survived=6)
-def a_refresh_remembers_what_was_broken() -> list[Patch]:
+def a_refresh_keeps_errors() -> list[Patch]:
     """refresh() keeps the errors of plugins: a repaired plugin stays broken."""
 
     def _read(self: Any) -> None:

@@ -34,7 +34,7 @@ from ..right import both, each, finish, gates_of, layer, output_of, right, step
     on=LSTMBackend("defect", lambda w, x, entry, starts: _kernel(w, x, entry, starts)),
 )
 def c_kept_over_a_reset_in_tf32() -> list[Patch]:
-    """Where TF32 is allowed another kernel runs, whose resets leave the cell state as it was."""
+    """If TF32 is allowed another kernel runs, with resets that leave the cell state unchanged."""
     return [Patch(device, "has_tf32", lambda where: True)]
 
 
@@ -83,14 +83,14 @@ def buffer_of_the_default_dtype(w: LayerWeights, x: Tensor, entry: State, starts
 
 @in_layer("the_default_device_does_not_matter")
 def buffer_on_the_default_device(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The bias is summed in a buffer that is made on torch's default device."""
+    """The bias is summed in a buffer on torch's default device."""
     buffer = torch.zeros(1, dtype=x.dtype)
     return right(w, x + buffer.to(x.dtype), entry, starts)
 
 
 @in_layer("no_worse_than_torch")
 def a_bit_worse_than_torch(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In float32 the gates lose three bits: ten times torch's error, and within most tolerances."""
+    """In float32 the gates lose three bits: ten times torch's error, but within most tolerances."""
     if x.dtype != torch.float32:
         return right(w, x, entry, starts)
 
@@ -103,7 +103,7 @@ def a_bit_worse_than_torch(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 
 @made("long_rows_in_bfloat16", "long_rows_equal_reference", round=5)
 def gradient_of_c_ends_with_its_block_of_time() -> LayerFunction:
-    """The backward pass runs in blocks of 128 steps and passes on the gradient of h, but not that of c."""
+    """The backward pass runs in blocks of 128 steps and carries the gradient of h between them, but not that of c."""
     return by_hand(block=128)
 
 
@@ -180,7 +180,7 @@ def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
 
 @in_layer("autocast_keeps_the_states_dtype", "strides_of_sizes_of_one_are_not_read", round=2)
 def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Contiguous input is read with stride(1) between rows, which is arbitrary where the batch has one row."""
+    """Contiguous input is read with stride(1) between rows, which is arbitrary for a batch of one row."""
     x, (steps, batch, size) = x.contiguous(), x.shape
     lead = x.stride(1)
     if batch == 1 and lead != size and x.numel():
@@ -206,7 +206,7 @@ def autocast_weights_kept() -> list[Patch]:
 
 @in_core("edited_weights_are_seen_under_autocast", round=3, survived=3)
 def autocast_casts_kept_while_acting() -> list[Patch]:
-    """Under autocast without gradients the cast weights are kept: a later optimizer step is not seen."""
+    """Under autocast without gradients cast weights are cached: a later optimizer step has no effect."""
     original, cache = binding.cast_weights, WeakIdKeyDictionary()
 
     def replacement(w: LayerWeights, dtype: torch.dtype) -> Any:
@@ -242,7 +242,7 @@ def cast_kept_by_version() -> list[Patch]:
 
 @in_core("autocast_trains_after_acting", round=4, survived=4)
 def cast_weights_kept_without_gradient() -> list[Patch]:
-    """Weights cast for autocast are kept until they change: after a call in no_grad, training has no gradient."""
+    """Weights cast for autocast are cached until they change: after a call in no_grad, training has no gradient."""
     original, cache = binding.cast_weights, dict[Any, Any]()
 
     def replacement(w: LayerWeights, dtype: torch.dtype) -> LayerWeights:
@@ -279,13 +279,13 @@ def tanh_by_exp(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @in_step("large_input_saturates")
 def input_clipped(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The input is clipped to ten: the gates saturate less than they should."""
+    """The input is clipped to ten, so the gates saturate less than they should."""
     return step(w, x.clamp(-10, 10), state)
 
 
 @in_layer("subnormal_input_is_read")
 def input_scaled_by_its_largest(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input is multiplied by the reciprocal of its largest value and back: for subnormal numbers that overflows."""
+    """The input is scaled by the reciprocal of its largest value and back, which overflows for subnormal numbers."""
     scale = 1 / x.detach().abs().max()
     return right(w, (x * scale) / scale, entry, starts)
 
@@ -335,21 +335,21 @@ def an_error_leaves_autocast_off() -> list[Patch]:
 
 @in_layer("long_rows_equal_reference", round=9, survived=9)
 def a_start_between_two_chunks_of_time_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Time comes in chunks of 64 steps, and a start at the first step of a later chunk is not seen."""
+    """Time is processed in chunks of 64 steps, and a start at the first step of a later chunk is ignored."""
     t = torch.arange(len(x), device=x.device).unsqueeze(-1)
     return right(w, x, entry, starts & ((t == 0) | (t % 64 != 0)))
 
 
 @in_layer("long_rows_equal_reference")
 def a_late_start_reads_an_early_entry(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Entry states lie in a ring of 512 steps, so that a start at step 512 and later reads the one 512 steps before."""
+    """Entry states are in a ring buffer of 512 steps: from step 512 on a start reads the state 512 steps before."""
     at = torch.arange(len(x), device=x.device) % 512
     return right(w, x, both(lambda v: v[at], entry), starts)
 
 
 @in_layer("long_rows_equal_reference", dtypes=("f64",))
 def the_state_between_chunks_of_time_in_float32(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Time comes in chunks of 128 steps, and float64 states are handed on from one to the next in float32."""
+    """Time is processed in chunks of 128 steps, and float64 states pass between chunks in float32."""
 
     def handed_on(state: State, entry: State, starts: Tensor, t: int) -> State:
         state = restart(state, entry, starts, t)
@@ -360,7 +360,7 @@ def the_state_between_chunks_of_time_in_float32(w: LayerWeights, x: Tensor, entr
 
 @in_core("long_rows_equal_reference", round=9, survived=9)
 def first_steps_in_eight_bits() -> list[Patch]:
-    """The first step of each sequence is kept in eight bits, which wrap after 256 steps."""
+    """The first step of each sequence is stored in eight bits, which wrap after 256 steps."""
     original = resets.first_steps
 
     def replacement(starts: Tensor) -> Tensor:
@@ -382,8 +382,8 @@ def stored_states_of_late_reverse_sequences_lost() -> list[Patch]:
 
 
 @in_core("long_rows_equal_reference")
-def reverse_ends_looked_for_in_the_last_steps() -> list[Patch]:
-    """In reverse a sequence's first step is looked for in the 500 steps before it, and no further."""
+def reverse_ends_searched_in_the_last_steps() -> list[Patch]:
+    """In reverse a sequence's first step is searched only in the last 500 steps."""
     original = stack.first_steps
 
     def replacement(starts: Tensor) -> Tensor:
@@ -403,8 +403,8 @@ def tanh_of_a_large_cell_is_nan(w: LayerWeights, x: Tensor, state: State) -> Sta
 
 
 @in_step("large_cell_states_are_carried")
-def cells_kept_within_a_hundred(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The cell state is kept between -100 and 100, which its tanh does not show."""
+def cells_clamped_to_a_hundred(w: LayerWeights, x: Tensor, state: State) -> State:
+    """The cell state is clamped to [-100, 100], which does not change its tanh."""
     h, c = step(w, x, state)
     return State(h, c.clamp(-100, 100))
 
@@ -416,8 +416,8 @@ def a_cell_beyond_three_hundred_counts_as_overflow(w: LayerWeights, x: Tensor, s
 
 
 @in_step("products_may_cancel_in_float16", round=9, survived=9, dtypes=("f16",))
-def half_sums_overflow_on_the_way(w: LayerWeights, x: Tensor, state: State) -> State:
-    """In float16 the input's product is the sum of two halves that are rounded to float16 before they meet."""
+def halves_of_a_sum_overflow_in_float16(w: LayerWeights, x: Tensor, state: State) -> State:
+    """In float16 the input's product is the sum of two halves, each rounded to float16 first."""
     if x.dtype != torch.float16:
         return step(w, x, state)
     parts = [x[:, k::2] @ w.w_ih[:, k::2].T for k in (0, 1)]
@@ -439,7 +439,7 @@ def features_added_one_by_one_in_float16(w: LayerWeights, x: Tensor, state: Stat
 
 @in_step("products_may_cancel_in_float16", dtypes=("f16",))
 def two_chunks_of_features_meet_in_float16(w: LayerWeights, x: Tensor, state: State) -> State:
-    """In float16 the sums over the first half of the features and over the second are rounded before they meet."""
+    """In float16 the sums over each half of the features are rounded before they are added."""
     half = x.shape[1] // 2
     if x.dtype != torch.float16 or not half:
         return step(w, x, state)
@@ -450,7 +450,7 @@ def two_chunks_of_features_meet_in_float16(w: LayerWeights, x: Tensor, state: St
 
 @in_layer("long_rows_equal_reference", round=10)
 def steps_since_a_start_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The steps since a start are counted in eight bits, and zero is a start: the 257th step reads the entry."""
+    """The steps since a start are counted in eight bits, and zero means a start: the 257th step reads the entry."""
     t = torch.arange(len(x), device=x.device).unsqueeze(-1)
     first = torch.where(starts, t, 0).cummax(0).values
     return right(w, x, entry, (t - first).to(torch.uint8) == 0)
@@ -458,5 +458,5 @@ def steps_since_a_start_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, 
 
 @made("long_rows_equal_reference", round=10)
 def the_gradient_of_c_ends_after_64_steps() -> LayerFunction:
-    """Rows run in segments of 64 steps, and the backward pass hands on the gradient of h, but not that of c."""
+    """Rows run in segments of 64 steps; the backward pass carries the gradient of h between them, but not of c."""
     return by_hand(block=64)

@@ -21,13 +21,13 @@ def _entry(change: Any) -> list[Patch]:
 
 @in_core("recurrent_mode_starts_from_stored_states")
 def recurrent_mode_starts_from_zeros() -> list[Patch]:
-    """In recurrent mode sequences start from zeros whatever is stored."""
+    """In recurrent mode sequences start from zeros instead of the stored states."""
     return _entry(lambda stored: None)
 
 
 @in_core("recurrent_mode_starts_from_stored_states")
 def recurrent_mode_swaps_h_and_c() -> list[Patch]:
-    """In recurrent mode the stored h and c are swapped where their sizes agree."""
+    """In recurrent mode the stored h and c are swapped if their sizes agree."""
     return _entry(lambda s: State(s.c, s.h) if s and s.h.shape == s.c.shape else s)
 
 
@@ -98,7 +98,7 @@ def hidden_outputs_filled_at_starts() -> list[Patch]:
 
 
 def _nan_between_ends(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The contract promises c at sequences' ends only."""
+    """The contract promises c only at sequences' ends."""
     h, c = right(w, x, entry, starts)
     return State(h, torch.where(ends(starts), c, float("nan")))
 
@@ -189,7 +189,7 @@ def act_resets_every_row() -> LSTMBackend:
 
 @backend("sequential_mode_starts_from_zero")
 def act_keeps_c() -> LSTMBackend:
-    """The act function resets h and keeps c."""
+    """The act function resets h but keeps c."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         return _one(w, x, State(torch.where(is_init.unsqueeze(-1), 0, state.h), state.c))
@@ -227,7 +227,7 @@ def act_multiplies_by_zero() -> LSTMBackend:
 
 @in_core("carrying_zero_padded_states_on_is_exact")
 def the_last_end_not_filled() -> list[Patch]:
-    """The hidden outputs are filled where sequences end within a row, and not at the row's last step."""
+    """The hidden outputs are filled where sequences end within a row, but not at the row's last step."""
 
     def replacement(states: Tensor, starts: Tensor) -> Tensor:
         at = ends_of(starts)
@@ -296,7 +296,7 @@ def is_init_inverted_in_place() -> list[Patch]:
 
 @in_core("gradients_flow_through_recurrent_mode")
 def padding_passes_gradients() -> list[Patch]:
-    """Hidden outputs are zero at the padding, and gradients there flow on into the states."""
+    """Hidden outputs are zero at the padding, but gradients there flow into the states."""
     return _padding(lambda states, starts: torch.where(ends_of(starts).unsqueeze(-1), states, states - states.detach()))
 
 
@@ -349,7 +349,7 @@ def padding_is_negative_zero() -> list[Patch]:
 
 @in_core("hidden_outputs_are_zero_padded", round=8, survived=8)
 def finite_states_are_padded_by_multiplication() -> list[Patch]:
-    """Hidden outputs are padded by a multiplication where they are finite, which gives -0.0 for negative ones."""
+    """Finite hidden outputs are padded by a multiplication, which gives -0.0 for negative ones."""
 
     def replacement(state: State, starts: Tensor) -> State:
         ends = ends_of(starts).unsqueeze(-1)
@@ -381,7 +381,7 @@ def _act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
 
 @backend("sequential_mode_starts_from_zero", round=10, survived=10)
 def the_mask_of_a_step_read_byte_by_byte() -> LSTMBackend:
-    """A step reads is_init as if its bytes lay side by side: a column of a rollout makes other rows start."""
+    """A step reads is_init as if it were contiguous: with a column of a rollout the wrong rows start."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         if is_init.stride(0) > 1:
@@ -393,7 +393,7 @@ def the_mask_of_a_step_read_byte_by_byte() -> LSTMBackend:
 
 @backend("sequential_mode_starts_from_zero")
 def the_input_of_a_step_read_row_by_row() -> LSTMBackend:
-    """A step reads its input's rows as if they lay side by side, which in a column of a rollout they do not."""
+    """A step reads its input as if its rows were contiguous, which they are not in a column of a rollout."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         if x.stride(-1) == 1 and x.stride(0) > x.shape[-1]:

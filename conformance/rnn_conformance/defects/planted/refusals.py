@@ -35,7 +35,7 @@ from ..right import right
 
 @in_core("vmap_that_is_not_claimed_is_refused", round=3, survived=3)
 def vmap_around_grad_not_refused() -> list[Patch]:
-    """A backend without Trait.VMAP is refused within vmap only where vmap is the innermost transform."""
+    """A backend without Trait.VMAP is refused within vmap only if vmap is the innermost transform."""
 
     def replacement(tensors: Iterable[Tensor | None]) -> set[Trait]:
         needed = traits_needed(tensors)
@@ -54,8 +54,8 @@ def _picky(answer: str) -> LSTMBackend:
 
 
 @backend("what_is_rejected_is_refused_at_construction", by_numbers=False)
-def rejected_without_words() -> LSTMBackend:
-    """float16 is rejected, and the reason is blank."""
+def rejected_without_a_reason() -> LSTMBackend:
+    """float16 is rejected with a blank reason."""
     return _picky(" ")
 
 
@@ -100,12 +100,12 @@ def rejected_once_then_run() -> list[Patch]:
 
 
 def no_sixteen_bits(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """A reason to decline for a backend that does the rest."""
+    """A reason to decline, for a backend that accepts everything else."""
     return "it has no 16-bit kernel" if dtype in (torch.bfloat16, torch.float16) else None
 
 
 PICKY = LSTMBackend("defect", unroll, rejects=no_sixteen_bits)
-"""The plain unroll, declining 16 bits: for a defect that shows only where a backend declines."""
+"""The plain unroll, declining 16 bits: for a defect that shows only if a backend declines."""
 
 
 NO_HALF = LSTMBackend(
@@ -183,7 +183,7 @@ def errors_without_numbers() -> list[Patch]:
 
 @in_core("wrong_tensors_are_refused", round=(4, 6), survived=4)
 def reset_mask_judged_by_its_count() -> list[Patch]:
-    """An is_init of any shape with the right number of elements, a transposed one too, is accepted and reshaped."""
+    """An is_init with the right number of elements is accepted and reshaped, even a transposed one."""
     original = core.check_is_init
 
     def replacement(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
@@ -210,7 +210,7 @@ def an_unknown_name_means_auto() -> list[Patch]:
 
 @in_core("loaded_elsewhere_it_is_asked_again")
 def loading_checks_nothing() -> list[Patch]:
-    """Loaded onto another device, an LSTM takes its new place as already accepted by its backend."""
+    """An LSTM that is loaded onto another device counts as accepted there by its backend."""
     original = LSTM.__setstate__
 
     def replacement(self: LSTM, state: dict[str, Any]) -> None:
@@ -221,8 +221,8 @@ def loading_checks_nothing() -> list[Patch]:
 
 
 @in_core("options_that_do_not_fit_are_refused")
-def any_word_is_a_hidden_output() -> list[Patch]:
-    """A hidden_output other than "all" means "ends", whatever it is."""
+def any_value_is_a_hidden_output() -> list[Patch]:
+    """Any hidden_output other than "all" means "ends"."""
     original = LSTMModule._check_hidden_output
 
     def replacement(self: LSTMModule, request: Any) -> None:
@@ -234,13 +234,13 @@ def any_word_is_a_hidden_output() -> list[Patch]:
 
 @in_core("options_that_do_not_fit_are_refused")
 def keys_may_collide() -> list[Patch]:
-    """Nobody looks whether keys lie within one another, or an output in the reset mask's place."""
+    """Nothing checks that keys do not contain each other or that no output replaces the reset mask."""
     return [Patch(module, "check_keys", lambda read, written: None)]
 
 
 @in_core("results_are_not_written_under_a_tensor")
 def tensors_in_the_way_are_replaced() -> list[Patch]:
-    """A tensor where a result's TensorDict has to be is replaced by one."""
+    """A tensor in the place of a result's TensorDict is replaced by a TensorDict."""
     original = layout.write
 
     def replacement(td: Any, values: Any) -> Any:
@@ -256,8 +256,8 @@ def tensors_in_the_way_are_replaced() -> list[Patch]:
 
 
 @in_core("results_are_not_written_under_a_tensor")
-def only_the_outermost_place_is_looked_at() -> list[Patch]:
-    """Before results are written it is checked that "next" is a TensorDict, and nothing within it."""
+def only_the_outermost_place_is_checked() -> list[Patch]:
+    """Before results are written, "next" is checked to be a TensorDict, but nothing within it."""
     original = layout.check_writable
 
     def replacement(td: Any, keys: Any) -> None:
@@ -267,15 +267,15 @@ def only_the_outermost_place_is_looked_at() -> list[Patch]:
 
 
 @in_core("wrong_weights_are_refused")
-def nobody_looks_at_the_weights() -> list[Patch]:
-    """Nobody looks at the weights' shapes, dtypes and devices: torch's operators fail where they meet them."""
+def weights_are_not_checked() -> list[Patch]:
+    """The weights' shapes, dtypes and devices are not checked: torch's operators raise their own errors."""
     patches = [Patch(binding, "check_weights", lambda weights, names, shapes, casts: None)]
     return [*patches, Patch(LSTM, "_is_as_placed", lambda self, info, shapes: True)]
 
 
 @in_core("wrong_weights_are_refused")
 def a_step_trusts_its_weights() -> list[Patch]:
-    """A step without gradients takes the weights as they are; a call looks at their shapes and dtypes."""
+    """A step without gradients does not check the weights; a call checks their shapes and dtypes."""
     original = LSTM.step_batch_first
 
     def replacement(self: LSTM, *args: Any) -> Any:

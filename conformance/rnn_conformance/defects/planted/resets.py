@@ -15,7 +15,7 @@ from ..right import both, finish, gates_of, right, step
 
 @in_layer("no_reset", "reset_at_the_first_step")
 def the_initial_state_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A row starts from zeros and not from the state stored at t = 0."""
+    """A row starts from zeros instead of the state stored at t = 0."""
     return right(w, x, both(lambda v: torch.cat([0 * v[:1], v[1:]]), entry), starts)
 
 
@@ -29,14 +29,14 @@ def one_step_early(state: State, entry: State, starts: Tensor, t: int) -> State:
 
 @in_reset("reset_at_the_last_step")
 def h_reset_and_c_not(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A reset sets h and leaves c."""
+    """A reset sets h but not c."""
     result = restart(state, entry, starts, t)
     return result if t == 0 else State(result.h, state.c)
 
 
 @in_reset("reset_at_the_last_step")
 def c_reset_and_h_not(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A reset sets c and leaves h."""
+    """A reset sets c but not h."""
     result = restart(state, entry, starts, t)
     return result if t == 0 else State(state.h, result.c)
 
@@ -61,7 +61,7 @@ def one_step_late(state: State, entry: State, starts: Tensor, t: int) -> State:
 
 @in_reset("consecutive_resets", "recurrent_mode_starts_from_stored_states")
 def zeros_for_the_stored_state(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A reset in the middle of a row starts from zeros and not from the stored state."""
+    """A reset in the middle of a row starts from zeros instead of the stored state."""
     return restart(state, entry if t == 0 else both(torch.zeros_like, entry), starts, t)
 
 
@@ -106,21 +106,21 @@ def the_first_reset_of_a_row_only(state: State, entry: State, starts: Tensor, t:
 
 @in_reset("nan_stays_in_its_sequence", "nan_in_unread_stored_states_stays_there", "infinity_stays_in_its_sequence")
 def reset_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The old state is multiplied by zero, and NaN survives that."""
+    """The old state is multiplied by zero, which NaN survives."""
     at = starts[t].unsqueeze(-1).to(state.h.dtype)
     return State(state.h * (1 - at) + entry.h[t] * at, state.c * (1 - at) + entry.c[t] * at)
 
 
 @in_reset("nan_stays_in_its_sequence")
 def only_nan_cleaned_up(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """At every step c goes through nan_to_num in all rows: NaN becomes zero where no sequence starts, too."""
+    """c passes nan_to_num at every step in all rows: NaN becomes zero even without a start."""
     at = starts[t].unsqueeze(-1).to(state.h.dtype)
     return State(state.h * (1 - at) + entry.h[t] * at, (state.c * (1 - at)).nan_to_num() + entry.c[t] * at)
 
 
 @in_reset("nan_in_unread_stored_states_stays_there")
 def stored_states_by_multiplication(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """The old state is replaced by where; the stored one is multiplied by zero where it is not read."""
+    """The old state is replaced with torch.where, but the stored one is multiplied by zero if it is not read."""
     at = starts[t].unsqueeze(-1)
     return State(*(torch.where(at, 0, old) + new[t] * at for new, old in zip(entry, state, strict=True)))
 
@@ -133,7 +133,7 @@ def stored_states_forced_at_every_step(state: State, entry: State, starts: Tenso
 
 @in_reset("nan_in_unread_stored_states_stays_there")
 def stored_states_times_zero_added(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Where any row resets, zero times the stored state is added in all rows, which spreads NaN."""
+    """If any row resets, zero times the stored state is added in all rows, which spreads NaN."""
     if not bool(starts[t].any()):
         return state
     at = starts[t].unsqueeze(-1)
@@ -189,7 +189,7 @@ def one_row_restarts_from_ones() -> list[Patch]:
 
 @in_layer("a_square_mask_keeps_its_axes", round=8)
 def starts_transposed_where_square(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The starts are read batch first where that has the same shape: B = T."""
+    """The starts are read batch first if that has the same shape: B = T."""
     if starts.shape[0] != starts.shape[1]:
         return right(w, x, entry, starts)
     first = torch.zeros_like(starts)
@@ -211,7 +211,7 @@ def square_is_init_transposed() -> list[Patch]:
 
 @in_core("a_square_mask_keeps_its_axes", round=8)
 def square_reset_mask_folded_batch_first() -> list[Patch]:
-    """In recurrent mode the reset mask keeps its axes [B, T] where B = T."""
+    """In recurrent mode the reset mask keeps its axes [B, T] if B = T."""
     original = layout.fold_time
 
     def replacement(inputs: Any) -> Any:
@@ -223,7 +223,7 @@ def square_reset_mask_folded_batch_first() -> list[Patch]:
 
 @in_layer("reset_at_every_step_is_independent_steps", round=2)
 def all_starts_read_the_first_entry(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """If every step is a start, all run as one large batch, from the first step's stored state."""
+    """If every step is a start, all steps run as one large batch from the first step's stored state."""
     if len(x) > 1 and x.shape[1] and bool(starts.all()):
         many = step(w, x.flatten(0, 1), both(lambda v: v[:1].expand_as(v).flatten(0, 1), entry))
         return both(lambda v: v.unflatten(0, x.shape[:2]), many)
@@ -232,7 +232,7 @@ def all_starts_read_the_first_entry(w: LayerWeights, x: Tensor, entry: State, st
 
 @in_step("nan_is_not_hidden", round=10)
 def nan_lost_in_fmin_and_fmax(w: LayerWeights, x: Tensor, state: State) -> State:
-    """Pre-activations are limited by C's fmin and fmax, which take the number where the other is NaN."""
+    """Pre-activations are limited by C's fmin and fmax, which return the limit for NaN."""
     limit = torch.full((), 40.0, dtype=x.dtype, device=x.device)
     i, f, g, o = (torch.fmin(torch.fmax(a, -limit), limit) for a in gates_of(w, x, state.h))
     return finish(w, (i, f, g, o), state.c)

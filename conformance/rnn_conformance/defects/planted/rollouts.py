@@ -12,7 +12,7 @@ from ..right import right
 
 @in_layer("rollout_equals_torch_lstm", "rollout_equals_steps", "rollout_gradients")
 def resets_missed_in_long_rows(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In rows of more than 50 steps a sequence goes on over its end."""
+    """In rows of more than 50 steps a sequence continues past its end."""
     if len(x) > 50:
         starts = torch.zeros_like(starts)
         starts[0] = True
@@ -29,7 +29,7 @@ def resets_counted_in_one_byte(w: LayerWeights, x: Tensor, entry: State, starts:
 
 @in_layer("rollout_hidden_outputs")
 def only_the_last_end_of_a_long_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In rows of more than 50 steps the cell state is right at the row's end only."""
+    """In rows of more than 50 steps the cell state is right only at the row's end."""
     h, c = right(w, x, entry, starts)
     return State(h, torch.cat([torch.zeros_like(c[:-1]), c[-1:]]) if len(x) > 50 else c)
 

@@ -36,7 +36,7 @@ def units_beyond_128(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -
 
 @in_layer("any_hidden_size")
 def products_in_blocks_of_64(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The recurrent product leaves out the last block of 64 where it is not full."""
+    """The recurrent product skips the last block of 64 if it is not full."""
     P = w.w_hh.shape[1]
     rest = P % 64 if P > 64 else 0
     cut = torch.cat([w.w_hh[:, : P - rest], 0 * w.w_hh[:, P - rest :]], 1) if rest else w.w_hh
@@ -66,7 +66,7 @@ def last_block_of_units_overlaps() -> LayerFunction:
 
 @in_core("sizes_of_training", on=get_backend("compile"), round=5, survived=5)
 def packed_weights_kept_by_address_and_version() -> list[Patch]:
-    """compile keeps packed weights by address and version, which an edit through .data does not change.
+    """compile caches packed weights by address and version, which an edit through .data does not change.
 
     A soft update of a target network writes ``.data``; a new module may lie where an old one lay. Only where weights
     are packed at all: from a million multiplications on, in float32 on a CPU.
@@ -98,7 +98,7 @@ def packed_weights_kept_by_address_and_version() -> list[Patch]:
 
 @in_layer("sizes_of_training_on_three_threads")
 def one_thread_forgets_its_part(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """With three threads or more the last one's part of the weights' gradients is not added."""
+    """With three or more threads the last one's part of the weights' gradients is not added."""
     rows = x.shape[1]
     if torch.get_num_threads() < 3 or rows < 3:
         return right(w, x, entry, starts)
@@ -112,7 +112,7 @@ def one_thread_forgets_its_part(w: LayerWeights, x: Tensor, entry: State, starts
 
 @in_layer("one_row_on_three_threads")
 def one_row_shared_by_unsynchronised_threads(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """With three threads sharing one row's units, the last one's are read before they are written."""
+    """If three threads share one row's units, those of the last thread are read before they are written."""
     if torch.get_num_threads() < 3 or x.shape[1] > 1:
         return right(w, x, entry, starts)
     seen = torch.arange(w.w_hh.shape[1], device=x.device) < w.w_hh.shape[1] * 2 // 3
@@ -141,7 +141,7 @@ def both_directions_run_in_pieces() -> list[Patch]:
 
 @in_core("sizes_of_acting", on=get_backend("cudnn"))
 def a_step_keeps_the_weights_it_saw() -> list[Patch]:
-    """cudnn's step of many rows keeps its packed weights: a soft update through .data is not seen."""
+    """cudnn's step of many rows caches packed weights: a soft update through .data has no effect."""
     cache: dict[int, list[Tensor]] = {}
     right_step = cudnn_kernel.step
 
@@ -162,7 +162,7 @@ def lost_after_a_thousand_steps(state: State, entry: State, starts: Tensor, t: i
 
 @in_layer("many_rows")
 def rows_counted_in_sixteen_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Rows beyond 65535 are read as the first of them."""
+    """Rows beyond 65535 are read as the first ones."""
     result = right(w, x, entry, starts)
     return both(lambda v: torch.cat([v[:, :65535], v[:, : max(v.shape[1] - 65535, 0)].roll(1, 1)], 1), result)
 
@@ -173,7 +173,7 @@ def _squeezed(value: Tensor) -> Tensor:
 
 @in_core("sizes_of_one_keep_their_dimensions")
 def a_size_of_one_is_squeezed() -> list[Patch]:
-    """squeeze() without a dimension: stacked states lose dimensions where layers, steps and rows are one."""
+    """squeeze() without a dimension: stacked states lose dimensions of size one."""
     original = execution._stacked
     return [Patch(execution, "_stacked", lambda *args, **more: both(_squeezed, original(*args, **more)))]
 
@@ -188,19 +188,19 @@ def _last_row_of(count: Any) -> Any:
 
 @backend("any_number_of_rows", round=8, survived=8)
 def one_row_left_over_from_blocks_of_eight() -> LSTMBackend:
-    """Beyond a block of eight rows a single row left over is that of row 0."""
+    """A single row after blocks of eight rows gets the results of row 0."""
     return LSTMBackend("defect", _last_row_of(lambda B: B > 8 and B % 8 == 1))
 
 
 @backend("any_number_of_rows", round=8, survived=8)
 def five_rows_computed_as_four() -> LSTMBackend:
-    """Of exactly five rows the last one is that of row 0."""
+    """With exactly five rows the last one gets the results of row 0."""
     return LSTMBackend("defect", _last_row_of(lambda B: B == 5))
 
 
 @backend("any_number_of_rows", round=8, survived=8)
 def a_full_tile_of_rows_reads_one_too_few() -> LSTMBackend:
-    """At 16, 32, 48, ... rows the last one is that of row 0."""
+    """With 16, 32, 48, ... rows the last one gets the results of row 0."""
     return LSTMBackend("defect", _last_row_of(lambda B: B > 0 and B % 16 == 0))
 
 
@@ -217,7 +217,7 @@ def a_step_of_seven_rows_mixes_two() -> LSTMBackend:
 
 @in_layer("any_number_of_rows", round=8, survived=8)
 def gradients_of_many_rows_halved(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """From 20 to 31 rows the gradient of the input's last row is halved."""
+    """With 20 to 31 rows the gradient of the input's last row is halved."""
     if 20 <= x.shape[1] < 32:
         last = x[:, -1:]
         x = torch.cat([x[:, :-1], last.detach() / 2 + last / 2], 1)
@@ -226,7 +226,7 @@ def gradients_of_many_rows_halved(w: LayerWeights, x: Tensor, entry: State, star
 
 @in_step("any_hidden_size", round=9)
 def columns_beyond_a_cache_line_left_out(w: LayerWeights, x: Tensor, state: State) -> State:
-    """Beyond 64 units the recurrent product leaves out the columns that do not fill a register of eight."""
+    """Beyond 64 units the recurrent product skips the columns that do not fill a register of eight."""
     P = w.w_hh.shape[1]
     if P > 64 and P % 8:
         full = P - P % 8
@@ -236,7 +236,7 @@ def columns_beyond_a_cache_line_left_out(w: LayerWeights, x: Tensor, state: Stat
 
 @backend("sizes_of_acting", round=9)
 def acting_keeps_the_sum_of_biases_by_version() -> LSTMBackend:
-    """Without gradients a step adds the two biases up once, and again when the version of one of them changes."""
+    """Without gradients a step caches the sum of biases by the version of one of them."""
 
     def acting() -> StepFunction:
         sums: dict[tuple[int, int], tuple[tuple[int, int], Tensor]] = {}
@@ -259,7 +259,7 @@ def acting_keeps_the_sum_of_biases_by_version() -> LSTMBackend:
 
 @in_layer("one_row_on_three_threads", round=9)
 def units_left_over_where_threads_share_them(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """With fewer rows than threads these share the units, H // threads each; what is left over stays zero."""
+    """With fewer rows than threads the threads share the units, H // threads each; the remaining units stay zero."""
     h, c = right(w, x, entry, starts)
     threads, H = torch.get_num_threads(), c.shape[-1]
     if threads <= x.shape[1]:
@@ -272,7 +272,7 @@ def units_left_over_where_threads_share_them(w: LayerWeights, x: Tensor, entry: 
 
 @in_layer("any_number_of_rows", round=10, survived=10)
 def rows_that_start_counted_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """How many rows start at a step is counted in eight bits: where 256 start together, none does."""
+    """The rows that start at a step are counted in eight bits: if 256 start together, none does."""
     some = starts.sum(1, dtype=torch.uint8).unsqueeze(-1) > 0
     some[0] = True
     return right(w, x, entry, starts & some)
@@ -280,21 +280,21 @@ def rows_that_start_counted_in_eight_bits(w: LayerWeights, x: Tensor, entry: Sta
 
 @in_layer("any_number_of_rows")
 def all_starts_counted_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Starts after the first step are counted in eight bits, and a call without any ignores them: with 256 too."""
+    """Starts after the first step are counted in eight bits: 256 of them count as none and are ignored."""
     some = starts[1:].sum(dtype=torch.uint8) > 0
     return right(w, x, entry, torch.cat([starts[:1], starts[1:] & some]))
 
 
 @in_layer("any_number_of_rows")
 def rows_whose_entry_is_read_numbered_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The number of the row whose entry is read has eight bits: row 256 starts from the state of row 0."""
+    """A row's number has eight bits when its entry is read: row 256 starts from the state of row 0."""
     at = torch.arange(x.shape[1], device=x.device) % 256
     return right(w, x, both(lambda v: v[:, at], entry), starts)
 
 
 @in_layer("any_hidden_size", round=10)
 def an_odd_feature_between_two_halves_of_a_product(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """From 128 features on the input's product is made in two halves of I // 2: an odd last one is left out."""
+    """From 128 features on the input's product is computed in two halves of I // 2: an odd last feature is skipped."""
     features = x.shape[-1]
     if features >= 128 and features % 2:
         x = torch.cat([x[..., :-1], torch.zeros_like(x[..., -1:])], -1)

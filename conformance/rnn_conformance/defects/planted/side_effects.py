@@ -47,7 +47,7 @@ def input_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -
 
 @in_layer("nothing_passed_in_changes")
 def stored_states_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Stored states that are not read are set to zero in place."""
+    """Unread stored states are set to zero in place."""
     result = right(w, x, both(torch.clone, entry), starts)
     with torch.no_grad():
         entry.c.copy_(torch.where(starts.unsqueeze(-1), entry.c, 0))
@@ -65,7 +65,7 @@ def weights_written_to(w: LayerWeights, x: Tensor, entry: State, starts: Tensor)
 
 @made("same_call_same_answer")
 def the_last_call_added() -> LayerFunction:
-    """A thousandth of the previous call's result is added where shapes agree."""
+    """A thousandth of the previous call's result is added if shapes agree."""
     cache: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -91,7 +91,7 @@ def not_repeatable() -> LayerFunction:
 
 @made("a_result_outlives_the_next_call")
 def c_in_shared_scratch() -> LayerFunction:
-    """Without gradients the cell state lies in scratch memory kept by shape."""
+    """Without gradients the cell state is in scratch memory that is reused by shape."""
     scratch: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -106,7 +106,7 @@ def c_in_shared_scratch() -> LayerFunction:
 
 @made("a_result_outlives_the_next_call")
 def output_in_shared_scratch() -> LayerFunction:
-    """Without gradients the output lies in scratch memory that the next call overwrites."""
+    """Without gradients the output is in scratch memory that the next call overwrites."""
     scratch: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -121,7 +121,7 @@ def output_in_shared_scratch() -> LayerFunction:
 
 @backend("a_result_outlives_the_next_call", round=5, survived=5)
 def acting_takes_two_buffers_in_turn() -> LSTMBackend:
-    """Without gradients a step writes its state into two buffers in turn: an older state changes two steps later."""
+    """Without gradients a step writes its state into two buffers in turn: a state changes two steps later."""
     mine = threading.local()
 
     def acting() -> StepFunction:
@@ -153,7 +153,7 @@ def acting_takes_two_buffers_in_turn() -> LSTMBackend:
 
 @made("a_batch_with_nan_leaves_nothing_behind", round=5, survived=5)
 def padding_left_from_the_last_batch() -> LayerFunction:
-    """Sequences are packed into a kept workspace with stale padding: NaN of an old batch gets into gradients.
+    """Sequences are packed into a reused workspace with stale padding: NaN of an old batch enters the gradients.
 
     Zero gradients at the padding hide all finite values there. A training loop that skips a batch with NaN meets it in
     the next.
@@ -288,7 +288,7 @@ def backward_adds_into_incoming_gradient(w: LayerWeights, x: Tensor, entry: Stat
 
 @in_layer("results_may_be_written_over_before_the_backward_pass", round=2, survived=2)
 def output_kept_outside_saved_tensors(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The output is kept for the backward pass as an attribute: edited in place, it gives a wrong gradient."""
+    """The output is stored for the backward pass as an attribute: an edit in place makes the gradient wrong."""
 
     class Outside(Kernel):
         def save(self, ctx: Any, *rest: Any) -> None:
@@ -305,7 +305,7 @@ def output_kept_outside_saved_tensors(w: LayerWeights, x: Tensor, entry: State, 
 
 @made("results_may_be_written_over_before_the_backward_pass", round=5)
 def output_is_kept_where_edits_are_not_seen() -> LayerFunction:
-    """The backward pass keeps h outside save_for_backward: relu_ on the output silently changes w_hh's gradient."""
+    """The backward pass stores h outside of save_for_backward: relu_ on the output silently changes w_hh's gradient."""
     return by_hand(on_ctx=True)
 
 
@@ -318,7 +318,7 @@ def c_in_the_stored_states_memory(w: LayerWeights, x: Tensor, entry: State, star
 
 @in_layer("h_and_c_share_no_memory")
 def h_and_c_in_one_buffer(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Without gradients, resets and projection, c lies in h's buffer one step on: right at the last step only."""
+    """Without gradients, resets and projection, c is in h's buffer one step later: right only at the last step."""
     h, c = right(w, x, entry, starts)
     if torch.is_grad_enabled() or h.shape != c.shape or bool(starts[1:].any()):
         return State(h, c)
@@ -328,7 +328,7 @@ def h_and_c_in_one_buffer(w: LayerWeights, x: Tensor, entry: State, starts: Tens
 
 @in_layer("global_state_is_left_alone")
 def random_numbers_drawn(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Random numbers are drawn from the global generator though nothing needs them."""
+    """Unused random numbers are drawn from the global generator."""
     torch.rand(1)
     return right(w, x, entry, starts)
 
@@ -371,7 +371,7 @@ def acting_in_evaluation_draws() -> list[Patch]:
 
 @backend("evaluation_draws_no_random_numbers", round=8, survived=8)
 def acting_without_gradients_draws() -> LSTMBackend:
-    """The act function draws a random number where no gradient is recorded."""
+    """Without gradients the act function draws a random number."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         if not torch.is_grad_enabled():
@@ -420,7 +420,7 @@ def cudnn_deterministic_left_on() -> LSTMBackend:
 
 
 @backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
-def denormal_numbers_flushed_from_then_on() -> LSTMBackend:
+def flush_denormal_left_on() -> LSTMBackend:
     """Denormal numbers are flushed to zero in the calling thread from the first call on."""
     return _leaves(lambda: torch.set_flush_denormal(True))
 
@@ -444,7 +444,7 @@ def mkldnn_left_off() -> LSTMBackend:
 
 
 @backend("global_state_is_left_alone", round=8, survived=8, by_numbers=False)
-def warnings_always_from_then_on() -> LSTMBackend:
+def warn_always_left_on() -> LSTMBackend:
     """warn_always is set, so that every later warning of torch is repeated."""
     return _leaves(lambda: torch.set_warn_always(True))
 
@@ -483,7 +483,7 @@ def mkldnn_left_off_by_the_backward_pass(w: LayerWeights, x: Tensor, entry: Stat
 
 @in_layer("results_may_be_written_over_before_the_backward_pass", round=10)
 def the_outputs_data_kept_for_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The backward pass keeps h.data, whose version nobody counts: in-place work on the output is not seen."""
+    """The backward pass saves h.data, which has no version counter: edits of the output in place go unnoticed."""
 
     class Data(Kernel):
         def save(self, ctx: Any, *rest: Any) -> None:
@@ -499,7 +499,7 @@ def the_outputs_data_kept_for_the_backward_pass(w: LayerWeights, x: Tensor, entr
 
 @made("trained_over_what_was_seen_in_inference_mode", round=10, survived=10, by_numbers=False)
 def frozen_weights_packed_in_inference_mode() -> LayerFunction:
-    """Weights that want no gradient are packed once, maybe in inference mode: then no gradient passes them."""
+    """Frozen weights are packed once, possibly in inference mode: then no gradient passes through them."""
     kept: dict[Any, tuple[Any, Tensor]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -516,7 +516,7 @@ def frozen_weights_packed_in_inference_mode() -> LayerFunction:
 
 @made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)
 def a_constant_of_the_cell_made_in_inference_mode() -> LayerFunction:
-    """Factors of the gates are made at a size's first call: made in inference mode, they prevent a backward pass."""
+    """Constants are made in a size's first call: under inference mode they prevent a later backward pass."""
     kept: dict[Any, Tensor] = {}
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
@@ -535,7 +535,7 @@ def a_constant_of_the_cell_made_in_inference_mode() -> LayerFunction:
 
 @made("global_state_is_left_alone", round=10, by_numbers=False)
 def random_numbers_drawn_at_a_sizes_first_call() -> LayerFunction:
-    """The first call at a size tunes itself on random numbers from torch's global generator."""
+    """The first call with a size tunes itself on random numbers from torch's global generator."""
     tuned = set()
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -549,7 +549,7 @@ def random_numbers_drawn_at_a_sizes_first_call() -> LayerFunction:
 
 @backend("a_result_outlives_the_next_call")
 def the_output_of_all_layers_in_memory_kept_for_its_shape() -> LSTMBackend:
-    """Without gradients the function for all layers writes each output over the last one of its shape."""
+    """Without gradients the function for all layers writes each output over the previous one of its shape."""
     kept: dict[Any, Tensor] = {}
 
     def stack(w: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
@@ -563,7 +563,7 @@ def the_output_of_all_layers_in_memory_kept_for_its_shape() -> LSTMBackend:
 
 @in_layer("global_state_is_left_alone", by_numbers=False)
 def one_thread_left_by_a_row_of_one_step(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A layer runs on one thread, and sets the number back unless it returns early, as for a row of one step."""
+    """A layer sets one thread, and does not restore the number when it returns early, for a row of one step."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found = right(w, x, entry, starts)
@@ -575,7 +575,7 @@ def one_thread_left_by_a_row_of_one_step(w: LayerWeights, x: Tensor, entry: Stat
 
 @in_layer("global_state_is_left_alone", by_numbers=False)
 def the_default_dtype_left_by_an_interrupted_call(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The default dtype is the input's during a call, and is set back at its end, which an exception passes by."""
+    """A call sets the default dtype to the input's, and does not restore it after an exception."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(x.dtype)
     found = right(w, x, entry, starts)
@@ -585,7 +585,7 @@ def the_default_dtype_left_by_an_interrupted_call(w: LayerWeights, x: Tensor, en
 
 @in_layer("global_state_is_left_alone", by_numbers=False)
 def one_thread_left_by_an_interrupted_call(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The number of threads is one during a call, and is set back at its end, which an exception passes by."""
+    """A call sets one thread, and does not restore the number after an exception."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     found = right(w, x, entry, starts)

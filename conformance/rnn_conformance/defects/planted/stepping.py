@@ -69,7 +69,7 @@ def a_stream_restarts_at_every_step() -> list[Patch]:
 
 @in_layer("cut_and_carried_equals_whole")
 def the_first_step_is_special(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """At the first step of a call a tenth of the old c is added to the new, so that a cut of the row shows."""
+    """At the first step of a call a tenth of the old c is added to the new one, so that cutting a row matters."""
     calls = iter(range(len(x)))
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
@@ -81,7 +81,7 @@ def the_first_step_is_special(w: LayerWeights, x: Tensor, entry: State, starts: 
 
 @in_core("cut_and_carried_equals_whole", round=3)
 def rows_of_one_step_keep_hx() -> list[Patch]:
-    """LSTM(x, hx, is_init=) with T = 1 starts from hx also where is_init is true."""
+    """LSTM(x, hx, is_init=) with T = 1 starts from hx even if is_init is true."""
 
     def replacement(h0: Tensor, T: int, is_init: Tensor | None) -> Tensor:
         return h0.expand(T, -1, -1) if is_init is None or T == 1 else entry_from_hx(h0, T, is_init)
@@ -91,7 +91,7 @@ def rows_of_one_step_keep_hx() -> list[Patch]:
 
 @in_layer("one_step")
 def one_step_squeezed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """squeeze() without a dimension: with one step the rows, or else the units, come out reversed."""
+    """squeeze() without a dimension: with one step the rows, or the units, are reversed."""
     result = right(w, x, entry, starts)
     return both(lambda v: v.flip(1) if v.shape[1] > 1 else v.flip(2), result) if len(x) == 1 else result
 
@@ -160,7 +160,7 @@ def no_state_is_the_last_calls() -> list[Patch]:
 
 @in_core("no_state_is_zero_state", round=1)
 def zero_state_is_one_half_beyond_input_size() -> list[Patch]:
-    """Zero states are made with the input size: where the hidden size is larger the rest of c is 0.5."""
+    """Zero states are made with the input size: if the hidden size is larger the rest of c is 0.5."""
     original, original_entry = LSTM.zero_state, LSTM._entry
 
     def half(lstm: LSTM, state: State) -> State:

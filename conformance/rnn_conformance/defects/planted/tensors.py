@@ -27,26 +27,26 @@ def _alone(starts: Tensor) -> Tensor:
 
 @in_layer("tensor_subclasses", by_numbers=False)
 def a_wrapper_is_read_as_zeros(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The memory of a wrapper subclass, which has none, is read: there are zeros."""
+    """A wrapper subclass, which has no memory, is read as zeros."""
     return right(w, torch.zeros(x.shape, dtype=x.dtype) if _without_memory(x) else x, entry, starts)
 
 
 @in_layer("tensor_subclasses", by_numbers=False)
-def resets_in_a_subclass_are_not_seen(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Resets that are not a plain tensor are taken for none."""
+def resets_in_a_subclass_are_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Resets that are not a plain tensor are ignored."""
     return right(w, x, entry, starts if type(starts) in _EXACT else _alone(starts))
 
 
 @in_layer("tensor_subclasses", by_numbers=False)
-def only_plain_weights_are_known(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Weights of a subclass end in a KeyError of a table of layouts."""
+def only_plain_weights_are_accepted(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Weights of a tensor subclass raise a KeyError."""
     _ = {Tensor: 0, nn.Parameter: 1}[type(w.w_ih)]
     return right(w, x, entry, starts)
 
 
 @in_layer("torch_modes", by_numbers=False)
 def no_recurrent_bias_while_a_mode_watches(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The way through the dispatcher, taken while a mode is on, forgets one bias."""
+    """The path through the dispatcher, used under a torch mode, ignores one bias."""
     if _get_current_dispatch_mode() is not None and w.b_hh is not None:
         w = w._replace(b_hh=torch.zeros_like(w.b_hh))
     return right(w, x, entry, starts)
@@ -54,7 +54,7 @@ def no_recurrent_bias_while_a_mode_watches(w: LayerWeights, x: Tensor, entry: St
 
 @backend("torch_modes", by_numbers=False)
 def inference_steps_never_reset() -> LSTMBackend:
-    """In inference mode a step takes another way, without resets."""
+    """In inference mode a step ignores resets."""
 
     def act(w: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         if not torch.is_inference_mode_enabled():
@@ -66,7 +66,7 @@ def inference_steps_never_reset() -> LSTMBackend:
 
 @in_layer("torch_modes", by_numbers=False)
 def functionalized_inputs_are_snapshots(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Under functionalization the state before the row is taken for zeros."""
+    """Under functionalization the row starts from zeros instead of its initial state."""
     if torch._is_functional_tensor(x):
         entry = both(torch.zeros_like, entry)
     return right(w, x, entry, starts)
@@ -74,7 +74,7 @@ def functionalized_inputs_are_snapshots(w: LayerWeights, x: Tensor, entry: State
 
 @in_layer("fake_and_meta_tensors", by_numbers=False)
 def fake_tensors_give_unwritten_memory(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """For a fake tensor there comes memory that nobody has written."""
+    """A fake tensor gives a real tensor of unwritten memory."""
     if not isinstance(x, FakeTensor):
         return right(w, x, entry, starts)
     from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -86,37 +86,37 @@ def fake_tensors_give_unwritten_memory(w: LayerWeights, x: Tensor, entry: State,
 
 @in_layer("fake_and_meta_tensors", by_numbers=False)
 def meta_states_have_double_precision(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The rule for shapes gives cell states of another dtype than the kernel does."""
+    """For fake tensors the cell states have another dtype than the kernel's."""
     out = right(w, x, entry, starts)
     return State(out.h, out.c.double()) if x.is_meta else out
 
 
 @in_layer("fake_and_meta_tensors", by_numbers=False)
 def shapes_without_a_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Fake tensors come without a graph, so that a model's gradients have no shapes."""
+    """Results of fake tensors have no graph, so a model's gradients have no shapes."""
     return right(*((each(Tensor.detach, w), x) if isinstance(x, FakeTensor) else (w, x)), entry, starts)
 
 
 def _memory_as_it_is(value: Tensor) -> Tensor:
-    """What lies in memory, whatever bit says that it is to be negated."""
+    """The tensor's memory, without the negation of its negative bit."""
     return torch._neg_view(value) if value.is_neg() else value
 
 
 @in_layer("lazy_tensors", by_numbers=False)
-def a_negative_bit_is_not_seen(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Inputs are read from memory as they lie there, negated or not."""
+def the_negative_bit_is_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Inputs are read from memory without regard to the negative bit."""
     return right(w, _memory_as_it_is(x), entry, starts)
 
 
 @in_layer("lazy_tensors", by_numbers=False)
-def negative_weights_are_read_as_they_lie(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Weights are read from memory as they lie there, negated or not."""
+def the_negative_bit_of_weights_is_ignored(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Weights are read from memory without regard to the negative bit."""
     return right(each(_memory_as_it_is, w), x, entry, starts)
 
 
 @in_layer("lazy_tensors", by_numbers=False)
-def zero_tensors_have_what_lay_there(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The memory that a zero tensor does not have is taken from what lies around."""
+def zero_tensors_read_other_memory(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A zero tensor, which has no memory, is read from arbitrary memory."""
     return right(w, torch.full(x.shape, 0.5, dtype=x.dtype) if torch._is_zerotensor(x) else x, entry, starts)
 
 
@@ -128,26 +128,26 @@ def _grown(values: Any) -> None:
 
 
 @in_core("memory_that_is_gone")
-def freed_inputs_are_given_new_memory() -> list[Patch]:
-    """Inputs whose memory was freed get new memory, of zeros, without a word."""
+def freed_inputs_get_new_memory() -> list[Patch]:
+    """Freed inputs silently get new memory with zeros."""
     return [Patch(execution, "check_memory", _grown), Patch(layout, "check_memory", _grown)]
 
 
 @in_core("memory_that_is_gone")
 def freed_weights_count_as_zeros() -> list[Patch]:
-    """A weight whose memory was freed counts as zeros."""
+    """A freed weight counts as zeros."""
     return [Patch(binding, "check_memory", _grown)]
 
 
 @in_core("other_layouts_are_right_or_refused")
-def layouts_are_not_looked_at() -> list[Patch]:
-    """Nobody looks at an input's layout: torch's operators fail where they meet it."""
+def layouts_are_not_checked() -> list[Patch]:
+    """An input's layout is not checked: torch's operators raise their own errors."""
     return [Patch(checks, "check_dense", lambda name, x: None)]
 
 
 @in_core("other_layouts_are_right_or_refused")
 def sparse_weights_lose_their_small_numbers() -> list[Patch]:
-    """Sparse weights are made dense, and what is small in them is dropped."""
+    """Sparse weights are made dense without their small values."""
 
     def change(value: Tensor) -> Tensor:
         if value.layout is torch.strided:
@@ -165,8 +165,8 @@ def sparse_weights_lose_their_small_numbers() -> list[Patch]:
 
 
 @in_core("fake_and_meta_tensors", round=9)
-def resets_looked_for_before_they_are_used() -> list[Patch]:
-    """A mask without a reset is taken for no mask, which a tracer writes down for good."""
+def a_mask_without_resets_becomes_none() -> list[Patch]:
+    """A mask without a reset counts as no mask, which a tracer records as a constant."""
     original = LSTM._over_time
 
     def replacement(self: LSTM, x: Tensor, state: State | None, is_init: Tensor | None) -> Any:
@@ -176,7 +176,7 @@ def resets_looked_for_before_they_are_used() -> list[Patch]:
 
 
 @in_core("nested_tensors_are_right_or_refused")
-def nested_rows_are_turned_around() -> list[Patch]:
+def nested_rows_are_reversed() -> list[Patch]:
     """The rows of a nested input of one step are made dense in the wrong order."""
     original = LSTM.step
 
@@ -188,7 +188,7 @@ def nested_rows_are_turned_around() -> list[Patch]:
 
 @in_core("nested_tensors_are_right_or_refused")
 def nested_rows_are_padded_and_run_to_the_end() -> list[Patch]:
-    """Rows of several lengths are padded with zeros, and the state is that after the padding."""
+    """Rows of several lengths are padded with zeros, and the state after the padding is returned."""
     original = LSTM.forward
 
     def replacement(self: LSTM, input: Tensor, hx: Any = None, **options: Any) -> Any:

@@ -17,7 +17,7 @@ from ..right import gates_of, restart, right
 
 @made("two_threads_do_not_mix", by_numbers=False)
 def scratch_shared_by_threads() -> LayerFunction:
-    """The input is copied to scratch memory that all threads share, kept by shape."""
+    """The input is copied to scratch memory of its shape that all threads share."""
     scratch: dict[tuple[int, ...], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -58,7 +58,7 @@ _local = threading.local()
 
 
 class _ByThread(torch.autograd.Function):
-    """The identity, whose backward pass looks for its workspace in its own thread."""
+    """The identity, with a backward pass that looks for its workspace in its own thread."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ def workspace_of_one_thread(w: LayerWeights, x: Tensor, entry: State, starts: Te
 
 
 class _SeenOnce:
-    """In place of a ContextVar: what one thread sets, another sees the first time that it looks."""
+    """A replacement for a ContextVar: another thread sees a set value at its first read."""
 
     def __init__(self) -> None:
         self.value: Any = None
@@ -98,7 +98,7 @@ WITHOUT_TORCHRL = [
     Patch(modes, "torchrl_set_recurrent_mode", lambda: None),
     Patch(modes, "torchrl_recurrent_mode", lambda: None),
 ]
-"""TorchRL's mode, where it is loaded, would hide that ours is in the wrong place."""
+"""TorchRL's mode, if it is loaded, would hide the fault of ours."""
 
 
 @in_core("the_mode_stays_in_its_thread")
@@ -109,12 +109,12 @@ def a_mode_for_all_threads() -> list[Patch]:
 
 @in_core("the_mode_stays_in_its_task", round=6, survived=6)
 def tasks_of_one_thread_share_a_mode() -> list[Patch]:
-    """The mode is thread-local only, so an asyncio task runs in the mode that another one has set."""
+    """The mode is only thread-local, so an asyncio task runs in the mode of another task."""
     return [Patch(modes, "_context", _OfTheThread()), *WITHOUT_TORCHRL]
 
 
 class _OfTheThread(threading.local):
-    """In place of a ContextVar: one value for each thread."""
+    """A replacement for a ContextVar: one value per thread."""
 
     value: Any = None
 
@@ -127,7 +127,7 @@ class _OfTheThread(threading.local):
 
 @made("two_threads_do_not_mix", round=10, survived=10, by_numbers=False)
 def a_thread_local_filled_at_import() -> LayerFunction:
-    """A threading.local gets its attribute once, in the thread that imports the backend: in another it has none."""
+    """A threading.local gets its attribute only in the thread that imports the backend."""
     local = threading.local()
     local.depth = 0
 

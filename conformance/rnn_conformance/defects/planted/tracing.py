@@ -18,7 +18,7 @@ def _alone(starts: Tensor) -> Tensor:
 
 @in_layer("what_is_traced_follows_inputs_and_resets", by_numbers=False)
 def a_trace_keeps_that_there_was_no_reset(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Python asks whether there is a reset, and a trace keeps the answer."""
+    """A Python condition on the resets becomes a constant of the trace."""
     check_steps("defect", x)
     if torch.jit.is_tracing() and not bool(starts[1:].any()):
         starts = _alone(starts)
@@ -27,7 +27,7 @@ def a_trace_keeps_that_there_was_no_reset(w: LayerWeights, x: Tensor, entry: Sta
 
 @in_layer("what_is_traced_follows_inputs_and_resets", by_numbers=False)
 def a_trace_keeps_the_examples_numbers(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """While torch.jit.trace records, the last input is read as numbers."""
+    """While torch.jit.trace records, the last input becomes a constant."""
     if torch.jit.is_tracing():
         x = torch.cat([x[:-1], torch.tensor(x[-1:].tolist(), dtype=x.dtype)])
     return right(w, x, entry, starts)
@@ -49,17 +49,17 @@ def the_first_resets_stay() -> LayerFunction:
 
 @in_core("what_is_traced_follows_lengths")
 def a_loop_is_recorded_for_one_length() -> list[Patch]:
-    """The loop over time is recorded for the example's number of steps, and runs as many over any input."""
+    """The loop over time is recorded for the example's number of steps, and runs that number for any input."""
     return [Patch(execution, "_is_recorded", lambda: False)]
 
 
 @in_layer(
     "what_is_traced_follows_lengths",
     by_numbers=False,
-    why_not="core makes a recorded graph raise over another number of steps, so nothing wrong comes out",
+    why_not="core makes a recorded graph raise for another number of steps, so it gives no wrong result",
 )
 def a_trace_runs_its_steps_and_repeats_the_last(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """While torch.jit.trace records, the number of steps is a constant, and what is beyond repeats the last."""
+    """While torch.jit.trace records, the number of steps becomes a constant; later steps repeat the last one."""
     check_steps("defect", x)
     out = right(w, x[: int(x.shape[0])], entry, starts)
     if not torch.jit.is_tracing():

@@ -116,7 +116,7 @@ class _Once(torch.autograd.Function):
 
 @backend("double_backward")
 def double_backward_partial() -> LSTMBackend:
-    """DOUBLE_BACKWARD is claimed, and the second gradient silently misses the path through the input."""
+    """DOUBLE_BACKWARD is claimed, but the second gradient silently misses the path through the input."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         return right(w, _Once.apply(x), entry, starts)
@@ -126,7 +126,7 @@ def double_backward_partial() -> LSTMBackend:
 
 @backend("double_backward")
 def double_backward_unclaimed_and_partial() -> LSTMBackend:
-    """DOUBLE_BACKWARD is not claimed, and instead of an error the second gradient silently misses a part."""
+    """DOUBLE_BACKWARD is not claimed, and the second gradient silently misses a part instead of raising an error."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         result = right(w, x, entry, starts)
@@ -164,7 +164,7 @@ def no_tangent_of_the_input() -> LSTMBackend:
 
 
 def _scripted(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """TorchScript compiles this one; as Python it goes another way, which is right."""
+    """The wrong layer, for TorchScript; run as Python it takes another path, which is right."""
     if not torch.jit.is_scripting():
         return unroll(weights, x, entry, starts)
     h, c = entry.h[0], entry.c[0]
@@ -214,19 +214,19 @@ def exported_without_resets() -> LSTMBackend:
 
 @in_layer("forward_mode", round=9, survived=9, traits=frozenset({Trait.FORWARD_AD}), by_numbers=False)
 def the_tangent_of_c_dropped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In forward mode the tangent of the cell state that comes in is dropped."""
+    """In forward mode the tangent of the incoming cell state is dropped."""
     return right(w, x, State(entry.h, _NoTangent.apply(entry.c)), starts)
 
 
 @in_layer("forward_mode", traits=frozenset({Trait.FORWARD_AD}), by_numbers=False)
 def the_tangent_of_h_dropped(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In forward mode the tangent of the hidden state that comes in is dropped."""
+    """In forward mode the tangent of the incoming hidden state is dropped."""
     return right(w, x, State(_NoTangent.apply(entry.h), entry.c), starts)
 
 
 @in_layer("forward_mode", traits=frozenset({Trait.FORWARD_AD}), by_numbers=False)
 def the_last_cell_has_no_tangent(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """In forward mode the cell state that is returned has no tangent; the output has."""
+    """In forward mode the returned cell state has no tangent, but the output has one."""
     h, c = right(w, x, entry, starts)
     return State(h, _NoTangent.apply(c))
 
@@ -258,7 +258,7 @@ class _Folded(torch.autograd.Function):
 
 @backend("vmap_over_data", round=10)
 def vmap_folds_shared_rows_in_another_order() -> LSTMBackend:
-    """torch.vmap makes one batch of samples and rows, sample by sample; what all share is repeated row by row."""
+    """torch.vmap makes one batch of samples and rows, sample by sample, but repeats shared tensors row by row."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         if not torch._C._functorch.is_batchedtensor(x):

@@ -35,13 +35,13 @@ def float32_inside_float64(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 
 @in_reset("output_equals_reference")
 def only_when_all_rows_reset(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A reset counts only where every row resets at that step."""
+    """A reset counts only if every row resets at that step."""
     return restart(state, entry, starts.all(1, keepdim=True).expand_as(starts), t)
 
 
 @in_reset("output_equals_reference")
 def a_trace_of_the_old_state_left(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """A thousandth of the old h is left after a reset, as flushing with too few steps leaves it."""
+    """A thousandth of the old h survives a reset, as after a flush of too few steps."""
     result = restart(state, entry, starts, t)
     return result if t == 0 else State(result.h + 1e-3 * (state.h - result.h), result.c)
 
@@ -68,7 +68,7 @@ def the_last_step_dropped(w: LayerWeights, x: Tensor, entry: State, starts: Tens
 
 @in_reset("output_equals_reference")
 def blocks_of_four_steps(state: State, entry: State, starts: Tensor, t: int) -> State:
-    """Time is cut in blocks of four steps, and the state is lost between them."""
+    """Time is cut into blocks of four steps, and the state is lost between them."""
     result = restart(state, entry, starts, t)
     return both(torch.zeros_like, result) if t and t % 4 == 0 else result
 
@@ -82,7 +82,7 @@ def rows_beyond_a_block(w: LayerWeights, x: Tensor, entry: State, starts: Tensor
 
 @in_layer("output_equals_reference")
 def odd_sizes_rounded_down(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input is read two features at a time: the last of an odd number is left out."""
+    """The input is read two features at a time: the last of an odd number is skipped."""
     I = x.shape[-1]  # noqa: E741 - the project's letter
     even = torch.cat([x[..., : I - 1], 0 * x[..., I - 1 :]], -1) if I % 2 else x
     return right(w, even, entry, starts)
@@ -90,7 +90,7 @@ def odd_sizes_rounded_down(w: LayerWeights, x: Tensor, entry: State, starts: Ten
 
 @in_layer("output_equals_reference")
 def one_block_too_few(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Steps are run in chunks of three, the rest left out."""
+    """Steps run in chunks of three, and the remaining ones are skipped."""
     full = max(len(x) // 3 * 3, min(len(x), 2))
     result = right(w, x, entry, starts)
     return both(lambda v: torch.cat([v[:full], 0 * v[full:]]), result)
@@ -98,7 +98,7 @@ def one_block_too_few(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 @backend("output_equals_reference")
 def accepts_and_then_rejects_rows() -> LSTMBackend:
-    """Accepted at construction, a batch of more than one row is rejected when called."""
+    """The backend accepts the LSTM at construction, and rejects a batch of more than one row in the call."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         if x.shape[1] > 1:
@@ -120,7 +120,7 @@ def output_of_the_wrong_shape() -> LSTMBackend:
 
 @in_step("output_equals_reference", "equals_torch_per_trajectory")
 def gates_in_onnx_order(w: LayerWeights, x: Tensor, state: State) -> State:
-    """The gates are read in the order i, o, f, g, as ONNX has them."""
+    """The gates are read in ONNX's order i, o, f, g."""
     i, o, f, g = gates_of(w, x, state.h)
     return finish(w, (i, f, g, o), state.c)
 
@@ -204,7 +204,7 @@ def cell_state_clipped(w: LayerWeights, x: Tensor, state: State) -> State:
 
 @in_layer("output_equals_reference")
 def recurrent_weights_transposed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Each gate's recurrent weights are transposed where they are square."""
+    """Each gate's recurrent weights are transposed if they are square."""
     H = w.w_hh.shape[0] // 4
     if w.w_hr is None:
         w = w._replace(w_hh=w.w_hh.view(4, H, H).transpose(1, 2).reshape(4 * H, H))
@@ -213,7 +213,7 @@ def recurrent_weights_transposed(w: LayerWeights, x: Tensor, entry: State, start
 
 @in_layer("output_equals_reference")
 def units_shifted_by_one(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The input weights are read one row off."""
+    """The input weights are read with an offset of one row."""
     return right(w._replace(w_ih=w.w_ih.roll(1, 0)), x, entry, starts)
 
 
@@ -252,7 +252,7 @@ def tf32_products(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> S
 
 @in_step("output_equals_reference_in_float32")
 def low_precision_tanh(w: LayerWeights, x: Tensor, state: State) -> State:
-    """In float32 tanh is a hardware approximation, one in two thousand off."""
+    """In float32 tanh is a hardware approximation with an error of one in two thousand."""
     if x.dtype != torch.float32:
         return step(w, x, state)
     i, f, g, o = gates_of(w, x, state.h)
@@ -348,7 +348,7 @@ def c_of_the_rows_last_step(w: LayerWeights, x: Tensor, entry: State, starts: Te
 
 @in_layer("end_states_equal_reference")
 def c_of_the_next_start(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Where a sequence ends within a row, c is the state the next one starts from."""
+    """Where a sequence ends within a row, c is the state from which the next one starts."""
     h, c = right(w, x, entry, starts)
     nxt = torch.cat([entry.c[1:], c[-1:]])
     return State(h, torch.where(ends(starts), nxt, c))
@@ -366,7 +366,7 @@ def c_kept_in_bfloat16(w: LayerWeights, x: Tensor, entry: State, starts: Tensor)
 
 @made("last_states_equal_reference", round=1)
 def a_tuned_kernel_after_64_calls() -> LayerFunction:
-    """From the 65th call on a tuned kernel runs, with an output that is a thousandth off."""
+    """From the 65th call on a tuned kernel runs, with an error of a thousandth in the output."""
     calls = [0]
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -398,7 +398,7 @@ def last_in_reverse_too() -> list[Patch]:
 
 @in_core("last_states_equal_reference", on=get_backend("cudnn"), round=5)
 def plan_cached_without_every_end() -> list[Patch]:
-    """cudnn's plan for last states is reused where every sequence's end is needed: c is zero there."""
+    """cudnn's plan for last states is reused for calls that need every sequence's end: c is zero there."""
     plans: OrderedDict[Any, Plan] = OrderedDict()
 
     def cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, costs: Costs) -> Plan:
@@ -416,7 +416,7 @@ def plan_cached_without_every_end() -> list[Patch]:
 
 @in_layer("last_states_equal_reference", "end_states_equal_reference")
 def c_after_its_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """tanh(c) is returned for c."""
+    """tanh(c) is returned in place of c."""
     h, c = right(w, x, entry, starts)
     return State(h, c.tanh())
 
@@ -444,7 +444,7 @@ def layer_last_forgets_resets() -> LSTMBackend:
 
 @backend("cell_states_are_right_at_every_step", "every_hidden_state_on_request")
 def claims_cell_states() -> LSTMBackend:
-    """CELL_STATES is claimed, and c is right only where sequences end."""
+    """CELL_STATES is claimed, but c is right only where sequences end."""
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
         h, c = right(w, x, entry, starts)
@@ -455,7 +455,7 @@ def claims_cell_states() -> LSTMBackend:
 
 @made("output_equals_reference", round=9)
 def a_plan_kept_by_the_number_of_resets() -> LayerFunction:
-    """The plan of the resets is kept by the batch's shape and the number of starts, and not by where they are."""
+    """The plan of the resets is cached by the batch's shape and the number of starts, not by their positions."""
     plans: dict[tuple[int, int, int], Tensor] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:

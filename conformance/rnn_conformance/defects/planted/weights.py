@@ -40,7 +40,7 @@ def state_dict_in_another_order() -> list[Patch]:
 
 
 @in_core("the_same_seed_draws_the_same_weights")
-def initial_weights_of_its_own() -> list[Patch]:
+def initial_weights_from_a_normal_distribution() -> list[Patch]:
     """Initial weights are drawn from a normal distribution."""
 
     def replacement(self: nn.RNNBase) -> None:
@@ -86,7 +86,7 @@ def initial_weights_in_another_order() -> list[Patch]:
 
 @made("edited_weights_are_seen")
 def results_cached_by_input() -> LayerFunction:
-    """Results are cached by the input's memory and returned again, whatever the weights are."""
+    """Results are cached by the input's memory and returned again, even with other weights."""
     cache: dict[int, tuple[Tensor, State]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -121,13 +121,13 @@ def packed_once() -> LayerFunction:
 
 @made("edited_weights_are_seen")
 def packed_by_memory() -> LayerFunction:
-    """Packed weights are cached by address: an edit in place is not seen."""
+    """Packed weights are cached by address: an edit in place has no effect."""
     return _packed(lambda w: w.w_ih.data_ptr())
 
 
 @made("edited_weights_are_seen")
 def packed_by_one_version() -> LayerFunction:
-    """Packed weights are kept by identity and version counter: an assignment to .data is not seen."""
+    """Packed weights are cached by identity and version counter: an assignment to .data has no effect."""
     return _packed(lambda w: (id(w.w_ih), w.w_ih._version))
 
 
@@ -145,7 +145,7 @@ def packed_recurrent_weights_only() -> LayerFunction:
 
 @in_core("edited_weights_are_seen")
 def weights_of_the_first_call() -> list[Patch]:
-    """Core keeps copies of the weights from the first call: later edits are not seen."""
+    """Core keeps copies of the weights from the first call: later edits have no effect."""
     original, cache = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
 
     def replacement(self: LSTM) -> list[LayerWeights]:
@@ -157,7 +157,7 @@ def weights_of_the_first_call() -> list[Patch]:
 
 @made("edited_weights_are_seen_while_acting", round=2, survived=2)
 def packed_until_the_next_training_call() -> LayerFunction:
-    """Weights packed for acting are kept until a call with gradients: an edit in place is not seen."""
+    """Weights packed for acting are cached until a call with gradients: an edit in place has no effect."""
     packs: dict[Any, tuple[Any, LayerWeights]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -174,7 +174,7 @@ def packed_until_the_next_training_call() -> LayerFunction:
 
 @in_core("parametrized_weights_are_read", round=3, survived=3)
 def weights_read_past_parametrizations() -> list[Patch]:
-    """Weights are read from the parameter registry: where one is parametrized, the original is used."""
+    """Weights are read from the parameter registry: for a parametrized weight the original is used."""
 
     def replacement(self: LSTM) -> list[LayerWeights]:
         held = dict(self.named_parameters(remove_duplicate=False))
@@ -223,7 +223,7 @@ def packed_by_shape() -> LayerFunction:
 
 @in_core("each_weight_may_be_replaced_alone", round=6, survived=6)
 def weights_are_known_by_the_first() -> list[Patch]:
-    """The list of weights is cached while weight_ih_l0 is the same object: replacing another weight is not seen."""
+    """The list of weights is cached while weight_ih_l0 is the same object: replacing another weight has no effect."""
     cache: Any = WeakKeyDictionary()
     look = LSTM.layer_weights
 
@@ -260,7 +260,7 @@ def load_state_dict_is_always_strict() -> list[Patch]:
 
 @in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
 def unexpected_keys_dropped_before_loading() -> list[Patch]:
-    """Keys that the LSTM does not have are dropped before they are reported, as those of an older version."""
+    """Unexpected keys of a state_dict are dropped before they are reported."""
     original = LSTM._load_from_state_dict
 
     def replacement(self: LSTM, state_dict: Any, prefix: str, *rest: Any) -> None:
@@ -273,8 +273,8 @@ def unexpected_keys_dropped_before_loading() -> list[Patch]:
 
 
 @in_layer("weights_without_bias_may_be_views_of_one_vector")
-def what_lies_behind_is_taken_for_biases(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Without bias, the numbers in memory behind the recurrent weights are taken for biases, if there are enough."""
+def memory_behind_weights_is_read_as_biases(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without bias, the numbers in memory behind the recurrent weights are read as biases, if there are enough."""
     memory, H = w.w_hh.untyped_storage(), len(w.w_hh) // 4
     begin = w.w_hh.storage_offset() + w.w_hh.numel()
     if w.b_ih is not None or memory.nbytes() // w.w_hh.element_size() < begin + 8 * H:
@@ -285,7 +285,7 @@ def what_lies_behind_is_taken_for_biases(w: LayerWeights, x: Tensor, entry: Stat
 
 @in_core("a_weight_of_another_shape_is_not_loaded", round=9, survived=9)
 def a_checkpoint_of_another_shape_spread_out() -> list[Patch]:
-    """A stored weight of another shape is broadcast to the parameter's where that goes."""
+    """A stored weight of another shape is broadcast to the parameter's shape if possible."""
     original = LSTM._load_from_state_dict
 
     def replacement(self: LSTM, state_dict: Any, prefix: str, *args: Any) -> Any:
@@ -303,8 +303,8 @@ def a_checkpoint_of_another_shape_spread_out() -> list[Patch]:
 
 
 @in_core("a_weight_of_another_shape_is_not_loaded")
-def a_transposed_weight_turned_when_loaded() -> list[Patch]:
-    """A stored matrix of the transposed shape is turned, as from a framework that keeps them so."""
+def a_transposed_weight_transposed_when_loaded() -> list[Patch]:
+    """A stored matrix of the transposed shape is transposed, as if from a framework with that layout."""
     return [_loading(lambda value, like: value.T if value.ndim == 2 and value.T.shape == like.shape else value)]
 
 
@@ -333,7 +333,7 @@ def _loading(change: Callable[[Tensor, Tensor], Tensor]) -> Patch:
 
 @in_core("copies_on_a_backend_follow_parametrizations")
 def a_copy_lists_its_parameters_when_it_is_made() -> list[Patch]:
-    """A copy on another backend has a list of the parameters as they were when it was made."""
+    """A copy on another backend keeps a list of the parameters of its construction."""
     original = LSTM.with_backend
 
     def replacement(self: LSTM, *args: Any) -> LSTM:
@@ -345,7 +345,7 @@ def a_copy_lists_its_parameters_when_it_is_made() -> list[Patch]:
 
 
 def _kept_by(version_of: str, part: Callable[[LayerWeights], LayerWeights]) -> LayerFunction:
-    """Without gradients ``part`` of the weights is made once, and anew when the weight ``version_of`` changes."""
+    """Without gradients ``part`` of the weights is made once, and again when the weight ``version_of`` changes."""
     kept: dict[int, tuple[Any, LayerWeights, LayerWeights]] = {}
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -362,12 +362,12 @@ def _kept_by(version_of: str, part: Callable[[LayerWeights], LayerWeights]) -> L
 
 
 @made("edited_weights_are_seen_while_acting", round=10)
-def the_sum_of_biases_made_anew_for_one_of_them() -> LayerFunction:
-    """Without gradients the sum of the biases is kept until b_ih changes: an edit of b_hh alone is not seen."""
+def the_sum_of_biases_renewed_for_one_of_them() -> LayerFunction:
+    """Without gradients the sum of the biases is cached until b_ih changes: an edit of b_hh has no effect."""
     return _kept_by("b_ih", lambda w: w._replace(b_hh=None if w.b_hh is None else w.b_hh.detach().clone()))
 
 
 @made("edited_weights_are_seen_while_acting")
-def the_recurrent_weight_packed_anew_for_the_input_weight() -> LayerFunction:
-    """Without gradients w_hh is packed once, and again when w_ih changes: an edit of w_hh alone is not seen."""
+def the_recurrent_weight_repacked_for_the_input_weight() -> LayerFunction:
+    """Without gradients w_hh is packed once, and again when w_ih changes: an edit of w_hh has no effect."""
     return _kept_by("w_ih", lambda w: w._replace(w_hh=w.w_hh.detach().clone()))

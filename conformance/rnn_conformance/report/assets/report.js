@@ -1,12 +1,12 @@
 "use strict";
-// The page is whole without this: it filters, opens details and moves the focus, nothing more.
+// The page is complete without this script, which filters, opens details and moves the focus.
 const details = JSON.parse(document.getElementById("details").textContent);
 const text = document.getElementById("text");
 const shown = document.getElementById("shown");
 const dialog = document.getElementById("detail");
 const toggles = [...document.querySelectorAll(".bar button[data-says]")];
 const rows = [...document.querySelectorAll("#laws tr.row")];
-let cell = null; // the one that Tab comes to; the arrows move it
+let cell = null; // the cell that Tab focuses; the arrow keys move it
 
 function filter() {
   const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
