@@ -60,7 +60,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parameters(benchmark: type) -> list[str]:
-    """The first of every list; of the backends one that needs no compiler."""
+    """The first value of every list; a backend that needs no compiler."""
     return ["vmap" if name == "backend" else values[0] for name, values in zip(*axes(benchmark), strict=True)]
 
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_measured_is_skipped_with_the_reason(monkeypatch: pytest.
 
 
 def test_the_page_and_asv_measure_R_and_Q_by_the_same_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A group of the page and one of asv differ in the number of contestants and in seconds only."""
+    """A group of the page and one of asv differ only in the number of contestants and in seconds."""
     seen: list[groups.Group] = []
 
     def measured(group: groups.Group) -> list[groups.Row]:

@@ -1,4 +1,4 @@
-"""``rnn-backends bench`` and the figures: what they do, never how fast it was."""
+"""``rnn-backends bench`` and the figures: their behaviour, never measured times."""
 
 import gc
 import json
@@ -28,7 +28,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 class Clock:
-    """A clock that only the calls move."""
+    """A clock that only calls advance."""
 
     now = 0.0
 
@@ -52,7 +52,7 @@ def test_contestants_take_turns_and_slow_ones_are_called_once() -> None:
     found = interleaved(calls, 1.0, rounds=(2, 4), slow=5.0, tick=turns.append, clock=clock)
     assert found["slow"] == [30.0]
     assert found["quick"] == pytest.approx([0.1, 0.1])
-    assert turns[3:] == ["quick", "twice", "twice", "quick"]  # nobody is always first
+    assert turns[3:] == ["quick", "twice", "twice", "quick"]  # no contestant is always first
     assert ratio(found["twice"], found["quick"]).median == pytest.approx(2)
     assert ratio(found["slow"], found["quick"]).median == pytest.approx(300)
 
@@ -218,7 +218,7 @@ def test_png_is_drawn(tmp_path: Path) -> None:
 
 
 def fake(groups: list[Group], seconds: float = 1e9) -> Figures:
-    """Figures of the whole plan without a measurement."""
+    """Figures for the whole schedule without a measurement."""
     clock = Clock()
     figures = Figures({"date": "-", "processor": "-", "cores": 2, "threads": 2, "python": "-", "torch": "-"})
     figures.where["torchrl"] = "-"
@@ -232,7 +232,7 @@ def test_what_the_time_does_not_reach_is_noted_and_can_be_resumed() -> None:
     groups = list(schedule.quick())
     figures = fake(groups, seconds=0.0)
     measured = [row for row in figures.rows if row.note != schedule.TIME_UP]
-    assert len(measured) == len(groups[0].contestants)  # what has begun is finished
+    assert len(measured) == len(groups[0].contestants)  # a group that has begun is finished
     assert len(figures.rows) == sum(len(group.contestants) for group in groups)
     calls: list[Contestant] = []
 
@@ -321,7 +321,7 @@ def test_the_map_names_the_fastest(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("option", [name for name in OPTIONS if name])
 def test_every_option_is_measured_beside_torch_with_the_same_weights(option: str) -> None:
-    """Without resets both give the same output, dropout aside: the same LSTM is measured."""
+    """Without resets and dropout both give the same output: the same LSTM is measured."""
     outputs = [
         build(Contestant(who, Shape(2, 5, 3, 4), "0", "forward", option=option))(0) for who in ("vmap", "nn.LSTM")
     ]

@@ -1,4 +1,4 @@
-"""The site in a real browser, without a network: it loads, shows every backend, draws, and complains of nothing."""
+"""The site in a real browser, without a network: it loads, shows every backend, draws, and logs no error."""
 
 import functools
 import os
@@ -26,7 +26,7 @@ pytestmark = [
 
 
 MISSING: list[str] = []
-"""The paths that the browser requested and the site does not have."""
+"""The paths that the browser requested and that are missing on the site."""
 
 
 class Silent(SimpleHTTPRequestHandler):
@@ -70,7 +70,7 @@ def asv(folder: Path, *arguments: str) -> None:
 
 
 def browse(address: str, folder: Path) -> tuple[str, str]:
-    """The page's DOM after its scripts have run, and what the console said. No name but 127.0.0.1 resolves."""
+    """The page's DOM after its scripts have run, and the console's messages. No name except 127.0.0.1 resolves."""
     MISSING.clear()
     command = [
         str(CHROMIUM),
@@ -80,7 +80,7 @@ def browse(address: str, folder: Path) -> tuple[str, str]:
         f"--user-data-dir={folder / 'profile'}",
         "--host-resolver-rules=MAP * ~NOTFOUND,EXCLUDE 127.0.0.1",
         "--enable-logging=stderr",
-        "--window-size=1400,4000",  # the front page loads the plots that are in view
+        "--window-size=1400,4000",  # the front page loads only plots in view
         "--virtual-time-budget=20000",
         "--dump-dom",
         address,

@@ -1,4 +1,4 @@
-"""``rnn-backends tune``: measuring, keeping, showing and judging; the times are made up."""
+"""``rnn-backends tune``: measure, store, show and validate, with simulated times."""
 
 import gc
 import json
@@ -20,11 +20,11 @@ from rnn_benchmarks.tune_report import store
 from rnn_conformance.cli.main import cli
 
 SPEED = {"cudnn": 3.0, "vmap": 2.0, "torchscript": 4.0, "compile": 1.0, "cpp": 5.0, "mine": 1.5}
-"""Seconds a call, whatever the shape."""
+"""Seconds per call, for every shape."""
 
 
 class Clock:
-    """A clock that only the calls move."""
+    """A clock that only calls advance."""
 
     now = 0.0
 
@@ -47,7 +47,7 @@ def run(*arguments: str) -> Result:
 
 @pytest.fixture(autouse=True)
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where this machine's table is kept; nothing is measured."""
+    """The path of this machine's table; nothing is measured."""
     clock, real = Clock(), measure
 
     def fake(cases: Any, seconds: float, tick: Any, done: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What was found in TorchRL's ``LSTMModule`` beyond the laws: each finding a few lines, ``python module_facts.py``."""
+"""Findings in TorchRL's ``LSTMModule`` beyond the laws, a few lines each: ``python module_facts.py``."""
 
 import torch
 from tensordict import TensorDict
@@ -31,7 +31,7 @@ def recurrent(lstm: LSTMModule, td: TensorDict) -> TensorDict:
 
 
 def integer_is_init(python_based: bool) -> float:
-    """How far off the output is where ``is_init`` is int64 and not bool: it is taken for indices."""
+    """The error of the output if ``is_init`` is int64 instead of bool: it is used as indices."""
     lstm, td = module(python_based), data()
     right = recurrent(lstm, td.clone())["y"]
     td["is_init"] = td["is_init"].long()
@@ -45,7 +45,7 @@ def autocast_dtypes() -> list[torch.dtype]:
 
 
 def acting_with_a_projection() -> str:
-    """What a step says that has a projection and stored states."""
+    """The error of a step with a projection and stored states."""
     try:
         module(proj_size=2)(data(width=2)[:, 1])
     except RuntimeError as error:
@@ -59,7 +59,7 @@ def unprojected_step() -> tuple[int, ...]:
 
 
 def layers_left_out() -> bool:
-    """Whether the Python LSTM of two layers runs one where the state has one row."""
+    """Whether the Python LSTM of two layers runs only one if the state has one row."""
     torch.manual_seed(0)
     two, one = LSTM(3, 4, 2), LSTM(3, 4, 1)
     one.load_state_dict({name: w for name, w in two.state_dict().items() if name.endswith("l0")})
@@ -69,7 +69,8 @@ def layers_left_out() -> bool:
 
 
 def fourth_argument() -> tuple[bool, bool]:
-    """``bias`` and ``batch_first`` of the Python LSTM made like ``torch.nn.LSTM(3, 4, 1, False)``: no bias there."""
+    """``bias`` and ``batch_first`` of the Python LSTM with the arguments ``(3, 4, 1, False)``: no bias in
+    torch.nn.LSTM."""
     made = LSTM(3, 4, 1, False)
     return made.bias, made.batch_first
 
@@ -80,5 +81,5 @@ if __name__ == "__main__":
     print("autocast, without resets and with:", autocast_dtypes())
     print("a step with a projection:", acting_with_a_projection())
     print("the Python LSTM's first step, proj_size=2:", unprojected_step())
-    print("two layers, a state for one: the second is left out:", layers_left_out())
+    print("two layers, a state for one: the second is skipped:", layers_left_out())
     print("LSTM(3, 4, 1, False): bias, batch_first =", fourth_argument())

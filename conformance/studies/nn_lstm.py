@@ -1,4 +1,4 @@
-"""``nn_lstm`` and ``nn_lstm_masked``: torch.nn.LSTM as it is, in the two ways it is used most."""
+"""``nn_lstm`` and ``nn_lstm_masked``: torch.nn.LSTM in its two most common uses."""
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, hookimpl
@@ -13,7 +13,7 @@ def call(weights: LayerWeights, x: Tensor, state: State) -> tuple[Tensor, State]
     """torch.nn.LSTM with these weights.
 
     Args:
-        weights: put in the place of the module's parameters, so that gradients reach them.
+        weights: used in place of the module's parameters, so that gradients reach them.
         x: ``[T, B, I]``.
         state: ``State([B, P], [B, H])``, before the first step.
 
@@ -29,13 +29,13 @@ def call(weights: LayerWeights, x: Tensor, state: State) -> tuple[Tensor, State]
 
 
 def dense(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The whole row in one call, as if nothing ever ended: ``starts`` is not read."""
+    """The whole row in one call, across all episodes: ``starts`` is not read."""
     output, last = call(weights, x, State(entry.h[0], entry.c[0]))
     return State(output, torch.cat([torch.zeros_like(entry.c[1:]), last.c[None]]))
 
 
 def masked(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """A call a step, the state multiplied by one minus the reset: the loop of many training scripts."""
+    """One call per step, the state multiplied by one minus the reset: the loop of many training scripts."""
     state, hs, cs = State(entry.h[0], entry.c[0]), [], []
     for x_t, entry_h, entry_c, begin in zip(x, *entry, starts.unsqueeze(-1).to(x), strict=True):
         state = State((1 - begin) * state.h + begin * entry_h, (1 - begin) * state.c + begin * entry_c)

@@ -1,4 +1,4 @@
-"""One layer through TorchRL's own ``LSTMModule``: what the three TorchRL backends here have in common."""
+"""One layer through TorchRL's own ``LSTMModule``, for the three TorchRL backends here."""
 
 from typing import Any
 
@@ -12,13 +12,12 @@ NAMES = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_hr_
 
 
 def run(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, **options: Any) -> State:
-    """What a TorchRL user does: a TensorDict with ``is_init`` and stored states, in recurrent mode.
-
-    Nothing is caught and nothing repaired: what the module gives or raises is what the suite sees. The module is made
-    on the meta device, because making it must not draw from the caller's random numbers.
+    """Run the module as a TorchRL user does: a TensorDict with ``is_init`` and stored states, in recurrent mode.
+    Nothing is caught or corrected: the suite gets the module's own results and errors. The module is made on the meta
+    device, so that its construction draws no random numbers.
 
     Args:
-        weights: put in the place of the module's parameters, so that gradients reach them.
+        weights: used in place of the module's parameters, so that gradients reach them.
         x: ``[T, B, I]``.
         entry: ``State([T, B, P], [T, B, H])``.
         starts: ``[T, B]`` bool.

@@ -1,4 +1,4 @@
-"""``torchrl_python``: TorchRL's LSTM in Python, the one it has for ``vmap``."""
+"""``torchrl_python``: TorchRL's LSTM in Python, for ``vmap``."""
 
 from rnn_backends import LayerWeights, LSTMBackend, State, hookimpl
 from torch import Tensor

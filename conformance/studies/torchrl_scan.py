@@ -14,7 +14,7 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> Sta
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """What TorchRL's module refuses in words when it is called; it refuses dropout and two directions as well."""
+    """The reason for which TorchRL's module rejects a call; it rejects dropout and two directions as well."""
     return "TorchRL: recurrent_backend='scan' does not support proj_size yet" if spec.proj_size else None
 
 

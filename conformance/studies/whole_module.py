@@ -1,7 +1,6 @@
-"""The laws over TorchRL's ``LSTMModule`` as it is: its own layers, directions, dropout and keys, no core around it.
-
-A backend runs one layer in one direction, so what a foreign module does with several is hidden behind core. Here the
-laws get the whole module instead: ``python whole_module.py [pad|scan|python] [-k LAW] [--profile smoke]``.
+"""The laws over TorchRL's whole ``LSTMModule``: its own layers, directions, dropout and keys, without core. A backend
+runs one layer in one direction, so core hides a foreign module's own layers and directions. Here the laws get the whole
+module instead: ``python whole_module.py [pad|scan|python] [-k LAW] [--profile smoke]``.
 """
 
 import argparse
@@ -47,7 +46,7 @@ class Whole(nn.Module):
 
     @property
     def lstm(self) -> nn.Module:
-        """What has the weights."""
+        """The module that holds the weights."""
         return self.theirs.lstm
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +59,7 @@ class Whole(nn.Module):
         return self
 
     def forward(self, x: Any, hx: tuple[Tensor, Tensor] | None = None, is_init: Tensor | None = None) -> Any:
-        """A TensorDict in TorchRL's form, or tensors in torch.nn.LSTM's, where a start begins from zeros."""
+        """A TensorDict in TorchRL's form, or tensors in torch.nn.LSTM's form, where a start begins from zeros."""
         if isinstance(x, TensorDictBase):
             with set_recurrent_mode(self.recurrent):
                 return self.theirs(x)
@@ -127,7 +126,7 @@ class WholeTrial(Trial):
 
 
 def answer(law: str, case: Case, options: dict[str, Any]) -> Outcome:
-    """One law over one case. A refusal in words is one, also when it comes late."""
+    """One law over one case. A rejection with a reason counts as declined, also during the call."""
     trial = WholeTrial(case, options)
     try:
         with warnings.catch_warnings(action="ignore"), torch.random.fork_rng(devices=[]):
@@ -144,7 +143,7 @@ def answer(law: str, case: Case, options: dict[str, Any]) -> Outcome:
 
 
 def told(law: str, found: Findings) -> str:
-    """One law's answer, in a line or two."""
+    """One law's result, in a line or two."""
     counts = [outcome.verdict for outcome in found.outcomes.values()]
     worst = found.worst()
     if worst is None:
@@ -154,13 +153,13 @@ def told(law: str, found: Findings) -> str:
 
 
 def main() -> None:
-    """Print an answer for every law that the module can be asked."""
+    """Print a result for every law that applies to the module."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="*", metavar="KIND", help="pad, scan, python", default=["pad", "python"])
     parser.add_argument("--profile", default="smoke", choices=tuple(PROFILES))
     parser.add_argument("-k", "--law", default="")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--no-projection", action="store_true", help="leave projections out, to see what else there is")
+    parser.add_argument("--no-projection", action="store_true", help="leave projections out, to see other failures")
     asked = parser.parse_args()
     for kind in asked.kinds:
         print(f"{kind}:")

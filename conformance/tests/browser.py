@@ -1,4 +1,4 @@
-"""A headless browser for the tests of pages: WebDriver's protocol over HTTP, as far as they need it."""
+"""A headless browser for the tests of pages: the needed part of WebDriver's protocol over HTTP."""
 
 from __future__ import annotations
 
@@ -71,11 +71,11 @@ class Browser:
                 raise AssertionError(json.load(error)["value"]["message"].splitlines()[0]) from None
 
     def open(self, page: Path) -> None:
-        """Load a file and wait until it is there."""
+        """Load a file and wait until it is shown."""
         self._call("POST", "/url", {"url": page.as_uri()})
 
     def run(self, script: str, *arguments: object) -> Any:
-        """What a function with this body returns."""
+        """The result of a function with this body."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
     def click(self, selector: str) -> None:
@@ -84,7 +84,7 @@ class Browser:
         self._call("POST", f"/element/{next(iter(found.values()))}/click")
 
     def press(self, *keys: str) -> None:
-        """Press keys one after another, wherever the focus is."""
+        """Send keys one after another to the focused element."""
         strokes = [
             {"type": kind, "value": value}
             for key in keys
@@ -95,11 +95,11 @@ class Browser:
         self._call("POST", "/actions", {"actions": [source]})
 
     def errors(self) -> list[str]:
-        """What the console says since it was last asked."""
+        """The messages of the console since the last call."""
         return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
 
     def wait(self, script: str) -> None:
-        """Until a function with this body returns something true."""
+        """Wait until a function with this body returns a true value."""
         for _ in range(100):
             if self.run(script):
                 return

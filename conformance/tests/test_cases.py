@@ -1,4 +1,4 @@
-"""Cases: tokens replay, draws fit, inputs are what the case says."""
+"""Cases: tokens replay, drawn values fit, inputs match the case."""
 
 from __future__ import annotations
 

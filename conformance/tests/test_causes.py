@@ -1,4 +1,4 @@
-"""Failures grouped by cause: the plainest law is told, the others are counted."""
+"""Failures grouped by cause: the plainest law is shown, the others are counted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ``rnn-backends`` command: what it prints, what it imports and how it exits."""
+"""The ``rnn-backends`` command: its output, its imports and its exit status."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def call(*arguments: str) -> Result:
 
 @pytest.fixture
 def _shipped(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(check, "rollouts", rollouts.shipped)  # nothing here depends on who recorded them
+    monkeypatch.setattr(check, "rollouts", rollouts.shipped)  # nothing here depends on the source of the rollouts
     check.recordings.cache_clear()
     yield
     check.recordings.cache_clear()
@@ -247,7 +247,7 @@ def test_a_backend_that_cannot_be_loaded_makes_the_run_incomplete(monkeypatch: p
 
 
 def test_the_whole_command_as_a_person_runs_it() -> None:
-    """Everything once, in a process of its own, piped: plain lines, no control characters, one table."""
+    """A whole run in a separate process, piped: plain lines, no control characters, one table."""
     code = "import sys; from rnn_conformance.__main__ import main; main()"
     done = run_python(code, "check", "vmap", "--profile", "smoke", "-k", "rollout", "-k", "gradient")
     assert done.returncode == 0, done.stdout + done.stderr

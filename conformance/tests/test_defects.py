@@ -1,4 +1,4 @@
-"""The suite is tested: every planted defect dies by the laws that it names beforehand, every law has one."""
+"""Tests of the suite: every planted defect dies by the laws that it names, every law has a defect."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_defect_is_killed_by_every_law_that_it_names(name):
     said = "; ".join(f"{kill.law} says {kill.verdicts[0]}: {kill.message}" for kill in kills if not kill.killed)
     assert not survives(defect, kills), f"{defect.sentence} {said}"
     if defect.why_not:
-        assert said, f"{name} dies: take its reason away"
+        assert said, f"{name} dies: remove its reason"
 
 
 def test_names_of_defects_differ():
@@ -62,7 +62,7 @@ def test_a_defect_lies_with_the_first_law_that_kills_it():
 
 @pytest.mark.parametrize("name", [defect.name for defect in DEFECTS.values() if defect.patches is not list])
 def test_a_patched_attribute_exists(name):
-    """A private name of core that was renamed fails here at once, and not in a run of an hour."""
+    """A renamed private name of core fails here at once, instead of in a long run."""
     for owner, attribute, _ in DEFECTS[name].patches():
         assert hasattr(owner, attribute), f"{owner!r} has no {attribute!r}"
 

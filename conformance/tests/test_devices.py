@@ -1,4 +1,4 @@
-"""A device that is not there: no law runs, none is said to hold, and the run is incomplete."""
+"""A missing device: no law runs, none is reported as held, and the run is incomplete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What docs/conformance.md says about modules that nobody here wrote still holds: by law and replay token."""
+"""The findings of docs/conformance.md in modules of other projects still hold: by law and replay token."""
 
 import sys
 from importlib import import_module
@@ -20,7 +20,8 @@ PAGE = (ROOT / "docs" / "conformance.md").read_text()
 
 @pytest.fixture(scope="module", autouse=True)
 def the_folder_is_importable():
-    """Its files import each other by name, as in ``python run.py``; afterwards they are gone again."""
+    """The files import each other by name, as in ``python run.py``; afterwards they are removed from
+    ``sys.modules``."""
     before = set(sys.modules)
     sys.path.insert(0, str(FOLDER))
     yield

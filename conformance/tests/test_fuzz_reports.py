@@ -1,4 +1,4 @@
-"""A fixed budget of damaged reports and tokens: each is rejected in words, or means what it meant before."""
+"""A fixed budget of damaged reports and tokens: each is rejected with a message, or keeps its meaning."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LAWS = {
 
 
 def report() -> Results:
-    """Two backends, one of which fails a law and has another waived."""
+    """Two backends; one fails a law and has a waived failure."""
     runs = []
     for backend, verdicts in (
         ("mine", ("passed", "declined", "under_claimed")),
@@ -59,7 +59,7 @@ def places(value: Any, at: tuple = ()) -> list[tuple]:
 
 
 def mutated(draw: random.Random, rows: list[Any]) -> str:
-    """The report's lines with something done to them."""
+    """The report's lines, damaged in one of several ways."""
     kind = draw.randrange(9)
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     if kind == 0:
@@ -95,7 +95,7 @@ def mutated(draw: random.Random, rows: list[Any]) -> str:
 
 
 def read(written: str) -> Results | str:
-    """The report, or why it is rejected."""
+    """The report, or the reason why it is rejected."""
     try:
         return Results.from_json(written)
     except ReportError as error:
@@ -103,7 +103,7 @@ def read(written: str) -> Results | str:
 
 
 def parse(token: str) -> Case | str:
-    """The case, or why there is none."""
+    """The case, or the reason why there is none."""
     try:
         return Case.parse(token)
     except ValueError as error:
@@ -121,7 +121,7 @@ def test_a_damaged_report_is_rejected_in_words_or_says_the_same() -> None:
             rejected += 1
             assert 0 < len(found.encode()) < 2000, number
             continue
-        # what is read can be written, and says the same of every law
+        # a report that was read can be written, with the same results
         assert Results.from_json(found.to_json()) == found, number
         assert found.status == report().status, number
         assert sum(map(len, (run.results for run in found.runs))) == 6, number

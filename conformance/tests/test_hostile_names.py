@@ -1,4 +1,4 @@
-"""Names, reasons and messages that are markup, control characters or paths: shown as they are, everywhere."""
+"""Names, reasons and messages with markup, control characters or paths: shown literally everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The HTML report: what is in the page, and what it does in a real browser."""
+"""The HTML report: the content of the page, and its behaviour in a real browser."""
 
 import importlib.util
 import json
@@ -24,7 +24,7 @@ TOKEN = "T2.B1.I1.H1.f64.r1.s5"
 
 
 def run(name: str, **verdicts: str) -> BackendRun:
-    """A backend that passes all laws but those given."""
+    """A backend that passes all laws except the given ones."""
     results = []
     for law in LAWS:
         verdict = verdicts.get(law, "passed")

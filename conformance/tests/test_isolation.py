@@ -1,4 +1,4 @@
-"""Lanes: an answer from another process, and none is never a pass."""
+"""Isolation: a law's result from another process; a missing result never passes."""
 
 from __future__ import annotations
 

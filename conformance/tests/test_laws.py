@@ -1,4 +1,4 @@
-"""Claims are observed both ways; what is declined is counted with its reason."""
+"""Claimed and unclaimed capabilities are observed; declined cases are counted with their reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_declined_options_are_counted_with_the_reason():
     assert by_law["projection"].verdict == "declined"
     assert by_law["projection"].message == "one plain layer only"
     assert by_law[VALUES].verdict == "passed"
-    assert by_law[VALUES].out_of_reach > 0  # rejected while they were drawn
+    assert by_law[VALUES].out_of_reach > 0  # rejected during the draw
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Planted defects for the laws of dropout, precision, memory, threads, life and evidence: each is broken and seen."""
+"""Planted defects for the laws of dropout, precision, memory, threads, lifecycle and dispatch: each is detected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rollout state machine: right backends survive it, and a failure tells a short story."""
+"""The rollout state machine: right backends pass, and a failure lists a short program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine's defects: each is another program, and the code that is mutated is right as it stands."""
+"""Generated mutants: each is a different program, and the code is right without a mutation."""
 
 from __future__ import annotations
 
@@ -161,8 +161,8 @@ def test_a_stopped_run_goes_on_and_takes_up_what_is_unfinished(tool, monkeypatch
     tool.go_on(["one", "two"], 1.0, 2, 1, 1.0, told.append)
     tool.go_on(["one", "two"], 1.0, 4, 1, 1.0, told.append)
     order = [mutant.key for mutant in tool.sample(["one", "two"], 1)[:4]]
-    assert ran == [*order, order[1]]  # what was unfinished comes last
-    with tool.KEPT.open("a") as kept:  # of two unfinished ones, that with a reason is not run again
+    assert ran == [*order, order[1]]  # unfinished mutants come last
+    with tool.KEPT.open("a") as kept:  # an unfinished mutant with a reason is not run again
         for mutant in tool.sample(["one", "two"], 1)[4:]:
             row = {"key": mutant.key, "target": mutant.target, "before": "a", "after": "b", "verdict": "unfinished"}
             kept.write(json.dumps(row) + "\n")
@@ -171,9 +171,9 @@ def test_a_stopped_run_goes_on_and_takes_up_what_is_unfinished(tool, monkeypatch
     assert [mutant.target for mutant in tool.sample(["one", "two"], 1)[4:] if mutant.key in ran[5:]] == ["two"]
     assert "5 killed" in told[-1]
     tool.go_on(["one", "two"], 1.0, 6, 1, 1.0, told.append, ["a_law"])
-    assert len(ran) == 6  # a guess is for what is unfinished, and nothing is
+    assert len(ran) == 6  # guesses are for unfinished mutants, and there are none
     tool.go_on(["one", "two"], 1.0, 6, 1, 1.0, told.append, again=["unfinished"])
-    assert len(ran) == 6  # one that is equivalent for a reason is not run again
+    assert len(ran) == 6  # an equivalent mutant with a reason is not run again
     tool.go_on(["one", "two"], 1.0, 6, 1, 1.0, told.append, again=[order[0]])
     assert ran[6:] == [order[0]]
     rows = tool.rows_of(tool.KEPT)
@@ -213,4 +213,4 @@ def test_mutants_of_core_run_by_turns_within_the_budget(of_core, monkeypatch, tm
     assert of_core.run_all(todo, 0.0) == []
     assert of_core.run_all(todo[:4], 1.0) == [(mutant, "killed") for mutant in todo[:4]]
     assert len(of_core.run_all(todo, 1.0)) == 6
-    assert ran == todo  # the second run took the other two alone
+    assert ran == todo  # the second run took only the other two

@@ -1,4 +1,4 @@
-"""The pytest front, as an author runs it, in a folder of their own."""
+"""The pytest plugin, as an author runs it in another folder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ QUIET = ("-p", "no:cacheprovider", "--rnn-seed", "1", "--rnn-no-shrink")
 
 @pytest.fixture(autouse=True, scope="module")
 def _imported() -> None:
-    recordings()  # what is imported within a run is forgotten after it, and torch's extensions load only once
+    recordings()  # pytester forgets the imports of a run afterwards, and torch's extensions load only once
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def run(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
 
 
 def in_a_process(folder: Path) -> str:
-    """What a run says in a process of its own."""
+    """The output of a run in a separate process."""
     command = [sys.executable, "-c", SEEN]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     return done.stdout + done.stderr

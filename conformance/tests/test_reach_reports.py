@@ -1,4 +1,4 @@
-"""Reports say in which dtypes laws ran, that they show little, and which limit an error in float32 is judged by."""
+"""Reports state the dtypes of the laws, that they show little, and the limit of an error in float32."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_defects_that_are_no_error_in_what_a_variant_takes_are_left_out(variant)
     assert matters_under(precision.eight_bits_in_float16, variant) is False
     assert matters_under(values.gates_in_eight_levels, variant) == (variant != "float32_alone")
     assert matters_under(values.time_reversed, variant) is True
-    assert matters_under(precision.streamed_output_in_float32, variant) is False  # of core, and of no kernel
+    assert matters_under(precision.streamed_output_in_float32, variant) is False  # a defect of core, not of a kernel
 
 
 @pytest.mark.parametrize("name", ["time_reversed", "resets_of_every_eighth_step_missed", "sequences_counted_to_four"])

@@ -1,4 +1,5 @@
-"""The reference is right: against torch.nn.LSTM per trajectory, finite differences, and by reading its imports."""
+"""The reference is right: compared with torch.nn.LSTM per trajectory and finite differences, and independent of
+core."""
 
 from __future__ import annotations
 

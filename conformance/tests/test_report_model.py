@@ -18,7 +18,7 @@ LAWS = {name: LawInfo("values", f"{name} holds.") for name in ("one", "two", "th
 
 
 def results(**verdicts: str) -> Results:
-    """One backend that passes all laws but those given."""
+    """One backend that passes all laws except the given ones."""
     rows = [
         LawResult(
             "mine", law, verdicts.get(law, "passed"), 3, 1, math.inf if law == "two" else 0.1, "a\u2028b", "T2", 0.5
@@ -59,7 +59,7 @@ def test_each_line_is_json_by_the_letter() -> None:
 
 
 def lines(change) -> str:
-    """The report with something done to its lines."""
+    """The report with changed lines."""
     rows = [json.loads(line) for line in results().to_json().split("\n") if line]
     change(rows)
     return "\n".join(json.dumps(row) for row in rows)

@@ -1,4 +1,4 @@
-"""The rollouts that the main job stands on, and the laws over them."""
+"""The recorded rollouts, and the laws over them."""
 
 import importlib.util
 import sys
@@ -32,7 +32,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def recorded() -> list[Rollout]:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchRL's own, at import
+        warnings.simplefilter("ignore")  # TorchRL's own warnings at import
         return record()
 
 
@@ -147,7 +147,7 @@ def test_each_law_passes_the_plain_unroll(law: str) -> None:
     assert (result.verdict, result.message) == ("passed", "")
     assert result.cases == 4
     assert result.worst_error_ratio is not None
-    assert 0 <= result.worst_error_ratio < 0.5  # steps and rows may agree to the bit in all four cases
+    assert 0 <= result.worst_error_ratio < 0.5  # steps and rows may agree bit for bit in all four cases
 
 
 def test_a_crash_is_not_a_failure_of_the_law() -> None:

@@ -1,4 +1,4 @@
-"""The programs of ``--script``: torch and the backend are enough, and nothing but the token can come of a token."""
+"""The programs of ``--script``: they need only torch and the backend, and a token cannot inject code."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_program_needs_torch_and_the_backend_alone(token: str) -> None:
 
 
 def run(source: str) -> tuple[dict, object]:
-    """Its variables, and its exit status."""
+    """The variables of the program, and its exit status."""
     names: dict = {"__name__": "__main__"}
     with contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit) as ended:
         exec(compile(source, "case.py", "exec"), names)

@@ -38,7 +38,7 @@ print(json.dumps({d: [(v.accepted, v.reason) for v in explain(LSTMSpec(3, 4), d)
 
 
 class Environment:
-    """A virtual environment that sees the packages of this one (torch need not be installed again)."""
+    """A virtual environment with access to this one's packages (torch need not be installed again)."""
 
     def __init__(self, path):
         self.path = path
@@ -56,7 +56,7 @@ class Environment:
         return done.stdout
 
     def command(self, *arguments):
-        """The ``rnn-backends`` command, as its entry point runs it."""
+        """The ``rnn-backends`` command, run by its entry point."""
         return self.run("-m", "rnn_conformance", *arguments)
 
 
@@ -67,7 +67,7 @@ def environment(tmp_path_factory):
     environment = Environment(folder / "venv")
     quiet = ("--quiet", "--disable-pip-version-check", "--no-index")
     environment.run("-m", "pip", "install", *quiet, "--no-deps", "--no-build-isolation", str(source))
-    shutil.rmtree(source)  # what runs is what was installed
+    shutil.rmtree(source)  # the installed copy runs, not the source
     return environment
 
 

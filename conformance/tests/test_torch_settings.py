@@ -1,4 +1,4 @@
-"""torch's process-wide settings: each is read, and put back after it was changed."""
+"""torch's process-wide settings: each is read, and restored after a change."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correct variants raise no alarm: a fresh seed of the smoke profile, each over a quarter of the laws, in turn."""
+"""No law fails for a correct variant: a fresh seed of the smoke profile, each over a quarter of the laws, in turn."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rnn_conformance.defects.variants import VARIANTS
 from rnn_conformance.laws.catalogue import LAWS
 
 CHEAP = [name for name, law in LAWS.items() if not law.costly and law.belongs("smoke")]
-"""Laws that compile are about claims, and no variant claims anything."""
+"""Laws that compile test claimed traits, and no variant claims any."""
 
 PARTS = 4
 """Every law runs over a quarter of the variants: all laws over all of them take minutes."""
@@ -25,7 +25,7 @@ KINDS = [
     "memory_that_is_gone", "tensor_subclasses", "other_layouts_are_right_or_refused", "lazy_tensors",
     "nested_tensors_are_right_or_refused", "torch_modes", "fake_and_meta_tensors",
 ]  # fmt: skip
-"""Laws about kinds of tensors and surroundings, each in a process of its own: one for every second variant, in turn."""
+"""Laws about kinds of tensors and torch modes, each in its own process: one for every second variant, in turn."""
 
 ALARMS = [
     ("one_product_of_x_and_h", "memory_that_is_gone"),  # its concatenation read a freed weight
@@ -36,7 +36,7 @@ ALARMS = [
     ("one_sequence_at_a_time", "what_is_traced_follows_inputs_and_resets"),  # they plan by the resets
     ("padded_and_packed", "what_is_traced_follows_inputs_and_resets"),
 ]
-"""Pairs that once were a crash, a wrong number or an error without words."""
+"""Pairs that once gave a crash, a wrong number or an error without a message."""
 
 
 @pytest.mark.parametrize(

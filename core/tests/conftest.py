@@ -1,4 +1,4 @@
-"""What core's tests share: the backends, the witness (torch.nn.LSTM, one sequence at a time) and made-up rows."""
+"""Shared by core's tests: the backends, the reference (torch.nn.LSTM, one sequence at a time) and random rows."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from torch import nn
 
 BUILT_IN = ("cudnn", "vmap", "compile", "cpp", "torchscript")
 EAGER = ("cudnn", "vmap", "torchscript")
-"""Those that need no compiler: for tests of what core does, where one more backend would only take time."""
+"""The backends that need no compiler: for tests of core alone, where another backend would only take time."""
 
 
 @pytest.fixture(params=BUILT_IN)
@@ -40,7 +40,7 @@ def mask():
 
 @pytest.fixture
 def witness():
-    """torch's own LSTM, run on each sequence of each row by itself."""
+    """torch's own LSTM, run on each sequence of each row separately."""
     return _witness
 
 
@@ -77,7 +77,7 @@ def _one_row(lstm, weights, x, is_init, h, c):
 
 @pytest.fixture
 def rows():
-    """Rows of made-up steps with default keys: ``rows((B, T), I, K, H)``."""
+    """Rows of random steps with default keys: ``rows((B, T), I, K, H)``."""
     return _rows
 
 
@@ -91,7 +91,7 @@ def _rows(batch, I=3, K=1, H=4, P=None, stored=True, dtype=None, resets=0.3):  #
 
 @pytest.fixture
 def unchanged():
-    """``unchanged(before, after)``: same keys, values and batch size, not one entry more."""
+    """``unchanged(before, after)``: the same keys, values and batch size, and no new entry."""
     return _unchanged
 
 
@@ -100,7 +100,7 @@ def _unchanged(before, after):
         return dict(td.items(include_nested=True, leaves_only=True))
 
     old, new = leaves(before), leaves(after)
-    assert set(old) == set(new), f"entries came or went: {set(old) ^ set(new)}"
+    assert set(old) == set(new), f"entries were added or removed: {set(old) ^ set(new)}"
     assert before.batch_size == after.batch_size
     for key, value in old.items():
         torch.testing.assert_close(new[key], value, rtol=0, atol=0, msg=f"{key!r} changed")

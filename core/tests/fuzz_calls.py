@@ -1,7 +1,7 @@
-"""Random bad calls of the public interface, each in a process of its own: ``make fuzz``.
+"""Random bad calls of the public interface, each in its own process: ``make fuzz``.
 
-A call is a good one with one or two things wrong. It may be an error with words, or it may run; where it runs on two
-backends they must agree. It may never end the process, hang, or raise what only a bug raises.
+A call is a good one with one or two errors in it. It may raise an error with a message, or run; if it runs on two
+backends they must agree. It may never end the process, hang, or raise an error that only a bug raises.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from tensordict import TensorDict
 BACKENDS = ("cpp", "cudnn", "vmap", "torchscript")
 SECONDS = 60
 ON_PURPOSE = (RNNBackendsError, TypeError, ValueError, RuntimeError, NotImplementedError, KeyError)
-"""What a caller may get: ours, and Python's and torch's for what is no tensor, no number or no such name."""
+"""Errors that a caller may get: ours, and Python's and torch's for a wrong type, number or name."""
 
 T, B, I, H = 3, 2, 4, 5  # noqa: E741 - the project's letters
 
 
 def spoilt(draw: random.Random, x: Any) -> Any:
-    """A tensor with something wrong about it, or something else in its place."""
+    """A faulty tensor, or another value in its place."""
     ways: list[Callable[[], Any]] = [
         lambda: x[:-1],
         lambda: x[..., :-1],
@@ -68,14 +68,14 @@ def spoilt(draw: random.Random, x: Any) -> Any:
 
 
 def freed(x: torch.Tensor) -> torch.Tensor:
-    """A tensor whose storage is gone."""
+    """A tensor with freed storage."""
     copy = x.clone()
     copy.untyped_storage().resize_(0)
     return copy
 
 
 def number(draw: random.Random) -> Any:
-    """What is no size."""
+    """A value that is not a size."""
     return draw.choice((0, -1, 1.5, True, None, "4", 2**31, 2**63, 10**30, float("nan"), [], torch.tensor(4)))
 
 
@@ -92,7 +92,7 @@ def construct(draw: random.Random, backend: Any) -> Any:
         )
         options[name] = number(draw) if name.endswith("size") or name == "num_layers" else wrong
     if any(type(options.get(name)) is int and options[name] > 1 << 20 for name in options):
-        raise ValueError("left out: it would only ask for more memory than there is")
+        raise ValueError("left out: it would only request more memory than there is")
     torch.manual_seed(0)
     lstm = LSTM(**options)
     return lstm(torch.randn(T, B, lstm.input_size))[0] if lstm.weight_ih_l0.device.type == "cpu" else None
@@ -187,7 +187,7 @@ def outcome(kind: Callable[[random.Random, Any], Any], seed: str, backend: str) 
 
 
 def judged(number: int, seed: int) -> str:
-    """One call; an empty text, or what is wrong about it."""
+    """One call; an empty text, or a description of the fault."""
     name = f"{seed}.{number}"
     draw = random.Random(name)
     kind, backend = draw.choice(KINDS), draw.choice(BACKENDS)
@@ -205,7 +205,7 @@ def judged(number: int, seed: int) -> str:
 
 
 def in_a_process(number: int, seed: int) -> str:
-    """The same in a fork: a signal and a hang are told, too."""
+    """The same in a fork: a signal and a hang are reported, too."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -240,7 +240,7 @@ def main() -> int:
     if options.only is not None:
         print(judged(options.only, options.seed) or "nothing is wrong")
         return 0
-    for name in BACKENDS:  # whatever has to be loaded is loaded before the forks
+    for name in BACKENDS:  # all loading is done before the forks
         LSTM(I, H, lstm_backend=name)(torch.randn(T, B, I))
     wrong = 0
     for number in range(options.calls):

@@ -1,7 +1,7 @@
-"""torch's own tests of its modules, over the inputs that torch tests ``nn.LSTM`` with, and ours in its place.
+"""torch's own tests of its modules, over torch's inputs for ``nn.LSTM``, with ours in its place.
 
-What passes for ``nn.LSTM`` passes for every backend, or is refused for the reason that docs/conformance.md lists. The
-tests are written anew after what torch's test_modules.py checks; the inputs are torch's.
+A test that ``nn.LSTM`` passes is passed by every backend, or refused for the reason in docs/conformance.md. The tests
+are our own and check the same as torch's test_modules.py; the inputs are torch's.
 """
 
 import copy
@@ -26,7 +26,7 @@ KINDS = ("nn.LSTM", "cpp", "compile", "cudnn", "vmap", "torchscript")
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-    """``nn.LSTM`` itself is among them: it has to pass what ours has to."""
+    """``nn.LSTM`` itself is among them: it has to pass the same tests as ours."""
     if request.param != "nn.LSTM":
         reason = get_backend(request.param).rejects(LSTMSpec(1, 1), torch.device("cpu"), torch.float32)
         if reason is not None:
@@ -106,7 +106,7 @@ def test_state_dicts_go_both_ways(kind):
         assert_close(again(*args), theirs(*args), rtol=0, atol=0)
 
 
-@torch.no_grad()  # parameters are swapped only where no graph holds them
+@torch.no_grad()  # parameters are swapped only if no graph holds them
 @pytest.mark.parametrize("swap", [False, True])
 def test_to_moves_parameters_and_to_empty_makes_room_for_them(kind, swap):
     if swap and kind == "nn.LSTM":

@@ -1,4 +1,4 @@
-"""``rnn_backends.authoring``: everything a backend's author needs besides the contract, tried from outside."""
+"""``rnn_backends.authoring``: everything that a backend's author needs besides the contract, used from outside."""
 
 import subprocess
 import sys

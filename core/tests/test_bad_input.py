@@ -1,4 +1,4 @@
-"""Bad input to an ``LSTMModule``: which error, what it says, and the TensorDict untouched."""
+"""Bad input to an ``LSTMModule``: the class of the error, its message, and an unchanged TensorDict."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Bad input to ``LSTM`` and ``LSTMNet``: which error, and what it says."""
+"""Bad input to ``LSTM`` and ``LSTMNet``: the class of the error and its message."""
 
 import pytest
 import torch
@@ -136,7 +136,7 @@ def test_a_tensor_of_inference_mode_gives_the_right_gradient_or_a_refusal_in_wor
         if what == "a weight":
             lstm.weight_hh_l0 = torch.nn.Parameter(change(lstm.weight_hh_l0.detach()), requires_grad=False)
         read = {key: change(v + (key != "is_init")) if key == what else v for key, v in READ.items()}
-        with torch.no_grad():  # where no gradient is wanted nothing is refused
+        with torch.no_grad():  # without gradients nothing is refused
             call(lstm, *read.values())
         out = call(lstm, *read.values()).square().sum()
         return torch.autograd.grad(out, [p for p in lstm.parameters() if p.requires_grad])

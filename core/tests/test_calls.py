@@ -1,4 +1,4 @@
-"""The ways to call an ``LSTMModule``: by TensorDict, by keyword, by position; what is written, and where."""
+"""The ways to call an ``LSTMModule``: by TensorDict, by keyword, by position; the written keys and their places."""
 
 import pytest
 import torch
@@ -106,10 +106,10 @@ def test_forward_hooks_see_the_call(rows, recurrent):
     out = module(td)
     assert seen[0] is out
     copy(rows((2, 5)))
-    assert len(seen) == 2, "the copy keeps the hooks that were there"
+    assert len(seen) == 2, "the copy keeps the existing hooks"
     copy.register_forward_hook(lambda *_: seen.append("copy's"))
     module(rows((2, 5)))
-    assert seen[-1] != "copy's", "and later ones are its own"
+    assert seen[-1] != "copy's", "and later ones belong to one module only"
 
 
 def test_no_gradient_is_recorded_under_no_grad(rows):

@@ -1,4 +1,4 @@
-"""Which backend runs: named, by default, by environment variable, or chosen; and never another one in silence."""
+"""The choice of the backend: by name, by default, by environment variable, or by `auto`; never silently another one."""
 
 import copy
 import pickle
@@ -228,7 +228,7 @@ def test_auto_on_the_meta_device_chooses_again_once_the_weights_are_there(arrive
 
 
 def arrived(lstm, how):
-    """Weights on the CPU, in one of the ways of deferred initialisation."""
+    """Weights on the CPU, by one of the methods of deferred initialisation."""
     weights = LSTM(3, 4, batch_first=lstm.batch_first).state_dict()
     if how == "to_empty":
         lstm.to_empty(device="cpu").load_state_dict(weights)

@@ -1,4 +1,4 @@
-"""Copies and twins run themselves: nothing that they take over runs the original, whatever was done to it before."""
+"""Copies and twins run themselves: nothing that they take over from the original runs the original."""
 
 import copy
 import pickle

@@ -1,4 +1,5 @@
-"""The table that ``auto`` goes by: which one counts, how it decides, what it says; and broken ones break nothing."""
+"""The table of measured times that ``auto`` uses: the choice of the table, its decisions, its messages, damaged
+files."""
 
 import json
 import math
@@ -33,7 +34,7 @@ def ranking(found, names=("cudnn", "fast", "vmap"), spec=SPEC):
 
 @pytest.fixture(autouse=True)
 def mine(tmp_path, monkeypatch):
-    """Where this machine's table is kept in these tests."""
+    """The path of this machine's table in these tests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     file = machine_file(CPU)
     assert file.is_relative_to(tmp_path)
@@ -58,7 +59,7 @@ def chosen(**options):
 
 
 def test_the_fastest_measured_one_is_taken_and_explain_names_figure_and_table(mine, fast):
-    assert LSTM(3, 128).lstm_backend == "cpp"  # "fast" is installed and not measured: behind those that are
+    assert LSTM(3, 128).lstm_backend == "cpp"  # "fast" is installed and not measured: it comes after the measured ones
     write(mine, table(cell(fast=0.0213, cudnn=0.064, vmap=0.1)))
     assert LSTM(3, 128).lstm_backend == "fast"
     said = chosen()

@@ -1,4 +1,4 @@
-"""This machine's table, whatever it is and whatever is in it: one warning at the most, and an LSTM as without it."""
+"""Damaged tables of this machine's times: at most one warning, and an LSTM as without the table."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def mine(tmp_path, monkeypatch):
 
 
 def usable():
-    """An LSTM is made, and explained, whatever is in the file; gives the messages of the warnings."""
+    """Make and explain an LSTM with any content of the file; return the messages of the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for H in (4, 100_000):
@@ -50,7 +50,7 @@ def usable():
 
 
 def changed(rng, value):
-    """``value`` with one thing in it replaced, left out or added."""
+    """``value`` with one part replaced, removed or added."""
     if not isinstance(value, (dict, list)) or not value or rng.random() < 0.15:
         return rng.choice(JUNK)
     copy = dict(value) if isinstance(value, dict) else list(value)
@@ -68,7 +68,7 @@ def changed(rng, value):
 
 
 def damaged(rng, text):
-    """``text`` as bytes, some of them other ones, or a part of it alone."""
+    """``text`` as bytes, with some bytes changed, or only a part of it."""
     content = bytearray(text.encode())
     if rng.random() < 0.4:
         return bytes(content[: rng.randrange(len(content))])

@@ -1,4 +1,5 @@
-"""DTensors as entries of a TensorDict, over a mesh of one process: right numbers and gradients, or a refusal in words.
+"""DTensors as entries of a TensorDict, over a mesh of one process: right numbers and gradients, or a refusal with a
+reason.
 
 ``plugins/tests/test_distributed.py`` has the tensor interface, and meshes of two processes.
 """

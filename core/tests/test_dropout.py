@@ -25,7 +25,7 @@ def test_the_same_seed_draws_the_same_mask_on_every_backend(backend, bidirection
     is_init = (torch.rand(5, 2) < 0.4) if resets else None
     result = seeded(lstm, x, is_init=is_init)
     assert_close(result, seeded(other, x, is_init=is_init))
-    assert not torch.equal(result[0], lstm(x, is_init=is_init)[0]), "the next mask must be another one"
+    assert not torch.equal(result[0], lstm(x, is_init=is_init)[0]), "the next mask must differ"
 
 
 def test_none_in_evaluation(eager_backend):
@@ -37,7 +37,7 @@ def test_none_in_evaluation(eager_backend):
 
 
 def test_it_falls_on_the_input_of_upper_layers_alone(eager_backend):
-    """With probability 1 the upper layer sees zeros, and the lower one is as without dropout."""
+    """With probability 1 the upper layer reads zeros, and the lower one is as without dropout."""
     lstm = two_layers(eager_backend, 1.0)
     x = torch.randn(5, 2, 3, dtype=torch.float64)
     y, (h, _) = lstm(x)
@@ -59,7 +59,7 @@ def transparent_upper_layer(lstm):
 
 
 def test_rate_and_scale(eager_backend):
-    """A share p of the entries is dropped, each step and row by itself, and the others grow by 1 / (1 - p)."""
+    """A share p of the entries is dropped, independently by step and row, and the others are scaled by 1 / (1 - p)."""
     p, T, B = 0.3, 60, 60
     lstm = transparent_upper_layer(two_layers(eager_backend, p))
     x = torch.randn(T, B, 3, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The error family: one base, the built-in type a caller would expect, and a trip through pickle."""
+"""The error family: one base class, the built-in type that a caller would expect, and pickling."""
 
 import pickle
 

@@ -49,7 +49,7 @@ VALUES = (
 
 
 def damaged(draw: random.Random, text: str) -> bytes:
-    """This machine's table with something done to it."""
+    """This machine's table, damaged in one of several ways."""
     kind = draw.randrange(5)
     if kind == 0:
         return text.encode()[: draw.randrange(len(text))]

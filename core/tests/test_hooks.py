@@ -1,4 +1,4 @@
-"""Hooks on the LSTM inside a module run, in every mode, and so does all that torch builds on hooks."""
+"""Hooks on the LSTM inside a module run in every mode, and torch's features that are built on hooks work."""
 
 import warnings
 
@@ -61,11 +61,11 @@ WAYS = {
 
 @pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
 def called(request, eager_backend):
-    """The LSTM inside something, and a function that calls what is around it."""
+    """An LSTM inside a module, and a function that calls the module."""
     return request.param(eager_backend)
 
 
-@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the input wants no gradient
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the input requires no gradient
 def test_hooks_before_after_and_backward_run_once_a_call(called):
     lstm, call = called
     seen = []
@@ -161,6 +161,6 @@ def test_checkpointing_the_lstm_inside_gives_the_same_gradients(called):
         return torch.utils.checkpoint.checkpoint(plain, *args, use_reentrant=False, **kwargs)
 
     lstm.forward = recomputed
-    with torch.utils.checkpoint.set_checkpoint_early_stop(False):  # TorchScript cannot be left by an exception
+    with torch.utils.checkpoint.set_checkpoint_early_stop(False):  # an exception cannot leave TorchScript
         call().sum().backward()
     assert_close(lstm.weight_ih_l0.grad, expected)

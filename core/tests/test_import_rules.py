@@ -14,8 +14,8 @@ _spec.loader.exec_module(import_graph)
 IMPORTS = import_graph.all_imports()
 PROJECT = tuple(import_graph.PACKAGES)
 
-# A module whose name starts with the left may import, of this repository, what matches the right and its own kind.
-# The first row that fits counts.
+# A module whose name starts with the left side may import modules of this repository that match the right side.
+# The first row that matches applies.
 RULES = {
     "rnn_backends": "",
     "rnn_backends_plugins": "rnn_backends",
@@ -38,7 +38,7 @@ RULES = {
     "rnn_conformance.__main__": "rnn_conformance.cli",
     "rnn_conformance": "rnn_conformance.(check|report|suite.verdict)",
 }
-# Packages from outside that only these may import.
+# Third-party packages, and the only modules that may import them.
 OUTSIDE = {
     "click": "rnn_conformance.cli",
     "rich": "rnn_conformance.(cli|report)|rnn_benchmarks",
@@ -51,7 +51,7 @@ OUTSIDE = {
 
 
 def within(name, pattern):
-    """Whether a dotted name is one that the pattern names, or lies inside of it."""
+    """Whether a dotted name is named by the pattern, or lies inside of a named package."""
     return bool(pattern) and re.match(rf"(?:{pattern})(?=[._]|$)", name) is not None
 
 
@@ -100,4 +100,4 @@ def test_no_law_takes_a_private_name_from_another_law():
         for path in folder.glob("*.py")
         for line in re.findall(r"^from \.\w+ import .*\b_\w+.*$", path.read_text(), re.MULTILINE)
     ]
-    assert not taken, "what two files of laws need lives in laws/_shared.py, without an underscore: " + "; ".join(taken)
+    assert not taken, "shared helpers of laws belong in laws/_shared.py, without an underscore: " + "; ".join(taken)

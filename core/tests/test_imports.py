@@ -1,4 +1,5 @@
-"""The import rules: core needs little and knows no plugin, no layer imports one above it, private names are fenced."""
+"""The import rules: core has few dependencies and imports no plugin, no layer imports one above it, private names stay
+in ``_torch.py``."""
 
 import ast
 import importlib.util
@@ -14,7 +15,7 @@ import torch
 
 CORE = Path(rnn_backends.__file__).parent
 ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
-# From the bottom up, as docs/architecture.md draws it: a module may import those in lower layers only.
+# From the bottom up, as in docs/architecture.md: a module may import only those in lower layers.
 LAYERS = (
     {"errors", "_torch", "paths"},
     {"contract", "options", "plain"},
@@ -38,7 +39,7 @@ LAYERS = (
     {"__init__"},
 )
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}
-# Imports inside a function, allowed where they are: (module, function, what is imported).
+# Allowed imports inside functions: (module, function, imported name).
 LATE = {("lstm", "scriptable", ".scripting"), ("module", "make_tensordict_primer", "torchrl")}
 MODULES = sorted(path.stem for path in CORE.glob("*.py"))
 
@@ -99,14 +100,14 @@ PLUGIN_FILES = sorted(str(path.relative_to(PLUGINS)) for path in PLUGINS.rglob("
 REPOSITORY = Path(__file__).parents[2]
 CONFORMANCE, BENCHMARKS = REPOSITORY / "conformance/rnn_conformance", REPOSITORY / "asv_benchmarks/rnn_benchmarks"
 
-# Private by their effect, though their names do not begin with an underscore.
+# Private in effect, although their names do not begin with an underscore.
 UNDOCUMENTED = {"out_keys_source", "torchrl.modules.tensordict_module", "ops.mkldnn", "current_callable"}
 DOCUMENTED = {
     *("_asdict", "_fields", "_make", "_replace"),  # typing.NamedTuple's public methods
     "_exit",  # os._exit
     "_version",  # of a Tensor: torch's notes on autograd name it
 }
-# Outside of core and the plugins, which stand behind `_torch.py`: where a private name may stay, and why.
+# Outside of core and the plugins, which use `_torch.py`: files that may use a private name, and why.
 ALLOWED_PRIVATE = {
     "suite/poison.py": ({"_python_dispatch"}, "TorchDispatchMode has no public module; without it no law can run"),
     "suite/isolation.py": ({"_inductor"}, "a fork must set compile_threads; the environment is read too early for it"),
@@ -126,7 +127,7 @@ ALLOWED_PRIVATE = {
             "_sync",
             "_efficientzerotensor",
         },
-        "the kinds of tensors that these laws try have no public constructor; where one is gone its law alone fails",
+        "the kinds of tensors that these laws try have no public constructor; if one is gone only its law fails",
     ),
     "laws/recompiling.py": ({"_dynamo"}, "torch.compile's counters have no public name; only these laws read them"),
 }
@@ -145,7 +146,7 @@ def own_private_names(files):
 
 
 def names_used(tree):
-    """Attributes, also those named by a string in ``getattr`` and its like, and the parts of what is imported."""
+    """Attributes, also those named by a string in ``getattr`` and similar calls, and the parts of imported names."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             yield node.attr
@@ -166,7 +167,7 @@ def strange_names(text, own):
     return private - own - DOCUMENTED - {"_torch"} | {word for word in UNDOCUMENTED if word in text}
 
 
-# Functions of torch without a docstring, allowed where they are: (name, reason).
+# Allowed functions of torch without a docstring: (name, reason).
 ALLOWED_UNDOCUMENTED = {
     "torch.get_autocast_dtype": "torch's message about the deprecated get_autocast_gpu_dtype names it",
     "torch.is_autocast_enabled": "torch's message about the deprecated is_autocast_cpu_enabled names it",
@@ -188,7 +189,7 @@ def dotted(node):
 
 
 def imported(tree):
-    """What each imported name of torch and tensordict stands for: ``{"Tensor": "torch.Tensor"}``."""
+    """The full name of each imported name of torch and tensordict: ``{"Tensor": "torch.Tensor"}``."""
     found = {"torch": "torch"}
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and not node.level and node.module.split(".")[0] in ("torch", "tensordict"):
@@ -197,9 +198,8 @@ def imported(tree):
 
 
 def undocumented_functions(text):
-    """Functions of torch and tensordict in a source that have no docstring and stand in no ``__all__`` but torch's own.
-
-    ``torch.lstm_cell`` is one. Classes are left out: those written in C++ have their words on torch's pages alone.
+    """Functions of torch and tensordict in a source that have no docstring and are in no ``__all__`` except torch's
+    own. ``torch.lstm_cell`` is one. Classes are left out: those written in C++ are documented only on torch's pages.
     """
     tree = ast.parse(text)
     names = imported(tree)
@@ -294,7 +294,7 @@ def test_built_in_backends_use_of_core_what_every_author_may_use(file):
         "rnn_backends",
         "rnn_backends.authoring",
     }
-    assert not inside, f"{file} imports {inside}: rnn_backends and rnn_backends.authoring are the public doors"
+    assert not inside, f"{file} imports {inside}: only rnn_backends and rnn_backends.authoring are public"
     taken = {
         alias.name
         for node in ast.walk(tree)
@@ -302,7 +302,7 @@ def test_built_in_backends_use_of_core_what_every_author_may_use(file):
         for alias in node.names
         if node.module == "rnn_backends" and not node.level
     }
-    assert taken <= {*rnn_backends.__all__, "authoring"}, f"{file} imports what is not public from rnn_backends"
+    assert taken <= {*rnn_backends.__all__, "authoring"}, f"{file} imports a name from rnn_backends that is not public"
 
 
 def test_importing_core_imports_nothing_optional_and_no_plugin():

@@ -110,7 +110,7 @@ def test_lazily_stacked_over_batch_or_time(eager_backend, rows, dim, recurrent):
 
 
 def test_lazily_stacked_with_other_entries_of_many_shapes(rows):
-    """What a lazy stack is for: entries we do not read may not even stack."""
+    """The purpose of a lazy stack: unread entries need not even stack."""
     parts = list(data(rows, 2, 5).unbind(0))
     parts[0]["picture"], parts[1]["picture"] = torch.zeros(5, 3), torch.zeros(5, 7)
     lazy = lazy_stack(parts, 0)

@@ -1,4 +1,4 @@
-"""Acting where nothing carries the state over: it is said once, and not where no state is needed."""
+"""Acting without a carried state: one warning, and none if no state is needed."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ def step(*starts, state=False):
 
 
 def run(module, *tds):
-    """How often it warned."""
+    """The number of warnings."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         for td in tds:
@@ -97,7 +97,8 @@ def test_an_environment_without_the_primer_is_told_of_it_and_one_with_it_is_not(
 
 @pytest.mark.parametrize("capturing", [True, False])
 def test_no_mask_is_read_into_a_cuda_graph(monkeypatch, capturing):
-    """A read while a stream is captured is an error of CUDA and ends the capture. Only the device is made up here."""
+    """A read during the capture of a stream is a CUDA error that ends the capture. Only the device is simulated
+    here."""
     module, given, read = made(), step(False, False), []
 
     def reads(value):

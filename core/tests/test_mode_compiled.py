@@ -26,7 +26,7 @@ def _loaded(request, monkeypatch):
         monkeypatch.setitem(sys.modules, "torchrl.modules", None)
 
 
-without_gradients = torch.no_grad()  # where a graph breaks, Dynamo asks tensors for their .grad, of which torch warns
+without_gradients = torch.no_grad()  # at a graph break Dynamo reads .grad of tensors, which makes torch warn
 with_and_without_torchrl = pytest.mark.usefixtures("_loaded")
 
 
@@ -378,7 +378,7 @@ def test_torchrls_context_in_another_task_is_not_seen_by_compiled_code():
         return await asyncio.gather(one(theirs(True)), one(contextlib.nullcontext()), one(set_recurrent_mode(False)))
 
     assert asyncio.run(all_of_them()) == [1.0, 3.0, 2.0]
-    torchrl.modules.set_recurrent_mode(None).__enter__()  # what TorchRL keeps for traces is shared, and left as it was
+    torchrl.modules.set_recurrent_mode(None).__enter__()  # TorchRL's own mode, unchanged
 
 
 def test_torchrls_context_in_compiled_code_counts_where_another_thread_is_in_the_same_mode():

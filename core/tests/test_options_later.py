@@ -1,4 +1,5 @@
-"""Options assigned after construction: those that made the weights are refused in words, the others take effect."""
+"""Options assigned after construction: those that determine the weights are refused with a message, the others take
+effect."""
 
 import copy
 import pickle
@@ -54,7 +55,7 @@ def test_an_option_that_made_the_weights_cannot_change(make, name):
         delattr(lstm, name)
     assert getattr(lstm, name) == before
     assert torch.equal(lstm(X)[0], output)
-    setattr(lstm, name, before)  # tools that copy attributes assign what is there already
+    setattr(lstm, name, before)  # tools that copy attributes assign the current value
 
 
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
@@ -91,7 +92,7 @@ def test_a_backend_is_asked_about_the_new_dropout():
     assert lstm.dropout == lstm.spec.dropout == 0.0
     assert 0.5 in asked
     on_meta = LSTM(3, 4, 2, device="meta", lstm_backend=LSTMBackend("mine", unroll, rejects))
-    on_meta.dropout = 0.5  # where there are no weights yet it is asked at the first call, as at construction
+    on_meta.dropout = 0.5  # without weights the backend is asked at the first call, as at construction
     with pytest.raises(UnsupportedError, match="it has no random numbers"):
         on_meta.to_empty(device="cpu")(X)
 
@@ -104,7 +105,7 @@ def test_batch_first_counts_from_the_next_call_on(eager_backend):
     module = LSTMModule(3, 4, in_key="x", out_key="y", lstm_backend=eager_backend).set_recurrent_mode(True)
     td = TensorDict({"x": X, "is_init": torch.zeros(5, 2, 1, dtype=torch.bool)}, [5, 2])
     expected = module(td.clone())["y"]
-    module.lstm.batch_first = False  # a TensorDict has its batch first all the same
+    module.lstm.batch_first = False  # a TensorDict has its batch first in any case
     assert_close(module(td.clone())["y"], expected)
 
 
@@ -116,7 +117,7 @@ def test_hidden_output_of_a_module_cannot_change():
 
 
 def test_states_of_every_step_are_refused_where_the_backend_has_none():
-    """However the LSTM came into the module: its own check is at construction."""
+    """Also for an LSTM that is put into the module later: the constructor checks only its own."""
     backend = LSTMBackend("ends alone", unroll)
     assert Trait.CELL_STATES not in backend.traits
     module = LSTMModule(3, 4, in_key="x", out_key="y", lstm_backend="vmap", hidden_output="all").set_recurrent_mode(

@@ -1,4 +1,4 @@
-"""All weights are checked on every path: a kernel that reads memory by its address cannot tell what it was given."""
+"""All weights are checked on every path: a kernel that reads memory by its address cannot check it."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_a_weight_that_does_not_fit_is_refused_by_name(lstm, name, call, graph, 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
 def test_a_backend_is_never_given_a_weight_without_memory(call, mode):
-    """Some operators of torch read there without looking, and the process ends."""
+    """Some operators of torch read such memory without a check, and the process ends."""
 
     def layer(w, x, entry, starts):
         raise AssertionError("it was called")

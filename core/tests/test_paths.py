@@ -1,4 +1,4 @@
-"""Whole files: what a reader finds after a write that succeeds, fails or is interrupted."""
+"""Whole files: their contents after a write that succeeds, fails or is interrupted."""
 
 import os
 import stat

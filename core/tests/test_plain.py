@@ -1,4 +1,4 @@
-"""What a kernel may read by its address."""
+"""Tensors that a kernel may read by address."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""``prepare``: what may take seconds is done once, for the backend that was chosen; a refusal only looks."""
+"""``prepare``: slow work is done once, for the chosen backend; a refusal prepares nothing."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ SPEC, CPU = LSTMSpec(3, 4), torch.device("cpu")
 
 
 class Prepare:
-    """Notes what it was called for, and gives the reason it was made with."""
+    """A ``prepare`` function that records its calls and returns a fixed reason."""
 
     def __init__(self, reason=None):
         self.calls, self.reason = [], reason
@@ -31,7 +31,7 @@ class Prepare:
 
 @pytest.fixture
 def add(monkeypatch):
-    """``add(name, reason)``: a registered backend; gives its ``prepare``."""
+    """``add(name, reason)`` registers a backend and returns its ``prepare``."""
     added = []
 
     def register(name, reason=None):

@@ -1,4 +1,4 @@
-"""Core without a private name of torch, tensordict or TorchRL: it imports, and its answers stay right."""
+"""Core without a private name of torch, tensordict or TorchRL: it imports, and its results stay right."""
 
 import ast
 import re
@@ -106,7 +106,7 @@ def test_core_imports_and_runs_without_any_one_private_name():
 
 @pytest.fixture
 def without(monkeypatch):
-    """``without(name)``: core sees torch without that name."""
+    """``without(name)``: core runs with a torch that lacks that name."""
 
     def remove(name):
         if name == "_current_level":
@@ -154,7 +154,7 @@ KEPT = {
     "_tracing_state": _torch._unknown,
     "dispatch_keys": _torch._no_dispatch_keys,
 }
-"""What core keeps of torch's private functions at import, and what it has instead where one is missing."""
+"""The private functions of torch that core reads at import, and the fallback for each."""
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -166,7 +166,7 @@ def test_without_the_name_a_kernel_goes_through_the_dispatcher_and_computes_the_
     monkeypatch.setattr(_torch, name, KEPT[name])
     plain.plain_keys.cache_clear()
     try:
-        assert is_plain([x]) == (name == "_function_mode_at")  # which matters only where there is a function mode
+        assert is_plain([x]) == (name == "_function_mode_at")  # which matters only under a function mode
         with torch.device("cpu"):
             assert is_plain([x]) is False
         found = lstm(x, is_init=is_init)
@@ -199,7 +199,7 @@ def test_a_step_without_lstm_cell_is_the_plain_one(monkeypatch):
     expected = torch_step(weights, x, state)
     with monkeypatch.context() as narrow:
         narrow.setattr(_torch, "lstm_cell", lambda *args: (state.h, state.c))
-        assert torch_step(weights, x, state).h is state.h  # it is used where there is one
+        assert torch_step(weights, x, state).h is state.h  # it is used if it exists
     monkeypatch.setattr(_torch, "lstm_cell", None)
     assert_close(torch_step(weights, x, state), expected)
 

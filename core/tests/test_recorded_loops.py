@@ -1,4 +1,4 @@
-"""A backend whose loop knows nothing of tracers: its graph is right over other rows than the example's, or an error."""
+"""A backend with a loop that ignores tracers: its graph is right for other sizes than the example's, or raises."""
 
 import warnings
 
@@ -17,7 +17,7 @@ def step(w, x, state):
 
 
 def layer(w, x, entry, starts):
-    """By subscripts: a tracer keeps those of the example, and ``x[3]`` is there in every longer input."""
+    """A loop by index: a tracer records the example's indices, and ``x[3]`` exists in every longer input."""
     state, found = State(entry.h[0], entry.c[0]), []
     for t in range(len(x)):
         at = starts[t].unsqueeze(-1)
@@ -54,7 +54,7 @@ BACKENDS = {
 
 
 class Part(nn.Module):
-    """One of the results: a tracer leaves out what the others need."""
+    """One of the results: a tracer drops the operations of the others."""
 
     def __init__(self, backend, layers, resets, part):
         super().__init__()
@@ -82,7 +82,7 @@ def recorded_with_symbols(module, *example):
 
 
 CALLS = [(1, 1, True, 0), (1, 1, False, 2), (2, 1, False, 1), (2, 2, True, 1), (2, 2, False, 0)]
-"""Layers, steps of the example, whether with resets, which result."""
+"""Layers, steps of the example, whether with resets, the index of the result."""
 
 
 @pytest.mark.parametrize("trace", [scripted, recorded, recorded_with_symbols])

@@ -1,4 +1,4 @@
-"""What is refused at construction, in words: keys that collide, backends that are none, specs of no LSTM."""
+"""Refusals at construction, with messages: colliding keys, invalid backends, invalid specs."""
 
 import pytest
 import rnn_backends

@@ -1,4 +1,4 @@
-"""The registry: lazy listing, guarded loading, plugins that break nobody but themselves.
+"""The registry: lazy listing, guarded loading, plugins that break only themselves.
 
 Fake distributions are folders on ``sys.path`` with the files that an installer writes.
 """
@@ -27,7 +27,7 @@ class Site:
         self.path, self.modules = path, []
 
     def install(self, distribution, plugins, version="1.0", metadata=True):
-        """``plugins``: entry-point name -> source of its module; a name of its own each."""
+        """``plugins``: entry-point name -> source of its module; each module has a unique name."""
         folder = self.path / f"{distribution}-{version}.dist-info"
         folder.mkdir()
         if metadata:
@@ -158,7 +158,7 @@ def test_two_plugins_of_one_name_are_an_error_that_names_both_distributions(site
 
 
 def test_a_failed_plugin_leaves_nothing_behind_for_the_next(site):
-    """Two entry points on one module: the one whose name fits works, whichever is asked for first."""
+    """Two entry points on one module: the one with the backend's name works, in any order of lookup."""
     site.install("dist", {"good": GOOD})
     (site.path / "dist-1.0.dist-info/entry_points.txt").write_text(
         "[rnn_backends]\nfirst = fake_dist_good\ngood = fake_dist_good\n"
@@ -293,7 +293,7 @@ def test_refresh_finds_what_was_installed_meanwhile(site):
 
 
 def test_refresh_drops_the_import_caches(monkeypatch):
-    """They go by the clock of the file system, so a module written a moment ago may not be seen."""
+    """Import caches use the file system's clock, so a module written a moment ago may be missed."""
     dropped = []
     monkeypatch.setattr(importlib, "invalidate_caches", lambda: dropped.append(True))
     registry = Registry()

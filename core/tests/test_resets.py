@@ -98,7 +98,7 @@ def test_gradients_stop_at_a_reset(eager_backend, mask):
 
 
 def test_the_entry_of_one_step_has_time_first():
-    """Also where there are several rows: ``[1, B, N]`` and not ``[B, 1, N]``."""
+    """Also with several rows: ``[1, B, N]`` and not ``[B, 1, N]``."""
     h0 = torch.randn(3, 2)
     entry = entry_from_hx(h0, 1, torch.tensor([[False, True, False]]))
     assert_close(entry, torch.stack([h0[0], torch.zeros(2), h0[2]]).unsqueeze(0), rtol=0, atol=0)

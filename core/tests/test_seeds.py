@@ -1,4 +1,4 @@
-"""The two seed documents: their examples as they stand but for the import line, and their sentences."""
+"""The two seed documents: their examples, unchanged except for the import line, and their sentences."""
 
 import doctest
 import re
@@ -94,7 +94,8 @@ ENTRY = re.compile(r"(\w+): (Tensor\(shape=torch\.Size\(\[[\d, ]*\]\)|TensorDict
 
 
 class SameEntries(doctest.OutputChecker):
-    """Printed TensorDicts agree if names, nesting order, shapes and dtypes do: the seed's braces do not even close."""
+    """Printed TensorDicts agree if names, nesting order, shapes and dtypes do: the seed's braces are not even
+    balanced."""
 
     def check_output(self, want, got, optionflags):
         if want.startswith("TensorDict("):

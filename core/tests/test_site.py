@@ -14,7 +14,7 @@ LINK = re.compile(r"\[[^\]]+\]\(([^)\s]+)\)")
 
 
 def script(path):
-    """A file of the repository that is no module of a package."""
+    """A file of the repository that is not a module of a package."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -49,7 +49,7 @@ def test_the_reference_has_every_public_name(site):
     text = "".join(page.read_text() for page in (site / "api").glob("*.html"))
     missing = {
         name
-        for name in set(rnn_backends.__all__) - {"__version__"}  # a text, which needs no page
+        for name in set(rnn_backends.__all__) - {"__version__"}  # a string, which needs no page
         if f'id="rnn_backends.{name}"' not in text and f'id="rnn_backends.errors.{name}"' not in text
     }
     assert missing == set()

@@ -1,4 +1,5 @@
-"""``rnn_backends.testing``: a right policy passes; each common mistake is planted, and named with its line."""
+"""``rnn_backends.testing``: a right policy passes; each common mistake is planted, and the message names it with its
+line."""
 
 import pytest
 import torch
@@ -156,7 +157,7 @@ def test_is_init_with_a_dimension_too_many():
 
 
 class Writes(Transform):
-    """Writes a constant under a key in every step: a transform that somebody got wrong."""
+    """Writes a constant under a key in every step: a faulty transform."""
 
     def __init__(self, key, value=0.0, at_reset=False):
         super().__init__(in_keys=[key], out_keys=[key])

@@ -1,4 +1,4 @@
-"""Tools made for ``torch.nn.LSTM`` meet ours: methods, attributes, initialisers, quantisers."""
+"""Tools made for ``torch.nn.LSTM``, used on ours: methods, attributes, initialisers, quantisers."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""Code and weights that were written for TorchRL: state dicts both ways, wrapping, positional arguments."""
+"""Code and weights written for TorchRL: state dicts both ways, wrapping, positional arguments."""
 
 import copy
 import inspect
@@ -67,7 +67,7 @@ def test_wrapping_their_lstm(rows, python):
 
 @pytest.mark.parametrize("recurrent", [False, True])
 def test_our_lstm_in_their_module(eager_backend, rows, recurrent):
-    """Without resets within a row: for those their pad asks anything but torch's own LSTM for a mask argument."""
+    """Without resets within a row, because TorchRL's pad requires a mask argument of any other LSTM than torch's."""
     lstm = LSTM(3, 4, 2, batch_first=True, lstm_backend=eager_backend)
     theirs = torchrl.modules.LSTMModule(lstm=lstm, **KEYS, default_recurrent_mode=recurrent)
     ours = LSTMModule(lstm=lstm, **KEYS, default_recurrent_mode=recurrent)

@@ -17,7 +17,7 @@ H_IN, C_IN = "recurrent_state_h", "recurrent_state_c"
 
 
 def batch(B=3, T=5, action=None):
-    """Rows of steps as an environment leaves them; trajectories end within."""
+    """Rows of steps as an environment writes them; trajectories end within."""
     steps = {
         "observation": torch.randn(B, T, 4),
         "is_init": torch.rand(B, T, 1) < 0.3,

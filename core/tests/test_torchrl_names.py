@@ -1,4 +1,5 @@
-"""TorchRL's options of an LSTMModule: taken where they mean something, else refused with what to write instead."""
+"""TorchRL's options of an LSTMModule: accepted if they have a meaning here, else refused with a replacement in the
+message."""
 
 from contextlib import nullcontext
 

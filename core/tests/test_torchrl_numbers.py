@@ -12,7 +12,7 @@ RESULTS = ("y", ("next", H_IN), ("next", C_IN))
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 5e-6}
 THEIRS = {"pad": {}, "scan": {"recurrent_backend": "scan"}, "python": {"python_based": True}}
 RESETS = {"no step": (), "first": (0,), "last": (5,), "consecutive": (2, 3), "all": range(6), "some": (1, 4)}
-# TorchRL's own notices about its scan and about what torch deprecates under it.
+# TorchRL's own warnings about its scan, and torch's deprecation warnings for it.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torchrl", "ignore::FutureWarning:torchrl")
 
 
@@ -50,7 +50,7 @@ def run(module, td):
 
 def assert_same_numbers(ours, theirs, td, dtype):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what TorchRL's scan says of torch is not ours
+        warnings.simplefilter("ignore")  # warnings of TorchRL's scan are not ours
         expected = run(theirs, td)
     for one, other, tolerance in zip(run(ours, td), expected, (TOLERANCE[dtype], 4 * TOLERANCE[dtype]), strict=True):
         for key, value in other.items():

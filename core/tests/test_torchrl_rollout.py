@@ -1,4 +1,4 @@
-"""In TorchRL's hands: rollouts, primers, collectors, GAE; acting and replaying give the same."""
+"""Used by TorchRL: rollouts, primers, collectors, GAE; acting and replay agree."""
 
 from functools import partial
 
@@ -47,13 +47,13 @@ def env_with(module, base=None):
 
 
 def ends_of(td):
-    """Where a trajectory ends in the data: the step before an ``is_init``, and the last one."""
+    """The steps where a trajectory ends in the data: before an ``is_init``, and the last one."""
     is_init = td["is_init"].squeeze(-1)
     return torch.cat([is_init[..., 1:], torch.ones_like(is_init[..., :1])], -1)
 
 
 def assert_replay_equals_acting(module, acted, tolerance=1e-5):
-    """Outputs at every step, and end states at every trajectory's end, from what was stored while acting."""
+    """Outputs at every step, and end states at every trajectory's end, from the states stored while acting."""
     assert acted["is_init"].sum() > acted.batch_size[:-1].numel(), "no trajectory ends within the data"
     replayed = module.set_recurrent_mode(True)(acted.select("observation", "is_init", H_IN, C_IN))
     assert_close(replayed["features"], acted["features"], rtol=tolerance, atol=tolerance)
@@ -106,7 +106,7 @@ def test_a_collector_over_parallel_environments(wrap):
     for batch in batches:
         assert_replay_equals_acting(module, batch.detach())
     first = batches[1][:, 0]
-    assert first[H_IN][~first["is_init"].squeeze(-1)].any(), "the second batch goes on where the first stopped"
+    assert first[H_IN][~first["is_init"].squeeze(-1)].any(), "the second batch continues where the first stopped"
 
 
 def test_the_primer_tells_the_environment_of_the_states():

@@ -1,4 +1,4 @@
-"""A transform is refused where a tensor of the call is part of it, and only there: at any depth, on every path."""
+"""A transform is refused only if a tensor of the call is part of it, at any depth and on every path."""
 
 import pytest
 import torch

@@ -93,7 +93,7 @@ def test_a_backend_without_the_trait_declines_vmap_and_names_one_that_has_it():
 
 @pytest.mark.parametrize("recurrent", [True, False])
 def test_module_over_stacked_parameters(rows, recurrent):
-    """How losses hold an ensemble: stacked parameters in a TensorDict, vmapped over ``to_module``."""
+    """An ensemble as in TorchRL's losses: stacked parameters in a TensorDict, vmapped over ``to_module``."""
     options = {"in_key": "x", "out_key": "y", "default_recurrent_mode": recurrent, "lstm_backend": "vmap"}
     members = [LSTMModule(3, 4, 2, **options) for _ in range(3)]
     params = TensorDict.from_modules(*members, as_module=True)
@@ -121,7 +121,7 @@ def test_net_over_stacked_parameters():
     assert_close(together, torch.stack([net(x)[0] for net in nets]))
 
 
-# Dynamo looks at .grad of what a graph break hands on.
+# Dynamo reads .grad of the tensors at a graph break.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_compiled_with_eager_graphs_it_computes_the_same(eager_backend):
     lstm, (x, is_init) = make(eager_backend), data()
@@ -163,7 +163,7 @@ def test_exported_it_computes_the_same():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("order", list(itertools.permutations(["cudnn", "vmap", "torchscript"])), ids="-".join)
 def test_graphs_of_one_backend_are_not_run_for_another(order):
-    """All share one code object, and Dynamo does not guard the functions that it may not trace."""
+    """All share one code object, and Dynamo does not guard functions that it must not trace."""
     torch._dynamo.reset()
     lstm, x = LSTM(3, 4, 2), torch.randn(5, 2, 3)
     run = torch.no_grad()(torch.compile(lambda lstm: lstm(x)[0], backend="eager"))

@@ -12,7 +12,7 @@ PAGE = (ROOT / "docs" / "troubleshooting.md").read_text()
 SOURCES = [Path(rnn_backends.__file__).parent, ROOT / "plugins" / "rnn_backends_plugins"]
 ERRORS = {"InputError", "MissingKeyError", "ContractError", "BrokenBackendError", "UnknownBackendError"}
 ANY = "…"
-"""Stands for what changes from message to message: a value in a source, the same sign on the page."""
+"""The part that differs from message to message: a value in a source, the same sign on the page."""
 
 
 def text_of(node):
@@ -72,7 +72,7 @@ def test_the_page_quotes_messages():
 
 @pytest.mark.parametrize("quote", QUOTES)
 def test_a_quoted_message_is_in_the_sources(quote):
-    assert any(is_quote_of(quote, text) for text in KNOWN), "no source raises it: mend docs/troubleshooting.md"
+    assert any(is_quote_of(quote, text) for text in KNOWN), "no source raises it: correct docs/troubleshooting.md"
 
 
 @pytest.mark.parametrize(("message", "place"), sorted(set(raised(SOURCES[0]))))

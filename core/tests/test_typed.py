@@ -26,7 +26,7 @@ lstm(is_init=None)
 
 @pytest.mark.slow
 def test_calls_have_their_types_and_wrong_ones_are_errors(tmp_path):
-    pytest.importorskip("mypy", reason="mypy is of the dev group")
+    pytest.importorskip("mypy", reason="mypy belongs to the dev group")
     file = tmp_path / "program.py"
     file.write_text(PROGRAM)
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--follow-imports=silent", str(file)]

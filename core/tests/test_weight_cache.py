@@ -1,4 +1,4 @@
-"""Weights that a step knows from an earlier one: any change of them shows in the next step."""
+"""Weights that a step has cached: any change of them takes effect in the next step."""
 
 from contextlib import nullcontext
 

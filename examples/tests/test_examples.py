@@ -57,7 +57,7 @@ def test_r2d2_brings_states_and_values_up_to_date(monkeypatch):
         known = rows.clone()
         rows.update({name: torch.randn_like(rows[name]) * ~rows["is_init"].unsqueeze(-1) for name in r2d2.STATE})
         rows[:, 0].update(known[:, 0].select(*r2d2.STATE))
-        states, values = r2d2.replay(network, rows)  # the weights are those that acted, so it finds what was stored
+        states, values = r2d2.replay(network, rows)  # same weights, so it finds the stored values
     assert known["is_init"][:, 1:].any()
     for name in r2d2.STATE:
         torch.testing.assert_close(states[name], known[name])

@@ -1,4 +1,4 @@
-"""What the plugins' tests share: one layer's made-up arguments, and what a backend makes of them."""
+"""Shared by the plugins' tests: random arguments of one layer, and a backend's results for them."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def _leaves(args: Case) -> list[Tensor]:
 
 @pytest.fixture
 def run():
-    """``run(name, case, read="hc")``: outputs, and everything's gradients for cotangents that differ at every place."""
+    """``run(name, case, read="hc")``: outputs, and all gradients, for cotangents that differ at every place."""
     return _run
 
 
@@ -60,7 +60,7 @@ def _run(name: str, args: Case, read: str = "hc") -> tuple[State, tuple[Tensor, 
 
 @pytest.fixture
 def no_new_code():
-    """Let ``compile`` compile for float64, and fail on any compilation from there on."""
+    """Let ``compile`` compile for float64, and fail on any later compilation."""
     _run("compile", _case())
     counters.clear()
     yield

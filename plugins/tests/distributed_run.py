@@ -1,4 +1,4 @@
-"""Run FSDP2, DDP and DTensor over every backend in gloo processes; print what each gave, as JSON. See test_distributed.
+"""Run FSDP2, DDP and DTensor over every backend in gloo processes; print all results as JSON. See test_distributed.
 
 python distributed_run.py PROCESSES BACKEND...
 """

@@ -1,7 +1,7 @@
 """Run the ``cpp`` kernel under AddressSanitizer and UBSan over random cases: ``make sanitize``.
 
-The kernel is compiled with both, with every allocation of torch between guards, and each result is compared with the
-plain unroll. Before the cases two planted faults must be reported, so that no silence is taken for health.
+The kernel is compiled with both, every allocation of torch lies between guards, and each result is compared with the
+plain unroll. Two planted faults must be reported first, because without that a missing report would show nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PLANTED = """
 // Faults that the sanitizers have to report, in the same build.
 extern "C" int rnn_planted(int kind) {
   if (kind == 0) {
-    float* volatile three = new float[3]();  // volatile: nothing here knows how much memory it is
+    float* volatile three = new float[3]();  // volatile: hides the size of the memory from the compiler
     return int(three[3]);
   }
   return int(share(INT64_MAX, 2, 2));
@@ -34,7 +34,7 @@ LARGE = (129, 130, 257)
 
 
 def main() -> int:
-    """Build, check the sanitizers by planted faults, run the cases; the exit status is 0 where nothing is reported."""
+    """Build, check the sanitizers by planted faults, run the cases; the exit status is 0 if nothing is reported."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def watch(cases: int, seed: int) -> int:
-    """Compile, then run in processes of their own: a report ends a process."""
+    """Compile, then run in separate processes: a report ends a process."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         made = compile_watched(Path(name))
@@ -72,7 +72,7 @@ def watch(cases: int, seed: int) -> int:
 
 
 def compile_watched(folder: Path) -> Path | None:
-    """The kernel with both sanitizers; ``None`` where the compiler has none."""
+    """The kernel with both sanitizers; ``None`` if the compiler has none."""
     from rnn_backends_plugins.cpp import build, compiler
 
     if guard() is None:
@@ -95,7 +95,7 @@ def guard() -> str | None:
 
 
 def child(made: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """This program, with the watched kernel. Leaks are not looked for: Python itself leaks at its end."""
+    """This program, with the instrumented kernel. Leaks are not checked: Python itself leaks at its end."""
     environment = {
         **os.environ,
         "LD_PRELOAD": guard() or "",
@@ -107,12 +107,12 @@ def child(made: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_cases(library: str, cases: int, seed: int) -> int:
-    """In the watched process: the cases, each compared with the plain unroll."""
+    """In the instrumented process: the cases, each compared with the plain unroll."""
     import torch
     from rnn_backends_plugins.cpp import kernel, memory
 
     kernel.library = lambda: ctypes.CDLL(library)
-    memory.SMALLEST = 1 << 60  # all memory is torch's, each tensor between guards of its own
+    memory.SMALLEST = 1 << 60  # all memory comes from torch, each tensor between guards
     for number in range(cases):
         draw = random.Random(f"{seed}.{number}")
         torch.manual_seed(draw.randrange(1 << 32))
@@ -138,7 +138,7 @@ def one_case(draw: random.Random) -> str:
     dtype = draw.choice((torch.float32, torch.float64))
 
     def tensor(*shape: int) -> torch.Tensor:
-        """Of these sizes, with strides of one kind or another."""
+        """A tensor of these sizes, with strides of a random kind."""
         kind = draw.choice(("plain", "plain", "turned", "apart", "expanded", "offset"))
         if kind == "turned" and len(shape) > 1:
             return torch.randn(*reversed(shape), dtype=dtype).permute(*reversed(range(len(shape))))
@@ -195,7 +195,7 @@ def one_case(draw: random.Random) -> str:
 
 
 def _row_of_one_step(cpp, weights, x, state, resets: bool, wanted) -> None:
-    """A row of one step, forward and (where a gradient is wanted) backward, at memory of the very size."""
+    """A row of one step, forward and (if a gradient is required) backward, in memory of exactly its size."""
     import torch
     from rnn_backends.authoring import weight_info
 

@@ -1,4 +1,4 @@
-"""What the backends round under bfloat16 autocast is what docs/choosing_a_backend.md says, to the last bit."""
+"""The backends round under bfloat16 autocast as docs/choosing_a_backend.md says, to the last bit."""
 
 import importlib.util
 from pathlib import Path
@@ -27,5 +27,5 @@ def test_a_backend_rounds_where_the_page_says(name, way):
     same = {
         w: float((rounding.written_out(base, x, *how) == output).double().mean()) for w, how in rounding.WAYS.items()
     }
-    assert same.pop(way) > 0.99  # a tie may go the other way where sums are added up in another order
-    assert max(same.values()) < 0.95, "this way of rounding is told from the others"
+    assert same.pop(way) > 0.99  # a tie may round the other way if sums are added in another order
+    assert max(same.values()) < 0.95, "this rounding differs from the others"

@@ -1,6 +1,5 @@
-"""The ``compile`` backend alone: one compilation for all sizes, and what it says where it cannot compile.
-
-What it computes is in test_operators.py.
+"""The ``compile`` backend alone: one compilation for all sizes, and the reason if it cannot compile. test_operators.py
+tests its results.
 """
 
 import shutil
@@ -25,7 +24,7 @@ def test_no_compilation_for_other_sizes(case, run, no_new_code):
 def test_the_generated_code_is_called_directly():
     both = steps.forward_step, steps.backward_step
     found = [compiler.compiled(step, torch.device("cpu"), torch.float64) for step in both]
-    assert all(f.__qualname__.startswith("_direct") for f in found), "this torch hands out its code another way"
+    assert all(f.__qualname__.startswith("_direct") for f in found), "this torch returns its code in another form"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""The ``cpp`` backend alone: sizes at the edges of its tiles, its threads, its own functions, and how it is compiled.
-
-What every hand-written layer does is in test_operators.py.
+"""The ``cpp`` backend alone: sizes at the edges of its tiles, its threads, its own functions, and its compilation.
+test_operators.py tests all hand-written layers.
 """
 
 import math
@@ -18,12 +17,12 @@ from torch import Tensor
 CPU = torch.device("cpu")
 SIZES = (1, 3, 15, 16, 17, 31, 33, 64, 65, 130)
 
-# Where there is a compiler and it fails, everything here fails: wrong C++ must not look like no compiler.
+# If there is a compiler and it fails, everything here fails: wrong C++ must not look like a missing compiler.
 pytestmark = pytest.mark.skipif(build.unable() is not None, reason=str(build.unable()))
 
 
 def assert_near(found, wanted, relative: float) -> None:
-    """Every tensor within ``relative`` of its largest number; NaN and infinity where they are wanted."""
+    """Every tensor within ``relative`` of its largest number; NaN and infinity where they are expected."""
     for got, want in zip(*(torch.utils._pytree.tree_leaves(v) for v in (found, wanted)), strict=True):
         largest = want[want.isfinite()].abs().max().item() if want.isfinite().any() else 0.0
         torch.testing.assert_close(got, want, rtol=0, atol=relative * largest, equal_nan=True)
@@ -31,7 +30,7 @@ def assert_near(found, wanted, relative: float) -> None:
 
 @pytest.fixture
 def threads():
-    """``threads(n)`` sets their number; afterwards it is what it was."""
+    """``threads(n)`` sets the number of threads, which is restored afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -68,7 +67,7 @@ FEW_ROWS = [
     {"T": 20, "B": 5, "I": 110, "H": 200, "P": 65},
     {"T": 70, "B": 7, "I": 100, "H": 200, "P": 64},
 ]
-"""For so many units that threads share them, and wait for each other."""
+"""A number of units that threads share, waiting for each other."""
 
 
 @pytest.mark.parametrize("read", ["hc", "h", "c"])
@@ -168,7 +167,7 @@ def test_inputs_that_saturate_do_so_as_in_torch(case, run, dtype, relative, valu
         entry.h[0, 2, 0] = value
     (found, grads), (wanted, wanted_grads) = run("cpp", args), run("vmap", args)
     assert_near(found, wanted, relative)
-    for got, want in zip(grads, wanted_grads, strict=True):  # zero times infinity is NaN, a little times it is not
+    for got, want in zip(grads, wanted_grads, strict=True):  # zero times infinity is NaN, a small number is not
         assert torch.equal(got.isfinite(), want.isfinite())
         assert_near(got.where(got.isfinite(), 0), want.where(want.isfinite(), 0), relative)
 
@@ -247,7 +246,7 @@ def test_a_step_has_gradients(B):
 
 
 def transposed(v: Tensor) -> Tensor:
-    """A matrix that lies column by column; a vector is none."""
+    """A matrix stored column by column; a vector has no such layout."""
     return v.t().contiguous().t()
 
 
@@ -295,7 +294,7 @@ def test_gradients_that_arrive_in_another_layout(case, leaves):
 
 
 def test_what_does_not_fit_a_step_raises():
-    """Read without looking, most of these would be read past their end."""
+    """Without a check, most of these would be read past their end."""
     weights, x, state = acting(B=2, I=5, H=5)
     for wrong in (
         (weights, torch.zeros(2, 7, dtype=torch.float64), state),
@@ -352,7 +351,7 @@ def test_16_bits_are_float32_rounded_at_the_end(case, run, dtype):
 
 @pytest.fixture
 def filled_memory():
-    """Memory that is handed out is NaN throughout, bytes are 255."""
+    """Allocated memory is filled with NaN, bytes with 255."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True)
     assert torch.empty(1).isnan().all()

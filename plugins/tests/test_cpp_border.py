@@ -1,7 +1,6 @@
-"""The border to C++: a ``Layer`` whose sizes, strides or pointers do not fit is a status with words, in each function.
-
-The buffers here are as large as the right sizes say, and only what is said about them is wrong, so that a border that
-does not look would go on to the end.
+"""The border to C++: a ``Layer`` with wrong sizes, strides or pointers gives a status with a message, in each function.
+The buffers have the right sizes and only their description is wrong, so that without the check the kernel would run to
+its end.
 """
 
 import ctypes
@@ -28,7 +27,7 @@ OPTIONAL = {"b_ih", "b_hh", "w_hr", "starts", "is_init", "gates", "grad_h", "gra
 
 
 def made(function, wide):
-    """A ``Layer`` that fits, and the tensors that it points at."""
+    """A valid ``Layer``, and the tensors that it points at."""
     steps, dtype = (1 if function.startswith("step") else T), (torch.float64 if wide else torch.float32)
     shapes = {
         "x": (steps, B, I), "w_ih": (4 * H, I), "w_hh": (4 * H, P), "b_ih": (4 * H,), "b_hh": (4 * H,), "w_hr": (P, H),
@@ -159,7 +158,7 @@ def test_a_step_of_several_steps(wide):
 
 @pytest.mark.slow
 def test_without_the_check_the_same_calls_would_go_on(tmp_path):
-    """The defect that these tests are for, planted in a copy of the sources."""
+    """The defect that these tests detect, planted in a copy of the sources."""
     for source in build.SOURCES.glob("*.[hc]*"):
         text = source.read_text()
         if source.name == "border.h":

@@ -1,6 +1,5 @@
-"""How the kernel of ``cpp`` is compiled, kept, found again, verified and refused: by breaking each for real.
-
-The compilers here are scripts that copy a kernel compiled before, so that a test takes no seconds.
+"""The kernel of ``cpp``: compiled, stored, found again, verified and refused. Each test breaks the real thing. The
+compilers here are scripts that copy an already compiled kernel, so that a test takes less than a second.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from rnn_backends_plugins.cpp import build, compiler, kernel, lock, trust
 CPU = torch.device("cpu")
 NOBODY = 65534
 
-# Where there is a compiler and it fails, everything here fails: wrong C++ must not look like no compiler.
+# If there is a compiler and it fails, everything here fails: wrong C++ must not look like a missing compiler.
 pytestmark = pytest.mark.skipif(build.unable() is not None, reason=str(build.unable()))
 
 COPY = """#!/bin/sh
@@ -38,13 +37,13 @@ cp {there} "$2"
 
 
 def forget() -> None:
-    refresh()  # what was prepared
+    refresh()  # forgets the preparation
     for known in (build._built, kernel.kernel):
         known.cache_clear()
 
 
 class Place:
-    """A cache folder and a folder for temporary files of its own, and a compiler that counts its calls."""
+    """A new cache folder and folder for temporary files, and a compiler that counts its calls."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, there: Path) -> None:
         self.folder, self.patch, self.there, self.log = folder, monkeypatch, there, folder / "calls"
@@ -61,7 +60,7 @@ class Place:
         forget()
 
     def compiler(self, before: str = "", after: str = "", text: str = COPY) -> Path:
-        """Let this script be the compiler."""
+        """Use this script as the compiler."""
         script = self.folder / "c++"
         script.write_text(text.format(log=self.log, there=self.there, before=before, after=after))
         script.chmod(0o755)
@@ -73,11 +72,11 @@ class Place:
         return len(self.log.read_text().splitlines()) if self.log.exists() else 0
 
     def kept(self) -> Path:
-        """The one kernel in the cache, or of the fallback."""
+        """The only kernel in the cache or in the fallback folder."""
         return next(iter([*self.cache.glob("lstm-*.so"), *self.temporary.glob("rnn_backends-*/lstm-*.so")]))
 
     def load(self) -> Path:
-        """As a process that begins; the file that was loaded."""
+        """Load the kernel as a new process does; return the loaded file."""
         forget()
         assert build.why_not() is None
         return Path(build.library()._name)
@@ -99,7 +98,7 @@ assert LSTM(3, 4, lstm_backend="cpp")(torch.ones(2, 1, 3))[0].isfinite().all()
 
 @pytest.fixture(scope="session")
 def there(tmp_path_factory) -> Path:
-    """A kernel that is compiled."""
+    """A compiled kernel."""
     copy = tmp_path_factory.mktemp("there") / "there.so"
     shutil.copy(build.library()._name, copy)
     return copy
@@ -141,7 +140,7 @@ def mode(path: Path) -> int:
 root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be another user")
 
 
-# Compiled once and kept
+# Compiled once and stored
 
 
 def test_it_is_compiled_once_and_kept(place):
@@ -237,7 +236,7 @@ def test_threads_at_once_compile_once(place):
     assert place.calls() == 1
 
 
-# What may not be loaded
+# Files that must not be loaded
 
 
 def damages():
@@ -261,7 +260,7 @@ def damages():
 @pytest.mark.parametrize(("name", "damage"), [pytest.param(*pair, id=pair[0]) for pair in damages()])
 def test_a_damaged_kernel_is_compiled_anew_and_that_is_said(place, caplog, name, damage):
     file = place.load()
-    shutil.copy(file, place.folder / "copy")  # another inode: the one that this process has loaded stays whole
+    shutil.copy(file, place.folder / "copy")  # another inode: the file that this process has loaded stays intact
     os.replace(place.folder / "copy", file)
     damage(file)
     caplog.clear()
@@ -313,7 +312,7 @@ def test_nothing_is_kept_under_a_folder_that_others_write(place, caplog, bits):
     place.load()
     place.cache.parent.chmod(bits)
     found = place.load()
-    sticky = bool(bits & 0o1000)  # nobody can replace another's folder there
+    sticky = bool(bits & 0o1000)  # with the sticky bit nobody can replace another user's folder
     assert place.calls() == (1 if sticky else 2)
     assert (found.parent == place.cache) == sticky
     assert ("can be written by other users" in caplog.text) != sticky
@@ -411,7 +410,7 @@ def test_another_user_gets_a_kernel_of_its_own_and_once(place):
             assert len((shared / "calls").read_text().splitlines()) == compiled
 
 
-# Folders that cannot hold it
+# Folders that cannot hold the kernel
 
 
 def unwritable_file(place, mount):
@@ -619,7 +618,7 @@ def test_what_does_not_exist_is_trusted_where_its_folders_are(tmp_path):
 
 
 def declined(reason: str) -> None:
-    """Say so everywhere, and raise nowhere but where the backend is asked for by name."""
+    """Every listing has the reason, and only a request by name raises."""
     spec = LSTMSpec(2, 3)
     with pytest.raises(UnsupportedError, match=re.escape(reason)):
         LSTM(2, 3, lstm_backend="cpp")

@@ -1,4 +1,4 @@
-"""Errors inside the kernel: a status and words for Python, never the end of the process."""
+"""Errors inside the kernel: a status and a message for Python, never the end of the process."""
 
 import os
 import subprocess
@@ -86,7 +86,7 @@ print("alive", cpp.step(small, zeros(1, 3), State(zeros(1, 1), zeros(1, 1))).h.i
 
 @pytest.mark.parametrize("case", ["5 2048 0 float32", "64 1200 0 float64", "2 2048 1024 float32"])
 def test_a_step_without_memory_is_an_error_in_words(case):
-    """By the system's own refusal."""
+    """By a refusal of the system."""
     command = [sys.executable, "-c", LITTLE_MEMORY, *case.split()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100, env=environment)

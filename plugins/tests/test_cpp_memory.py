@@ -1,4 +1,5 @@
-"""The memory that ``cpp`` keeps from call to call: nobody's twice, and never more than was needed at once."""
+"""The memory that ``cpp`` keeps from call to call: no block is used twice at once, and the pool never exceeds its peak
+use."""
 
 import gc
 import os
@@ -16,7 +17,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def pool(monkeypatch) -> Pool:
-    """An own one, which the kernel takes from."""
+    """A new pool, from which the kernel takes memory."""
     new = Pool()
     monkeypatch.setattr(memory, "pool", new)
     return new
@@ -56,7 +57,7 @@ def test_it_holds_no_more_than_was_used_at_once(pool):
     held = [pool.take(4 * MIB), pool.take(4 * MIB)]
     held.clear()
     assert pool.free_bytes() == 8 * MIB
-    for size in (10, 11, 12, 40, 45, 3):  # none of these fits into what is there
+    for size in (10, 11, 12, 40, 45, 3):  # none of these fits into a free block
         used = pool.take(size * MIB)
         assert pool.free_bytes() + len(used) <= max(8, size, 45 if size == 3 else 0) * MIB
         del used
@@ -74,7 +75,7 @@ def test_release_gives_back_what_nobody_uses(pool):
 
 
 TOO_LARGE = 1 << 60
-"""Bytes that no machine has."""
+"""More bytes than any machine has."""
 
 
 def test_a_failed_allocation_raises_no_peak(pool):
@@ -121,7 +122,7 @@ def test_threads_take_and_give_back_at_once(pool):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_while_another_thread_takes_can_take(pool):
-    with pool._lock:  # as another thread may hold it
+    with pool._lock:  # as if another thread held it
         child = os.fork()
         if not child:
             os._exit(0 if len(pool.take(MIB)) == MIB else 1)
@@ -175,7 +176,7 @@ def test_torchs_record_of_memory_is_whole(pool):
 
 @with_kernel
 def test_the_laws_hold_where_all_memory_is_kept(pool, monkeypatch):
-    """The laws' sizes are small: without this they would never see a block twice."""
+    """The laws' sizes are small: without this they would never reuse a block."""
     monkeypatch.setattr(memory, "SMALLEST", 1)
     report = check_backend("cpp", profile="smoke", seed=3)
     assert report.ok, report

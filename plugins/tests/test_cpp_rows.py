@@ -1,6 +1,5 @@
-"""Rows of one step on ``cpp``, forward and backward: the shorter way, and when the general row serves instead.
-
-Its numbers are compared with those of ``vmap``; what every call of an LSTM promises is the conformance suite's.
+"""Rows of one step on ``cpp``, forward and backward: the fast path, and the cases of the general path. The numbers are
+compared with those of ``vmap``; the conformance suite tests the promises of every call.
 """
 
 import re
@@ -50,7 +49,7 @@ def assert_equal_to_vmap(lstm, x, hx, is_init, read=(0, 1, 2)):
 
 @pytest.fixture
 def threads():
-    """``threads(n)`` sets their number; afterwards it is what it was."""
+    """``threads(n)`` sets the number of threads, which is restored afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -200,7 +199,7 @@ def test_freed_memory_is_named():
 
 
 class Sub(torch.Tensor):
-    """A subclass that does nothing."""
+    """A subclass without any change."""
 
 
 def test_the_general_row_serves_where_something_is_at_work_or_special():

@@ -62,7 +62,7 @@ def test_equals_the_unroll(stored, P, bias, rate, dtype, every_end):
 
 
 def tile_only(monkeypatch):
-    """Make buckets too dear, so that cuts are really used."""
+    """Make buckets too expensive, so that cuts are used."""
     from rnn_backends_plugins import cudnn
 
     cost = cudnn.plan._cost
@@ -141,7 +141,7 @@ def test_sixteen_bits_with_resets(dtype):
 
 
 def test_double_backward_is_not_silently_wrong():
-    """Not claimed, since cuDNN has none; on CPU torch's kernel has one, and it is right."""
+    """Not claimed, since cuDNN has no double backward; torch's kernel on a CPU has one, and it is right."""
     plain = LSTM(3, 4, lstm_backend="vmap", dtype=torch.float64)
     x, is_init = torch.randn(9, 3, 3, dtype=torch.float64, requires_grad=True), torch.rand(9, 3) < 0.3
 
@@ -185,7 +185,7 @@ def test_the_plan_of_a_batch_seen_again_is_not_made_again():
 
 
 def test_every_law_holds_for_plans_that_are_searched_for(monkeypatch):
-    """The laws' batches are small, and a small batch stays aligned: here tiles and buckets carry them."""
+    """The laws' batches are small, and a small batch stays aligned: here they run in tiles and buckets."""
     from rnn_backends_plugins import cudnn
     from rnn_conformance import check_backend
     from rnn_conformance.laws.catalogue import LAWS

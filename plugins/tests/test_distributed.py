@@ -13,7 +13,7 @@ from rnn_backends import LSTMSpec, get_backend
 BACKENDS = ("cpp", "compile", "cudnn", "vmap", "torchscript")
 CALLS = ("dense", "resets", "step", "act")
 DECLINED = {"cpp": {*CALLS}, "cudnn": {*CALLS}, "compile": {"dense", "resets"}}
-"""The backends whose kernels have no rule for DTensors, and in which calls."""
+"""The backends with kernels that have no rule for DTensors, and the calls of those kernels."""
 
 
 def available():

@@ -49,7 +49,7 @@ def check_every_size(program, module, sizes=SIZES):
 
 @pytest.fixture(params=["cpp", "vmap"])
 def name(request):
-    """One whose layer is an operator, and the one whose layer is a loop in torch's operators."""
+    """A backend with an operator as its layer, and the one with a loop in torch's operators."""
     reason = get_backend(request.param).rejects(LSTMSpec(1, 1), torch.device("cpu"), torch.float32)
     if reason is not None:
         pytest.skip(reason)

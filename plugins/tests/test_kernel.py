@@ -25,7 +25,7 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def in_pieces(monkeypatch):
-    """Everything is large: a step is a piece of its own."""
+    """Everything counts as large: each step is a separate piece."""
     monkeypatch.setattr(kernel, "_workspace", lambda *args: 1 << 60)
     monkeypatch.setattr(kernel, "SHARE", 0)
 
@@ -66,7 +66,7 @@ def test_a_chain_in_bfloat16_is_as_near_as_one_call(request, calls):
 
 
 def a_call(T=128, B=64, H=256, P=0, dtype=torch.float32, **more):
-    """Shapes alone count: the memory behind them is one number."""
+    """Tensors of these shapes over memory of a single number."""
     one = torch.zeros(1, dtype=dtype)
     x = one.expand(T, B, 8)
     return kernel._pieces(x, State(one.expand(1, B, P or H), one.expand(1, B, H)), more.get("layers", 1))
@@ -83,11 +83,11 @@ def test_what_malloc_would_give_back_is_cut(calls):
     "more",
     [
         {"T": 64, "B": 32, "H": 128},  # small
-        {"B": 256, "H": 512},  # so many pieces that their calls cost more
+        {"B": 256, "H": 512},  # the calls of that many pieces cost more
         {"P": 100},
         {"dtype": torch.float64},
         {"dtype": torch.float16},
-        {"dtype": torch.bfloat16, "B": 32, "H": 128},  # it keeps less
+        {"dtype": torch.bfloat16, "B": 32, "H": 128},  # bfloat16 saves less
     ],
 )
 def test_everything_else_is_one_call(calls, more):

@@ -1,6 +1,5 @@
-"""Every kind of tensor that torch has, on every backend: the right number or shape, or a refusal in words.
-
-Expected values are those of plain tensors; a kind that ends the process would end pytest.
+"""Every kind of torch's tensors, on every backend: the right number or shape, or a refusal with a reason. Expected
+values are those of plain tensors; a kind that ends the process would end pytest.
 """
 
 import warnings
@@ -83,7 +82,7 @@ ways = pytest.mark.parametrize("way", [dense, resets, step, act, *MODULES])
 
 
 def run(way, lstm, x, is_init, state, kind=same):
-    """``kind`` makes of the input, as it is given, another kind of tensor."""
+    """Calls with the input converted by ``kind`` to another kind of tensor."""
     if way in MODULES:
         lstm.batch_first = True
     return way(lstm, x, is_init, state, kind)
@@ -99,7 +98,7 @@ class Renamed(torch.Tensor):
 
 
 class Wrapper(torch.Tensor):
-    """A subclass without memory of its own."""
+    """A subclass without its own memory."""
 
     @staticmethod
     def __new__(cls, inner):
@@ -238,7 +237,7 @@ def test_freed_memory_raises(name, way, lose, what):
         state = State(state.h, lose(state.c))
     elif what == "weight":
         lstm.weight_hh_l0 = nn.Parameter(lose(lstm.weight_hh_l0), requires_grad=False)
-    else:  # what is known of a weight from an earlier call no longer holds
+    else:  # the cached facts about a weight no longer hold
         run(way, lstm, x, is_init, state)
         storage = lstm.weight_hh_l0.untyped_storage()
         storage.resize_(0 if lose is freed else storage.nbytes() // 2)

@@ -1,4 +1,4 @@
-"""ONNX, by both of torch's exporters: the saved graph follows its inputs in onnxruntime, or there is a refusal."""
+"""ONNX, by both of torch's exporters: the saved graph follows its inputs in onnxruntime, or the export is refused."""
 
 import warnings
 
@@ -58,7 +58,7 @@ def session(module, dynamo, path, free_length=False):
         free = torch.export.Dim.DYNAMIC
         options = {"dynamic_shapes": tuple(dict.fromkeys(axes, free) for axes in sizes.values()), "verbose": False}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's and onnxscript's own, among them that the old exporter is deprecated
+        warnings.simplefilter("ignore")  # deprecations in torch and onnxscript
         torch.onnx.export(module.eval(), example, path, dynamo=dynamo, input_names=list(NAMES), **options)
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4
@@ -74,7 +74,7 @@ def check(run, module, B, T):
 
 
 def refusal(error):
-    """The project's own among the causes of torch's."""
+    """The project's error among the causes of torch's error."""
     while error is not None and not isinstance(error, UnsupportedError):
         error = error.__cause__ or error.__context__
     return error

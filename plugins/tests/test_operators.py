@@ -19,7 +19,7 @@ def name(request):
 
 @pytest.fixture
 def warm(name, request):
-    """The name of a backend that has compiled what it will; a test in which it compiles more fails."""
+    """The name of a backend that has compiled its kernels; a further compilation fails the test."""
     if name == "compile":
         request.getfixturevalue("no_new_code")
     return name

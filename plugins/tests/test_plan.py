@@ -1,4 +1,4 @@
-"""Plans: every real step has a cell of its own, sequences stay whole, and the cuts between them are complete."""
+"""Plans: every real step has its own cell, sequences stay whole, and the cuts between them are complete."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from rnn_backends_plugins.cudnn.costs import ELSEWHERE, Costs, costs_of
 from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, PROBE, REAL, Sequences, _cuts, make_plan
 
 AS_IT_IS, SEARCHING = Costs(8, 128, 0.5), Costs(8, 128, -1e6)
-"""Small batches stay aligned where the search has its price, so tiles and buckets are seen where it is a gain."""
+"""Small batches stay aligned because the search costs time; a free search tests tiles and buckets."""
 
 
 @st.composite
@@ -108,7 +108,7 @@ def test_final_sequences_are_tails_when_only_they_are_asked_for(batch):
 @pytest.mark.parametrize("rate", [0.01, 0.03, 0.2])
 @pytest.mark.parametrize("costs", [AS_IT_IS, SEARCHING])
 def test_few_resets_cost_few_steps(every_end, rate, costs):
-    """Priced by the planner's own measure."""
+    """The cost by the planner's own measure."""
     rng = np.random.default_rng(0)
     starts = rng.random((128, 64)) < rate
     starts[0] = True
@@ -118,7 +118,7 @@ def test_few_resets_cost_few_steps(every_end, rate, costs):
 
 
 def test_a_small_batch_stays_aligned():
-    """Nothing is sought where little can be saved: row and order remain, each cut is one step more."""
+    """Without much to save there is no search: row and order remain, each cut is one step more."""
     starts = np.zeros((12, 3), bool)
     starts[0], starts[4, 1], starts[6, 1], starts[5, 2] = True, True, True, True
     seqs = Sequences.of(starts)
@@ -140,16 +140,16 @@ def test_the_last_step_of_each_row_is_found_in_the_rows_order(batch):
 
 def test_costs_follow_the_size_and_the_kernel():
     small, large = (costs_of(H, torch.float32, "cpu", fused=True, train=True) for H in (32, 512))
-    assert small.step > large.step > 1  # in cells, and a small one is soon done
+    assert small.step > large.step > 1  # in cells; a small cell takes little time
     assert costs_of(128, torch.float32, "cpu", fused=False, train=True).step > 10
     assert costs_of(128, torch.float64, "cpu", fused=False, train=True).step > 5
     forward, train = (costs_of(128, torch.float32, "cpu", fused=True, train=train) for train in (False, True))
-    assert forward.search(100) == pytest.approx(3 * train.search(100))  # there is less to save
+    assert forward.search(100) == pytest.approx(3 * train.search(100))  # less time to save
     assert costs_of(128, torch.float32, "cuda", fused=False, train=True) == ELSEWHERE
 
 
 def test_a_step_that_costs_much_is_shared_by_more_rows():
-    """The same sequences: where a step is dear they are laid into more rows, and so take fewer steps."""
+    """The same sequences: with expensive steps they are packed into more rows, and so take fewer steps."""
     rng = np.random.default_rng(1)
     starts = rng.random((256, 8)) < 0.05
     starts[0] = True

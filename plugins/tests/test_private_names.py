@@ -1,4 +1,4 @@
-"""The built-in backends on a torch that lacks a private name: they compute the same, or say why they cannot."""
+"""The built-in backends on a torch that lacks a private name: they compute the same, or give a reason."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ from rnn_backends_plugins.cpp import memory
 from rnn_backends_plugins.cudnn import kernel
 from torch.testing import assert_close
 
-# The backend that uses the name, or None where a test of its own follows; and the name, dotted, below ``torch``.
+# The backend that uses the name, or None if a separate test follows; and the dotted name below ``torch``.
 REMOVED = [
     ("cudnn", "_C._are_functorch_transforms_active"),
     ("cudnn", "_functorch.pyfunctorch.temporarily_clear_interpreter_stack"),
@@ -41,7 +41,7 @@ REMOVED = [
     (None, "_higher_order_ops.scan"),  # test_export.py
 ]
 NAMES = {part for _, name in REMOVED for part in name.split(".") if re.fullmatch("_[^_].*", part)} | {"_boxed_call"}
-"""What ``_torch.py`` reads; it only sets ``_boxed_call``, which an older or newer torch may ignore."""
+"""The names that ``_torch.py`` reads; it only sets ``_boxed_call``, which another torch may ignore."""
 
 
 def test_this_file_knows_every_private_name_of_the_fence():
@@ -74,12 +74,12 @@ IMPORTED = {
     "compile_fx": "recording_backend",
     "decorators": "compiles_for_any_size",
 }
-"""What the fence imports, and the function that does: torch itself goes on finding the name outside of it."""
+"""The module that ``_torch.py`` imports, and the importing function: torch itself still finds the name."""
 
 
 @pytest.fixture
 def without(monkeypatch):
-    """``without(name)``: the plugins see torch without that name, and have cached nothing before."""
+    """``without(name)``: the plugins run with a torch that lacks that name, with empty caches."""
 
     def remove(name):
         module, _, last = name.rpartition(".")
@@ -110,12 +110,12 @@ def without(monkeypatch):
     forget()
 
 
-SIZES = {"compile": [(7, 4, 5), (3, 1, 1)]}  # a compiler may have code of its own for sizes of 1
+SIZES = {"compile": [(7, 4, 5), (3, 1, 1)]}  # a compiler may specialise sizes of 1
 READ = {"cudnn": "h"}  # its cell state is right at the ends of sequences only
 
 
 def dtypes(backend, name):
-    """Those that the name matters to; few, since ``compile`` compiles for each."""
+    """The dtypes for which the name matters; few, since ``compile`` compiles for each."""
     if backend == "compile":
         return [torch.float32 if "mkldnn" in name else torch.float64]  # oneDNN's products are float32's
     half = [torch.bfloat16] * ("bf16" in name) + [torch.float16] * ("fp16" in name)

@@ -12,7 +12,7 @@ served = pytest.mark.skipif(not products._onednn_serves(torch.zeros(1, 1)), reas
 
 @pytest.fixture
 def always(monkeypatch):
-    """However small; the numbers of rows that oneDNN got."""
+    """Products of any size go to oneDNN; yields the numbers of rows that it got."""
     seen, original = [], products.onednn_linear
 
     def counted(rows, *args):

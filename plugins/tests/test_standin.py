@@ -1,4 +1,4 @@
-"""The stand-in for cuDNN refuses, warns and errs as torch's source says, and the laws hold over it on every path."""
+"""The stand-in for cuDNN refuses, warns and fails as torch's source does, and the laws hold over it on every path."""
 
 from dataclasses import replace
 from functools import wraps
@@ -28,7 +28,7 @@ def check(laws=EAGER, backend=None, **options):
 
 @pytest.fixture
 def rounding_gpu(monkeypatch):
-    """A GPU that rounds float32, as the suite sees it: an accelerator that has TF32."""
+    """A GPU that rounds float32, for the suite: an accelerator with TF32."""
     monkeypatch.setattr("rnn_conformance.suite.trial.is_accelerator", lambda device: True)
     monkeypatch.setattr("rnn_conformance.suite.device.has_tf32", lambda device: True)
     with cuda_on_cpu(rounds=True) as stand_in:
@@ -45,7 +45,7 @@ def in_float32_alone(backend):
 
 
 def without_biases(backend):
-    """The backend for LSTMs without biases alone, so that every case is one."""
+    """The backend, restricted to LSTMs without biases, so that every case is one."""
 
     def rejects(spec, device, dtype):
         return "no biases" if spec.bias else backend.rejects(spec, device, dtype)
@@ -74,7 +74,7 @@ def undo_the_buffer(monkeypatch):
 
 
 def undo_the_biases(monkeypatch):
-    """The parameters as they are, without biases too: what the fault on the GPU was."""
+    """The parameters' memory unchanged, without biases too: the fault on the GPU."""
     original = torch.lstm
 
     def lstm(x, hx, params, bias, *rest):
@@ -110,7 +110,7 @@ NUMBERS = [
     "each_weight_may_be_replaced_alone",
     "copies_in_another_mode_share_the_weights",
 ]
-"""Laws that fail over a GPU that rounds, where the suite's rule for float32 on a device is too narrow or breaks."""
+"""Laws that fail over a GPU that rounds, if the suite's rule for float32 on a device is too narrow or wrong."""
 
 
 def test_laws_about_numbers_hold_where_float32_is_rounded(rounding_gpu):
@@ -143,7 +143,7 @@ def test_flattened_parameters_are_taken_as_they_are_and_others_with_a_warning(gp
 
 
 def test_one_layer_of_a_buffer_of_two_without_biases_is_silently_wrong(gpu):
-    """The fault of torch that the plugin has to go round: the next layer's matrix is taken for biases."""
+    """The fault of torch that the plugin has to avoid: the next layer's matrix is read as biases."""
     lstm, x, _ = problem(2, bias=False)
     state = [torch.zeros(1, 4, 5, dtype=x.dtype) for _ in range(2)]
     first = [lstm.weight_ih_l0, lstm.weight_hh_l0]
@@ -366,7 +366,7 @@ def test_deterministic_algorithms_are_enough(gpu):
 
 
 def test_a_wrapped_layer_that_changes_the_starts_is_not_surveyed(gpu):
-    """What was read for the call would be wrong for it."""
+    """The values that were read for the call would be wrong for it."""
     backend = cudnn.lstm_backend()
 
     def no_resets(weights, x, entry, starts):

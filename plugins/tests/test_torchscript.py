@@ -1,4 +1,4 @@
-"""The ``torchscript`` backend: scripted, saved, and right in a process that knows nothing of this project."""
+"""The ``torchscript`` backend: scripted, saved, and right in a process without this project."""
 
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def test_the_layer_is_one_scripted_function_for_every_size(monkeypatch):
 
 
 def test_losses_may_leave_gates_without_gradient():
-    """TorchScript's derivative of ``chunk`` failed from the second call on, where a loss reads ``c`` alone."""
+    """TorchScript's derivative of ``chunk`` failed from the second call on if a loss reads only ``c``."""
     lstm = LSTM(3, 4, lstm_backend="torchscript", dtype=torch.float64)
     plain = lstm.with_backend("vmap")
     x = torch.randn(4, 2, 3, dtype=torch.float64)

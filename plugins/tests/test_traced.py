@@ -1,4 +1,4 @@
-"""Traced, exported, functionalized: the graph follows its inputs, or there is a refusal in words."""
+"""Traced, exported, functionalized: the graph follows its inputs, or tracing is refused with a reason."""
 
 import subprocess
 import sys
@@ -77,7 +77,7 @@ def test_what_is_traced_follows_its_inputs(name, trace, kind, gradients):
     assert_close(found, module(others, resets))
     try:
         longer = traced(torch.cat([others, x], 1), torch.cat([resets, is_init], 1))
-    except (RuntimeError, AssertionError):  # a graph of fixed length says so
+    except (RuntimeError, AssertionError):  # a graph of fixed length raises
         return
     assert_close(longer, module(torch.cat([others, x], 1), torch.cat([resets, is_init], 1)))
 
@@ -100,7 +100,7 @@ def test_jit_trace_checks_the_graph_of_trainable_parameters(name, kind):
 
 
 def test_make_fx_before_any_other_call(name):
-    """A kernel that compiles at its first call compiles while ``make_fx`` records what is above it."""
+    """A kernel that compiles at its first call compiles while ``make_fx`` records its caller."""
     if name == "compile":
         from rnn_backends_plugins.compile import compiler
 
@@ -169,7 +169,7 @@ def test_a_graph_traced_without_gradients_says_so_when_one_is_asked_for(name):
 @pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
 @pytest.mark.parametrize("gradients", [False, True])
 def test_a_traced_graph_keeps_gates_where_parameters_require_gradients_alone(name, gradients):
-    """Also under ``no_grad``, in which torch records the graph that it checks the first one by."""
+    """Also under ``no_grad``, where torch records the graph with which it compares the first one."""
     module = Resets(name).requires_grad_(gradients)
     with torch.no_grad():
         graph = scripted(module, torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)).inlined_graph
