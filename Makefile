@@ -49,9 +49,9 @@ matrix: $(READY) ## tests on other versions of Python, torch, tensordict, TorchR
 mutants: $(READY) ## mutation testing of core's smallest files, hours; FILES="resets stack" for a part, BUDGET=20 minutes
 	@$(BIN)/python tools/mutants.py $(FILES) $(if $(BUDGET),--minutes $(BUDGET))
 
-# MINUTES: the budget of one run; the next goes on. TARGETS: "stack tiled" for a part.
+# MINUTES: the budget of one run; the next one continues. TARGETS: "stack tiled" for a part.
 MINUTES ?= 30
-mutants-suite: $(READY) ## mutants of core and of kernels in Python against the laws, MINUTES of them; the page is written anew
+mutants-suite: $(READY) ## mutants of core and of kernels in Python against the laws, MINUTES of them; writes the page
 	@$(BIN)/python tools/mutants_suite.py $(TARGETS) --minutes $(MINUTES) --write
 
 triton-defects: $(READY) ## edits of the Triton kernels, each of which must be found, without a GPU, four minutes; writes the page
@@ -103,10 +103,10 @@ ASV_ENV = -E virtualenv:$(shell $(BIN)/python -c 'import sys; print("%d.%d" % sy
 bench: $(READY) ## R and Q of every backend and shape, under five minutes
 	@$(BIN)/python -m rnn_benchmarks.quick
 
-figures: $(BENCH_READY) ## measure docs/performance.md's tables and pictures anew, a quarter of an hour
+figures: $(BENCH_READY) ## measure docs/performance.md's tables and pictures, a quarter of an hour
 	@$(BIN)/python -m rnn_benchmarks.page measure fill
 
-ppo-times: $(BENCH_READY) ## measure whole PPO iterations and their parts anew, five minutes; fills docs/performance.md
+ppo-times: $(BENCH_READY) ## measure whole PPO iterations and their parts, five minutes; fills docs/performance.md
 	@$(BIN)/python tools/ppo_times.py --write
 
 dashboard: $(BENCH_READY) ## asv over the last N commits, and its site in .asv/html; BENCH=regex for a part
@@ -125,7 +125,7 @@ bench-compare: $(BENCH_READY) ## asv: what changed from BASE to HEAD; BENCH=rege
 dashboard-check: $(BENCH_READY) ## the dashboard in a real browser (chromium), minutes
 	@RNN_BENCH_BROWSER=1 $(BIN)/python -m pytest -q asv_benchmarks/tests
 
-# On the machine with a GPU: docs/gpu.md. The bundle brings what a machine without a network lacks.
+# On the machine with a GPU: docs/gpu.md. The bundle has the packages that a machine without a network lacks.
 DEVICE ?= cuda
 OUT ?= gpu-results
 MINUTES ?= 6

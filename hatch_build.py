@@ -33,7 +33,7 @@ class ReadmeHook(MetadataHookInterface):
     """Sets the field `readme`, which `pyproject.toml` declares as dynamic."""
 
     def update(self, metadata: dict[str, Any]) -> None:
-        """Read README.md and put the mended text into the metadata."""
+        """Read README.md and put the changed text into the metadata."""
         text = (Path(self.root) / "README.md").read_text()
         page = for_a_package_page(text, metadata.get("urls", {}).get("Repository"))
         metadata["readme"] = {"content-type": "text/markdown", "text": page}

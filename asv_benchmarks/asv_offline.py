@@ -48,7 +48,7 @@ class Offline(OutputPublisher):
 
     @classmethod
     def publish(cls, conf, repo, benchmarks, graphs, revisions):
-        """Copy the vendored files beside the page, which then loads those; mend the front page."""
+        """Copy the vendored files beside the page, which then loads them; correct the front page."""
         site = Path(conf.html_dir)
         mend_front_page(site, benchmarks)
         shutil.copytree(HERE / "vendor", site / "vendor", dirs_exist_ok=True)

@@ -15,7 +15,7 @@ ASK = "import sys, sysconfig; print(sysconfig.get_path('purelib')); print(*sys.v
 
 
 def main() -> None:
-    """Make the links anew."""
+    """Replace the links."""
     base = os.environ.get("ASV_BASE_PYTHON") or str(Path(__file__).resolve().parents[1] / ".venv" / "bin" / "python")
     said = subprocess.run([base, "-c", ASK], text=True, capture_output=True, check=True).stdout.splitlines()
     here = f"{sys.version_info[0]} {sys.version_info[1]}"

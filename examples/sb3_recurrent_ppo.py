@@ -3,7 +3,7 @@
 Its policy runs torch.nn.LSTM in a Python loop over steps if an episode starts in a batch, which is nearly always so.
 `FastPolicy` below is its policy with the loop replaced by one call: a change in two places.
 
-    pip install sb3-contrib rnn-backends                      what it needs
+    pip install sb3-contrib rnn-backends                      its dependencies
     python examples/sb3_recurrent_ppo.py                      both policies side by side, half a minute
     python examples/sb3_recurrent_ppo.py --iterations 1 --steps 16 --hidden 8     to see that it runs
 

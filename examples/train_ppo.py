@@ -3,7 +3,7 @@
 A policy without memory cannot tell which way the pole falls, and stays under 100 of 500 steps. An LSTM balances it.
 
     python examples/train_ppo.py                       two minutes of one CPU core
-    python examples/train_ppo.py --no-memory           the same network without the LSTM, to see what memory is worth
+    python examples/train_ppo.py --no-memory           the same network without the LSTM, for comparison
     python examples/train_ppo.py --backend vmap        another kernel; the numbers stay the same, the time does not
     python examples/train_ppo.py --frames 2048         two iterations, to see that it runs
     python examples/train_ppo.py --out result.json     keeps the result, and the learning curve as result.png

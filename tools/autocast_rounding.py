@@ -1,7 +1,7 @@
-"""What an LSTM rounds under bfloat16 autocast, and what that does to a training: ``python tools/autocast_rounding.py``.
+"""The rounding of an LSTM under bfloat16 autocast, and its effect on training: ``python tools/autocast_rounding.py``.
 
-Each way of rounding is written out in float64 here, and compared with what nn.LSTM and the backends compute: how many
-of the output's numbers are the same to the last bit. Then all of them train, and so does float64.
+Each way of rounding is modelled in float64 here, and compared with nn.LSTM and the backends: the share of the output's
+numbers that are equal to the last bit. Then all of them train, and so does float64.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def written_out(base: nn.LSTM, x: Tensor, one_bias: bool, each: bool, carried: R
     Args:
         base: its weights.
         x: ``[T, B, I]``.
-        one_bias: the sum of both biases is rounded.
-        each: every operator's result is.
-        carried: what is done to the cell state for the next step.
-        h_in: the same, to the hidden state.
+        one_bias: whether the sum of both biases is rounded.
+        each: whether every operator's result is rounded.
+        carried: a function of the cell state that the next step reads.
+        h_in: the same for the hidden state.
     """
     w_ih, w_hh, b_ih, b_hh = (rounded(p.detach()) for p in base.parameters())
     bias, result = rounded(b_ih + b_hh) if one_bias else b_ih + b_hh, rounded if each else kept
@@ -75,7 +75,7 @@ WAYS: dict[str, tuple[bool, bool, Round, Round]] = {
     "biases' sum, h, c": (True, False, rounded, rounded),
     "every operator": (True, True, kept, kept),
 }
-"""What is rounded from step to step, besides weights, input and output."""
+"""The rounding within a step, besides weights, input and output."""
 
 
 def rms(value: Tensor) -> float:
@@ -84,7 +84,7 @@ def rms(value: Tensor) -> float:
 
 
 def ways() -> None:
-    """Which way of rounding each LSTM goes, and its errors against float64."""
+    """The way of rounding of each LSTM, and its errors against float64."""
     torch.manual_seed(0)
     base, x = nn.LSTM(I, H), torch.randn(T, B, I)
     reference = made(base, "nn.LSTM", torch.float64)
@@ -119,7 +119,7 @@ def trained(name: str, cast: bool, dtype: torch.dtype, seed: int, rate: float) -
 
 
 def trainings(rate: float) -> None:
-    """How far from float64's the weights' way is, in percent of it: the median of three seeds."""
+    """The error of the weights' change against float64's, in percent of it: the median of three seeds."""
     print(f"\nAdam, {rate:g}: the weights' way, % off float64's, and off nn.LSTM's under autocast, after {UPDATES}")
     rights = [trained("nn.LSTM", False, torch.float64, seed, rate) for seed in range(3)]
     theirs = [trained("nn.LSTM", True, torch.float32, seed, rate) for seed in range(3)]

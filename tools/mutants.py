@@ -58,8 +58,8 @@ class Mutant:
     Attributes:
         file: the file's name without its suffix.
         line: its number.
-        before: the line as it is.
-        after: the line as the mutant has it.
+        before: the original line.
+        after: the line of the mutant.
         code: the whole file's text.
     """
 
@@ -196,7 +196,7 @@ def prepare() -> None:
     import pytest
     import torch._dynamo  # noqa: F401
 
-    assert "rnn_backends" not in sys.modules, "core must be imported by each mutant anew"
+    assert "rnn_backends" not in sys.modules, "each mutant must import core again"
     print(f"mutating {TREE}; pytest {pytest.__version__}", flush=True)
 
 
@@ -218,7 +218,7 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 
 def sample(files: Sequence[str], seed: int) -> list[Mutant]:
-    """All mutants, in a random order that the seed fixes, the files by turns."""
+    """All mutants, in a random order fixed by the seed, the files in turn."""
     return by_turns({file: mutants(file) for file in files}, seed)
 
 
@@ -284,7 +284,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description="Mutation testing of core.")
     options.add_argument("files", nargs="*", choices=[*TESTS, []], help="default: all")
     options.add_argument("--anew", action="store_true", help="forget the verdicts of earlier runs")
-    options.add_argument("--minutes", "--budget", type=float, default=600, help="budget (600); a later run goes on")
+    options.add_argument("--minutes", "--budget", type=float, default=600, help="budget (600); a later run continues")
     options.add_argument("--most", type=int, default=10**6, help="no more mutants than that, of a random sample")
     options.add_argument("--seed", type=int, default=1, help="of the sample (1)")
     options.add_argument("--list", action="store_true", help="print the mutants without running them")

@@ -1,1 +1,1 @@
-"""What asv measures. The method is this checkout's, whatever commit is measured."""
+"""asv's benchmarks. Every commit is measured by the method of this checkout."""

@@ -1,4 +1,4 @@
-// The contrast of every kind of text on the page with what is behind it, as WCAG 2 defines it: by class.
+// The contrast of every kind of text on the page with its background, as WCAG 2 defines it: by class.
 const numbers = (colour) => colour.match(/[\d.]+/g).map(Number);
 const light = (colour) => {
   const [r, g, b] = numbers(colour).map((x) => x / 255).map((x) => (x <= 0.03928 ? x / 12.92 : ((x + 0.055) / 1.055) ** 2.4));

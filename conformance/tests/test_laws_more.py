@@ -234,7 +234,7 @@ def test_a_dtype_a_spec_refused_too_late_is_seen():
     law = "what_is_rejected_is_refused_at_construction"
     (result,) = check_backend(LSTMBackend("picky", d.right, picky), laws=[law]).results
     assert result.verdict == "failed"
-    assert "expected None or a reason in words" in result.message
+    assert "expected None or a reason as text" in result.message
 
 
 def test_moods_are_seen():

@@ -74,7 +74,8 @@ def registered_parameters(module: nn.Module) -> Mapping[str, Tensor | None]:
 
 
 def own_state(module: nn.Module) -> dict[str, Any]:
-    """What a twin or a copy of the module takes of its ``__dict__``: all but what would run the module itself.
+    """The part of ``__dict__`` that a twin or a copy of the module takes: without the entries that would run the
+    module.
 
     Left out: the compiled call of ``module.compile()``, methods patched on this one object (``forward``), bound
     methods of it, and torch's lists of its weights and of weak references to them, which prevent a swap of parameters.
@@ -143,7 +144,7 @@ class SharedRNN(nn.RNNBase):
         return super().__getattr__(name)
 
     def _parametrize(self, names: list[str]) -> None:
-        """Do to this object what torch did to the one through which these were parametrized."""
+        """Prepare this object as torch prepared the one through which these were parametrized."""
         if not type(self).__name__.startswith("Parametrized"):
             self.__class__ = type(f"Parametrized{type(self).__name__}", (type(self),), {})
         for name in names:
@@ -187,8 +188,8 @@ def torchrl_set_recurrent_mode() -> Callable[[bool | None], Any] | None:
 def torchrl_mode_in_traces() -> bool | None:
     """The mode that traced code would read from TorchRL if it entered no context of TorchRL's itself.
 
-    TorchRL keeps it in an attribute that all threads and tasks share, beside a ``ContextVar``. Comparing the two tells
-    what was set within a trace. Without the private name: the mode of this thread and task.
+    TorchRL keeps it in an attribute that all threads and tasks share, beside a ``ContextVar``. Comparing the two shows
+    whether a mode was set within a trace. Without the private name: the mode of this thread and task.
     """
     manager = _torchrl_manager()
     mode: bool | None = getattr(manager, "_mode", None) if hasattr(manager, "_mode") else torchrl_recurrent_mode()
@@ -198,7 +199,7 @@ def torchrl_mode_in_traces() -> bool | None:
 def torchrl_mode_outside() -> bool | None:
     """TorchRL's mode in this thread and task, asked while Dynamo traces, when TorchRL's own function does not tell.
 
-    Without the private name: what TorchRL's own function says.
+    Without the private name: the result of TorchRL's own function.
     """
     context = getattr(_torchrl_manager(), "_context_mode", None)
     mode: bool | None = torchrl_recurrent_mode() if context is None else context.get()
@@ -298,7 +299,7 @@ def all_out_keys(module: Any, constructed: Sequence[Any]) -> Sequence[Any]:
 
 
 def is_plain_eager() -> bool:
-    """Whether no dispatch mode, function mode, ``torch.func`` transform or tracer sees what is done now.
+    """Whether no dispatch mode, function mode, ``torch.func`` transform or tracer is active.
 
     It takes 0.2 us. Without one of the private names: no. ``torch.set_default_device`` is a function mode that changes
     factory functions alone, so it does not count.
@@ -341,19 +342,19 @@ def is_functionalized(values: Iterable[Tensor | None]) -> bool:
 
 
 def is_traced() -> bool:
-    """Whether ``torch.jit.trace`` or ``make_fx`` record what is done now. Without the private names: yes."""
+    """Whether ``torch.jit.trace`` or ``make_fx`` are recording. Without the private names: yes."""
     if _tracing_state() is not None:
         return True
     return is_proxied()
 
 
 def is_jit_traced() -> bool:
-    """Whether ``torch.jit.trace`` records what is done now. Without the private name: no."""
+    """Whether ``torch.jit.trace`` is recording. Without the private name: no."""
     return _tracing_state is not _unknown and _tracing_state() is not None
 
 
 def is_proxied() -> bool:
-    """Whether ``make_fx`` records what is done now. Without the private names: yes, where a dispatch mode is on."""
+    """Whether ``make_fx`` is recording. Without the private names: yes, where a dispatch mode is on."""
     if not _dispatch_modes():
         return False
     try:
@@ -382,7 +383,7 @@ def _any_requires_grad(*values: Tensor | None) -> bool:
 
 
 any_requires_grad: Callable[..., bool] = getattr(torch._C, "_any_requires_grad", _any_requires_grad)
-"""Whether one of these tensors wants a gradient; ``None`` among them is passed over. 0.3 us instead of 1."""
+"""Whether one of these tensors requires a gradient; ``None`` values are skipped. 0.3 us instead of 1."""
 
 
 def is_functional_tensor(value: Tensor) -> bool:

@@ -68,8 +68,8 @@ def check_input(x: Tensor, spec: LSTMSpec, weight: Tensor, casts: bool, ndims: t
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Check a dtype for weights, where one is given: torch has no arithmetic in 8 bits."""
-    if isinstance(dtype, torch.dtype) and not is_arithmetic(dtype):  # what is no dtype is torch's to name
+    """Check a dtype for weights, if one is given: torch has no arithmetic in 8 bits."""
+    if isinstance(dtype, torch.dtype) and not is_arithmetic(dtype):  # torch itself rejects a value that is no dtype
         raise InputError(f"dtype must be floating point of 16 bits or more, got {dtype}")
 
 

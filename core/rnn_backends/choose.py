@@ -190,9 +190,7 @@ def _loadable() -> Iterator[LSTMBackend]:
 
 def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: frozenset[Trait]) -> LSTMBackend:
     failed: dict[str, str] = {}
-    unavailable: dict[
-        str, str
-    ] = {}  # measured to be faster, and rejected for a reason that has nothing to do with this spec
+    unavailable: dict[str, str] = {}  # measured to be faster, and rejected for a reason other than this spec
 
     def able(name: str) -> bool:
         try:

@@ -212,7 +212,7 @@ def _is_share(value: object) -> bool:
 
 
 def text_of(tables: list[Table]) -> str:
-    """The text that :func:`parse` reads, one case a line."""
+    """The text that :func:`parse` reads, one case per line."""
     written = []
     for table in tables:
         about = {name: value for name, value in asdict(table).items() if name not in ("cells", "shipped")}

@@ -221,10 +221,9 @@ class ExecutableLSTM(BoundLSTM):
 
 
 def following(layer: LayerFunction) -> LayerFunction:
-    """The layer for a tracer, whose graph raises an error where it gives other rows than its input has.
-
-    ``torch.jit.trace`` and ``make_fx`` record a loop over time as the example's steps. Over a longer input their graph
-    would go on giving as many, in silence.
+    """The layer for a tracer: its graph raises an error if the results have another number of steps or rows than the
+    input. ``torch.jit.trace`` and ``make_fx`` record a loop over time as the example's steps. Over a longer input their
+    graph would silently give that number of steps.
     """
 
     def run(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
@@ -234,12 +233,12 @@ def following(layer: LayerFunction) -> LayerFunction:
 
 
 def _is_recorded() -> bool:
-    """Whether a tracer that looks at no sizes is at work: ``torch.export`` and ``torch.compile`` have guards."""
+    """Whether a tracer without guards on sizes is active: ``torch.export`` and ``torch.compile`` have guards."""
     return not torch.compiler.is_compiling() and is_traced()
 
 
 def _with_rows_of(x: Tensor, value: Tensor) -> Tensor:
-    """``value``, by a concatenation with ``x``, which is an operator that compares sizes whenever the graph runs."""
+    """``value``, after a concatenation with ``x``, an operator that compares sizes in every run of the graph."""
     return torch.cat([x[..., :1].detach(), value], -1)[..., 1:]
 
 

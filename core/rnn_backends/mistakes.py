@@ -102,7 +102,7 @@ def _in_mask(module: LSTMModule, td: TensorDictBase, where: str) -> Iterator[Mis
         line = f"env.append_transform({tracker})" if where == "environment" else f"data.select(..., {key!r})  # keep it"
         yield Mistake(
             "no InitTracker",
-            f"there is no {key!r}: the module is not told where an episode starts",
+            f"there is no {key!r}: nothing tells the module where an episode starts",
             where,
             line,
         )
@@ -118,7 +118,7 @@ def _in_mask(module: LSTMModule, td: TensorDictBase, where: str) -> Iterator[Mis
             "is_init of the wrong shape",
             f"{key!r} has shape {tuple(mask.shape)} where the batch size is {batch}: {(*batch, 1)} is needed",
             where,
-            "TransformedEnv(batched_env, InitTracker())  # last, and outside of what makes the batch"
+            "TransformedEnv(batched_env, InitTracker())  # last, and outside of the batched environment"
             if where == "environment"
             else f"data[{key!r}] = data[{key!r}].reshape(*data.batch_size, 1)",
         )
@@ -232,10 +232,10 @@ def in_order(module: LSTMModule, data: TensorDictBase, written: Tensor, atol: fl
         return
     yield Mistake(
         "stale states in a buffer",
-        f"with the weights of now {1 - follows:.0%} of the steps write another state than was stored: the data was "
+        f"with the current weights {1 - follows:.0%} of the steps write another state than was stored: the data was "
         "collected with other weights",
         "data",
-        "collect anew after each update, or burn in: run the first steps of a row without gradients, and start there",
+        "collect new data after each update, or burn in: run the first steps of a row without gradients",
     )
 
 

@@ -311,7 +311,8 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
     def _notice_lost_state(self, is_init: Tensor) -> None:
         """Warn once if steps in the middle of sequences have no state, because the environment does not carry it over.
 
-        A step in which every row starts a sequence needs no state. The second other step warns; one may be a trial.
+        A step in which every row starts a sequence needs no state. The second such step warns; a single one may be a
+        trial.
         """
         if type(is_init) is not Tensor or is_init.is_meta:
             return

@@ -123,22 +123,22 @@ def kind_of(value: Tensor, distributed: bool = False) -> str | None:
 
 
 def is_masked(value: Tensor) -> bool:
-    """Whether it is a ``MaskedTensor`` of ``torch.masked``, which need not be imported for the question."""
+    """Whether it is a ``MaskedTensor`` of ``torch.masked``, without an import of that package."""
     return type(value) not in EXACT and any(kind.__name__ == "MaskedTensor" for kind in type(value).__mro__)
 
 
 def explain(error: Exception, weight: Tensor, named: Iterable[tuple[str, Tensor | None]]) -> None:
-    """Where a call failed because of what one of its tensors is: raise that, in words, from torch's error.
+    """If a call failed because of the kind of one of its tensors, raise an error that says so, from torch's error.
 
-    Only a call that has failed pays for these questions.
+    Only a failed call pays for these checks.
 
     Args:
-        error: what torch raised; errors of this project are left alone.
+        error: torch's error; errors of this project are left alone.
         weight: any weight, for its device.
         named: the call's tensors, by name.
 
     Raises:
-        InputError: the tensor's name, what it is, and what to do.
+        InputError: the tensor's name, its kind, and what to do.
     """
     if isinstance(error, RNNBackendsError):
         return

@@ -1,4 +1,4 @@
-"""What TorchRL's LSTMModule calls things: its options, taken where they mean something here, else refused in words.
+"""TorchRL's options of its LSTMModule: accepted if they have a meaning here, else refused with a replacement.
 
 Nothing here imports TorchRL. Its options are those of version 0.14.1.
 """

@@ -1,1 +1,1 @@
-"""The built-in backends, a file or folder each; they register through entry points, like any other backend."""
+"""The built-in backends, one file or folder each; they register through entry points, like any other backend."""

@@ -266,7 +266,7 @@ def test_a_damaged_kernel_is_compiled_anew_and_that_is_said(place, caplog, name,
     caplog.clear()
     assert place.load() == file
     assert place.calls() == 2
-    assert f"{file} is compiled anew: " in caplog.text
+    assert f"{file} is compiled again: " in caplog.text
     caplog.clear()
     assert place.load() == file
     assert place.calls() == 2

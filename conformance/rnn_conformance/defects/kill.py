@@ -50,7 +50,7 @@ def named_kills(defect: Defect, seeds: Iterable[int], profile: str = "quick", un
     """Run the laws that the defect names, each with every seed.
 
     Args:
-        defect: planted anew for each run.
+        defect: planted again for each run.
         seeds: of the laws' cases.
         profile: how many cases are tried.
         under: a name of :data:`~.variants.RESTRICTED`: the planted backend takes only such cases.

@@ -38,7 +38,7 @@ COLUMNS = "| defect | what is wrong | round | named laws, kills by seed |\n| ---
 
 
 class Run(NamedTuple):
-    """What a page says of the run behind it.
+    """The page's facts about the run.
 
     Attributes:
         date: the day.

@@ -31,7 +31,7 @@ class Defect:
     Attributes:
         name: short and descriptive.
         subject: the file it is in, which is the subject of the first law that it names.
-        sentence: what is wrong, in one sentence.
+        sentence: the error, in one sentence.
         plant: a context manager, which yields the wrong backend.
         killed_by: names of the laws that must fail, each with every seed.
         why_not: the reason, if no law can kill it.

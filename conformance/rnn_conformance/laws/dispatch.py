@@ -35,7 +35,7 @@ def only_the_named_backend_works(trial: Trial) -> None:
     if caught:
         raise LawBroken(
             f"{trial.backend.name!r} was requested, and {caught[0]} did work in its place; "
-            f"a backend rejects what it cannot do"
+            f"a backend rejects unsupported cases"
         )
 
 

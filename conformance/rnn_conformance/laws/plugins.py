@@ -264,4 +264,4 @@ def a_refresh_looks_again_and_keeps_what_was_registered(trial: Trial) -> None:
         if (actual := _got(plugins, mine.name)) is not mine:
             raise LawBroken(f"after refresh() a plugin that was repaired gives {actual!r}")
         if (actual := _got(plugins, added.name)) is not added:
-            raise LawBroken(f"after refresh() what register() added gives {actual!r}")
+            raise LawBroken(f"after refresh() the registered backend gives {actual!r}")

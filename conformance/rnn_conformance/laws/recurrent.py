@@ -15,7 +15,7 @@ from ._shared import C_KEY, H_KEY, ran_from
 def _steps(trial: Trial, replaced: float | None = None) -> Ran:
     """The results of sequential mode, step by step, with the state carried from step to step.
 
-    What a step reads lies close together in the contiguous layout. In the others it is the column of a rollout that is
+    In the contiguous layout a step reads contiguous entries. In the others it reads the column of a rollout that is
     stored batch first, ``td[:, t]``.
 
     Args:

@@ -91,7 +91,7 @@ def what_is_rejected_is_refused_at_construction(trial: Trial) -> None:
         for dtype in DTYPES:
             reason = trial.backend.rejects(spec, device, dtype)
             if reason is not None and (not isinstance(reason, str) or not reason.strip()):
-                raise LawBroken(f"rejects() gave {reason!r} for {spec}: expected None or a reason in words")
+                raise LawBroken(f"rejects() gave {reason!r} for {spec}: expected None or a reason as text")
             if reason is None:
                 reason = trial.backend.prepare(spec, device, dtype)
             try:
@@ -232,7 +232,7 @@ _KEYS: dict[str, Any] = {"in_key": "x", "out_key": "y"}
 
 @law(costly=True, once=True, T=(1,), B=(1,), I=(2,), H=(3,), L=(1,), P=(0,), bidirectional=(False,), dtype=CHEAP_DTYPE)
 def options_that_do_not_fit_are_refused(trial: Trial) -> None:
-    """Keys, sizes and options of a module that contradict each other raise InputError, which says what it got."""
+    """Keys, sizes and options of a module that contradict each other raise InputError, which names the given values."""
     mine: dict[str, Any] = {"lstm_backend": trial.backend, "device": trial.device, "dtype": trial.case.torch_dtype}
     lstm = trial.lstm(batch_first=True)
     make: Callable[..., LSTMModule] = partial(LSTMModule, 2, 3, **mine)

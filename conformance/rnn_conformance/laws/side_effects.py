@@ -91,7 +91,7 @@ def a_batch_with_nan_leaves_nothing_behind(trial: Trial) -> None:
 
 @law(T=(9,), H=(6, 7, 10, 11, 12, 13, 14))
 def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
-    """What first ran under inference_mode can be trained, frozen weights too: no cached tensor prevents it.
+    """A module that first ran under inference_mode can be trained, frozen weights too: no cached tensor prevents it.
 
     At sizes that no other law draws, since a cache may have been filled outside of inference mode before.
     """

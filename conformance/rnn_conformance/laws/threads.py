@@ -63,7 +63,7 @@ def two_threads_do_not_mix(trial: Trial) -> None:
     except (AttributeError, LookupError, RuntimeError) as error:
         if isinstance(error, NotImplementedError):
             raise
-        raise LawBroken(f"what runs in one thread raises in another: {type(error).__name__}: {error}") from error
+        raise LawBroken(f"a call that runs in one thread raises in another: {type(error).__name__}: {error}") from error
     other = trial.reference(negative)
     for inputs, ran in found:
         expected = other if inputs is negative else trial.expected

@@ -1,6 +1,6 @@
 """The format of a report file: JSON lines with a header, one line per result, and a footer that counts them.
 
-This module knows only the format; :mod:`.model` knows what the lines mean and rejects a report that does not add up.
+This module knows only the format; :mod:`.model` knows the meaning of the lines and rejects an inconsistent report.
 """
 
 from __future__ import annotations

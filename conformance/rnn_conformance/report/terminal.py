@@ -39,7 +39,7 @@ def printable(text: str, line: bool = False) -> str:
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Text without markup: what looks like markup in it is shown literally."""
+    """Text without markup: markup in it is shown literally."""
     return Text(printable(text), style)
 
 

@@ -231,7 +231,7 @@ class Trial:
         self.agree(f"{what} c", self.at_ends(actual.c), self.at_ends(c), 2, "layer t b unit", scale)
 
     def agree_in_tf32(self, what: str, actual: Tensor, expected: Tensor, dim: int = 1, axes: str = "t b unit") -> None:
-        """Values within TF32's tolerance, or what rounding the inputs to TF32 alone does, where that is more."""
+        """Values within TF32's tolerance, or the effect of rounding only the inputs to TF32, if that is larger."""
         allowed = TF32.values * self._rounding_allowance(TF32, TF32_UNIT)
         self._judge(what, actual, expected, [(allowed, " (TF32's)")], dim, axes, TF32.floor)
 

@@ -41,7 +41,7 @@ PROCESSOR = {"vendor_id", "cpu family", "model", "flags"} | {  # x86
 }
 """Fields of /proc/cpuinfo that ``-march=native`` depends on."""
 PROBE = 1 << 20
-"""In bytes: a folder without room for this much has none for a kernel."""
+"""In bytes: a folder without space for this much cannot hold a kernel."""
 
 log = logging.getLogger(__name__)
 _one_at_a_time = Lock()
@@ -49,7 +49,7 @@ _one_at_a_time = Lock()
 
 def _unlock() -> None:
     global _one_at_a_time
-    _one_at_a_time = Lock()  # at a fork another thread may hold it, and the child has no such thread
+    _one_at_a_time = Lock()  # at a fork another thread may hold the lock, and the child has no such thread
 
 
 if hasattr(os, "register_at_fork"):
@@ -244,7 +244,7 @@ def _build(folder: Path) -> ctypes.CDLL:
                 if file.exists() or file.is_symlink():
                     return _open(file)
             except UnusableError as error:
-                log.warning("The LSTM kernel %s is compiled anew: %s", file, error)
+                log.warning("The LSTM kernel %s is compiled again: %s", file, error)
             name, _, failure = lock.note().partition("\n")
             if name == file.name and failure:
                 raise BuildError(failure)
@@ -319,7 +319,7 @@ def _compile(file: Path) -> None:
 
     Raises:
         BuildError: the compiler fails.
-        FolderError: there is no room.
+        FolderError: there is no space.
     """
     with tempfile.TemporaryDirectory(prefix="building-", dir=file.parent, ignore_cleanup_errors=True) as name:
         folder = Path(name)
@@ -341,7 +341,7 @@ def _compile(file: Path) -> None:
 
 
 def _probe(folder: Path) -> None:
-    """Raise :class:`FolderError` if there is no room, because compilers have many messages for that."""
+    """Raise :class:`FolderError` if there is no space, because compilers have many messages for that."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(PROBE))

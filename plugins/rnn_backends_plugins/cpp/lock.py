@@ -32,7 +32,7 @@ class Lock:
     def leave(self, note: str) -> None:
         """Leave a note for waiting processes; an empty note removes it."""
         if self.held:
-            with suppress(OSError):  # no room for it
+            with suppress(OSError):  # no space for it
                 os.ftruncate(self.file, 0)
                 os.pwrite(self.file, note.encode(), 0)
 
@@ -43,7 +43,7 @@ class Lock:
 
 @contextmanager
 def locked(path: Path, limit: float, while_waiting: Callable[[float], object]) -> Iterator[Lock]:
-    """Hold the lock file, or go on without it after ``limit`` seconds.
+    """Hold the lock file, or continue without it after ``limit`` seconds.
 
     The system releases the lock when its holder exits or is killed.
 
@@ -68,7 +68,7 @@ def locked(path: Path, limit: float, while_waiting: Callable[[float], object]) -
             except BlockingIOError:
                 waited, passed = True, time.monotonic() - began
                 if passed > limit:
-                    log.warning("%s is held by another process for more than %.0f s: going on without it", path, limit)
+                    log.warning("%s is held by another process for over %.0f s: continuing without it", path, limit)
                     break
                 while_waiting(passed)
                 time.sleep(POLL)

@@ -1,6 +1,6 @@
 """``cudnn``: torch's native fused kernel (cuDNN on CUDA, oneDNN and ATen on CPU), with resets at little cost.
 
-The kernel takes dense rows and knows no resets. plan.py lays the sequences into rows; flush.py runs them.
+The kernel takes dense rows without resets. plan.py packs the sequences into rows; flush.py runs them.
 """
 
 from __future__ import annotations
@@ -65,10 +65,9 @@ def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_
 
 
 def _must_head(weights: LayerWeights, entry: State, seqs: Sequences, every_end: bool) -> np.ndarray:
-    """Which sequences have to be the first of their row: those whose state is not known to be zero.
-
-    All of them where a cell state is asked for and no PROBE can show it: under a projection, which is not
-    invertible, and in 16 bits, where the biases do not cancel; and where something may come through a cut.
+    """The sequences that must be the first of their row: those that may start from a state other than zero. These are
+    all sequences if a cell state is required that no PROBE can show: under a projection, which is not invertible, and
+    in 16 bits, where the biases do not cancel; and if a value may leak through a cut.
     """
     if every_end and (weights.w_hr is not None or weights.w_ih.dtype.itemsize < 4):
         return np.ones(len(seqs.row), bool)
@@ -89,7 +88,7 @@ def _states_at(entry: State, index: Tensor, B: int) -> State:
 
 
 def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, every_end: bool) -> Tensor:
-    """``[T, B, H]``: the cell states found, at their places; a view of the last ones if only those are asked for."""
+    """``[T, B, H]``: the cell states at their steps; a view of the last ones if only those are required."""
     if every_end:
         at = torch.cat([plan.tails, plan.probed])
         return scatter_rows(torch.cat([tails, probed]), at, T * B).view(T, B, -1)
@@ -99,7 +98,7 @@ def _cell_states(plan: Plan, tails: Tensor, probed: Tensor, T: int, B: int, ever
 @lru_cache(maxsize=16)  # epochs over one rollout see the same resets again
 def _cached_plan(starts: bytes, T: int, B: int, must_head: bytes, every_end: bool, costs: Costs) -> Plan:
     seqs = Sequences.of(np.frombuffer(starts, bool).reshape(T, B))
-    with _torch.outside_transforms(), torch.inference_mode(False):  # to be kept, whatever is at work now
+    with _torch.outside_transforms(), torch.inference_mode(False):  # outside of all modes, because the plan is cached
         return make_plan(seqs, np.frombuffer(must_head, bool), every_end, costs)
 
 
@@ -137,7 +136,7 @@ def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> Stat
 
 
 def _step(w: LayerWeights, x: Tensor, state: State, exact: bool) -> State:
-    """``exact``: whether they are known to be no subclasses, and to have memory."""
+    """``exact``: whether the weights are known to be plain tensors with memory."""
     if w.w_hr is None and (exact or torch.compiler.is_compiling() or are_exact((x, *state, *w))):
         if not exact:
             x, state = _materialized(x, state)
@@ -153,7 +152,7 @@ def _materialized(x: Tensor, state: State) -> tuple[Tensor, State]:
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Only the devices it is tested on, and only with torch's fused kernel."""
+    """Reject devices on which it is not tested, and a torch without its fused kernel."""
     if device.type not in ("cpu", "cuda", "meta"):
         return f"it is made for cpu and cuda, not {device.type}"
     if not _torch.fused_lstm_exists():
@@ -163,6 +162,6 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
 
 @hookimpl
 def lstm_backend() -> LSTMBackend:
-    """Resets by flush steps, dense rows and stacks by torch's own call."""
+    """The backend: resets by flush steps; dense rows and stacks by torch's own call."""
     ends, last = (SurveyedLayer(partial(layer, every_end=every_end), survey) for every_end in (True, False))
     return LSTMBackend("cudnn", ends, rejects, step=step, act=act, stack=stack, layer_last=last)

@@ -1,9 +1,8 @@
-"""One layer with resets on a GPU: one look at the inputs, a plan made there, torch's kernel, and nothing to wait for.
-
-What a synthetic step does is in flush.py. Two things differ here. The gates are driven by one number that the host
-knows, where a CPU takes one for each row of the weights. And a PROBE's pre-activation is added in two parts, the first
-of few bits. cuDNN multiplies with 10 bits (TF32) or 16 (its kernel for small H), and one factor of so few bits would
-not cancel the biases; of two parts the first is exact, and what the second one lacks is small.
+"""One layer with resets on a GPU: one read of the inputs, a plan made on the device, torch's kernel, and no other wait.
+flush.py describes the synthetic steps. Two things differ here. The gates are driven by one number that the host knows;
+on a CPU there is one for each row of the weights. And a PROBE's pre-activation is added in two parts, the first with
+few bits. cuDNN multiplies with 10 bits (TF32) or 16 (its kernel for small H), and a single factor with so few bits
+would not cancel the biases; of two parts the first is exact, and the error of the second is small.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def survey(
     bidirectional: bool,
     dropout: float,
 ) -> Iterator[None]:
-    """A :data:`~rnn_backends.contract.SurveyFunction`: reads for all layers at once, so that none has to wait again."""
+    """A :data:`~rnn_backends.contract.SurveyFunction`: reads for all layers at once, so that no layer waits again."""
     if not _has_cuts(x, starts):
         yield
         return
@@ -48,12 +47,12 @@ def survey(
 
 
 def _has_cuts(x: Tensor, starts: Tensor) -> bool:
-    """Whether there can be any, and it is here that they are made."""
+    """Whether there can be gradients, and this function makes them."""
     return target.on_cuda(x) and len(starts) > 1 and starts.numel() > 0
 
 
 def _known(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> tuple[CallInputs, LayerInputs]:
-    """From the survey, if this is its next layer; else read now."""
+    """The layer's facts from the survey, if this is its next layer; else they are read now."""
     surveyed = _call.get()
     if surveyed is not None:
         call, turn = surveyed
@@ -78,7 +77,7 @@ def layer_on_device(weights: LayerWeights, x: Tensor, entry: State, starts: Tens
 
 
 def _must_head(weights: LayerWeights, entry: State, every_end: bool, known: LayerInputs) -> bool:
-    """Whether all sequences have to be the first of their row: see ``_must_head`` of the CPU's planner."""
+    """Whether all sequences must be the first of their row: see ``_must_head`` of the CPU's planner."""
     if every_end and (weights.w_hr is not None or weights.w_ih.dtype.itemsize < 4):
         return True
     differentiated = torch.is_grad_enabled() and (entry.h.requires_grad or entry.c.requires_grad)
@@ -88,7 +87,7 @@ def _must_head(weights: LayerWeights, entry: State, every_end: bool, known: Laye
 def _plan(
     call: CallInputs, starts: Tensor, must_head: bool, every_end: bool, weights: LayerWeights, x: Tensor
 ) -> DevicePlan:
-    """One for each direction, and each way to lay out, of a call: the layers share their starts."""
+    """One plan for each direction and each layout of a call: the layers share their starts."""
     costs = costs_on_cuda(weights.w_ih.shape[0] // 4)
     key = (starts is call.starts, must_head, every_end)
     found = call.plans.get(key)
@@ -127,8 +126,8 @@ def _run(
 
 
 def _shown(y: Tensor, shows: Tensor, T: int, B: int) -> Tensor:
-    """``[T - 1, B, H]``: cell states where a sequence ends; elsewhere what ``h`` makes of it, below 1 as on a PROBE."""
-    limit = 0.95  # of a PROBE's output: beyond it lies nothing bounded; elsewhere its derivative would be infinite
+    """``[T - 1, B, H]``: cell states where a sequence ends; elsewhere a function of ``h``, below 1 as on a PROBE."""
+    limit = 0.95  # of a PROBE's output; beyond it the derivative would be infinite at other steps
     seen = gather_rows(y, shows).clamp(-limit, limit)
     return (seen.atanh() / torch.sigmoid(y.new_full((), LOGIT))).view(T - 1, B, -1)
 
@@ -145,7 +144,7 @@ def _widened(w: LayerWeights, reach: float, probing: bool) -> list[Tensor]:
     """The kernel's parameters, ``w_ih`` with the columns of the added features."""
     biases = [b for b in (w.b_ih, w.b_hh) if b is not None]
     rows, I = w.w_ih.shape  # noqa: E741
-    H, width = rows // 4, FEATURES + -(I + FEATURES) % 8  # tensor cores want rows of a multiple of 8
+    H, width = rows // 4, FEATURES + -(I + FEATURES) % 8  # tensor cores need rows of a multiple of 8
     columns = w.w_ih.new_zeros(4, H, width)
     columns[0::3, :, 0].fill_(-reach)  # closes i and o
     columns[1, :, 1].fill_(reach)

@@ -1,10 +1,9 @@
-"""A plan made on the device: where each step goes, without a look at a single sequence on the host.
+"""A plan made on the device: the place of each step, without reading single sequences on the host. There are two
+layouts, each with a fixed number of operators for any batch:
 
-Two layouts, each a fixed number of operators whatever the batch:
-
-- **aligned**: every sequence stays in its row, and a step's place is ``t`` plus the synthetic steps before it: a gap
-  for each start before it (a cumulative sum). The host knows the largest number of starts in a row.
-- **buckets**: one sequence a row, sorted by length on the device, in blocks that the host has chosen from the lengths.
+- **aligned**: every sequence stays in its row, and a step's place is ``t`` plus the number of synthetic steps before
+  it: one gap for each start before it (a cumulative sum). The host knows the largest number of starts in a row.
+- **buckets**: one sequence per row, sorted by length on the device, in blocks that the host has chosen by the lengths.
   No synthetic step is a cut here, so sequences may start from any state.
 """
 
@@ -22,23 +21,25 @@ from .inputs import CallInputs
 from .plan import Block, _cuts
 
 FEATURES = 4
-"""Added features: close i and o; forget (-1) or keep (+1); probe; and the probe's rest (see device.py)."""
+"""Number of added features: close i and o; forget (-1) or keep (+1); probe; and the probe's second part (see
+device.py)."""
 
 NEAR = 1.25
-"""Up to so many times the steps of the batch nothing better than staying in the rows is sought."""
+"""If the rows have at most this many times the batch's steps, sequences stay in them without a search for a better
+plan."""
 
 
 @dataclass(frozen=True, eq=False)
 class DevicePlan:
-    """Where everything goes. Indices into a batch are ``t * B + b``; cells are numbered over all blocks.
+    """A plan. Indices into a batch are ``t * B + b``; cells are numbered over all blocks.
 
     Attributes:
-        blocks: what the kernel runs, one after the other.
+        blocks: the blocks, which the kernel runs one after the other.
         cell: ``[T * B]``: the cell of each real step.
         features: ``[cells, FEATURES]`` float32: the added features of each cell, zero on real steps.
         shows: ``[(T - 1) * B]``: the cell that shows the cell state after each step where a sequence ends, and the
-            step's own elsewhere; ``None`` where nothing is probed.
-        heads: ``[rows]``: index of each row's first step; ``None`` where it is the batch's own row, at ``t = 0``.
+            step's own cell elsewhere; ``None`` without probes.
+        heads: ``[rows]``: index of each row's first step; ``None`` if it is the batch's own row, at ``t = 0``.
         tails: ``[rows]``: index of each row's last step, likewise.
         last: ``[B]``: the row in which each row of the batch ends, likewise.
     """
@@ -53,17 +54,17 @@ class DevicePlan:
 
 
 def make_device_plan(call: CallInputs, starts: Tensor, must_head: bool, every_end: bool, costs: Costs) -> DevicePlan:
-    """The cheaper of the two.
+    """The cheaper of the two layouts.
 
     Args:
-        call: what the host knows.
+        call: the facts that the host has read.
         starts: ``[T, B]`` bool, on the device: the call's, or those of the reverse direction.
-        must_head: whether every sequence has to be the first of its row.
-        every_end: whether the cell state is asked for at every end (then a gap is three steps).
+        must_head: whether every sequence must be the first of its row.
+        every_end: whether the cell state is required at every end (then a gap is three steps).
         costs: of a step and of a call, in cells.
     """
     T, B = starts.shape
-    starts = starts.contiguous()  # so are all indices, then
+    starts = starts.contiguous()  # so that all indices are contiguous
     steps = T + (3 if every_end else 1) * (call.most - 1)
     if not must_head and steps <= NEAR * T:
         return _aligned(starts, steps, every_end)
@@ -80,7 +81,7 @@ def _aligned(starts: Tensor, steps: int, every_end: bool) -> DevicePlan:
     place = torch.arange(-gap * B, (T - gap) * B, device=starts.device).view(T, B)
     cell = place.add(starts.cumsum(0), alpha=gap * B)
     begin, after = starts[1:], cell[1:]
-    features = torch.zeros(cells + 1, FEATURES, device=starts.device)  # the last one is nobody's
+    features = torch.zeros(cells + 1, FEATURES, device=starts.device)  # the last cell belongs to no step
     features[:, :2] = 1.0  # HOLD
     features.index_fill_(0, cell.view(-1), 0.0)
     features[:, 1].index_fill_(0, torch.where(begin, after - B, cells).view(-1), -1.0)  # FLUSH

@@ -1,23 +1,20 @@
-"""The weights as cuDNN wants them: in one buffer, biases included, in the order that cuDNN itself names.
+"""The weights as cuDNN needs them: in one buffer, biases included, in cuDNN's own order. torch checks whether its
+parameters already have this layout in the memory of the first one (``try_get_weight_buf`` in
+aten/src/ATen/native/cudnn/RNN.cpp). If not, it warns and copies them in every call, with hundreds of calls of cuDNN's
+library for each layer. If so, it passes the memory to cuDNN unchanged. Two gaps in that check silently give wrong
+numbers:
 
-torch looks whether the parameters that it gets already lie so in the memory of the first one
-(``try_get_weight_buf`` in aten/src/ATen/native/cudnn/RNN.cpp). Where they do not, it warns and copies them in every
-call, with some hundreds of calls of cuDNN's library for each layer. Where it takes them to lie so, it hands cuDNN the
-memory as it is. Two things of that look are not enough, and both give wrong numbers without a word:
+- Without biases torch still describes a network with two of them; their values are read from the memory behind the last
+  matrix. That memory holds zeros if ``flatten_parameters`` made the buffer for this network. In the buffer of a network
+  with more layers or directions it holds the next layer's ``w_ih``: a call of the first layer alone finds its matrices
+  at the right places, and reads the next layer's weights as biases. (cuDNN's order is all layers' matrices, then all
+  biases; so with biases the check fails, and torch copies.) The same happens to ``torch.nn.LSTM(bias=False)`` whose
+  parameters are views of one vector, as ``torch.nn.utils.vector_to_parameters`` makes them.
+- Only the last parameter is checked for contiguity.
 
-- Without biases torch still describes a network that has two of them, whose values are whatever lies behind the last
-  matrix: zeros, if ``flatten_parameters`` made the buffer for this very network. In the buffer of a network of more
-  layers or directions the next layer's ``w_ih`` lies there. A call of the first layer alone finds its matrices at the
-  right places at the front of that buffer, and takes the next layer's weights for biases. (cuDNN lays out all layers'
-  matrices first, and all biases after them; so with biases the look fails, and torch copies.) The same happens to
-  ``torch.nn.LSTM(bias=False)`` whose parameters are views of one vector, as
-  ``torch.nn.utils.vector_to_parameters`` makes them.
-- Only the last parameter is asked whether it is contiguous.
-
-So cuDNN gets a buffer of our own, made in each call with a copy or two, and always with biases. Where the parameters
-have biases, are contiguous and lie at the right places already (``flatten_parameters`` put them there), they go as
-they are. Nothing is kept from call to call but the offsets: ``_version`` does not count what is written through
-``.data``, so no cache of weights could be trusted.
+So cuDNN gets our own buffer, made in each call with one or two copies, and always with biases. Parameters with biases
+that are contiguous and already have the layout (by ``flatten_parameters``) are passed unchanged. Only the offsets are
+cached between calls: ``_version`` does not count writes through ``.data``, so a cache of weights could not be trusted.
 """
 
 from __future__ import annotations
@@ -34,21 +31,21 @@ from .functions import eager_or_functional
 
 
 class Layout(NamedTuple):
-    """Where each weight lies in a buffer of ``size`` elements: ``offsets``, biases included, in torch's order."""
+    """The place of each weight in a buffer of ``size`` elements: ``offsets``, biases included, in torch's order."""
 
     size: int
     offsets: tuple[int, ...]
 
 
 def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, bidirectional: bool) -> list[Tensor]:
-    """The parameters of all layers as cuDNN takes them without a copy and without a warning, biases always included.
+    """The parameters of all layers in a form that cuDNN takes without a copy or warning, biases always included.
 
     Args:
         params: of all layers and directions, in torch's order.
-        bias: whether there are biases among them; where not, zeros are added.
+        bias: whether there are biases among them; if not, zeros are added.
         H: hidden size.
         P: size of the projected output; 0 without a projection.
-        layers: how many.
+        layers: the number of layers.
         bidirectional: whether there is a reverse direction.
 
     Returns:
@@ -56,7 +53,7 @@ def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, 
     """
     first = params[0]
     found = layout(first.shape[1], H, P, layers, bidirectional, first.dtype, first.device)
-    if found is None:  # torch copies and warns; with biases and contiguous matrices its look cannot be wrong
+    if found is None:  # torch copies and warns; with biases and contiguous matrices its check is right
         return _with_biases([value.contiguous() for value in params], bias, H, P)
     if bias and is_flat(params, found):
         return params
@@ -64,7 +61,7 @@ def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, 
 
 
 def is_flat(params: Sequence[Tensor], layout: Layout) -> bool:
-    """Whether they lie in one memory at the layout's places."""
+    """Whether the parameters are in one block of memory with this layout."""
     params = [_torch.unwrapped(value) for value in params]
     start, step = params[0].untyped_storage().data_ptr(), params[0].element_size()
     return params[0].untyped_storage().nbytes() >= layout.size * step and all(
@@ -83,7 +80,7 @@ def layout(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Layout | None:
-    """Ask cuDNN where each weight lies; ``None`` where it does not say. One for each device."""
+    """The places of the weights by cuDNN; ``None`` if it does not report them. One layout for each device."""
     with _torch.outside_transforms(), torch.inference_mode(False), torch.no_grad():
         weights = [torch.empty(shape, dtype=dtype, device=device) for shape in _shapes(I, H, P, layers, bidirectional)]
         buffer = _torch.flatten_for_cudnn(weights, 5 if P else 4, I, H, P, layers, bidirectional)
@@ -93,7 +90,7 @@ def layout(
 
 
 def _shapes(I: int, H: int, P: int, layers: int, bidirectional: bool) -> list[tuple[int, ...]]:  # noqa: E741
-    """Of all weights, biases included, in torch's order."""
+    """The shapes of all weights, biases included, in torch's order."""
     directions = 2 if bidirectional else 1
     shapes: list[tuple[int, ...]] = []
     for k in range(layers * directions):
@@ -103,7 +100,7 @@ def _shapes(I: int, H: int, P: int, layers: int, bidirectional: bool) -> list[tu
 
 
 def _with_biases(params: list[Tensor], bias: bool, H: int, P: int) -> list[Tensor]:
-    """The parameters, with zeros for biases that are not there."""
+    """The parameters, with zeros for absent biases."""
     if bias:
         return params
     zeros = params[0].new_zeros(4 * H)
@@ -113,7 +110,7 @@ def _with_biases(params: list[Tensor], bias: bool, H: int, P: int) -> list[Tenso
 
 
 def _places(number: int, bias: bool, P: int) -> list[int]:
-    """Which of the weights with biases the ``number`` parameters are."""
+    """The indices of the ``number`` parameters among the weights with biases."""
     if bias:
         return list(range(number))
     size, kept = (5, (0, 1, 4)) if P else (4, (0, 1))
@@ -131,7 +128,7 @@ class _Flatten(torch.autograd.Function):
         for place, value in zip(places, params, strict=True):
             shapes[place] = tuple(value.shape)
         memory = buffer.untyped_storage()
-        # not views: to autograd they are tensors of their own
+        # not views: autograd must treat them as separate tensors
         weights = tuple(
             buffer.new_empty(0).set_(memory, offset, shape, _strides(shape))
             for offset, shape in zip(layout.offsets, shapes, strict=True)

@@ -1,6 +1,5 @@
-"""Resets on a kernel that knows none: synthetic steps between sequences, steered by a few added input features.
-
-On a synthetic step the input is zero but for the added features, and their columns of ``w_ih`` drive the gates so far
+"""Resets on a kernel without resets: synthetic steps between sequences, controlled by a few added input features. On a
+synthetic step the input is zero except for the added features, and their columns of ``w_ih`` drive the gates so far
 that the sigmoids are exactly 0 or 1:
 
 =======  =====  =====  =====  ==============================================================================
@@ -35,7 +34,7 @@ LOGIT = -10.0
 """``L``: ``s`` is 4.5e-5, so cell states up to 1e4 keep their relative precision in float32."""
 
 SATURATED = 0.9
-"""A PROBE's output beyond which ``atanh`` loses precision, and the plan is made anew without probes."""
+"""A PROBE's output beyond which ``atanh`` loses precision; the plan is then made again without probes."""
 
 FEATURES = {FLUSH: (1.0, -1.0, 0.0), HOLD: (1.0, 1.0, 0.0), PROBE: (0.0, 0.0, 1.0)}
 """Values of the added features: close i and o; forget (-1) or keep (+1); probe."""
@@ -45,10 +44,10 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
     """Run a plan on torch's fused kernel.
 
     Args:
-        plan: where the sequences go, on ``x``'s device.
+        plan: the places of the sequences, on ``x``'s device.
         weights: of the layer.
         x: ``[T, B, I]``.
-        heads: the states that the rows start from, ``State([rows, P], [rows, H])``.
+        heads: the initial states of the rows, ``State([rows, P], [rows, H])``.
 
     Returns:
         ``y [cells, P]``, the final cell states ``[rows, H]``, and the probed ones ``[probes, H]``.
@@ -58,7 +57,7 @@ def run_plan(plan: Plan, weights: LayerWeights, x: Tensor, heads: State) -> tupl
     extra = params[0].shape[1] - I
     wide = scatter_beside(x.reshape(-1, I), plan.cell, len(plan.kind), _features(plan, extra, x.dtype), I + extra)
     rows = [block.rows for block in plan.blocks]
-    # not slices: each one's gradient would be filled up to all cells, and they would be added
+    # not slices: each slice's gradient would be padded to all cells, and all of these added
     pieces = wide.split([block.steps * block.rows for block in plan.blocks])
     ys, cs = [], []
     for block, piece, h, c in zip(plan.blocks, pieces, heads.h.split(rows), heads.c.split(rows), strict=True):
@@ -82,7 +81,7 @@ def gather_steps(y: Tensor, plan: Plan) -> Tensor:
 
 
 def is_clean(y: Tensor, plan: Plan) -> bool:
-    """Whether every cut did its work: NaN and Inf survive a FLUSH (zero times NaN), and then are seen here."""
+    """Whether no value leaked through a cut: NaN and Inf survive a FLUSH (zero times NaN), which shows here."""
     if len(plan.probes):
         seen = y.detach().index_select(0, plan.probes).abs()
         return bool((seen < SATURATED).all())
@@ -107,7 +106,7 @@ def _widened(w: LayerWeights, probing: bool) -> list[Tensor]:
 
 
 DRIVES = {0: (-1.0, 0.0, -1.0), 1: (0.0, 1.0, 0.0), 3: (-1.0, 0.0, 1.0)}
-"""Which way each added feature drives the gates i, f and o; on a PROBE f is the bias's affair."""
+"""The direction in which each added feature drives the gates i, f and o; on a PROBE the bias column drives f."""
 
 
 def _signs(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -117,14 +116,16 @@ def _signs(width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _features(plan: Plan, width: int, dtype: torch.dtype) -> Tensor:
-    """``[cells, width]``: what the added features are in each cell; outside every mode and transform, to be kept."""
+    """``[cells, width]``: the added features of each cell; made outside of every mode and transform, because they are
+    cached."""
     with _torch.outside_transforms(), torch.inference_mode(False):
         return _table(tuple(FEATURES.items()), width, dtype, plan.kind.device).index_select(0, plan.kind)
 
 
 @lru_cache(maxsize=64)
 def _table(rows: tuple[Any, ...], width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``[4, width]`` with the given rows, cut or filled up with zeros; outside every mode and transform, to be kept."""
+    """``[4, width]`` with the given rows, cut or padded with zeros; made outside of every mode and transform, because
+    it is cached."""
     found = np.zeros((4, max(3, width)))
     for place, values in rows:
         found[place, :3] = values
@@ -133,7 +134,7 @@ def _table(rows: tuple[Any, ...], width: int, dtype: torch.dtype, device: torch.
 
 
 def _reach(w: LayerWeights, biases: list[Tensor]) -> Tensor:
-    """``[4H]``: more, by far, than what the state and the biases can bring against a saturated gate."""
+    """``[4H]``: far more than the state and the biases can add against a saturated gate."""
     with torch.no_grad():
         reach = w.w_hh.abs().sum(1)
         if w.w_hr is not None:

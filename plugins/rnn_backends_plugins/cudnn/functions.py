@@ -1,4 +1,4 @@
-"""Rows to cells and back, as functions with a backward pass that copies, and a quick way to call them."""
+"""Rows to cells and back, as functions with a backward pass that copies, and a fast way to call them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .. import _torch
 
 
 def eager_or_functional(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
-    """``function.apply``; where ``torch.func`` is not at work, without the inspection that its form costs (60 us)."""
+    """``function.apply``; outside of ``torch.func`` without the 60 us of inspection of that form."""
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -31,9 +31,8 @@ def eager_or_functional(function: type[torch.autograd.Function]) -> Callable[...
 
 
 class _ScatterRows(torch.autograd.Function):
-    """``values [N, F]`` -> ``[cells, width]``: zero where no value goes, ``beside [cells, .]`` at their right.
-
-    ``cell [N]`` has no index twice; ``beside`` is ``None`` where nothing is added.
+    """``values [N, F]`` -> ``[cells, width]``: zero in cells without a value, with ``beside [cells, .]`` to their
+    right. ``cell [N]`` contains no index twice; ``beside`` is ``None`` if nothing is added.
     """
 
     @staticmethod
@@ -58,7 +57,7 @@ class _ScatterRows(torch.autograd.Function):
 
 
 class _GatherRows(torch.autograd.Function):
-    """``values [cells, F]`` -> ``values[cell]``; the backward pass copies where ``index_select``'s would add."""
+    """``values [cells, F]`` -> ``values[cell]``; the backward pass copies, where that of ``index_select`` adds."""
 
     @staticmethod
     def forward(values: Tensor, cell: Tensor) -> Tensor:

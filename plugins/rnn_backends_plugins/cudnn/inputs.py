@@ -1,10 +1,10 @@
 """The inputs of a call's plans, read from a GPU in one transfer, because each read waits for the GPU.
 
-On a CPU reading costs nothing, so there everything is read where it is needed, and whether a cut did its work is seen
-afterwards (``flush.is_clean``). Here that would be a second wait. So before anything runs, all layers are inspected at
-once for what could spoil a cut: NaN, Inf, numbers so large that a sum of them may overflow, states that are stored in
-the middle of a row. The largest absolute value of each tensor is all that it takes; the rest is arithmetic on a few
-numbers, on the host.
+On a CPU reading costs nothing, so values are read when they are needed, and cuts are checked afterwards
+(``flush.is_clean``). Here that would be a second wait. So all layers are inspected at once before anything runs, for
+values that could leak through a cut: NaN, Inf, numbers so large that a sum of them may overflow, and states stored in
+the middle of a row. The inspection reads only the largest absolute value of each tensor; the rest is arithmetic on a
+few numbers, on the host.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from .. import _torch
 from . import target
 
 LARGEST_STATE = 1e4
-"""Of a stored cell state: beyond it a PROBE could lose its precision."""
+"""The largest stored cell state for which a PROBE keeps its precision."""
 
 SHUT = 1e4
-"""By how much a synthetic step's gates are driven beyond anything that stands against it: a sigmoid is exactly 0 or 1
-from 104 in float32, from 746 in float64."""
+"""The margin of a synthetic step's pre-activations over all other terms: a sigmoid is exactly 0 or 1 from 104 in
+float32, from 746 in float64."""
 
 
 class LayerInputs(NamedTuple):
-    """What is known of one layer in one direction.
+    """The facts about one layer in one direction.
 
     Attributes:
         is_stored: whether a sequence that is not the first of its row may start from a state that is not zero.
         is_bounded: whether all inputs are finite and small enough that none can leak through a FLUSH step.
-        reach: more than what the state and the biases can bring against a saturated gate.
+        reach: more than the state and the biases can add against a saturated gate.
     """
 
     is_stored: bool
@@ -53,9 +53,9 @@ class CallInputs:
         mask: ``[T, B]`` bool, on the host: where sequences start.
         starts: the same on the device.
         weights: of all layers.
-        layers: what is known of each.
-        bidirectional: whether every second one runs in reverse.
-        plans: the plans of this call, made where they are first asked for.
+        layers: the facts about each layer.
+        bidirectional: whether every second layer runs in reverse.
+        plans: the plans of this call, made on first use.
     """
 
     mask: np.ndarray
@@ -66,7 +66,7 @@ class CallInputs:
     plans: dict[object, object] = field(default_factory=dict)
 
     def has(self, starts: Tensor) -> bool:
-        """Whether these are its starts; those of the reverse direction core makes on its way."""
+        """Whether these are the starts of the forward direction; core makes those of the reverse direction."""
         return starts is self.starts or (self.bidirectional and starts.shape == self.starts.shape)
 
     @cached_property
@@ -76,7 +76,7 @@ class CallInputs:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Of all sequences, falling."""
+        """The lengths of all sequences, in descending order."""
         T, _ = self.mask.shape
         first = np.flatnonzero(self.mask.T)  # of [B, T], where each row starts a sequence
         counts = np.bincount(np.diff(first, append=self.mask.size), minlength=T + 1)
@@ -116,15 +116,15 @@ def inspect_inputs(
 
 
 def is_one_state(entry: State) -> bool:
-    """Whether the same memory is seen at every step and in every row, as where core says "zeros"."""
+    """Whether every step and row has the same memory, as for core's expanded zeros."""
     return all(v.stride()[:2] == (0, 0) for v in entry)
 
 
 def _read_states(state: State, starts: Tensor) -> list[Tensor]:
-    """First the states that the rows start from, then those in their middle; one number of each if all are one."""
+    """First the initial states of the rows, then those in their middle; one number of each if all share one memory."""
     if is_one_state(state):
         return [value[:1, :1] for value in state]
-    begin = starts[1:].unsqueeze(-1)  # elsewhere there may be anything
+    begin = starts[1:].unsqueeze(-1)  # elsewhere the values are arbitrary
     return [value for part in state for value in (part[0], torch.where(begin, part[1:], 0))]
 
 
@@ -136,7 +136,7 @@ def _layers(
     bidirectional: bool,
     dropout: float,
 ) -> list[LayerInputs]:
-    """Arithmetic on largest absolute values. Sums, where a maximum would do: they keep NaN."""
+    """Arithmetic on largest absolute values, with sums in place of maxima, because sums keep NaN."""
     directions = 2 if bidirectional else 1
     found: list[LayerInputs] = []
     largest_x, next_x, sound = next(numbers), 0.0, True
@@ -154,7 +154,7 @@ def _layers(
             h, middle_h, c, middle_c = (next(numbers) for _ in range(4))
             middle = middle_h + middle_c
             h, c = h + middle_h, c + middle_c
-        if bidirectional and k % 2:  # in reverse the row's first sequence comes last
+        if bidirectional and k % 2:  # in reverse the row's first sequence is the last
             middle = h + c
         by_state = (h + widest) * w_hh * w.w_hh.shape[1] + biases
         gates = largest_x * w_ih * w.w_ih.shape[1] + by_state

@@ -1,10 +1,9 @@
-"""torch's fused kernel, in pieces of time where one call would take memory that malloc gives back each time.
-
-For training on a CPU oneDNN keeps about 62 bytes a unit and cell until the backward pass, 43 in bfloat16. What is
-larger than 32 MiB glibc's malloc takes from the system, page by page, and gives back when it is freed: in the next
-call every page is a fault again, and they are half of a step's time at B64-T128-H256. Pieces in a chain (h and c go
-from one to the next) compute the same and come from memory that malloc keeps. docs/performance.md, "The allocator",
-has the figures.
+"""torch's fused kernel, in pieces of time if one call would take memory that malloc returns to the system each time.
+For training on a CPU oneDNN saves about 62 bytes per unit and cell until the backward pass, 43 in bfloat16. Blocks
+larger than 32 MiB glibc's malloc gets from the system page by page, and returns when they are freed: the next call has
+a page fault for every page again, which takes half of a step's time at B64-T128-H256. Pieces in a chain (h and c pass
+from one to the next) compute the same, in memory that malloc keeps. docs/performance.md, "The allocator", has the
+figures.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from . import target
 from .flat import flat_weights
 
 WORKSPACE = {torch.float32: 62, torch.bfloat16: 43}
-"""Bytes that the kernel keeps for each unit and cell, measured; in other dtypes it is another kernel."""
+"""Bytes that the kernel saves for each unit and cell, measured; other dtypes use another kernel."""
 
 GIVEN_BACK = 31 << 20
 """Bytes: glibc's largest mmap threshold is 32 MiB (M_MMAP_THRESHOLD in mallopt(3)), headers included."""
 
 PIECE = 24 << 20
-"""Bytes of a piece: of 8 to 31 MiB the best over B64-T128-H256, B1024-T32-H128 and B32-T512-H128."""
+"""Bytes of a piece: the best of 8 to 31 MiB for B64-T128-H256, B1024-T32-H128 and B32-T512-H128."""
 
 PER_CALL = 128
-"""What one more call of the kernel costs (it packs the weights, and adds up their gradients), in rows times steps."""
+"""The cost of one more call of the kernel (it packs the weights, and adds up their gradients), in rows times steps."""
 
 SHARE = 8
-"""All calls after the first may cost this part of the whole at most, or one call it is."""
+"""The largest share of the whole that the calls after the first may cost; otherwise it stays one call."""
 
 MANY_ROWS, MANY_UNITS = 32, 8192
-"""From so many rows, and rows times units, one step of the fused kernel is faster than ``torch.lstm_cell``."""
+"""From this many rows, and rows times units, one step of the fused kernel is faster than ``torch.lstm_cell``."""
 
 
 def run(
@@ -74,9 +73,8 @@ def run(
 
 
 def _trains(params: list[Tensor], x: Tensor, state: State) -> bool:
-    """Whether there may be a backward pass.
-
-    In a trace also where gradients are off now: torch.jit.trace checks its graph by one that it records without them.
+    """Whether there may be a backward pass. In a trace also with gradients disabled: torch.jit.trace compares its graph
+    with one that it records without them.
     """
     if torch.jit.is_tracing():
         return any(v.requires_grad for v in (*params, x, *state))
@@ -84,20 +82,20 @@ def _trains(params: list[Tensor], x: Tensor, state: State) -> bool:
 
 
 def in_one_buffer(params: list[Tensor], bias: bool, state: State, layers: int, bidirectional: bool) -> list[Tensor]:
-    """The weights as cuDNN takes them, biases included: see flat.py."""
+    """The weights in cuDNN's layout, biases included: see flat.py."""
     H, P = state.c.shape[2], state.h.shape[2]
     return flat_weights(params, bias, H, P if P != H else 0, layers, bidirectional)
 
 
 def contiguous(state: State) -> State:
-    """The state as ``_cudnn_rnn`` demands it; oneDNN takes any layout."""
+    """The state in the layout that ``_cudnn_rnn`` requires; oneDNN takes any layout."""
     return State(state.h.contiguous(), state.c.contiguous())
 
 
 def step(params: list[Tensor], x: Tensor, state: State, bias: bool) -> State:
     """One step without a projection: ``x [B, I]``, ``State([B, H], [B, H])`` -> the next state.
 
-    Of many rows, acting on a CPU, by the fused kernel: its products are oneDNN's, up to twice as fast.
+    For many rows, acting on a CPU uses the fused kernel: its products are oneDNN's, up to twice as fast.
     """
     if not _steps_fused(x, state):
         return State(*_torch.lstm_cell(x, state, params))
@@ -107,7 +105,7 @@ def step(params: list[Tensor], x: Tensor, state: State, bias: bool) -> State:
 
 
 def _steps_fused(x: Tensor, state: State) -> bool:
-    """Whether there is enough to do, and neither gradients nor a compiler want to look inside."""
+    """Whether there are enough rows, and neither gradients nor a compiler."""
     (rows, units), device = state.c.shape, x.device.type
     return (
         rows >= MANY_ROWS
@@ -120,7 +118,7 @@ def _steps_fused(x: Tensor, state: State) -> bool:
 
 
 def _computes_wide(x: Tensor, state: State) -> bool:
-    """Whether it is done in float32: on a CPU in 16 bits where oneDNN's kernel does not serve.
+    """Whether to compute in float32: on a CPU in 16 bits if oneDNN's kernel cannot run.
 
     torch's other kernel adds the weights' gradients up step by step in 16 bits: after 600 steps they are up to 14 % off
     in bfloat16. In float16 it is 8 to 20 times slower than in float32 too.
@@ -132,20 +130,20 @@ def _computes_wide(x: Tensor, state: State) -> bool:
 
 
 def is_fused(dtype: torch.dtype, projected: bool) -> bool:
-    """Whether oneDNN's kernel serves on a CPU; torch's other one is a few operators a step."""
+    """Whether oneDNN's kernel can run on a CPU; torch's other kernel takes a few operators per step."""
     return not projected and bool(torch.backends.mkldnn.enabled) and _onednn_knows(dtype)
 
 
 @lru_cache(maxsize=4)
 def _onednn_knows(dtype: torch.dtype) -> bool:
-    """Whether this build has oneDNN, and this processor what its kernel wants for a dtype."""
+    """Whether this build has oneDNN, and this processor the instructions of its kernel for a dtype."""
     if dtype not in (torch.bfloat16, torch.float16):
         return torch.backends.mkldnn.is_available() and dtype == torch.float32
     return torch.backends.mkldnn.is_available() and _torch.onednn_knows(dtype)
 
 
 def _pieces(x: Tensor, state: State, layers: int) -> int:
-    """How many calls in a chain."""
+    """The number of calls in a chain."""
     if x.device.type != "cpu" or not torch.is_grad_enabled() or not _gives_back():
         return 1
     size = _workspace(x, state, layers)
@@ -157,7 +155,7 @@ def _pieces(x: Tensor, state: State, layers: int) -> int:
 
 
 def _workspace(x: Tensor, state: State, layers: int) -> int:
-    """Bytes that oneDNN's kernel keeps for the backward pass; under a projection it is not used."""
+    """Bytes that oneDNN's kernel saves for the backward pass; with a projection it is not used."""
     if state.h.shape[2] != state.c.shape[2]:
         return 0
     return WORKSPACE.get(x.dtype, 0) * x.shape[0] * x.shape[1] * state.c.shape[2] * layers
@@ -165,6 +163,6 @@ def _workspace(x: Tensor, state: State, layers: int) -> int:
 
 @lru_cache(maxsize=1)
 def _gives_back() -> bool:
-    """Whether memory comes from glibc's malloc as it comes, neither set up otherwise nor replaced."""
+    """Whether memory comes from glibc's malloc with its default settings."""
     others = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD")
     return platform.libc_ver()[0] == "glibc" and not any(os.environ.get(name) for name in others)

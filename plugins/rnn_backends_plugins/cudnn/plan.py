@@ -1,8 +1,7 @@
-"""Where each sequence goes when a kernel that knows no resets runs them all: plain integers, no mathematics.
-
-Sequences are independent, so they are laid one after the other into the rows of a few dense blocks. Between two
-neighbours stand synthetic steps that empty the state (and, where asked for, show the cell state first); behind the last
-one of a row stand steps that hold it. A sequence that starts from a stored state has to be the first of its row.
+"""The places of all sequences in the dense calls of a kernel without resets: plain integers, no mathematics. Sequences
+are independent, so they are packed one after the other into the rows of a few dense blocks. Between two neighbours
+there are synthetic steps that clear the state (and first show the cell state, if required); after the last sequence of
+a row there are steps that hold its state. A sequence that starts from a stored state must be the first of its row.
 
 ::
 
@@ -22,7 +21,7 @@ from torch import Tensor
 from .costs import Costs
 
 REAL, FLUSH, HOLD, PROBE = range(4)
-"""What a cell of a block holds: a real step, or a synthetic one (see flush.py)."""
+"""The kind of a cell of a block: a real step, or a synthetic one (see flush.py)."""
 
 MAX_BLOCKS = 12
 
@@ -43,7 +42,7 @@ class Sequences:
 
     @classmethod
     def of(cls, starts: Ints) -> Sequences:
-        """Read them off ``starts [T, B]`` bool, true at ``t = 0``."""
+        """The sequences of ``starts [T, B]`` bool, true at ``t = 0``."""
         T, B = starts.shape
         row, first = np.nonzero(starts.T)
         last = np.append(first[1:], 0)
@@ -64,7 +63,7 @@ class Sequences:
 
     @cached_property
     def is_final(self) -> Ints:
-        """Whether it ends with its row, at ``T - 1``."""
+        """Whether each sequence ends with its row, at ``T - 1``."""
         ends: Ints = self.first + self.length == self.T
         return ends
 
@@ -80,17 +79,17 @@ class Block:
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Where everything goes. Indices into a batch are ``t * B + b``; cells are numbered over all blocks.
+    """A plan. Indices into a batch are ``t * B + b``; cells are numbered over all blocks.
 
     Attributes:
-        blocks: what the kernel runs, one after the other.
+        blocks: the blocks, which the kernel runs one after the other.
         kind: ``[cells]`` int64: ``REAL``, ``FLUSH``, ``HOLD`` or ``PROBE``.
         cell: ``[T * B]``: the cell of each real step.
         heads: ``[rows of all blocks]``: index of the first step of each row's first sequence.
-        tails: likewise, of the last step of its last sequence: the kernel's own final state is that one's.
-        last: ``[B]``: for each row of the batch, which of ``tails`` is its last step, where there is one for every row.
+        tails: likewise, of the last step of its last sequence, which has the kernel's final state.
+        last: ``[B]``: for each row of the batch, the index in ``tails`` of its last step, if each row has one.
         probes: cells that show a cell state.
-        probed: index of the step whose cell state each of them shows.
+        probed: for each of them the index of the step with the shown cell state.
         flushes: the cells that are ``FLUSH``.
     """
 
@@ -106,14 +105,14 @@ class Plan:
 
 
 def make_plan(seqs: Sequences, must_head: Ints, every_end: bool, costs: Costs) -> Plan:
-    """Lay the sequences out. A better plan is not sought where it could save less than the search costs.
+    """Make a plan. There is no search for a better plan if it could save less than the search costs.
 
     Args:
         seqs: the sequences.
-        must_head: ``[n]`` bool: those that start from a state that is not known to be zero.
-        every_end: whether the cell state is asked for at every end (then a gap is three steps), or only of the
-            sequences that end with their row of the batch (then those come last in theirs).
-        costs: what steps, calls and the search cost.
+        must_head: ``[n]`` bool: the sequences that may start from a state other than zero.
+        every_end: whether the cell state is required at every end (then a gap is three steps), or only for the
+            sequences that end with their row of the batch (then those are the last of their rows).
+        costs: of steps, calls and the search.
     """
     gap = 3 if every_end else 1
     everything = np.arange(len(seqs.row))
@@ -138,7 +137,7 @@ def aligned_plan(seqs: Sequences, every_end: bool) -> Plan:
 
 
 def tiled_plan(seqs: Sequences, rows: int, every_end: bool) -> Plan:
-    """The plan that lays all sequences, none from a stored state, into so many rows."""
+    """The plan that packs all sequences, none from a stored state, into this many rows."""
     gap, everything = 3 if every_end else 1, np.arange(len(seqs.row))
     return _assemble(seqs, [_tile(seqs, everything, np.zeros(len(seqs.row), bool), gap, every_end, rows)], gap)
 
@@ -149,13 +148,14 @@ def _cost(places: list[_Place], costs: Costs) -> float:
 
 
 def _least_cost(seqs: Sequences, costs: Costs) -> float:
-    """What no plan can cost less than: without a synthetic step, in one block."""
+    """A lower bound of every plan's cost: one block without synthetic steps."""
     return seqs.T * seqs.B + int(seqs.length.max()) * costs.step + costs.call
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Sequences of one block: which, in which row, at which step, and whether first and last of that row."""
+    """Sequences of one block: their indices, rows and first steps, and whether they are the first or last of their
+    row."""
 
     which: Ints
     row: Ints
@@ -167,7 +167,7 @@ class _Place:
 
 
 def _aligned(seqs: Sequences, gap: int) -> _Place:
-    """Every sequence stays in its row of the batch, a gap later than before for each one ahead of it there."""
+    """Every sequence stays in its row of the batch, delayed by one gap for each sequence before it in the row."""
     is_head = seqs.first == 0
     n = np.arange(len(seqs.row))
     step = seqs.first + gap * (n - np.maximum.accumulate(np.where(is_head, n, 0)))
@@ -177,11 +177,11 @@ def _aligned(seqs: Sequences, gap: int) -> _Place:
 def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bool, costs: Costs | int) -> _Place:
     """Longest first into the emptiest row; heads before all others, the batch's final sequences after them.
 
-    Into as many rows as ``costs`` make the best, or into that many.
+    The number of rows is the cheapest by ``costs``, or the given one.
     """
     length = seqs.length[which]
     final = seqs.is_final[which] & (not every_end)
-    lone = must_head & final  # a head that is also final: nothing may follow it, so the others need a row more
+    lone = must_head & final  # a head that is also final: nothing may follow it, so the others need another row
     least = (must_head.sum(), final.sum(), lone.sum() + (not must_head.all()))
     rows = costs if isinstance(costs, int) else _best_rows(length, gap, seqs.B, costs)
     rows = max(rows, *map(int, least))
@@ -197,9 +197,8 @@ def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bo
 
 
 def _fill(waiting: Ints, size: Ints, load: Ints, row: Ints, capacity: int, once: bool) -> None:
-    """Give each waiting sequence a row, in rounds: the longest meets the emptiest row, and waits if it does not fit.
-
-    ``load`` and ``row`` are written. ``once``: no row takes two of these.
+    """Give each waiting sequence a row, in rounds: the longest is tried in the emptiest row, and waits if it does not
+    fit. ``load`` and ``row`` are written. ``once``: no row takes two of these.
     """
     while len(waiting):
         rows = np.argsort(load, kind="stable")[: len(waiting)]
@@ -214,7 +213,7 @@ def _fill(waiting: Ints, size: Ints, load: Ints, row: Ints, capacity: int, once:
 
 
 def _in_rows(which: Ints, length: Ints, row: Ints, rank: Ints, gap: int, rows: int) -> _Place:
-    """Steps from rows: sequences of one row follow each other by rank, with gaps between them."""
+    """First steps from rows: the sequences of one row follow each other by rank, with gaps between them."""
     order = np.lexsort((rank, row))
     which, length, row = which[order], length[order], row[order]
     is_head = np.append(True, row[1:] != row[:-1])
@@ -225,7 +224,7 @@ def _in_rows(which: Ints, length: Ints, row: Ints, rank: Ints, gap: int, rows: i
 
 
 def _best_rows(length: Ints, gap: int, B: int, costs: Costs) -> int:
-    """The number of rows for which a block costs least, of ``B`` times powers of two and a few more."""
+    """The cheapest number of rows of a block, among ``B`` times powers of two and a few more."""
     n, total = len(length), int(length.sum()) + gap * len(length)
     snug = -(-total // int(length.max()))  # the fewest rows in which the longest sequence sets the steps
     options = [min(n, rows) for rows in (B, snug, 2 * B, 4 * B, 8 * B)] + [n]
@@ -237,7 +236,7 @@ def _best_rows(length: Ints, gap: int, B: int, costs: Costs) -> int:
 
 
 def _buckets(seqs: Sequences, which: Ints, costs: Costs) -> list[_Place]:
-    """Each sequence in a row of its own, in a few blocks of similar lengths."""
+    """One sequence per row, in a few blocks of similar lengths."""
     which = which[np.argsort(-seqs.length[which], kind="stable")]
     places = []
     for first, last in _cuts(seqs.length[which], costs):
@@ -248,10 +247,9 @@ def _buckets(seqs: Sequences, which: Ints, costs: Costs) -> list[_Place]:
 
 
 def _cuts(length: Ints, costs: Costs) -> list[tuple[int, int]]:
-    """Cut a falling list of lengths into at most MAX_BLOCKS pieces of least total cost, by dynamic programming.
-
-    The cost is convex in the number of pieces (the costs have Monge's property), so the first piece more that saves
-    nothing is the last to be tried.
+    """Cut a descending list of lengths into at most MAX_BLOCKS pieces of minimal total cost, by dynamic programming.
+    The cost is convex in the number of pieces (the costs have Monge's property), so the search ends at the first number
+    of pieces that saves nothing.
     """
     edges = np.unique(np.linspace(0, len(length), 33).astype(int))
     ahead = edges[None, :] - edges[:, None]  # [from, to]

@@ -1,6 +1,5 @@
-"""Which device's rules hold for a tensor, and the one place where the host reads a device's numbers.
-
-The tests put a stand-in for cuDNN here (``plugins/tests/standin``), and so run the CUDA path on a CPU.
+"""The device rules for a tensor, and the only place where the host reads a device's numbers. The tests replace these
+functions by a stand-in for cuDNN, and so run the CUDA path on a CPU.
 """
 
 from __future__ import annotations
@@ -13,24 +12,24 @@ from .. import _torch
 
 
 def on_cuda(value: Tensor) -> bool:
-    """Whether cuDNN's rules hold, and to read a number is to wait for the device."""
+    """Whether cuDNN's rules hold, and reading a number waits for the device."""
     return value.is_cuda
 
 
 def serves(x: Tensor) -> bool:
-    """Whether ``torch.lstm`` goes to cuDNN: not where it is switched off, and not for an empty batch."""
+    """Whether ``torch.lstm`` uses cuDNN: not if it is switched off, and not for an empty batch."""
     return on_cuda(x) and torch.backends.cudnn.enabled and x.numel() > 0
 
 
 def read(value: Tensor) -> np.ndarray:
-    """The numbers, on the host: on a GPU the one place that waits for it."""
+    """The numbers, on the host: on a GPU the only place that waits for it."""
     value = _torch.unwrapped(value)
-    with _torch.outside_transforms():  # or every call wraps its result again
+    with _torch.outside_transforms():  # otherwise every call would wrap its result again
         return value.cpu().numpy()
 
 
 def send(value: Tensor, device: torch.device) -> Tensor:
-    """A host's tensor, on the device; nobody waits for a GPU."""
+    """A host's tensor, on the device, without a wait for the GPU."""
     if device.type != "cuda":
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)

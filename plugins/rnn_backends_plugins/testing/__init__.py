@@ -1,1 +1,1 @@
-"""Test doubles for devices that are not there; nothing here runs outside tests."""
+"""Test doubles for missing devices; nothing here runs outside of tests."""

@@ -1,17 +1,17 @@
-"""A stand-in for cuDNN on a CPU: what torch's ``_cudnn_rnn`` demands of an LSTM's call, and what it makes of it.
-
-It stands for these lines of torch, read in the repository's state of 2026 (``allowTF32CuDNN(Float32Op::RNN)`` is in
-it, so it is later than 2.9); the installed 2.11 to 2.13 behave accordingly where it was tried (torch 2.11, H100):
+"""A stand-in for cuDNN on a CPU: the checks and the results of torch's ``_cudnn_rnn`` for an LSTM's call. It imitates
+these lines of torch, read in the repository of 2026 (it contains ``allowTF32CuDNN(Float32Op::RNN)``, so it is later
+than 2.9); torch 2.11 behaved accordingly on an H100:
 
 aten/src/ATen/native/cudnn/RNN.cpp
-    ``_cudnn_rnn``: ``TORCH_CHECK(hx.is_contiguous())``, the same for cx; WEIGHT_FORMAT_WARN and a copy into zeros where
-    there is no buffer; ``get_parameters``, ``_viewOrCopyParams`` (a weight is *viewed* flat, so one that is not
+    ``_cudnn_rnn``: ``TORCH_CHECK(hx.is_contiguous())``, the same for cx; WEIGHT_FORMAT_WARN and a copy into zeros
+    without a buffer; ``get_parameters``, ``_viewOrCopyParams`` (a weight is *viewed* flat, so one that is not
     contiguous raises); outputs of a call without ``train`` have no backward pass.
-    ``try_get_weight_buf``: which parameters count as one buffer. Without biases only the matrices are looked at, so what
-    lies where cuDNN has its biases is taken for them; of all parameters only the last must be contiguous.
+    ``try_get_weight_buf``: which parameters count as one buffer. Without biases only the matrices are checked, so the
+    memory in the biases' place is read as biases; only the last of all parameters must be contiguous.
     ``_cudnn_rnn_flatten_weight``: moves the parameters into one buffer, in place.
     ``use_rnn_persist_small_h``: the small-H kernel, up to H = 192 forward and 128 backward, not in float64.
-    ``promote_rnn_math_type``: 16 bits are computed in float32. ``allowTF32CuDNN``: products of float32 in TF32.
+    ``promote_rnn_math_type``: 16 bits are computed in float32.
+    ``allowTF32CuDNN``: products of float32 in TF32.
 aten/src/ATen/native/RNN.cpp
     ``lstm``, ``use_cudnn``: an empty input does not go to cuDNN.
 torch/nn/modules/rnn.py
@@ -19,12 +19,12 @@ torch/nn/modules/rnn.py
 tools/autograd/derivatives.yaml
     ``_cudnn_rnn_backward`` has no derivative.
 
-Two things are cuDNN's own and stand nowhere in torch. The order in its buffer: all layers' matrices (``w_ih``, ``w_hh``,
-the projection), then all layers' biases; what failed on an H100 failed as that order says. The small-H kernel's
-precision: some 16 bits of mantissa, as measured there with TF32 off.
+Two things belong to cuDNN and are not in torch's source. The order in its buffer: all layers' matrices (``w_ih``,
+``w_hh``, the projection), then all layers' biases; the failures on an H100 agree with that order. The small-H
+kernel's precision: about 16 bits of mantissa, as measured there with TF32 off.
 
-What is missing: dropout inside the call (the plugin never asks for it), packed sequences.
-"""  # noqa: E501
+Missing: dropout inside the call (the plugin never uses it), packed sequences.
+"""
 
 from __future__ import annotations
 
@@ -98,18 +98,18 @@ class _Bits(NamedTuple):
 
 
 class HostSyncError(AssertionError):
-    """The host read a tensor that stands for one on a GPU."""
+    """The host read a tensor that represents one on a GPU."""
 
 
 @dataclass
 class StandIn:
-    """What was seen.
+    """A record of the calls.
 
     Attributes:
         rounds: whether float32 is rounded, as the small-H kernel and TF32 round it.
-        reads: how often the host read the device, where it may.
+        reads: the number of allowed reads of the device by the host.
         calls: the number of steps of each call of the kernel.
-        torchs: ``torch.lstm`` as it was.
+        torchs: the original ``torch.lstm``.
     """
 
     rounds: bool = False
@@ -158,7 +158,7 @@ class StandIn:
         return y, h, c
 
     def _bits(self, dtype: torch.dtype, H: int, P: int) -> _Bits:
-        """TF32 where torch allows it; without it only the small-H kernel, without a projection, rounds."""
+        """TF32 if torch allows it; otherwise only the small-H kernel, without a projection, rounds."""
         if not self.rounds or dtype == torch.float64:
             return _Bits(None, None)
         if dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
@@ -167,7 +167,7 @@ class StandIn:
 
 
 def order(I: int, H: int, P: int, layers: int, bidirectional: bool) -> flat.Layout:  # noqa: E741
-    """cuDNN's: the matrices of all layers, then their biases."""
+    """cuDNN's order: the matrices of all layers, then their biases."""
     shapes = flat._shapes(I, H, P, layers, bidirectional)
     size = 5 if P else 4
     matrices = [k for k in range(len(shapes)) if k % size not in (2, 3)]
@@ -195,13 +195,13 @@ def flatten(
     places = flat._places(len(weights), stride in (4, 5), P)
     for place, weight in zip(places, weights, strict=True):
         part = buffer[layout.offsets[place] :][: weight.numel()].view(weight.shape)
-        part.copy_(weight.view(-1).view(weight.shape))  # the first view raises where it is not contiguous
+        part.copy_(weight.view(-1).view(weight.shape))  # the first view raises if it is not contiguous
         weight.set_(buffer.untyped_storage(), layout.offsets[place], weight.shape, part.stride())
     return buffer
 
 
 def _flatten_parameters(lstm: nn.RNNBase) -> None:
-    """``RNNBase.flatten_parameters``, for parameters that stand for a GPU's."""
+    """``RNNBase.flatten_parameters``, for parameters that represent a GPU's."""
     weights = _torch.flat_weights(lstm)
     if weights is None:
         return
@@ -226,7 +226,7 @@ def _effective(
     layers: int,
     bidirectional: bool,
 ) -> list[Tensor]:
-    """The weights that cuDNN computes with, biases included; each one's gradient goes to its parameter."""
+    """The weights that cuDNN would use, biases included; the gradient of each goes to its parameter."""
     layout, shapes = order(I, H, P, layers, bidirectional), flat._shapes(I, H, P, layers, bidirectional)
     places = flat._places(len(params), has_biases, P)
     plain = [_torch.unwrapped(value.detach()) for value in params]
@@ -266,7 +266,7 @@ def _run(
     batch_first: bool,
     bits: _Bits,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """An LSTM whose products' factors have so many ``bits``."""
+    """An LSTM with ``bits`` significant bits in the factors of its products."""
     directions, size = 2 if bidirectional else 1, len(weights) // len(hx[0])
 
     def cut(value: Tensor) -> Tensor:
@@ -327,7 +327,7 @@ class _Rounded(torch.autograd.Function):
 
 
 def _round(value: Tensor, bits: int | None) -> Tensor:
-    """Float32 ``value`` with so many significant bits (Veltkamp's splitting); as it is where it would overflow."""
+    """Float32 ``value`` with this many significant bits (Veltkamp's splitting); unchanged if that would overflow."""
     if bits is None:
         return value.view_as(value)
     large = value * (2.0 ** (24 - bits) + 1)
@@ -367,7 +367,7 @@ class _KernelBackward(torch.autograd.Function):
 
 
 class NoHostSync(TorchFunctionMode):
-    """Raises :class:`HostSyncError` where the host would read a tensor, or wait for the device."""
+    """Raises :class:`HostSyncError` if the host would read a tensor or wait for the device."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -392,7 +392,7 @@ def _reads(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 class _Place(local):
-    """Of each thread: whether it is at the one place where the host may read."""
+    """For each thread: whether it is at the only place where the host may read."""
 
     allowed = False
 
@@ -414,7 +414,7 @@ def _is_data(value: Any) -> bool:
 
 
 def guarded(backend: LSTMBackend) -> LSTMBackend:
-    """The backend with every function of its own kept from reading the device, but by ``target.read``."""
+    """The backend; its functions may read the device only by ``target.read``."""
 
     def kept(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
         if function is None:
@@ -449,9 +449,8 @@ def guarded(backend: LSTMBackend) -> LSTMBackend:
 
 @contextmanager
 def cuda_on_cpu(rounds: bool = False) -> Iterator[StandIn]:
-    """CPU tensors stand for a GPU's: the ``cudnn`` backend takes its CUDA path, and finds this stand-in there.
-
-    So does ``torch.nn.LSTM``, by which the suite judges float32 on a device.
+    """CPU tensors represent a GPU's: the ``cudnn`` backend takes its CUDA path and meets this stand-in. So does
+    ``torch.nn.LSTM``, with which the suite compares float32 on a device.
 
 
     Args:
