@@ -1,17 +1,18 @@
 """Mutants against the suite: `make mutants-suite`, or `python tools/mutants_suite.py --minutes 30`.
 
-A machine makes the defects: an operator, a constant, a condition, an index changed, arguments swapped, a line left out,
-each in one place of core, of a kernel written in Python, or of the sources of `cpp` (`tools/cpp_mutants.py`). The laws
-of the profile `quick` run over each in a forked process until one fails: those that kill most in a second first, and
-some of them first over few cases. What survives `quick` in core meets the laws that compile, which are of `full`: it
-then counts as killed by `full` alone. Results are kept in `.mutants/suite.jsonl`, one line each, so that a stopped run
-goes on. What survives is equivalent, for a reason in `tools/mutants_suite.toml`, or shows what no law sees.
+A mutant is a change in one place of core, of a kernel written in Python, or of the sources of `cpp`
+(`tools/cpp_mutants.py`): of an operator, a constant, a condition or an index, swapped arguments, or a dropped line. The
+laws of the profile `quick` run over each in a forked process until one fails: those that kill most in a second first,
+and some of them first over few cases. A mutant of core that survives `quick` meets the laws of `full` that compile, and
+counts separately if one of them kills it. Results are stored in `.mutants/suite.jsonl`, one line each, so that a
+stopped run can continue. A survivor is equivalent, for a reason in `tools/mutants_suite.toml`, or shows a gap of the
+laws.
 
 C++ is compiled with `-O1`, which takes half the time of `-O3`, and with a trap at every index outside of an array
-(`-fsanitize=bounds`). What the first laws do not kill runs under AddressSanitizer as well (`make sanitize`).
+(`-fsanitize=bounds`). A survivor of the first laws runs under AddressSanitizer as well (`make sanitize`).
 
-The mutants are made here: cosmic-ray (`tools/mutants.py`) leaves out no lines and swaps no arguments, and it changes
-files, so that each mutant imports everything anew; here a fork gives the functions of one module other code.
+The mutants are made here: cosmic-ray (`tools/mutants.py`) drops no lines and swaps no arguments, and it changes files,
+so that each mutant imports everything again; here a fork replaces the code of one module's functions.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ TARGETS = {
     ),
     "cpp": ("plugins/rnn_backends_plugins/cpp", "rnn_backends_plugins.cpp"),
 }
-"""What is mutated: core under `vmap`, a tiled kernel, one with a backward pass written by hand, C++ of `cpp`."""
+"""The targets: core under `vmap`, a tiled kernel, one with a backward pass written by hand, C++ of `cpp`."""
 SECONDS = 600.0
 """Of one mutant; one that is not done then is unfinished, and a later run takes it up again."""
 LAW_SECONDS = 150
@@ -90,9 +91,9 @@ class Mutant:
 
     Attributes:
         target: a key of :data:`TARGETS`.
-        kind: what was changed.
+        kind: of the change.
         line: its number.
-        before: the innermost statement as it is, in one line.
+        before: the original innermost statement, in one line.
         after: the same as the mutant has it.
         code: the whole file's text.
         file: its name, of a target of several files.
@@ -110,7 +111,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """The same for the same mutant of a function, class or C++ file, whatever its comments and docstrings say."""
+        """The same for the same mutant of a function, class or C++ file, even if comments or docstrings change."""
         code = re.sub(r" *//.*", "", self.code) if self.file else self.within or self.code
         return hashlib.sha256(f"{self.target}\n{code}".encode()).hexdigest()[:12]
 
@@ -130,11 +131,11 @@ OPERATORS: dict[type[ast.operator], type[ast.operator]] = {
 
 
 Change = tuple[str, ast.AST]
-"""A kind of change, and what stands in a node's place."""
+"""A kind of change, and a replacement of a node."""
 
 
 def changes(node: ast.AST) -> list[Change]:
-    """What could stand in a node's place."""
+    """The replacements of a node."""
     made = CHANGES.get(type(node))
     return list(made(node)) if made else []
 
@@ -249,11 +250,11 @@ def _cpp_mutants() -> Iterator[Mutant]:
 
 
 Place = tuple[ast.AST, ast.stmt, ast.AST, str, int | None]
-"""A node, its innermost statement, and where it hangs: its parent, the field, the place in a list."""
+"""A node, its innermost statement, and its position: its parent, the field, the index in a list."""
 
 
 def _places(tree: ast.Module) -> Iterator[Place]:
-    """Every node within a function, but annotations, decorators, docstrings and what an error says."""
+    """Every node within a function, except annotations, decorators, docstrings and the messages of errors."""
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
             yield from _below(function, None)
@@ -274,7 +275,7 @@ def _below(node: ast.AST, statement: ast.stmt | None) -> Iterator[Place]:
 
 
 def _is_text(node: ast.AST) -> bool:
-    """What an error says, a docstring; and imports, without which nothing runs."""
+    """Messages of errors, docstrings; and imports, without which nothing runs."""
     if isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom)):
         return True
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -286,7 +287,8 @@ def _short(text: str) -> str:
 
 
 def installed(mutant: Mutant, folder: Path) -> None:
-    """Give the target's functions the mutant's code, whoever holds them: nothing is imported anew.
+    """Replace the code of the target's functions in place, so that all references run the mutant: nothing is imported
+    again.
 
     The code is in a file of the folder, because `torch.jit.script` reads a function's source.
     """
@@ -348,7 +350,7 @@ def _decorated(tree: ast.Module, decorator: str) -> set[str]:
 
 
 def compiled(mutant: Mutant | None, folder: Path) -> str | None:
-    """Compile the sources of `cpp` with a mutant in their place, for this process alone; why they do not compile."""
+    """Compile the sources of `cpp` with a mutant, for this process alone; return the reason if they do not compile."""
     from rnn_backends_plugins.cpp import build
 
     build.FLAGS = (*(flag for flag in build.FLAGS if flag != "-O3"), *CPP_FLAGS)
@@ -362,7 +364,8 @@ def compiled(mutant: Mutant | None, folder: Path) -> str | None:
 
 
 def watched(folder: Path) -> str | None:
-    """What the sanitizers, or a comparison with the plain unroll, find in the sources that were compiled last."""
+    """The findings of the sanitizers, or of a comparison with the plain unroll, in the sources that were compiled
+    last."""
     sys.path.append(str(ROOT / "plugins" / "tests"))
     sanitize = importlib.import_module("sanitize")
     sanitize.EXTRA = ("-O0", "-fsanitize=address,bounds", "-fno-sanitize-recover=all")  # a fifth of the time to compile
@@ -377,7 +380,7 @@ def watched(folder: Path) -> str | None:
 
 
 def backend_of(target: str) -> Any:
-    """The backend that a target is run under. Not a registered one, so that lanes fork this process."""
+    """The backend for a target. It is not registered, so that isolated laws fork this process."""
     from dataclasses import replace
 
     from rnn_backends import LSTMBackend, get_backend
@@ -403,7 +406,7 @@ def laws_in_order(kills: Counter[str], target: str) -> list[str]:
 
 
 def laws_of_their_own(target: str, profile: str) -> list[str]:
-    """The laws with a process of their own: those of `quick`, or those of `full` alone that see what core does."""
+    """The isolated laws: those of `quick`, or those only of `full` that test core."""
     from rnn_conformance.laws.catalogue import LAWS
 
     found = [name for name, law in LAWS.items() if law.time_limit is not None and law.drawn]
@@ -421,9 +424,8 @@ COSTS = KEPT.with_name("costs.json")
 
 
 def measure_laws(seed: int) -> None:
-    """Find what each law costs, once for a set of laws: it is kept for the next run.
-
-    In a process of its own: some laws use threads, which a later fork of this one would wait for.
+    """Measure the time of each law, once for a set of laws: it is stored for the next run. In a separate process,
+    because some laws use threads, for which a later fork of this one would wait.
     """
     names = [*laws_in_order(Counter(), "unroll"), *laws_of_their_own("unroll", "full")]
     if not COSTS.exists() or json.loads(COSTS.read_text()).keys() != set(names):
@@ -443,7 +445,7 @@ def _measure(seed: int, names: Sequence[str]) -> None:
 
     options = RunOptions(backend_of("unroll"), "smoke", "cpu", seed, shrink=False)
     with quiet_single_thread():
-        run_law(LAWS[names[0]], options)  # what is done once a process is no law's cost
+        run_law(LAWS[names[0]], options)  # work done once per process is no law's cost
         run_law(LAWS["compiled_in_one_graph"], options)
         found = {name: run_law(LAWS[name], options).seconds for name in names}
     COSTS.write_text(json.dumps(found))
@@ -466,7 +468,7 @@ def _judged(target: str, laws: Sequence[str], profile: str, seed: int, tell: Cal
 
 
 def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, answer: Path) -> None:
-    """Run the laws; the file says at each moment which one runs, and at last the verdict.
+    """Run the laws; the file always has the running law, and at the end the verdict.
 
     Laws with a process of their own fork this one, which therefore runs no other itself: a fork waits for ever for the
     threads that a law before it has used.
@@ -520,7 +522,7 @@ def _answered(judge: Judge, tell: Callable[[str], None], answer: Path) -> Found:
 
 
 def _in_a_fork(judge: Judge, tell: Callable[[str], None], answer: Path) -> Found:
-    """What the laws find in a fork of this process; how it ended is a verdict too."""
+    """The result of the laws in a fork of this process; its end is a verdict too."""
     path = answer.with_name("found.json")
     path.unlink(missing_ok=True)
     pid = os.fork()
@@ -549,7 +551,7 @@ def run_seeds(
 
 
 def run(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, seconds: float = SECONDS) -> dict[str, Any]:
-    """A mutant's verdict and the law that gave it; ``None``: the code as it is."""
+    """A mutant's verdict and the deciding law; ``None``: the original code."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         answer = Path(folder, "answer.json")
@@ -601,7 +603,7 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 
 def sample(targets: Sequence[str], seed: int) -> list[Mutant]:
-    """All mutants, in a random order that the seed fixes, the targets taking turns."""
+    """All mutants, in a random order fixed by the seed, the targets in turn."""
     return by_turns({target: mutants(target) for target in targets}, seed)
 
 
@@ -620,7 +622,7 @@ def kills_of(rows: Sequence[dict[str, Any]]) -> Counter[str]:
 
 
 def present(rows: Sequence[dict[str, Any]], found: Sequence[Mutant]) -> list[dict[str, Any]]:
-    """The rows of mutants of the sources as they are: those of other sources say nothing of these."""
+    """The rows of mutants of the current sources: other rows do not apply."""
     keys = {mutant.key for mutant in found}
     return [row for row in rows if row["key"] in keys]
 
@@ -636,7 +638,8 @@ def go_on(
     again: Sequence[str] = (),
     cases: Sequence[int] = (),
 ) -> None:
-    """Run mutants that have no verdict yet until the time is up; with a guess, what is unfinished, those laws first.
+    """Run mutants that have no verdict yet until the time is up; with a guess, run the unfinished ones with those laws
+    first.
 
     Args:
         targets: keys of :data:`TARGETS`.
@@ -645,7 +648,7 @@ def go_on(
         seed: of the sample.
         seconds: of one mutant.
         tell: gets a line for each.
-        guess: laws to run first over what is unfinished.
+        guess: laws to run first over unfinished mutants.
         again: keys, or verdicts, of mutants to run although they have a verdict.
         cases: seeds of the laws' cases; without them that of the sample. A mutant dies if it dies by each.
     """
@@ -662,7 +665,7 @@ def go_on(
     tried, reasons = {row["key"] for row in rows}, explained()
     decided = {row["key"] for row in rows if row["key"] in known or _key(row) in reasons} - set(again)
     todo = [mutant for mutant in todo[:most] if mutant.key not in decided and (not again or mutant.key in redo)]
-    todo.sort(key=lambda mutant: mutant.key in tried)  # what was unfinished takes longest, so it comes last
+    todo.sort(key=lambda mutant: mutant.key in tried)  # unfinished mutants take longest, so they come last
     if guess:
         todo = [mutant for mutant in todo if mutant.key in tried]
         kills.update(dict.fromkeys(guess, 10**6))
@@ -685,7 +688,8 @@ def go_on(
 
 
 def hold(target: str, kills: Counter[str], seeds: Sequence[int], tell: Callable[[str], None]) -> None:
-    """Run the laws over the code as it is, installed as its mutants are: what fails then says nothing of a mutant.
+    """Run the laws over the original code, installed like its mutants: a law that fails then says nothing about a
+    mutant.
 
     Once for the same sources and laws. Exits if a law fails.
     """
@@ -770,12 +774,12 @@ def main() -> int:
     """Run; 1 if a mutant survives without a reason."""
     options = argparse.ArgumentParser(description="Mutants against the conformance suite.")
     options.add_argument("targets", nargs="*", choices=[*TARGETS, []], help="default: all")
-    options.add_argument("--minutes", "--budget", type=float, default=30, help="budget (30); a later run goes on")
+    options.add_argument("--minutes", "--budget", type=float, default=30, help="budget (30); a later run continues")
     options.add_argument("--most", type=int, default=10**6, help="no more mutants than that, of a random sample")
     options.add_argument("--seed", type=int, default=1, help="of the sample and of the laws' cases (1)")
     options.add_argument("--seconds", type=float, default=SECONDS, help="of one mutant (600); less for a first look")
     options.add_argument(
-        "--guess", nargs="+", default=(), metavar="LAW", help="take up what is unfinished, these laws first"
+        "--guess", nargs="+", default=(), metavar="LAW", help="continue unfinished mutants with these laws first"
     )
     options.add_argument(
         "--again", nargs="+", default=(), metavar="KEY", help="run these once more, by key or by verdict (survived)"
