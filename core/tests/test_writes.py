@@ -25,6 +25,15 @@ def test_a_plain_tensor_where_results_are_to_be_nested(module, rows):
     refused(module, td, "is a tensor in the TensorDict")
 
 
+@pytest.mark.parametrize("place", ["out", "next", ("next", "a"), ("next", "b"), ("next", "b", "deep")])
+def test_a_plain_tensor_at_any_depth_where_results_are_to_be_nested(module, rows, place):
+    keys = [("out", "y"), ("next", "a", "h"), ("next", "b", "deep", "c")]
+    module = LSTMModule(in_key="x", out_keys=keys, lstm=module.lstm, default_recurrent_mode=module.recurrent_mode)
+    td = rows((2, 5))
+    td[place] = torch.zeros(2, 5)
+    refused(module, td, "is a tensor in the TensorDict")
+
+
 @pytest.mark.parametrize("key", ["y", ("next", "recurrent_state_h"), ("next", "recurrent_state_c")])
 @pytest.mark.parametrize(
     "change",
