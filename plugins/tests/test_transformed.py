@@ -134,6 +134,29 @@ def test_batched_gradients(name, run):
     compare(name, find)
 
 
+@pytest.mark.parametrize("backend", ["cudnn", "torchscript"])
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2}, {"proj_size": 2}, {"bidirectional": True}], ids=str)
+def test_a_batch_of_gradients_needs_no_batching_rule_of_the_forward_pass(backend, options):
+    """Backends that do not claim VMAP have it too, with resets: their backward passes are torch's own operators."""
+
+    def find(lstm, weights, x, is_init):
+        single = {k: v[0].detach().requires_grad_() for k, v in weights.items()}
+        y, ends = over_time(lstm, single, x, is_init)
+        cotangents = torch.eye(y.numel(), dtype=y.dtype).view(-1, *y.shape)
+        read = [x, *single.values()]
+        at_once = torch.autograd.grad(
+            (y, ends),
+            read,
+            (cotangents, torch.ones_like(ends).expand(len(y.flatten()), *ends.shape)),
+            is_grads_batched=True,
+        )
+        plain = {k: v.detach() for k, v in single.items()}
+        by_rows = jacrev(lambda v: over_time(lstm, plain, v, is_init)[0])(x.detach())
+        return at_once, by_rows, jacobian(lambda v: over_time(lstm, plain, v, is_init)[1], x.detach(), vectorize=True)
+
+    compare(backend, find, **options)
+
+
 @runs
 def test_no_grad_inside_a_transform_still_gives_the_gradients_further_out(name, run):
     def find(lstm, weights, x, is_init):

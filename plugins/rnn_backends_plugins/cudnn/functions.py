@@ -53,11 +53,15 @@ class _ScatterRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
-        return grad[:, : ctx.features].index_select(0, cell), None, None, None, None
+        return grad.narrow(1, 0, ctx.features).index_select(0, cell), None, None, None, None
 
 
 class _GatherRows(torch.autograd.Function):
-    """``values [cells, F]`` -> ``values[cell]``; the backward pass copies, where that of ``index_select`` adds."""
+    """``values [cells, F]`` -> ``values[cell]``; the backward pass copies, where that of ``index_select`` adds.
+
+    Both backward passes here call torch's operators alone: for a batch of gradients (``is_grads_batched``, ``jacrev``)
+    torch runs them under ``vmap``, for which these functions have no rule.
+    """
 
     @staticmethod
     def forward(values: Tensor, cell: Tensor) -> Tensor:
@@ -72,7 +76,10 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
-        return scatter_beside(grad, cell, ctx.shape[0], None, ctx.shape[1]), None
+        zeros = grad.new_zeros(ctx.shape)
+        if _torch.in_transform():  # torch.func's vmap has a rule for this one
+            return zeros.index_put_((cell,), grad), None
+        return zeros.index_copy_(0, cell, grad), None
 
 
 scatter_beside, gather_rows = eager_or_functional(_ScatterRows), eager_or_functional(_GatherRows)
