@@ -72,6 +72,8 @@ FIRST = 24
 """The laws that kill most in a second run over few cases, before all run over those of `quick`."""
 COMPILE = ("transforms", "nesting", "tracing", "compiled", "recompiling")
 """Subjects whose laws of `full` with a process of their own run at last over a mutant of core: most of them compile."""
+TRACED = ("scripted_saved_and_loaded", "compiled_in_one_graph", "exported")
+"""Laws that see how a mutant was installed: they read sources and code."""
 INDUCTORS = ("inductor_in_one_graph", "a_compiled_result_outlives_the_next_call", "a_compiled_module_follows_its_mode")
 """Laws that are left out: minutes of Inductor, which is behind core; others see the same trace."""
 KERNELS = ("tiled", "blocks", "cpp")
@@ -499,7 +501,7 @@ def _child(mutant: Mutant | None, target: str, kills: Counter[str], seed: int, a
     stages: list[tuple[str, Sequence[str], bool]] = [("smoke", some, True), ("quick", order, True)]
     stages += [("quick", own, False), ("full", laws_of_their_own(target, "full"), False)]
     if few:
-        stages = [("smoke", order, True), ("smoke", own, False)]
+        stages = [("smoke", [*some, *(law for law in TRACED if law in order)], True)]
     for profile, laws, forks in stages:
         of = "full" if profile == "full" else "quick"
         # few cases of full's laws: over more of them they compile the same again
@@ -555,7 +557,7 @@ def run_seeds(
 def run(
     mutant: Mutant | None, target: str, kills: Counter[str], seed: int, seconds: float = SECONDS, few: bool = False
 ) -> dict[str, Any]:
-    """A mutant's verdict and the deciding law; ``None``: the original code. ``few``: over few cases alone."""
+    """A mutant's verdict and the deciding law; ``None``: the original code. ``few``: the first laws alone."""
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         answer = Path(folder, "answer.json")
@@ -695,7 +697,7 @@ def hold(target: str, kills: Counter[str], seeds: Sequence[int], tell: Callable[
     """Run the laws over the original code, installed like its mutants: a law that fails then says nothing about a
     mutant.
 
-    Over few cases, once for the same sources and laws. Exits if a law fails.
+    The first laws over few cases, once for the same sources and laws. Exits if a law fails.
     """
     path = ROOT / TARGETS[target][0]
     texts = [file.read_bytes() for file in (sorted(path.glob("*.[hc]*")) if path.is_dir() else [path])]

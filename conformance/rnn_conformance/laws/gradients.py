@@ -196,11 +196,15 @@ def gradients_of_a_call_with_hx(trial: Trial) -> None:
 
 @law(wide=True, bidirectional=(False,), profiles=("quick", "full"))
 def gradients_flow_through_steps(trial: Trial) -> None:
-    """Gradients through ``LSTM.step``, step by step, equal the reference's over the whole row."""
+    """Gradients step by step, through ``LSTM.step`` and rows of one step by turns, equal those over the whole row."""
     lstm, inputs = trial.lstm(), _needing(trial.fresh())
     state, outputs = State(inputs.h[:, 0], inputs.c[:, 0]), []
-    for x, is_init in zip(inputs.x, trial.is_init, strict=True):
-        output, state = lstm.step(x, state, is_init)
+    for t, (x, is_init) in enumerate(zip(inputs.x, trial.is_init, strict=True)):
+        if t % 2:
+            output, state = lstm.step(x, state, is_init)
+        else:
+            row, hx = lstm(x.unsqueeze(0), (state.h, state.c), is_init=is_init.unsqueeze(0))
+            output, state = row[0], State(*hx)
         outputs.append(output)
     _right_from_hx(trial, lstm, inputs, Ran(torch.stack(outputs), state.h, state.c))
 

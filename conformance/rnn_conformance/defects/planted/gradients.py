@@ -347,6 +347,18 @@ def step_without_gradient_of_the_state() -> LSTMBackend:
     return LSTMBackend("defect", right, step=lambda w, x, state: step(w, x, both(torch.Tensor.detach, state)))
 
 
+@in_core("gradients_flow_through_steps")
+def a_row_of_one_step_detaches_the_cell() -> list[Patch]:
+    """A call over one step, in place of LSTM.step, returns a cell state without its gradient."""
+    original = LSTM._one_step
+
+    def replacement(lstm: LSTM, x: Tensor, state: State, is_init: Tensor | None) -> tuple[Tensor, State]:
+        output, after = original(lstm, x, state, is_init)
+        return output, State(after.h, after.c.detach())
+
+    return [Patch(LSTM, "_one_step", replacement)]
+
+
 @made("gradients_flow_through_steps", round=2)
 def weight_gradient_in_reused_workspace() -> LayerFunction:
     """A weight's gradient is a view of a workspace that the layer's next backward pass overwrites."""
