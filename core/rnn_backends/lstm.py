@@ -14,6 +14,7 @@ from .contract import LSTMBackend, State, Trait
 from .errors import InputError
 from .execution import ExecutableLSTM
 from .plain import explain
+from .torch_tools import check_is_plain
 from .weights import spec_of
 
 States = tuple[Tensor, Tensor]
@@ -104,13 +105,15 @@ class LSTM(ExecutableLSTM):
         """Wrap a torch.nn.LSTM (or TorchRL's): the new module *shares* its parameters.
 
         Raises:
-            InputError: it is not an LSTM, or it is parametrized (parametrize the wrapped module instead).
+            InputError: it is not an LSTM, overrides ``forward``, or is parametrized (parametrize the wrapped module
+                instead).
         """
         if isinstance(lstm, LSTM):
             return lstm if lstm_backend is None else lstm.with_backend(lstm_backend)
         check_is_lstm(lstm)
         if parametrize.is_parametrized(lstm):
             raise InputError("lstm is parametrized: wrap it first and parametrize the rnn_backends.LSTM")
+        check_is_plain(lstm, "from_torch()", shares_hooks=True)
         new = cls.__new__(cls)
         new.share(lstm)
         weight = new.weight_ih_l0
@@ -243,12 +246,14 @@ class LSTM(ExecutableLSTM):
         """A module with the same parameters for ``torch.jit.script``, which uses it when it scripts this LSTM.
 
         Raises:
+            InputError: it is parametrized, has hooks, or overrides ``forward``, all of which would be lost.
             UnsupportedError: the backend does not claim ``Trait.SCRIPT``.
         """
         from .scripting import ScriptableLSTM  # only torch.jit.script needs it
 
         if Trait.SCRIPT not in self._backend.traits:
             self._decline("torch.jit.script", "its layer is not TorchScript", Trait.SCRIPT)
+        check_is_plain(self, "scriptable()")
         return ScriptableLSTM(self)
 
     def __prepare_scriptable__(self) -> nn.Module:  # torch.jit.script calls it

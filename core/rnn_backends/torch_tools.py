@@ -23,10 +23,9 @@ class ToolsLSTM(SharedRNN):
         """A :class:`torch.nn.LSTM` that *shares* these parameters, for tools that require that class.
 
         Raises:
-            InputError: it is parametrized (parametrize the new module instead).
+            InputError: it is parametrized, has hooks, or overrides ``forward``, all of which would be lost.
         """
-        if parametrize.is_parametrized(self):
-            raise InputError("the LSTM is parametrized: call to_torch() first and parametrize the torch.nn.LSTM")
+        check_is_plain(self, "to_torch()")
         new = nn.LSTM(
             self.input_size,
             self.hidden_size,
@@ -72,6 +71,35 @@ class ToolsLSTM(SharedRNN):
     def qconfig(self) -> None:
         self.__dict__.pop("_qconfig", None)
 
+
+def check_is_plain(lstm: nn.RNNBase, result: str, shares_hooks: bool = False) -> None:
+    """Raise if an LSTM does more than its options and parameters say, which a module of another class would not do.
+
+    Args:
+        lstm: the LSTM that the other module is made from.
+        result: what makes the other module, such as ``"to_torch()"``.
+        shares_hooks: whether the other module runs this one's hooks.
+
+    Raises:
+        InputError: it overrides ``forward``, has hooks, or a weight that is computed from other parameters.
+    """
+    kind = type(lstm)
+    if str(kind.forward.__module__).partition(".")[0] not in _KNOWN:
+        raise InputError(f"{kind.__name__} overrides forward, and {result} would leave that out: {_OVERRIDE}")
+    if shares_hooks:
+        return
+    computed = any(not isinstance(weight, nn.Parameter) for weights in lstm.all_weights for weight in weights)
+    if computed or parametrize.is_parametrized(lstm):
+        raise InputError(f"the LSTM is parametrized: call {result} first and parametrize what it returns, {_PERMANENT}")
+    if any(getattr(lstm, name) for name in _HOOKS):
+        raise InputError(f"the LSTM has hooks, and {result} would leave them out: register them on what it returns")
+
+
+_KNOWN = frozenset({"torch", "torchrl", "rnn_backends"})
+"""Packages whose ``forward`` of an LSTM computes what the options say; a wrapper of it names the package that wraps."""
+_OVERRIDE = "make it a subclass of rnn_backends.LSTM and use that, or put what it adds into a module around the LSTM"
+_PERMANENT = "or make it permanent (parametrize.remove_parametrizations, remove_weight_norm, prune.remove)"
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 for _name, _method in METHODS_OF_NN_LSTM.items():
     setattr(ToolsLSTM, _name, _method)

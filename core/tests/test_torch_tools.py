@@ -7,6 +7,7 @@ import torch
 from rnn_backends import LSTM, InputError, LSTMModule
 from torch import nn
 from torch.ao.quantization import default_dynamic_qconfig, get_default_qconfig, prepare, quantize_dynamic
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 OPTIONS = [
@@ -106,6 +107,84 @@ def test_to_torch_shares_the_parameters_and_computes_the_same(given):
     nn.utils.parametrizations.weight_norm(ours, "weight_hh_l0")
     with pytest.raises(InputError, match="call to_torch"):
         ours.to_torch()
+
+
+class Doubled(LSTM):
+    def forward(self, *args, **kwargs):
+        output, state = super().forward(*args, **kwargs)
+        return 2 * output, state
+
+
+class TheirsDoubled(nn.LSTM):
+    def forward(self, *args, **kwargs):
+        output, state = super().forward(*args, **kwargs)
+        return 2 * output, state
+
+
+def double(module, args, result):
+    return 2 * result[0], result[1]
+
+
+MORE = {
+    "forward hook": lambda m: m.register_forward_hook(double),
+    "forward pre-hook": lambda m: m.register_forward_pre_hook(lambda m, args: (2 * args[0],)),
+    "backward hook": lambda m: m.register_full_backward_hook(lambda m, to, of: (2 * to[0], *to[1:])),
+    "backward pre-hook": lambda m: m.register_full_backward_pre_hook(lambda m, of: (2 * of[0], *of[1:])),
+    "parametrized": lambda m: nn.utils.parametrizations.weight_norm(m, "weight_hh_l0"),
+    "old weight_norm": lambda m: nn.utils.weight_norm(m, "weight_hh_l0"),
+    "pruned": lambda m: prune.l1_unstructured(m, "weight_ih_l0", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize("make", ["to_torch", "scriptable", "torch.jit.script"])
+@pytest.mark.parametrize("more", [*MORE, "overrides forward"])
+def test_what_another_class_would_not_do_is_refused(make, more):
+    lstm = (Doubled if more == "overrides forward" else LSTM)(3, 4, lstm_backend="torchscript")
+    MORE.get(more, lambda m: None)(lstm)
+    words = (
+        "Doubled overrides forward" if more == "overrides forward" else "hooks" if "hook" in more else "parametrized"
+    )
+    with pytest.raises(InputError, match=words):
+        torch.jit.script(lstm) if make == "torch.jit.script" else getattr(lstm, make)()
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+def test_what_was_made_permanent_is_converted():
+    lstm = LSTM(3, 4)
+    nn.utils.weight_norm(lstm, "weight_hh_l0")
+    nn.utils.remove_weight_norm(lstm, "weight_hh_l0")
+    prune.l1_unstructured(lstm, "weight_ih_l0", 0.5)
+    prune.remove(lstm, "weight_ih_l0")
+    nn.utils.parametrizations.orthogonal(lstm, "weight_hh_l0")
+    nn.utils.parametrize.remove_parametrizations(lstm, "weight_hh_l0")
+    x = torch.randn(5, 2, 3)
+    assert_close(lstm.to_torch()(x), lstm(x))
+
+
+def test_an_lstm_that_overrides_forward_is_not_wrapped():
+    with pytest.raises(InputError, match=r"TheirsDoubled overrides forward.*subclass of rnn_backends\.LSTM"):
+        LSTM.from_torch(TheirsDoubled(3, 4))
+    with pytest.raises(InputError, match="TheirsDoubled overrides forward"):
+        LSTMModule(lstm=TheirsDoubled(3, 4, batch_first=True), in_key="x", out_key="y")
+    named = type("Named", (nn.LSTM,), {})(3, 4)  # a subclass that computes the same
+    x = torch.randn(5, 2, 3)
+    assert_close(LSTM.from_torch(named)(x), named(x))
+    ours = Doubled(3, 4)
+    assert LSTM.from_torch(ours) is ours
+    assert_close(ours.with_backend("vmap")(x), ours(x))
+
+
+@pytest.mark.parametrize("more", [name for name in MORE if "hook" in name])
+def test_hooks_of_a_wrapped_lstm_run(more):
+    theirs = nn.LSTM(3, 4)
+    MORE[more](theirs)
+    x = torch.randn(5, 2, 3, requires_grad=True)
+    results = []
+    for lstm in (theirs, LSTM.from_torch(theirs)):
+        output, _ = lstm(x)
+        results.append((output, torch.autograd.grad(output.sum(), x)))
+    assert_close(*results)
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:Please use quant_min and quant_max")
