@@ -26,10 +26,11 @@ OTHERS = (("0.14.3", "0.14.1"), ("0.14.3", None), ("0.15.3", None))
 TESTS = ("core/tests", "plugins/tests")
 WITHOUT_TORCHRL = (
     "core/tests/test_torchrl_*.py",
+    "core/tests/test_testing.py",
     "core/tests/test_docs.py",
 )
 """Tests of what the library does with TorchRL; they cannot run without it."""
-TOOLS = ("hypothesis", "pytest", "click", "rich", "numpy")
+TOOLS = ("hypothesis", "pytest", "click", "rich", "numpy", "expecttest", "hatchling")
 VERSIONS = """
 import platform
 from importlib.metadata import version, PackageNotFoundError

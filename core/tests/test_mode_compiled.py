@@ -8,9 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torchrl.modules
 from rnn_backends import LSTMModule, recurrent_mode, set_recurrent_mode
 
+try:
+    import torchrl.modules
+except ImportError:
+    torchrl = None
+
+needs_torchrl = pytest.mark.skipif(torchrl is None, reason="TorchRL is an extra")
 CODE = {True: 1.0, False: 2.0, None: 3.0}
 """What a compiled function returns for each mode."""
 
@@ -20,7 +25,7 @@ def _dynamo_starts_anew():
     torch._dynamo.reset()
 
 
-@pytest.fixture(params=["torchrl", "no torchrl"])
+@pytest.fixture(params=[pytest.param("torchrl", marks=needs_torchrl), "no torchrl"])
 def _loaded(request, monkeypatch):
     if request.param == "no torchrl":
         monkeypatch.setitem(sys.modules, "torchrl.modules", None)
@@ -34,7 +39,7 @@ with_and_without_torchrl = pytest.mark.usefixtures("_loaded")
 def _nothing_is_left_open():
     yield
     assert recurrent_mode() is None
-    assert torchrl.modules.recurrent_mode() is None
+    assert torchrl is None or torchrl.modules.recurrent_mode() is None
 
 
 def code_of_the_mode(x):
@@ -313,6 +318,7 @@ def test_tasks_inside_a_graph_break_do_not_see_each_others():
     assert call(ONE)[1] == [True, False]
 
 
+@needs_torchrl
 def test_torchrls_modules_follow_the_innermost_context_and_so_do_ours():
     theirs = torchrl.modules.LSTMModule(3, 4, in_key="x", out_key="y")
     ours, set_theirs = make(), torchrl.modules.set_recurrent_mode
@@ -326,6 +332,7 @@ def test_torchrls_modules_follow_the_innermost_context_and_so_do_ours():
         assert (theirs.recurrent_mode, ours.recurrent_mode) == (False, False)
 
 
+@needs_torchrl
 def test_torchrls_contexts_and_ours_are_one_in_a_trace_too():
     theirs, ours = torchrl.modules.set_recurrent_mode, set_recurrent_mode
 
@@ -348,6 +355,7 @@ def test_torchrls_contexts_and_ours_are_one_in_a_trace_too():
                 assert call(ONE).tolist() == [1.0, 2.0, 1.0, 2.0, 1.0, CODE[around]]
 
 
+@needs_torchrl
 def test_a_graph_break_inside_torchrls_context_keeps_its_mode_for_ours():
     make()
 
@@ -363,6 +371,7 @@ def test_a_graph_break_inside_torchrls_context_keeps_its_mode_for_ours():
         assert call(ONE) == (1.0, torch.ones(1))
 
 
+@needs_torchrl
 def test_torchrls_context_in_another_task_is_not_seen_by_compiled_code():
     compiled = torch.compile(code_of_the_mode, backend="eager", fullgraph=True)
 
@@ -381,6 +390,7 @@ def test_torchrls_context_in_another_task_is_not_seen_by_compiled_code():
     torchrl.modules.set_recurrent_mode(None).__enter__()  # TorchRL's own mode, unchanged
 
 
+@needs_torchrl
 def test_torchrls_context_in_compiled_code_counts_where_another_thread_is_in_the_same_mode():
     theirs = torchrl.modules.set_recurrent_mode
 
@@ -394,6 +404,7 @@ def test_torchrls_context_in_compiled_code_counts_where_another_thread_is_in_the
         assert pool.submit(call, ONE).result().tolist() == [1.0, 3.0]
 
 
+@needs_torchrl
 def test_torchrl_that_is_imported_within_our_context(monkeypatch):
     modules = torchrl.modules
     monkeypatch.setitem(sys.modules, "torchrl.modules", None)

@@ -237,7 +237,7 @@ def test_torchrls_mode_is_read_by_its_public_name(monkeypatch):
 @pytest.mark.parametrize("name", ["_mode", "_context_mode", "recurrent_mode_state_manager"])
 @pytest.mark.parametrize("theirs", [True, False])
 def test_the_mode_is_right_in_one_thread_without_torchrls_private_names(name, theirs, monkeypatch):
-    from torchrl.modules import set_recurrent_mode as set_theirs
+    set_theirs = pytest.importorskip("torchrl.modules", reason="TorchRL is an extra").set_recurrent_mode
     from torchrl.modules.tensordict_module import rnn
 
     compiled = torch.compile(lambda x: (x, recurrent_mode()), backend="eager", fullgraph=True)
