@@ -129,7 +129,7 @@ def main():
     parser.add_argument("--backend", default="auto", help="the LSTM's backend; `rnn-backends list` has the names")
     parser.add_argument("--fsdp", action="store_true", help="FSDP2 in place of DDP")
     parser.add_argument("--updates", type=int, default=200)
-    parser.add_argument("--collectors", type=int, default=0, help="act in so many other processes, without torchrun")
+    parser.add_argument("--collectors", type=int, default=0, help="act in this many other processes, without torchrun")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.collectors:

@@ -11,7 +11,7 @@ A policy without memory cannot tell which way the pole falls, and stays under 10
 Five lines make a TorchRL policy recurrent; each is marked with a number in the source:
   (1) LSTMModule reads "observation", "is_init" and the stored state, and writes "features".
   (2) InitTracker marks where an episode starts.
-  (3) The primer carries the state from one step to the next. Without it the policy acts without memory, in silence.
+  (3) The primer carries the state from one step to the next. Without it the policy silently acts without memory.
   (4) The value of every next observation is one step from the state stored beside it: a single call for all of them.
   (5) A minibatch is made of whole rows [rows, time], run in recurrent mode. Rows start from their stored states.
 """

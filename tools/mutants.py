@@ -226,7 +226,7 @@ def sample(files: Sequence[str], seed: int) -> list[Mutant]:
 
 
 def by_turns(found: Mapping[str, Iterable[T]], seed: int) -> list[T]:
-    """What is found by name, shuffled as the seed and the name fix it, one of each name in turn."""
+    """The mutants by name, shuffled by the seed and the name, one of each name in turn."""
     queues = {name: list(of) for name, of in found.items()}
     for name, queue in queues.items():
         random.Random(f"{seed} {name}").shuffle(queue)
@@ -286,7 +286,7 @@ def main() -> int:
     """Run; return 1 if a survivor has no reason."""
     options = argparse.ArgumentParser(description="Mutation testing of core.")
     options.add_argument("files", nargs="*", choices=[*TESTS, []], help="default: all")
-    options.add_argument("--anew", action="store_true", help="forget the verdicts of earlier runs")
+    options.add_argument("--fresh", action="store_true", help="forget the verdicts of earlier runs")
     options.add_argument("--minutes", "--budget", type=float, default=600, help="budget (600); a later run continues")
     options.add_argument("--most", type=int, default=10**6, help="no more mutants than that, of a random sample")
     options.add_argument("--seed", type=int, default=1, help="of the sample (1)")
@@ -299,7 +299,7 @@ def main() -> int:
             print(f"{mutant.file}.py:{mutant.line}: {mutant.before}  ->  {mutant.after}")
         return 0
     KEPT.mkdir(exist_ok=True)
-    if given.anew:
+    if given.fresh:
         for file in files:
             (KEPT / f"{file}.jsonl").unlink(missing_ok=True)
     prepare()

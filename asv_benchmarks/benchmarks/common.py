@@ -1,8 +1,8 @@
 """The lists that all benchmarks share, and the cases, built once a process.
 
-asv hands the measuring process an *index* into the lists, so they are the package's constants and never made from what
-is installed: a backend could be measured and stored under another's name. RNN_BENCH_EXTRA names further backends, with
-commas between, and RNN_BENCH_DEVICE the device ("cpu"); both must stay the same for the whole run.
+asv hands the measuring process an *index* into the lists, so they are the package's constants and never made from the
+installed packages: a backend could be measured and stored under another's name. RNN_BENCH_EXTRA names further backends,
+with commas between, and RNN_BENCH_DEVICE the device ("cpu"); both must stay the same for the whole run.
 """
 
 import os

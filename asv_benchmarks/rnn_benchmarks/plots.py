@@ -108,11 +108,11 @@ def draw_plans(file: Path) -> None:
 
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, height_ratios=[4, 4, 3])
-    _draw(top, owner, None, "The batch: a letter a sequence, a row a row")
+    _draw(top, owner, None, "The batch: one letter per sequence, one line per row")
     kept, tiled = aligned_plan(seqs, every_end=False), tiled_plan(seqs, rows=3, every_end=True)
     for ax, plan, title in (
         (middle, kept, "Rows kept: F (FLUSH) empties the state, H (HOLD) keeps it to the end of a row"),
-        (bottom, tiled, "Laid anew in three rows, end states asked for: H and P (PROBE) show c before F empties it"),
+        (bottom, tiled, "Packed into three rows, with end states: H and P (PROBE) show c before F clears it"),
     ):
         (block,) = plan.blocks
         kind = plan.kind.numpy().reshape(block.steps, block.rows)

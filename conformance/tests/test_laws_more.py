@@ -176,7 +176,7 @@ def bytes_of_starts(w, x, entry, starts):
 DEFECTS = {
     "the backend drops by itself": (drops_itself, "training_and_evaluation_follow_the_module"),
     "the backend drops by itself, and more than once": (drops_itself, "dropout_is_torchs_between_layers"),
-    "gradient of what was dropped": (doubles_gradients,
+    "gradient of dropped values": (doubles_gradients,
                                      "dropout_goes_backward_through_the_same_mask"),
     "zeros of the default dtype": (default_dtype, "the_default_dtype_does_not_matter"),
     "zeros on the default device": (default_device, "the_default_device_does_not_matter"),
@@ -197,15 +197,15 @@ DEFECTS = {
     "handed to vmap": (hands_over, "only_the_named_backend_works"),
     "handed to cudnn, errors swallowed": (hands_over_in_silence, "only_the_named_backend_works"),
     "weights packed once, functional_call": (packed_once, "functional_call_uses_the_weights_it_is_given"),
-    "weights packed once, optimizer": (packed_once, "a_training_step_counts"),
+    "weights packed once, optimizer": (packed_once, "an_optimizer_step_takes_effect"),
     "weights packed once, loaded through a copy": (packed_once, "copies_in_another_mode_share_the_weights"),
-    "weights packed once, in a story": (packed_once, "any_story_agrees_with_the_model"),
+    "weights packed once, in a story": (packed_once, "any_program_agrees_with_the_model"),
     "packed weights of the dtype before": (packed_by_dtype, "moved_to_another_dtype_and_back"),
-    "wrong after a dozen calls": (counts_calls, "any_story_agrees_with_the_model"),
+    "wrong after a dozen calls": (counts_calls, "any_program_agrees_with_the_model"),
     "rows mixed": (mixes_rows, "more_batch_dimensions_keep_their_order"),
     "resets of another row, nested": (bytes_of_starts, "nested_keys"),
     "resets of another row, lazy stack": (bytes_of_starts, "lazily_stacked_tensordicts_are_read_and_written"),
-    "writes to the input": (writes_to_observation, "no_key_but_its_own_is_touched"),
+    "writes to the input": (writes_to_observation, "only_its_own_keys_are_written"),
 }  # fmt: skip
 FACTORIES = {keeps_results, shared_between_threads, packed_once, packed_by_dtype, counts_calls}
 
@@ -231,7 +231,7 @@ def test_a_dtype_a_spec_refused_too_late_is_seen():
     def picky(spec, device, dtype):
         return "" if spec.bidirectional else None
 
-    law = "what_is_rejected_is_refused_at_construction"
+    law = "rejections_are_errors_at_construction"
     (result,) = check_backend(LSTMBackend("picky", d.right, picky), laws=[law]).results
     assert result.verdict == "failed"
     assert "expected None or a reason as text" in result.message
@@ -240,7 +240,7 @@ def test_a_dtype_a_spec_refused_too_late_is_seen():
 def test_moods_are_seen():
     answers = iter(range(10**6))
     moody = LSTMBackend("moody", d.right, lambda spec, device, dtype: "no" if next(answers) % 2 else None)
-    (result,) = check_backend(moody, laws=["rejects_has_no_moods"]).results
+    (result,) = check_backend(moody, laws=["rejects_is_deterministic"]).results
     assert result.verdict == "failed"
 
 

@@ -22,19 +22,19 @@ def test_a_correct_variant_passes(place, name):
 
 
 KINDS = [
-    "memory_that_is_gone", "tensor_subclasses", "other_layouts_are_right_or_refused", "lazy_tensors",
+    "freed_memory", "tensor_subclasses", "other_layouts_are_right_or_refused", "lazy_tensors",
     "nested_tensors_are_right_or_refused", "torch_modes", "fake_and_meta_tensors",
 ]  # fmt: skip
 """Laws about kinds of tensors and torch modes, each in its own process: one for every second variant, in turn."""
 
 ALARMS = [
-    ("one_product_of_x_and_h", "memory_that_is_gone"),  # its concatenation read a freed weight
-    ("float64_inside", "memory_that_is_gone"),
-    ("weights_in_one_buffer", "memory_that_is_gone"),
+    ("one_product_of_x_and_h", "freed_memory"),  # its concatenation read a freed weight
+    ("float64_inside", "freed_memory"),
+    ("weights_in_one_buffer", "freed_memory"),
     ("all_layers_at_once", "lazy_tensors"),  # torch.lstm reads zero tensors, which have no memory
-    ("all_layers_at_once", "what_is_traced_follows_inputs_and_resets"),
-    ("one_sequence_at_a_time", "what_is_traced_follows_inputs_and_resets"),  # they plan by the resets
-    ("padded_and_packed", "what_is_traced_follows_inputs_and_resets"),
+    ("all_layers_at_once", "traces_follow_inputs_and_resets"),
+    ("one_sequence_at_a_time", "traces_follow_inputs_and_resets"),  # they plan by the resets
+    ("padded_and_packed", "traces_follow_inputs_and_resets"),
 ]
 """Pairs that once gave a crash, a wrong number or an error without a message."""
 
@@ -50,7 +50,7 @@ def test_a_correct_variant_takes_or_declines_other_kinds_of_tensors(name, law):
 def test_every_law_about_kinds_is_among_them():
     subjects = ("tensors", "tracing")
     isolated = {name for name, law in LAWS.items() if law.time_limit and not law.trait and law.subject in subjects}
-    elsewhere = {"what_is_traced_follows_lengths"}  # core/tests/test_recorded_loops.py
+    elsewhere = {"traces_follow_lengths"}  # core/tests/test_recorded_loops.py
     assert isolated - elsewhere == {*KINDS, *(law for _, law in ALARMS)}
 
 

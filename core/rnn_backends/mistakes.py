@@ -21,7 +21,7 @@ NOT_CARRIED = frozenset({"no primer", "hidden keys not carried"})
 
 
 class Mistake(NamedTuple):
-    """One mistake: its name, what was seen, where to look and the line to write there.
+    """One mistake: its name, its sign in the data, the place to change and the line to write there.
 
     Args:
         name: one of the names in ``docs/troubleshooting.md``, the same from version to version.

@@ -21,7 +21,7 @@ GOOD = IMPORTS + "contract_version = 1\n@hookimpl\ndef lstm_backend():\n    retu
 
 
 class Site:
-    """A folder on ``sys.path``; ``install`` does what an installer does."""
+    """A folder on ``sys.path``; ``install`` acts like an installer."""
 
     def __init__(self, path):
         self.path, self.modules = path, []

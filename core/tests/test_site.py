@@ -67,6 +67,12 @@ def test_no_role_is_left_in_the_reference(site):
         assert not re.search(r":(class|func|meth|data|attr):", page.read_text()), page.name
 
 
+def test_long_names_in_tables_may_break_and_are_found_whole(site):
+    """Without the breaks the sentences beside the names of defects get a column of a few letters."""
+    assert "<code>storage_<wbr>offset_<wbr>ignored</code>" in (site / "generated" / "kill_table.html").read_text()
+    assert "storage_offset_ignored" in (site / "search" / "search_index.json").read_text()
+
+
 def test_the_picture_of_resets_is_what_its_script_draws():
     drawing = script(ROOT / "tools" / "draw_resets.py")
     assert drawing.PICTURE.read_text() == drawing.picture(), "run tools/draw_resets.py"

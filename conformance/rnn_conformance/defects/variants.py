@@ -195,7 +195,7 @@ def nan_where_nothing_is_promised(w: LayerWeights, x: Tensor, entry: State, star
 
 
 def sigmoid_by_tanh(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """The sigmoid is (1 + tanh(x / 2)) / 2, exact but for rounding."""
+    """The sigmoid is (1 + tanh(x / 2)) / 2, exact except for rounding."""
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:
         a = x @ w.w_ih.T + state.h @ w.w_hh.T

@@ -96,7 +96,7 @@ def _counted(backend: LSTMBackend, counts: Counter[str]) -> LSTMBackend:
 
 
 @law()
-def every_layer_and_step_is_the_backends(trial: Trial) -> None:
+def the_backend_runs_every_layer_and_step(trial: Trial) -> None:
     """Each layer in each direction is one call of the backend's function, over a sequence and in a step."""
     counts: Counter[str] = Counter()
     lstm = trial.lstm().with_backend(_counted(trial.backend, counts))

@@ -111,7 +111,7 @@ def training_and_evaluation_follow_the_module(trial: Trial) -> None:
 
 
 @law(dropout=(50,), L=(2,), H=(8,), T=(6,), B=(3,), P=(0,), bidirectional=(False,), profiles=("quick", "full"))
-def every_step_and_row_has_a_mask_of_its_own(trial: Trial) -> None:
+def every_step_and_row_has_its_own_mask(trial: Trial) -> None:
     """The dropout mask differs from step to step, from row to row, and from call to call."""
     lstm = trial.lstm().train()
     inputs = trial.inputs._replace(

@@ -166,7 +166,7 @@ def without_gradients_the_same_values(trial: Trial) -> None:
 
 
 @law(profiles=("quick", "full"))
-def gradients_do_not_depend_on_what_needs_them(trial: Trial) -> None:
+def gradients_do_not_depend_on_each_other(trial: Trial) -> None:
     """The gradient for the input alone equals the one computed together with those for the weights."""
     loss = trial.loss
     every = trial.gradients(loss)["x"]
@@ -261,7 +261,7 @@ def gradients_around_an_infinite_input(trial: Trial) -> None:
 
 
 @law(profiles=("quick", "full"))
-def gradients_asked_for_leave_grad_alone(trial: Trial) -> None:
+def autograd_grad_leaves_grad_alone(trial: Trial) -> None:
     """``torch.autograd.grad`` returns the gradients and leaves an existing ``.grad`` unchanged."""
     lstm = trial.lstm()
     for k, parameter in enumerate(lstm.parameters()):

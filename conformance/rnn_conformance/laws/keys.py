@@ -192,7 +192,7 @@ def every_hidden_state_on_request(trial: Trial) -> None:
 
 
 @law()
-def no_key_but_its_own_is_touched(trial: Trial) -> None:
+def only_its_own_keys_are_written(trial: Trial) -> None:
     """All other entries, under ``next`` too, remain the same tensors with the same values."""
     td = trial.tensordict()
     td["reward"] = torch.ones(trial.case.B, trial.case.T, 1, device=trial.device)
@@ -209,7 +209,7 @@ def no_key_but_its_own_is_touched(trial: Trial) -> None:
 
 
 @law(bidirectional=(False,), profiles=("quick", "full"))
-def only_what_is_all_there_is_skipped(trial: Trial) -> None:
+def only_complete_results_are_skipped(trial: Trial) -> None:
     """Under ``set_skip_existing`` a module runs unless all entries that it writes exist, and then changes none."""
     whole = _over_time(trial)(trial.tensordict())
     for missing in ("features", ("next", H_KEY), ("next", C_KEY)):

@@ -25,7 +25,7 @@ def memory_layout_does_not_matter(trial: Trial) -> None:
 
 
 @law(profiles=("quick", "full"))
-def weights_may_lie_in_any_way(trial: Trial) -> None:
+def weights_may_have_any_layout(trial: Trial) -> None:
     """Weights that are transposed or strided in memory give the same values and gradients as contiguous ones."""
     lstm = trial.lstm()
     for parameter in lstm.parameters():

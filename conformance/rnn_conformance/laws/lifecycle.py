@@ -66,7 +66,7 @@ def a_deepcopy_keeps_backend_and_shares_nothing(trial: Trial) -> None:
 
 
 @law(profiles=("quick", "full"))
-def copies_keep_what_is_frozen(trial: Trial) -> None:
+def copies_keep_frozen_parameters(trial: Trial) -> None:
     """``requires_grad`` of each parameter stays the same in a deepcopy, in a pickle and on another backend."""
     lstm = trial.lstm()
     next(lstm.parameters()).requires_grad_(False)
@@ -117,7 +117,7 @@ def functional_call_uses_the_weights_it_is_given(trial: Trial) -> None:
 
 
 @law(T=(2, 3, 4), profiles=("quick", "full"))
-def a_training_step_counts(trial: Trial) -> None:
+def an_optimizer_step_takes_effect(trial: Trial) -> None:
     """After an optimizer's step forward and backward of the same module use the new weights."""
     lstm = trial.lstm()
     weights = {n: w.clone() for n, w in trial.inputs.weights.items()}
@@ -183,7 +183,7 @@ def from_torch_keeps_the_training_flag(trial: Trial) -> None:
 
 
 @law(profiles=("quick", "full"))
-def a_copy_keeps_the_very_backend(trial: Trial) -> None:
+def a_copy_keeps_the_backend_value(trial: Trial) -> None:
     """A copy runs on the backend value of the original, even if an installed backend has the same name."""
     trial.lstm()  # raises Declined for a rejected case
     impostor = replace(trial.backend, name=names()[0], layer=_Own(trial.backend))

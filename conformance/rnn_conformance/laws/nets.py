@@ -128,7 +128,7 @@ def a_net_leaves_its_options_alone(trial: Trial) -> None:
 
 
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,))
-def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
+def the_mlp_has_a_bias_if_requested(trial: Trial) -> None:
     """``bias_last_layer=False`` leaves the MLP's last layer without bias, with in_features given or inferred."""
     trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # raises Declined for a rejected case
     for features in (FEATURES, None):
@@ -142,7 +142,7 @@ def the_mlp_has_a_bias_where_it_is_asked_for(trial: Trial) -> None:
 
 
 @law(T=(1,), B=(1,), L=(1,), P=(0,), H=(2,), profiles=("quick", "full"))
-def each_norm_of_a_net_is_its_own(trial: Trial) -> None:
+def each_layer_of_a_net_has_its_own_norm(trial: Trial) -> None:
     """The MLP of an LSTMNet has a separate normalisation, with its own weights, after each hidden layer."""
     trial.lstm(replace(trial.case, I=2, H=2, dtype="f32"))  # raises Declined for a rejected case
     mlp = {"in_features": 3, "out_features": 2, "depth": 3, "num_cells": 4, "norm_class": torch.nn.LayerNorm}

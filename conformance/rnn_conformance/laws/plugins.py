@@ -120,7 +120,7 @@ def _is_broken(plugins: registry.Registry, name: str, reason: str, listed: str |
 
 
 @law(costly=True, T=(1,), B=(1,))
-def two_plugins_of_one_name_are_neither(trial: Trial) -> None:
+def two_plugins_of_one_name_are_rejected(trial: Trial) -> None:
     """If two plugins have the same name neither is used: the error says that there are two."""
     mine = trial.backend
     points = [_point(mine.name, "mine"), _point(mine.name, "other")]
@@ -129,7 +129,7 @@ def two_plugins_of_one_name_are_neither(trial: Trial) -> None:
 
 
 @law(costly=True, T=(1,), B=(1,))
-def a_slip_in_its_name_suggests_it(trial: Trial) -> None:
+def a_misspelt_name_suggests_the_right_one(trial: Trial) -> None:
     """A misspelt or capitalised backend name raises an UnknownBackendError that suggests the right name."""
     with registered(trial.backend):
         for name in (f"{trial.backend.name}x", trial.backend.name.capitalize() + "_", f"_{trial.backend.name}"):
@@ -177,7 +177,7 @@ def _got(plugins: registry.Registry, name: str) -> LSTMBackend | Exception:
 
 
 @law(costly=True, T=(1,), B=(1,))
-def a_disabled_plugin_is_not_there(trial: Trial) -> None:
+def a_disabled_plugin_is_hidden(trial: Trial) -> None:
     """RNN_BACKENDS_DISABLE removes a plugin from the names, rejects it with this reason, and keeps it listed."""
     mine = trial.backend
     with (
@@ -227,7 +227,7 @@ def a_named_backend_that_refuses_is_an_error(trial: Trial) -> None:
 
 
 @law(costly=True, T=(1,), B=(1,), profiles=("quick", "full"))
-def what_is_needed_is_claimed_or_refused(trial: Trial) -> None:
+def needed_traits_are_claimed_or_refused(trial: Trial) -> None:
     """For ``hidden_output="all"`` "auto" takes a backend with the trait; a named one without it is rejected."""
     keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "hidden_output": "all"}
     installed = [row.name for row in list_backends(load=True) if row.reason is None and row.distribution != IN_PROCESS]
@@ -252,7 +252,7 @@ def what_is_needed_is_claimed_or_refused(trial: Trial) -> None:
 
 
 @law(costly=True, T=(1,), B=(1,), profiles=("quick", "full"))
-def a_refresh_looks_again_and_keeps_what_was_registered(trial: Trial) -> None:
+def a_refresh_reloads_plugins_and_keeps_registered_ones(trial: Trial) -> None:
     """After ``refresh()`` a repaired plugin loads, and backends added by ``register()`` remain."""
     mine, added = replace(trial.backend, name="rnn-repaired"), replace(trial.backend, name="rnn-registered")
     module = _plugin(_quits)

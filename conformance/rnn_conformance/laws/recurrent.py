@@ -115,7 +115,7 @@ def steps_equal_recurrent_mode(trial: Trial) -> None:
 
 
 @law(bidirectional=(False,), profiles=("quick", "full"))
-def carrying_zero_padded_states_on_is_exact(trial: Trial) -> None:
+def carried_hidden_outputs_are_exact(trial: Trial) -> None:
     """The hidden output of a batch's last step, stored at the next batch's first, continues the sequence exactly."""
     module, td = trial.module().set_recurrent_mode(True), trial.tensordict()
     whole = ran_from(module(td.clone()))

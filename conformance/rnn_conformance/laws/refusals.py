@@ -84,7 +84,7 @@ def vmap_that_is_not_claimed_is_refused(trial: Trial) -> None:
 
 
 @law(costly=True, T=(1,), B=(1,))
-def what_is_rejected_is_refused_at_construction(trial: Trial) -> None:
+def rejections_are_errors_at_construction(trial: Trial) -> None:
     """An LSTM that its backend rejects or cannot prepare raises UnsupportedError when built; any other is built."""
     device, reasons = torch.device(trial.device), []
     for spec in SPECS:
@@ -109,7 +109,7 @@ def what_is_rejected_is_refused_at_construction(trial: Trial) -> None:
 
 
 @law(costly=True, T=(1,), B=(1,))
-def rejects_has_no_moods(trial: Trial) -> None:
+def rejects_is_deterministic(trial: Trial) -> None:
     """``rejects`` gives the same answer in every call."""
     for spec in SPECS:
         for dtype in DTYPES:
@@ -334,7 +334,7 @@ def an_unknown_name_is_an_error(trial: Trial) -> None:
 
 
 @law(costly=True, T=(2,), B=(2,), L=(1,), bidirectional=(False,), resets=("none",), profiles=("quick", "full"))
-def loaded_elsewhere_it_is_asked_again(trial: Trial) -> None:
+def loading_elsewhere_checks_the_backend(trial: Trial) -> None:
     """An LSTM that ``torch.load(map_location=)`` puts on a device that its backend rejects raises when called."""
 
     def not_there(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:

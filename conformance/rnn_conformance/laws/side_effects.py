@@ -90,7 +90,7 @@ def a_batch_with_nan_leaves_nothing_behind(trial: Trial) -> None:
 
 
 @law(T=(9,), H=(6, 7, 10, 11, 12, 13, 14))
-def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
+def training_after_inference_mode(trial: Trial) -> None:
     """A module that first ran under inference_mode can be trained, frozen weights too: no cached tensor prevents it.
 
     At sizes that no other law draws, since a cache may have been filled outside of inference mode before.
@@ -117,7 +117,7 @@ def trained_over_what_was_seen_in_inference_mode(trial: Trial) -> None:
 
 
 @law(T=(2, 3, 5), profiles=("quick", "full"))
-def gradients_handed_in_are_not_written(trial: Trial) -> None:
+def incoming_gradients_are_not_written(trial: Trial) -> None:
     """A backward pass does not change the gradients it is given."""
     lstm, inputs = trial.lstm(), trial.fresh()
     output, _ = lstm.sequences(inputs.x.requires_grad_(), inputs.entry, inputs.starts)

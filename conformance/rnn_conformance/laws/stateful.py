@@ -10,7 +10,7 @@ from ._shared import registered
 
 
 @law(costly=True, once=True, B=(2,), T=(1,), bidirectional=(False,), profiles=("quick", "full"))
-def any_story_agrees_with_the_model(trial: Trial) -> None:
+def any_program_agrees_with_the_model(trial: Trial) -> None:
     """After steps, resets, modes, copies, edits, dtypes and other backends in any order, results equal the model's."""
     trial.lstm()  # raises Declined for a rejected case
     with registered(trial.backend), registered(PLAIN):
@@ -18,7 +18,7 @@ def any_story_agrees_with_the_model(trial: Trial) -> None:
 
 
 @law(costly=True, B=(2,), T=(1,), L=(2,), bidirectional=(False,), dropout=(100,), profiles=("full",))
-def any_story_drops_in_training_alone(trial: Trial) -> None:
+def any_program_drops_in_training_only(trial: Trial) -> None:
     """The same with dropout 1 between two layers, whose mask is known: all zeros in training, no mask otherwise."""
     trial.lstm()
     with registered(trial.backend), registered(PLAIN):
@@ -26,7 +26,7 @@ def any_story_drops_in_training_alone(trial: Trial) -> None:
 
 
 @law(costly=True, B=(3,), T=(1,), bidirectional=(False,), profiles=("full",))
-def any_long_story_agrees_with_the_model(trial: Trial) -> None:
+def any_long_program_agrees_with_the_model(trial: Trial) -> None:
     """The same over programs of forty events each."""
     trial.lstm()
     with registered(trial.backend), registered(PLAIN):

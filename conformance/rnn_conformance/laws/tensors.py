@@ -262,7 +262,7 @@ def _shrunk(value: Tensor) -> Tensor:
 
 
 @law(**KINDS | IN_FULL | {"H": (8,)})
-def memory_that_is_gone(trial: Trial) -> None:
+def freed_memory(trial: Trial) -> None:
     """Inputs, states and weights with freed or shrunk memory raise an error with a reason, after earlier calls too."""
     for what in ("input", "state", "weight", "weight after a call"):
         for how, lose in (("freed", _freed), ("shrunk", _shrunk)):

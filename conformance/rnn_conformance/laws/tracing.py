@@ -70,13 +70,13 @@ _TRACERS: dict[str, Callable[..., Traced]] = {
 
 
 @law(**KINDS)
-def what_is_traced_follows_inputs_and_resets(trial: Trial) -> None:
+def traces_follow_inputs_and_resets(trial: Trial) -> None:
     """Graphs of make_fx, jit.trace and functionalize follow changed inputs and resets, or are rejected."""
     _each(trial, lambda traced, what, kind: _follows(trial, traced, what, kind, trial.case.T))
 
 
 @law(**KINDS | IN_FULL)
-def what_is_traced_follows_lengths(trial: Trial) -> None:
+def traces_follow_lengths(trial: Trial) -> None:
     """A graph recorded over one length is right over others, or raises: the example's length is never built in."""
     _each(trial, lambda traced, what, kind: _follows_lengths(trial, traced, what, kind))
 

@@ -185,7 +185,7 @@ def each_weight_may_be_replaced_alone(trial: Trial) -> None:
 
 
 @law(profiles=("quick", "full"))
-def loading_is_strict_unless_told_otherwise(trial: Trial) -> None:
+def loading_is_strict_by_default(trial: Trial) -> None:
     """load_state_dict raises for missing and unexpected keys; with strict=False it loads the rest and names them."""
     for what, module, prefix in (("LSTM", trial.lstm(), ""), ("LSTMModule", trial.module(), "lstm.")):
         weights = {prefix + name: value * 0.5 for name, value in trial.inputs.weights.items()}

@@ -31,7 +31,7 @@ class ModelledModule(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.story: list[str] = []
+        self.events: list[str] = []
         self.numbers = torch.Generator().manual_seed(self.trial.case.seed)
         self.module: LSTMModule = self.trial.module()
         self.weights = {name: w.double().cpu() for name, w in self.trial.inputs.weights.items()}
@@ -47,7 +47,7 @@ class ModelledModule(RuleBasedStateMachine):
 
     def tell(self, what: str) -> None:
         """Record an event; a failure's message lists all events."""
-        self.story.append(what)
+        self.events.append(what)
 
     def draw(self, *shape: int) -> Tensor:
         """Numbers from U(-1, 1) in the module's dtype."""
@@ -67,7 +67,7 @@ class ModelledModule(RuleBasedStateMachine):
         Raises:
             LawBroken: always.
         """
-        broken = LawBroken(f"after {', '.join(self.story)}: {message}", error_ratio)
+        broken = LawBroken(f"after {', '.join(self.events)}: {message}", error_ratio)
         self.first.append(broken)
         raise broken
 

@@ -22,7 +22,7 @@ namespace {
 
 constexpr int64_t MOST_KEPT = 64 << 20;  // bytes of memory that a thread may keep between steps
 
-// Asks for large pages: the page faults of small ones cost as much as computing their contents.
+// Requests large pages: the page faults of small ones cost as much as computing their contents.
 void in_large_pages(const void* from, int64_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t page = 1 << 12;
@@ -33,8 +33,8 @@ void in_large_pages(const void* from, int64_t bytes) {
 }
 
 // Calls `body(together)` on each of `threads` threads. In `body`, `together(phase)` runs `phase(k)` for each k below
-// `threads` on one of them, with a barrier at the end. After an exception in a phase, later phases are skipped but for
-// their barriers, and the exception is rethrown to the caller. Outside its phases `body` must not throw.
+// `threads` on one of them, with a barrier at the end. After an exception in a phase, later phases are skipped except
+// for their barriers, and the exception is rethrown to the caller. Outside its phases `body` must not throw.
 template <class Body>
 void on_threads(int64_t threads, Body body) {
   if (threads == 1) return body([](auto phase) { phase(0); });

@@ -19,7 +19,7 @@ def hands_over_to_another() -> LSTMBackend:
     return LSTMBackend("defect", lambda *args: get_backend("vmap").layer(*args))
 
 
-@in_core("every_layer_and_step_is_the_backends")
+@in_core("the_backend_runs_every_layer_and_step")
 def acting_bypasses_the_backend() -> list[Patch]:
     """A step is computed by core itself instead of the backend."""
 
@@ -31,7 +31,7 @@ def acting_bypasses_the_backend() -> list[Patch]:
     return [Patch(LSTM, "_layer_as_step", replacement)]
 
 
-@in_core("every_layer_and_step_is_the_backends")
+@in_core("the_backend_runs_every_layer_and_step")
 def every_layer_runs_twice() -> list[Patch]:
     """Each layer runs twice, and the first result is discarded."""
 

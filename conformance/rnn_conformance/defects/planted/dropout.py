@@ -188,13 +188,13 @@ def _masked(mask: Any) -> list[Patch]:
     )
 
 
-@in_core("every_step_and_row_has_a_mask_of_its_own")
+@in_core("every_step_and_row_has_its_own_mask")
 def one_mask_for_all_steps() -> list[Patch]:
     """One mask is drawn for all steps of a row, as in variational dropout."""
     return _masked(lambda h, p: (torch.rand_like(h[0]) < p).expand_as(h))
 
 
-@in_core("every_step_and_row_has_a_mask_of_its_own")
+@in_core("every_step_and_row_has_its_own_mask")
 def one_mask_for_all_rows() -> list[Patch]:
     """One mask is drawn for all rows of the batch."""
     return _masked(lambda h, p: (torch.rand_like(h[:, :1]) < p).expand_as(h))

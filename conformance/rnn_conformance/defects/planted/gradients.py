@@ -302,7 +302,7 @@ def detached_between_steps_step(w: LayerWeights, x: Tensor, state: State) -> Sta
     return step(w, x, both(torch.Tensor.detach, state))
 
 
-@in_layer("gradients_do_not_depend_on_what_needs_them")
+@in_layer("gradients_do_not_depend_on_each_other")
 def no_time_gradient_with_frozen_weights(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """If the weights are frozen, no gradient flows back in time to the input."""
     one = step if w.w_ih.requires_grad else detached_between_steps_step
@@ -407,7 +407,7 @@ def saturated_gate_slope_is_nan(w: LayerWeights, x: Tensor, entry: State, starts
     return Exponential()(w, x, entry, starts)
 
 
-@in_layer("gradients_asked_for_leave_grad_alone", round=2, survived=2)
+@in_layer("autograd_grad_leaves_grad_alone", round=2, survived=2)
 def gradient_fused_into_existing_grad(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """If a weight already has a .grad, its gradient is added there directly and autograd gets zeros."""
 

@@ -275,7 +275,7 @@ def every_state_claimed_without_gradients() -> LSTMBackend:
     return LSTMBackend("defect", run, traits=frozenset({Trait.CELL_STATES}))
 
 
-@in_core("no_key_but_its_own_is_touched")
+@in_core("only_its_own_keys_are_written")
 def entries_replaced_by_their_copies() -> list[Patch]:
     """Entries that were read are replaced by equal copies."""
     original = layout.write
@@ -289,7 +289,7 @@ def entries_replaced_by_their_copies() -> list[Patch]:
     return [Patch(layout, "write", replacement)]
 
 
-@in_core("no_key_but_its_own_is_touched")
+@in_core("only_its_own_keys_are_written")
 def rewards_set_to_zero() -> list[Patch]:
     """A reward at the root of the TensorDict is set to zero when the results are written."""
     original = layout.write
@@ -302,7 +302,7 @@ def rewards_set_to_zero() -> list[Patch]:
     return [Patch(layout, "write", replacement)]
 
 
-@in_core("only_what_is_all_there_is_skipped", round=6, survived=6)
+@in_core("only_complete_results_are_skipped", round=6, survived=6)
 def one_result_is_taken_for_all() -> list[Patch]:
     """With set_skip_existing a TensorDict with only the output is skipped: the next states stay missing."""
 

@@ -48,7 +48,7 @@ def starts_read_as_contiguous(w: LayerWeights, x: Tensor, entry: State, starts: 
     return right(w, x, entry, _as_if_contiguous(starts))
 
 
-@in_layer("weights_may_lie_in_any_way", round=2, survived=2)
+@in_layer("weights_may_have_any_layout", round=2, survived=2)
 def transposed_recurrent_weight_read_raw(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """A recurrent weight that lies transposed in memory is read as if it were contiguous."""
     raw = w.w_hh
@@ -57,7 +57,7 @@ def transposed_recurrent_weight_read_raw(w: LayerWeights, x: Tensor, entry: Stat
     return right(w._replace(w_hh=raw), x, entry, starts)
 
 
-@in_layer("weights_may_lie_in_any_way", round=5)
+@in_layer("weights_may_have_any_layout", round=5)
 def weights_are_split_by_assumed_strides(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The gates' weights are cut out with as_strided, assuming contiguous memory: transposed weights are misread."""
     H = w.w_hh.shape[0] // 4

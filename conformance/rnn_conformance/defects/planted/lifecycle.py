@@ -53,7 +53,7 @@ def a_deepcopy_changes_the_backend() -> list[Patch]:
     return [Patch(LSTMBackend, "__deepcopy__", replacement)]
 
 
-@in_core("copies_keep_what_is_frozen", round=3, survived=3)
+@in_core("copies_keep_frozen_parameters", round=3, survived=3)
 def copies_unfreeze_weights() -> list[Patch]:
     """Frozen parameters of an LSTM that is deep-copied or pickled are trainable in the copy."""
 
@@ -115,7 +115,7 @@ def _held(now: Any, old: Any) -> Any:
     return None if now is None else now + (old - now).detach()
 
 
-@in_core("a_training_step_counts")
+@in_core("an_optimizer_step_takes_effect")
 def weights_renewed_every_second_step() -> list[Patch]:
     """Packed weights are renewed only after two optimizer steps."""
     original, cache = LSTM.layer_weights, dict[Any, tuple[LSTM, list[LayerWeights]]]()
@@ -211,7 +211,7 @@ def from_torch_starts_in_training() -> list[Patch]:
     return [Patch(LSTM, "from_torch", classmethod(replacement))]
 
 
-@in_core("from_torch_keeps_the_training_flag", "any_story_drops_in_training_alone", round=3)
+@in_core("from_torch_keeps_the_training_flag", "any_program_drops_in_training_only", round=3)
 def with_backend_starts_in_training() -> list[Patch]:
     """with_backend of an LSTM in evaluation mode returns one in training mode."""
     original = LSTM.with_backend
@@ -224,7 +224,7 @@ def with_backend_starts_in_training() -> list[Patch]:
     return [Patch(LSTM, "with_backend", replacement)]
 
 
-@in_core("a_copy_keeps_the_very_backend", round=(4, 7), survived=4)
+@in_core("a_copy_keeps_the_backend_value", round=(4, 7), survived=4)
 def pickled_by_name_alone() -> list[Patch]:
     """A backend with an installed one's name is pickled by that name: the copy runs the installed one."""
     return [Patch(binding, "is_registered_value", lambda backend: backend.name in names())]
@@ -313,7 +313,7 @@ def steps_skip_backward_hooks() -> list[Patch]:
     return [Patch(LSTM, "__call__", replacement)]
 
 
-@in_core("copies_keep_what_is_frozen", round=9)
+@in_core("copies_keep_frozen_parameters", round=9)
 def a_copy_trains_frozen_parameters() -> list[Patch]:
     """In a deep copy or an unpickled LSTM all parameters require gradients, frozen ones too."""
     original = LSTM.__setstate__

@@ -78,7 +78,7 @@ def net_writes_into_its_options() -> list[Patch]:
     return [Patch(LSTMNet, "__init__", replacement)]
 
 
-@in_core("the_mlp_has_a_bias_where_it_is_asked_for", round=3, survived=3)
+@in_core("the_mlp_has_a_bias_if_requested", round=3, survived=3)
 def lazy_last_layer_keeps_its_bias() -> list[Patch]:
     """An MLP of one lazy layer has a bias despite bias_last_layer=False."""
     original = nets.mlp
@@ -90,7 +90,7 @@ def lazy_last_layer_keeps_its_bias() -> list[Patch]:
     return [Patch(nets, "mlp", replacement)]
 
 
-@in_core("each_norm_of_a_net_is_its_own", round=6, survived=6)
+@in_core("each_layer_of_a_net_has_its_own_norm", round=6, survived=6)
 def the_mlp_has_one_norm() -> list[Patch]:
     """All layers of LSTMNet's MLP share one normalisation and activation, with their weights."""
 

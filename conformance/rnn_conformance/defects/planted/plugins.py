@@ -65,13 +65,13 @@ def a_broken_plugins_reason_is_lost() -> list[Patch]:
     return [Patch(registry, "_words", lambda error: type(error).__name__)]
 
 
-@in_core("two_plugins_of_one_name_are_neither")
+@in_core("two_plugins_of_one_name_are_rejected")
 def the_first_of_two_plugins_wins() -> list[Patch]:
     """If two plugins have one name, the first is taken silently."""
     return [Patch(registry, "_clash", lambda name, points: None)]
 
 
-@in_core("a_slip_in_its_name_suggests_it")
+@in_core("a_misspelt_name_suggests_the_right_one")
 def nothing_is_suggested() -> list[Patch]:
     """An unknown name's error suggests no other name."""
     return [Patch(errors, "get_close_matches", lambda *args, **more: [])]
@@ -84,7 +84,7 @@ class _Near(dict[str, str]):
         return next(iter(get_close_matches(key, known, n=1, cutoff=0.6)), default)
 
 
-@in_core("a_slip_in_its_name_suggests_it")
+@in_core("a_misspelt_name_suggests_the_right_one")
 def a_misspelt_name_is_accepted() -> list[Patch]:
     """A misspelt name is accepted as the nearest known one."""
     return [Patch(registry, "ALIASES", _Near(registry.ALIASES))]
@@ -112,7 +112,7 @@ def reserved_names_may_be_taken() -> list[Patch]:
     return [Patch(registry, "RESERVED", frozenset())]
 
 
-@in_core("a_disabled_plugin_is_not_there")
+@in_core("a_disabled_plugin_is_hidden")
 def disabled_plugins_are_hidden_and_loaded() -> list[Patch]:
     """RNN_BACKENDS_DISABLE hides a name in listings, but the backend can still be used by name."""
     hidden, shown = Registry.names, registry._disabled
@@ -160,7 +160,7 @@ def a_refused_default_falls_back() -> list[Patch]:
     return _falls_back(lambda request: request is None)
 
 
-@in_core("what_is_needed_is_claimed_or_refused", round=7, survived=7)
+@in_core("needed_traits_are_claimed_or_refused", round=7, survived=7)
 def wrapped_backend_forgotten() -> list[Patch]:
     """With hidden_output="all" a wrapped LSTM moves to the backend of "auto" instead of being rejected."""
     original = LSTMModule.__init__
@@ -176,7 +176,7 @@ def wrapped_backend_forgotten() -> list[Patch]:
     return [Patch(LSTMModule, "__init__", init)]
 
 
-@in_core("what_is_needed_is_claimed_or_refused", round=6, survived=6)
+@in_core("needed_traits_are_claimed_or_refused", round=6, survived=6)
 def auto_forgets_the_traits() -> list[Patch]:
     """ "auto" takes the fastest backend that accepts the spec, whether or not it has the traits needed."""
 
@@ -196,7 +196,7 @@ def auto_forgets_the_traits() -> list[Patch]:
     return [Patch(choose, "_auto", _auto)]
 
 
-@in_core("a_refresh_looks_again_and_keeps_what_was_registered", round=7, survived=7)
+@in_core("a_refresh_reloads_plugins_and_keeps_registered_ones", round=7, survived=7)
 def refresh_forgets_registered() -> list[Patch]:
     """refresh() reads the installed plugins again and drops backends added by register()."""
     original = Registry._read
@@ -208,7 +208,7 @@ def refresh_forgets_registered() -> list[Patch]:
     return [Patch(Registry, "_read", read)]
 
 
-@in_core("a_refresh_looks_again_and_keeps_what_was_registered", round=6, survived=6)
+@in_core("a_refresh_reloads_plugins_and_keeps_registered_ones", round=6, survived=6)
 def a_refresh_keeps_errors() -> list[Patch]:
     """refresh() keeps the errors of plugins: a repaired plugin stays broken."""
 

@@ -37,7 +37,7 @@ def traced_row_by_row() -> LSTMBackend:
 
 @made("a_compiled_function_follows_sizes_resets_and_mode", traits=FULLGRAPH, by_numbers=False)
 def compiled_for_the_first_length() -> LayerFunction:
-    """Compiled code runs as many steps as the first call had; the last one is repeated for the rest."""
+    """Compiled code runs the first call's number of steps; the last one is repeated for the rest."""
     first: list[int] = []
 
     def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:

@@ -133,7 +133,7 @@ def padding_of_h_multiplies() -> list[Patch]:
     return [Patch(execution, "at_ends", replacement)]
 
 
-@in_core("sequential_mode_starts_from_zero", "any_story_agrees_with_the_model")
+@in_core("sequential_mode_starts_from_zero", "any_program_agrees_with_the_model")
 def steps_never_reset() -> list[Patch]:
     """In sequential mode a step with is_init starts from the incoming state."""
     return [Patch(execution, "zero_at", lambda state, is_init: state)]
@@ -225,7 +225,7 @@ def act_multiplies_by_zero() -> LSTMBackend:
     return LSTMBackend("defect", right, act=act)
 
 
-@in_core("carrying_zero_padded_states_on_is_exact")
+@in_core("carried_hidden_outputs_are_exact")
 def the_last_end_not_filled() -> list[Patch]:
     """The hidden outputs are filled where sequences end within a row, but not at the row's last step."""
 

@@ -53,19 +53,19 @@ def _picky(answer: str) -> LSTMBackend:
     return LSTMBackend("defect", right, rejects=rejects)
 
 
-@backend("what_is_rejected_is_refused_at_construction", by_numbers=False)
+@backend("rejections_are_errors_at_construction", by_numbers=False)
 def rejected_without_a_reason() -> LSTMBackend:
     """float16 is rejected with a blank reason."""
     return _picky(" ")
 
 
-@in_core("what_is_rejected_is_refused_at_construction", on=_picky("no float16 here"))
+@in_core("rejections_are_errors_at_construction", on=_picky("no float16 here"))
 def rejections_are_ignored() -> list[Patch]:
     """A backend is built for specs that it rejects."""
     return [Patch(core, "resolve", lambda request, *rest: request)]
 
 
-@backend("rejects_has_no_moods", by_numbers=False)
+@backend("rejects_is_deterministic", by_numbers=False)
 def rejects_every_second_time() -> LSTMBackend:
     """rejects() accepts and rejects in turn."""
     calls = [0]
@@ -208,7 +208,7 @@ def an_unknown_name_means_auto() -> list[Patch]:
     return [Patch(core, "resolve", replacement)]
 
 
-@in_core("loaded_elsewhere_it_is_asked_again")
+@in_core("loading_elsewhere_checks_the_backend")
 def loading_checks_nothing() -> list[Patch]:
     """An LSTM that is loaded onto another device counts as accepted there by its backend."""
     original = LSTM.__setstate__

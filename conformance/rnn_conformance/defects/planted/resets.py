@@ -65,7 +65,7 @@ def zeros_for_the_stored_state(state: State, entry: State, starts: Tensor, t: in
     return restart(state, entry if t == 0 else both(torch.zeros_like, entry), starts, t)
 
 
-@in_reset("consecutive_resets", "any_story_agrees_with_the_model")
+@in_reset("consecutive_resets", "any_program_agrees_with_the_model")
 def the_rows_first_stored_state(state: State, entry: State, starts: Tensor, t: int) -> State:
     """Every reset starts from the state stored at t = 0."""
     return restart(state, both(lambda v: v[:1].expand_as(v), entry), starts, t)

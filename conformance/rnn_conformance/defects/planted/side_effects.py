@@ -258,7 +258,7 @@ def padding_left_from_the_last_batch() -> LayerFunction:
     return run
 
 
-@made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)
+@made("training_after_inference_mode", by_numbers=False)
 def resets_kept_from_inference_mode() -> LayerFunction:
     """A plan of the resets is cached by their values, and one made in inference mode is used in training."""
     cache: dict[bytes, Tensor] = {}
@@ -272,7 +272,7 @@ def resets_kept_from_inference_mode() -> LayerFunction:
     return run
 
 
-@in_layer("gradients_handed_in_are_not_written", round=2, survived=2)
+@in_layer("incoming_gradients_are_not_written", round=2, survived=2)
 def backward_adds_into_incoming_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The backward pass accumulates over time in the incoming gradient, which it does not own."""
 
@@ -497,7 +497,7 @@ def the_outputs_data_kept_for_the_backward_pass(w: LayerWeights, x: Tensor, entr
     return Data()(w, x, entry, starts)
 
 
-@made("trained_over_what_was_seen_in_inference_mode", round=10, survived=10, by_numbers=False)
+@made("training_after_inference_mode", round=10, survived=10, by_numbers=False)
 def frozen_weights_packed_in_inference_mode() -> LayerFunction:
     """Frozen weights are packed once, possibly in inference mode: then no gradient passes through them."""
     kept: dict[Any, tuple[Any, Tensor]] = {}
@@ -514,7 +514,7 @@ def frozen_weights_packed_in_inference_mode() -> LayerFunction:
     return run
 
 
-@made("trained_over_what_was_seen_in_inference_mode", by_numbers=False)
+@made("training_after_inference_mode", by_numbers=False)
 def a_constant_of_the_cell_made_in_inference_mode() -> LayerFunction:
     """Constants are made in a size's first call: under inference mode they prevent a later backward pass."""
     kept: dict[Any, Tensor] = {}

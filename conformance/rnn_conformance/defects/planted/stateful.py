@@ -10,7 +10,7 @@ from torch import nn
 from ..planting import Patch, in_core
 
 
-@in_core("any_story_agrees_with_the_model")
+@in_core("any_program_agrees_with_the_model")
 def another_backend_gets_a_copy() -> list[Patch]:
     """with_backend copies the weights: an edit of the copy does not change the original."""
     original = LSTM.with_backend

@@ -69,7 +69,7 @@ def a_stream_restarts_at_every_step() -> list[Patch]:
 
 @in_layer("cut_and_carried_equals_whole")
 def the_first_step_is_special(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """At the first step of a call a tenth of the old c is added to the new one, so that cutting a row matters."""
+    """At the first step of each call a tenth of the old c is added to the new one, so that cutting a row matters."""
     calls = iter(range(len(x)))
 
     def one(w: LayerWeights, x: Tensor, state: State) -> State:

@@ -127,13 +127,13 @@ def _grown(values: Any) -> None:
             value.detach().zero_()
 
 
-@in_core("memory_that_is_gone")
+@in_core("freed_memory")
 def freed_inputs_get_new_memory() -> list[Patch]:
     """Freed inputs silently get new memory with zeros."""
     return [Patch(execution, "check_memory", _grown), Patch(layout, "check_memory", _grown)]
 
 
-@in_core("memory_that_is_gone")
+@in_core("freed_memory")
 def freed_weights_count_as_zeros() -> list[Patch]:
     """A freed weight counts as zeros."""
     return [Patch(binding, "check_memory", _grown)]

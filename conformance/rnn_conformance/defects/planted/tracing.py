@@ -16,7 +16,7 @@ def _alone(starts: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(starts[:1]), torch.zeros_like(starts[1:])])
 
 
-@in_layer("what_is_traced_follows_inputs_and_resets", by_numbers=False)
+@in_layer("traces_follow_inputs_and_resets", by_numbers=False)
 def a_trace_keeps_that_there_was_no_reset(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """A Python condition on the resets becomes a constant of the trace."""
     check_steps("defect", x)
@@ -25,7 +25,7 @@ def a_trace_keeps_that_there_was_no_reset(w: LayerWeights, x: Tensor, entry: Sta
     return right(w, x, entry, starts)
 
 
-@in_layer("what_is_traced_follows_inputs_and_resets", by_numbers=False)
+@in_layer("traces_follow_inputs_and_resets", by_numbers=False)
 def a_trace_keeps_the_examples_numbers(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """While torch.jit.trace records, the last input becomes a constant."""
     if torch.jit.is_tracing():
@@ -33,7 +33,7 @@ def a_trace_keeps_the_examples_numbers(w: LayerWeights, x: Tensor, entry: State,
     return right(w, x, entry, starts)
 
 
-@made("what_is_traced_follows_inputs_and_resets", by_numbers=False)
+@made("traces_follow_inputs_and_resets", by_numbers=False)
 def the_first_resets_stay() -> LayerFunction:
     """The plan of the first call's resets is used for every call of a functionalized function."""
     plans: list[Tensor] = []
@@ -47,14 +47,14 @@ def the_first_resets_stay() -> LayerFunction:
     return run
 
 
-@in_core("what_is_traced_follows_lengths")
+@in_core("traces_follow_lengths")
 def a_loop_is_recorded_for_one_length() -> list[Patch]:
     """The loop over time is recorded for the example's number of steps, and runs that number for any input."""
     return [Patch(execution, "_is_recorded", lambda: False)]
 
 
 @in_layer(
-    "what_is_traced_follows_lengths",
+    "traces_follow_lengths",
     by_numbers=False,
     why_not="core makes a recorded graph raise for another number of steps, so it gives no wrong result",
 )

@@ -236,7 +236,7 @@ def weights_are_known_by_the_first() -> list[Patch]:
     return [Patch(LSTM, "layer_weights", layer_weights)]
 
 
-@in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
+@in_core("loading_is_strict_by_default", round=8, survived=8)
 def load_state_dict_is_never_strict() -> list[Patch]:
     """load_state_dict ignores strict=True: missing and unexpected keys pass silently."""
     original = LSTM.load_state_dict
@@ -247,7 +247,7 @@ def load_state_dict_is_never_strict() -> list[Patch]:
     return [Patch(LSTM, "load_state_dict", replacement)]
 
 
-@in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
+@in_core("loading_is_strict_by_default", round=8, survived=8)
 def load_state_dict_is_always_strict() -> list[Patch]:
     """load_state_dict ignores strict=False: a part of a state_dict is rejected."""
     original = LSTM.load_state_dict
@@ -258,7 +258,7 @@ def load_state_dict_is_always_strict() -> list[Patch]:
     return [Patch(LSTM, "load_state_dict", replacement)]
 
 
-@in_core("loading_is_strict_unless_told_otherwise", round=8, survived=8)
+@in_core("loading_is_strict_by_default", round=8, survived=8)
 def unexpected_keys_dropped_before_loading() -> list[Patch]:
     """Unexpected keys of a state_dict are dropped before they are reported."""
     original = LSTM._load_from_state_dict
