@@ -46,9 +46,9 @@ def fresh_seed() -> int:
 
 
 def about(law: str) -> LawInfo:
-    """A law's subject, its sentence, and the capability it tests."""
+    """A law's subject, its sentence (code in single backticks), and the capability it tests."""
     found = LAWS[law]
-    return LawInfo(found.subject, found.sentence, found.trait.value if found.trait else None)
+    return LawInfo(found.subject, found.sentence.replace("``", "`"), found.trait.value if found.trait else None)
 
 
 def check_backend(

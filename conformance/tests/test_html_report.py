@@ -9,7 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from rnn_conformance.check import about
+from rnn_conformance.laws.catalogue import LAWS as CATALOGUE
 from rnn_conformance.report.html import page
+from rnn_conformance.report.html_details import with_code
 from rnn_conformance.report.model import BackendRun, Header, LawInfo, Report, Results
 from rnn_conformance.suite.verdict import GLYPHS, LawResult
 
@@ -68,7 +71,12 @@ class Elements(HTMLParser):
 
 
 def rows(html: str) -> list[str]:
-    return re.findall(r'<span class="law">(\w+)</span>', html)
+    return re.findall(r'<span class="law">(\w+)</span>', html.replace("<wbr>", ""))
+
+
+def test_backticks_in_a_sentence_become_code_and_nothing_else_becomes_markup() -> None:
+    assert with_code("With `x < 1` all <b>hold</b>.") == "With <code>x &lt; 1</code> all &lt;b&gt;hold&lt;/b&gt;."
+    assert not [law for law in CATALOGUE if "``" in about(law).sentence]
 
 
 def test_failing_laws_come_first_and_the_worst_of_them_before() -> None:

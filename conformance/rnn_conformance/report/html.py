@@ -13,7 +13,7 @@ from string import Template
 from typing import Any
 
 from ..suite.verdict import GLYPHS, LawResult
-from .html_details import articles, details, run_facts, traits_table
+from .html_details import articles, breakable, details, run_facts, traits_table, with_code
 from .model import FAILED, HELD, INCOMPLETE, BackendRun, Results
 from .terminal import percent
 
@@ -126,8 +126,8 @@ def _row(results: Results, law: str) -> str:
     trait = f" [{escape(info.trait)}]" if info.trait else ""
     return (
         f'<tr class="row" data-says="{" ".join(dict.fromkeys(says for _, says, _ in found))}" '
-        f'data-text="{escape(about)}"><th scope="row"><span class="law">{escape(law)}</span>{trait}'
-        f"<small>{escape(info.sentence)}</small></th>{cells}</tr>"
+        f'data-text="{escape(about)}"><th scope="row"><span class="law">{breakable(law)}</span>{trait}'
+        f"<small>{with_code(info.sentence)}</small></th>{cells}</tr>"
     )
 
 

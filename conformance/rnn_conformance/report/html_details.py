@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 
 from ..suite.verdict import BAD, GLYPHS, LawResult
@@ -27,6 +28,16 @@ def _detail(run: BackendRun, law: str, results: Results) -> dict[str, object]:
     else:
         rows += _rows(result, run.device)
     return {"title": f"{run.label}: {law}", "rows": rows}
+
+
+def breakable(name: str) -> str:
+    """A name as HTML that may break after an underscore."""
+    return escape(name).replace("_", "_<wbr>")
+
+
+def with_code(sentence: str) -> str:
+    """A law's sentence as HTML, with the text in backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(sentence))
 
 
 def _rows(result: LawResult, device: str) -> list[tuple[str, str, bool]]:
@@ -75,11 +86,15 @@ def articles(results: Results) -> str:
 def _article(run: BackendRun, result: LawResult, results: Results) -> str:
     rows = [("law", results.info(result.law).sentence, False), *_rows(result, run.device)[1:]]
     listed = "".join(
-        f"<dt>{escape(name)}</dt><dd>{f'<pre>{escape(text)}</pre>' if code else escape(text)}</dd>"
+        f"<dt>{escape(name)}</dt><dd>{f'<pre>{escape(text)}</pre>' if code else _text(name, text)}</dd>"
         for name, text, code in rows
     )
-    title = f"{escape(run.label)}: <code>{escape(result.law)}</code>"
+    title = f"{escape(run.label)}: <code>{breakable(result.law)}</code>"
     return f'<article><h3><span class="v {result.says}">{result.label}</span> {title}</h3><dl>{listed}</dl></article>'
+
+
+def _text(name: str, text: str) -> str:
+    return with_code(text) if name == "law" else escape(text)
 
 
 def traits_table(results: Results) -> str:
