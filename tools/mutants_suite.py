@@ -33,7 +33,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -307,24 +307,33 @@ def installed(mutant: Mutant, folder: Path) -> None:
     _keep_classes(tree, {f.__code__.co_qualname for f in functions if "__class__" in f.__code__.co_freevars})
     source = folder / Path(str(file)).name
     source.write_text(ast.unparse(tree))
-    codes: dict[str, CodeType] = {}
-
-    def collect(code: CodeType) -> None:
-        for inner in code.co_consts:
-            if isinstance(inner, CodeType):
-                codes.setdefault(inner.co_qualname, inner)
-                collect(inner)
-
-    collect(compile(source.read_text(), str(source), "exec"))
+    codes = _by_place(_codes(compile(source.read_text(), str(source), "exec")))
+    places = {code: place for place, code in _by_place(function.__code__ for function in functions).items()}
     inlined = _decorated(tree, "only_inlined")
     for function in functions:
-        new = codes.get(function.__code__.co_qualname)
+        new = codes.get(places[function.__code__])
         if new is not None and "<locals>" not in new.co_qualname:
             function.__code__ = new
             if new.co_qualname in inlined:
                 from rnn_backends._torch import only_inlined
 
                 only_inlined(function)  # it marks the code, and this is another one
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield inner
+            yield from _codes(inner)
+
+
+def _by_place(codes: Iterable[CodeType]) -> dict[tuple[str, int], CodeType]:
+    """Code objects by name, and by their order among those of one name: a property's functions share theirs."""
+    found: dict[tuple[str, int], CodeType] = {}
+    for code in sorted(set(codes), key=lambda code: code.co_firstlineno):
+        order = sum(name == code.co_qualname for name, _ in found)
+        found[code.co_qualname, order] = code
+    return found
 
 
 def _methods(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:

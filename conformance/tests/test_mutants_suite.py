@@ -84,10 +84,12 @@ def test_a_mutant_of_the_tiled_kernel_dies_and_the_kernel_holds(tool, tmp_path):
             function.__code__ = code
 
 
-def test_a_mutants_source_is_read_where_it_is_scripted_and_a_method_may_lose_its_super(tool, monkeypatch, tmp_path):
+def test_an_installed_mutant_keeps_properties_supers_and_what_is_scripted(tool, monkeypatch, tmp_path):
     source = (
         "import torch\nclass A:\n    def f(self):\n        return 1\n"
         "class B(A):\n    def f(self):\n        return super().f()\n"
+        "    @property\n    def p(self):\n        return self.q\n"
+        "    @p.setter\n    def p(self, q):\n        self.q = q\n"
         "def g(x: torch.Tensor):\n    return x + 1\n"
     )
     (tmp_path / "one.py").write_text(source)
@@ -99,7 +101,9 @@ def test_a_mutants_source_is_read_where_it_is_scripted_and_a_method_may_lose_its
     code = source.replace("super().f()", "2").replace("x + 1", "x - 1")
     tool.installed(tool.Mutant("one", "", 0, "", "", code), tmp_path / "folder")
     del sys.modules["one"]
-    assert one.B().f() == 2
+    b = one.B()
+    b.p = 3  # the setter has the getter's name
+    assert (b.f(), b.p) == (2, 3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         assert torch.jit.script(one.g)(torch.zeros(1)).item() == -1
