@@ -83,6 +83,19 @@ def _checked(td: TensorDictBase, keys: Sequence[NestedKey], entries: Sequence[An
     return Inputs(x, is_init.reshape(batch), stored)
 
 
+def check_time(td: TensorDictBase) -> None:
+    """Raise :class:`InputError` if the last batch dimension is missing, or if another one is named ``"time"``."""
+    if not td.ndim:
+        raise InputError("recurrent mode needs a time dimension, the last of the batch size; got a 0-d TensorDict")
+    names = td.names
+    if TIME in names and names[-1] != TIME:
+        raise InputError(f"recurrent mode needs time as the last batch dimension, got the names {names}: transpose it")
+
+
+TIME = "time"
+"""TorchRL's name for the dimension of time: its rollouts have it, and its value estimators look for it."""
+
+
 def check_writable(td: TensorDictBase, keys: Sequence[NestedKey]) -> None:
     """Raise :class:`InputError`, before any computation, if the results cannot be written."""
     if td.is_locked and any(td.get(key, None) is None for key in keys):

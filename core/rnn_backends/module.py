@@ -284,8 +284,8 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
             return tensordict
         out = tensordict if tensordict_out is None else tensordict_out
         recurrent = self.recurrent_mode
-        if recurrent and not tensordict.ndim:
-            raise InputError("recurrent mode needs a time dimension, the last of the batch size; got a 0-d TensorDict")
+        if recurrent:
+            layout.check_time(tensordict)
         lstm = self.lstm
         read = layout.read(tensordict, self.in_keys, lstm)
         layout.check_writable(out, self.out_keys)

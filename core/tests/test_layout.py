@@ -3,7 +3,7 @@
 import pytest
 import torch
 from rnn_backends import InputError, LSTMModule
-from tensordict import LazyStackedTensorDict, TensorDict, lazy_stack
+from tensordict import LazyStackedTensorDict, MemoryMappedTensor, TensorDict, lazy_stack
 from torch.testing import assert_close
 
 H_OUT, C_OUT = ("next", "recurrent_state_h"), ("next", "recurrent_state_c")
@@ -124,6 +124,59 @@ def test_named_dimensions_stay(rows):
     out = make()(td)
     assert out.names == ["env", "time"]
     assert out["next"].names == ["env", "time"]
+
+
+TIME_FIRST = {
+    "named": lambda td: TensorDict(dict(td.items()), [2, 5], names=["time", "env"]),
+    "transposed": lambda td: named(td, "env", "time").transpose(0, 1),
+    "stacked": lambda td: lazy_stack([named(row, "time") for row in td.unbind(0)], -1),
+}
+
+
+def named(td, *names):
+    td.names = list(names)
+    return td
+
+
+@pytest.mark.parametrize("kind", TIME_FIRST)
+def test_a_dimension_named_time_is_the_last_one_or_the_call_is_refused(rows, unchanged, kind):
+    td = TIME_FIRST[kind](data(rows, 2, 5))
+    before = td.clone()
+    with pytest.raises(InputError, match=r"time as the last batch dimension, got the names \['time'"):
+        make()(td)
+    unchanged(before, td)
+    steps = make(False)(td.clone())  # one step each: no dimension is time
+    assert steps["y"].shape == (*td.batch_size, 4)
+
+
+def test_rows_on_disk_are_read_and_written(eager_backend, rows, tmp_path):
+    """What ``memmap`` returns is locked: results go into entries that are there, or into another TensorDict."""
+    module, td = make(lstm_backend=eager_backend), data(rows, 2, 5)
+    expected = module(td.clone())
+    stored = td.memmap(tmp_path / "rows")
+    with pytest.raises(InputError, match="locked and lacks"):
+        module(stored)
+    assert_same(module(TensorDict.load_memmap(tmp_path / "rows")), expected)
+    assert_same(module(stored, tensordict_out=TensorDict(batch_size=[2, 5])), expected)
+    assert_same(module(stored[:, :3].copy()), module(td[:, :3].clone()))
+    out = module(stored.copy())
+    assert_same(out, expected)
+    loss = [torch.autograd.grad(found["y"].sum(), list(module.parameters())) for found in (out, expected)]
+    assert_close(*loss)
+    whole = expected.detach()
+    room = whole.clone().memmap(tmp_path / "room")
+    for key in RESULTS:
+        room[key].fill_(9)
+    with torch.no_grad():
+        assert module(room) is room
+    assert_same(TensorDict.load_memmap(tmp_path / "room"), whole)
+
+
+def test_one_step_from_memory_mapped_entries(eager_backend, rows):
+    module, td = make(False, lstm_backend=eager_backend), data(rows, 2)
+    mapped = TensorDict({key: MemoryMappedTensor.from_tensor(value) for key, value in td.items()}, [2])
+    with torch.no_grad():
+        assert_same(module(mapped), module(td.clone()))
 
 
 def test_strided_views_of_a_larger_tensordict(eager_backend, rows):
