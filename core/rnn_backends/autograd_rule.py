@@ -28,12 +28,18 @@ def keep_for_backward(ctx: Any, read: Sequence[Any], output: tuple[Tensor, Tenso
     ctx.save_for_backward(x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, *output)
 
 
-def gradients(ctx: Any, first: int, grads: Sequence[Tensor | None], run: Any) -> tuple[Tensor | None, ...]:
-    """The gradients of :class:`Arguments`, the inputs from ``first`` on, by the backward pass ``run(read)``."""
-    needs = ctx.needs_input_grad[first : first + 7]
+def backward_arguments(ctx: Any, first: int, grads: Sequence[Tensor | None]) -> tuple[Any, ...] | None:
+    """The arguments of ``layer_backward`` for the inputs from ``first`` on; ``None`` if no gradient comes in."""
     if grads[0] is None and grads[1] is None:
+        return None
+    return (grads[0], grads[1], *ctx.saved_tensors, list(ctx.needs_input_grad[first : first + 7]))
+
+
+def required(ctx: Any, first: int, found: Sequence[Tensor | None] | None) -> tuple[Tensor | None, ...]:
+    """The gradients of :class:`Arguments`, the inputs from ``first`` on: those ``found`` by the backward pass."""
+    if found is None:
         return (None,) * 8
-    found = run((grads[0], grads[1], *ctx.saved_tensors, list(needs)))
+    needs = ctx.needs_input_grad[first : first + 7]
     return (*(g if need else None for g, need in zip(found, needs, strict=True)), None)
 
 

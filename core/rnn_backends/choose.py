@@ -197,7 +197,7 @@ def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: froze
             backend = get_backend(name)
         except BrokenBackendError:
             return False
-        if name in failed or not needs <= backend.traits:
+        if not needs <= backend.traits:
             return False
         reason = _refusal(backend, spec, device, dtype)
         plain = LSTMSpec(spec.input_size, spec.hidden_size)
@@ -205,15 +205,18 @@ def _auto(spec: LSTMSpec, device: torch.device, dtype: torch.dtype, needs: froze
             unavailable[name] = reason
         return reason is None
 
-    ranking = _ranking(names(), spec, device)
-    while (best := ranking.first(able)) is not None:
+    ranking, tested = _ranking(names(), spec, device), dict[str, bool]()
+    while (best := ranking.first(tested)) is not None:
+        if best not in tested:
+            tested[best] = able(best)
+            continue
         backend = get_backend(best)
         reason = preparations.run(backend, spec, device, dtype)
         if reason is None:
             for name in unavailable.keys() & ranking.faster(best):
                 _log_once(best, name, unavailable[name])
             return backend
-        failed[best] = reason
+        failed[best], tested[best] = reason, False
         _report_once(_passed_over(best, reason))
     verdicts = explain(spec, device, dtype)
     reasons = {v.name: failed.get(v.name) or (f"lacks {_listed(needs)}" if v.accepted else v.reason) for v in verdicts}

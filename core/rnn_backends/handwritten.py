@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import _torch, operators
-from .autograd_rule import gradients, keep_for_backward, wants_gradient, without_none
+from .autograd_rule import backward_arguments, keep_for_backward, required, wants_gradient, without_none
 from .contract import LayerWeights, State
 from .double_backward import no_double_backward
 from .errors import UnsupportedError
@@ -138,8 +138,9 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = gradients(ctx, 2, grads, lambda read: run_backward(ctx.name, ctx.kernel, read))
-        return (None, None, *found)
+        read = backward_arguments(ctx, 2, grads)
+        found = None if read is None else run_backward(ctx.name, ctx.kernel, read)
+        return (None, None, *required(ctx, 2, found))
 
 
 class _PlainBackward(torch.autograd.Function):
@@ -187,8 +188,9 @@ class _Transformed(_Below):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = gradients(ctx, 2, grads, lambda read: run_backward(ctx.name, KERNELS[ctx.name], read))
-        return (None, None, *found)
+        read = backward_arguments(ctx, 2, grads)
+        found = None if read is None else run_backward(ctx.name, KERNELS[ctx.name], read)
+        return (None, None, *required(ctx, 2, found))
 
 
 class _TransformedBackward(_Below):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from .autograd_rule import gradients, keep_for_backward, without_none
+from .autograd_rule import backward_arguments, keep_for_backward, required, without_none
 from .double_backward import no_double_backward
 from .kernels import kernel_named
 from .vmap_rule import one_by_one
@@ -72,8 +72,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 
 def _operator_gradient(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    found = gradients(ctx, 1, grads, lambda read: layer_backward(ctx.name, *read))
-    return (None, *found, None)
+    read = backward_arguments(ctx, 1, grads)
+    found = None if read is None else layer_backward(ctx.name, *read)
+    return (None, *required(ctx, 1, found), None)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .contract import LSTMSpec
 from .crossovers import Cell, Table
@@ -21,7 +21,7 @@ class Ranking:
     """Names in the order of preference for one spec, and why the first is the first.
 
     Args:
-        names: names of backends. Those that reject the spec must be absent, or excluded by ``able`` of :meth:`first`.
+        names: names of backends. Those that reject the spec must be absent, or excluded by ``tested`` of :meth:`first`.
         order: the fixed order, which decides where nothing was measured and within the margin.
         table: the times measured on this kind of device, if any.
         spec: the LSTM's options.
@@ -38,18 +38,26 @@ class Ranking:
         ready = [name for name in self.cost if name not in self._slow]
         self._ready = sorted(ready, key=self.cost.__getitem__)
 
-    def first(self, able: Callable[[str], bool] = lambda name: True) -> str | None:
+    def first(self, tested: Mapping[str, bool] | None = None) -> str | None:
         """The first backend that is able: of those within the margin of the fastest, the first of the fixed order.
 
-        Then the backends without measurements, in the fixed order; then those with a long first call. No more are
-        tried than needed, because each try imports a plugin.
+        Then the backends without measurements, in the fixed order; then those with a long first call. No more need
+        be tested than necessary, because each test imports a plugin.
+
+        Args:
+            tested: whether a backend is able, for those that have been tested; ``None``: all are.
+
+        Returns:
+            The choice, if it is among ``tested``; else the next backend to test. ``None``: none is able.
         """
-        fastest = next(filter(able, self._ready), None)
-        if fastest is not None:
-            near = [n for n in self._fixed if n in self._ready and self.cost[n] * (1 - MARGIN) <= self.cost[fastest]]
-            return next(filter(able, near))
-        rest = [name for name in self._fixed if name not in self._ready]
-        return next(filter(able, sorted(rest, key=self._slow.__contains__)), None)
+        known = dict.fromkeys(self._fixed, True) if tested is None else tested
+        able = [name for name in self._ready if known.get(name, True)]
+        if able and able[0] not in known:
+            return able[0]
+        if able:
+            return next(n for n in self._fixed if n in able and self.cost[n] * (1 - MARGIN) <= self.cost[able[0]])
+        rest = [name for name in self._fixed if name not in self._ready and known.get(name, True)]
+        return min(rest, key=self._slow.__contains__, default=None)
 
     def faster(self, name: str) -> list[str]:
         """The names measured to be faster by more than the margin, without a long first call; fastest first."""

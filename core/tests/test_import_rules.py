@@ -1,15 +1,20 @@
 """The import rules of the whole repository, in one table; no cycles, counting imports inside of functions."""
 
-import importlib.util
 import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from rnn_backends import LSTMModule
+from tensordict import TensorDict
 
 ROOT = Path(__file__).parents[2]
-_spec = importlib.util.spec_from_file_location("import_graph", ROOT / "tools" / "import_graph.py")
-import_graph = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(import_graph)
+sys.path.insert(0, str(ROOT / "tools"))
+import import_graph  # noqa: E402
+import walk  # noqa: E402
+
+sys.path.remove(str(ROOT / "tools"))
 
 IMPORTS = import_graph.all_imports()
 PROJECT = tuple(import_graph.PACKAGES)
@@ -101,3 +106,16 @@ def test_no_law_takes_a_private_name_from_another_law():
         for line in re.findall(r"^from \.\w+ import .*\b_\w+.*$", path.read_text(), re.MULTILINE)
     ]
     assert not taken, "shared helpers of laws belong in laws/_shared.py, without an underscore: " + "; ".join(taken)
+
+
+def test_no_call_within_core_goes_up_to_a_module_that_imports_the_caller():
+    def run():
+        module = LSTMModule(3, 4, in_key="x", out_key="y")  # auto chooses
+        td = TensorDict({"x": torch.randn(2, 5, 3), "is_init": torch.zeros(2, 5, 1, dtype=torch.bool)}, [2, 5])
+        module.set_recurrent_mode(True)(td)["y"].sum().backward()
+
+    higher = walk.above()
+    found = walk.calls(run)
+    assert ("rnn_backends.choose", "rnn_backends.ranking") in found, "the calls are seen"
+    climbs = {(a, b): how for (a, b), how in found.items() if b in higher.get(a, ()) and b.startswith("rnn_backends.")}
+    assert climbs == {}

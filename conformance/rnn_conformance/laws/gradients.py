@@ -196,7 +196,7 @@ def gradients_of_a_call_with_hx(trial: Trial) -> None:
 
 @law(wide=True, bidirectional=(False,), profiles=("quick", "full"))
 def gradients_flow_through_steps(trial: Trial) -> None:
-    """Gradients step by step, through ``LSTM.step`` and rows of one step by turns, equal those over the whole row."""
+    """Gradients step by step, through ``LSTM.step`` and rows of one step in turn, equal those over the whole row."""
     lstm, inputs = trial.lstm(), _needing(trial.fresh())
     state, outputs = State(inputs.h[:, 0], inputs.c[:, 0]), []
     for t, (x, is_init) in enumerate(zip(inputs.x, trial.is_init, strict=True)):

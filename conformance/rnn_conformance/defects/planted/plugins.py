@@ -187,7 +187,7 @@ def auto_forgets_the_traits() -> list[Patch]:
             except BrokenBackendError:
                 return False
 
-        best = choose._ranking(choose.names(), spec, device).first(able)
+        best = choose._ranking(choose.names(), spec, device).first({name: able(name) for name in choose.names()})
         if best is not None:
             return get_backend(best)
         said = "; ".join(f"{v.name}: {v.reason}" for v in choose.explain(spec, device, dtype))
