@@ -197,7 +197,7 @@ def torchrl_mode_in_traces() -> bool | None:
 
 
 def torchrl_mode_outside() -> bool | None:
-    """TorchRL's mode in this thread and task, asked while Dynamo traces, when TorchRL's own function does not tell.
+    """TorchRL's mode in this thread and task, read while Dynamo traces, when TorchRL's own function does not give it.
 
     Without the private name: the result of TorchRL's own function.
     """

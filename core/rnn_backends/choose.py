@@ -257,5 +257,5 @@ def _words(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str:
         "bidirectional" if spec.bidirectional else "",
         f"proj_size {spec.proj_size}" if spec.proj_size else "",
     ]
-    asked = ", ".join([f"LSTM({spec.input_size}, {spec.hidden_size})", *filter(None, extras)])
-    return f"{asked} on {device.type} in {str(dtype).removeprefix('torch.')}"
+    options = ", ".join([f"LSTM({spec.input_size}, {spec.hidden_size})", *filter(None, extras)])
+    return f"{options} on {device.type} in {str(dtype).removeprefix('torch.')}"

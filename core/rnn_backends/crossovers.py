@@ -73,10 +73,10 @@ class Table:
 
     def origin(self) -> str:
         """The table's owner, date, processor and versions, in words."""
-        owner, said = "the shipped table" if self.shipped else "this machine's table", self.where
-        threads = f"{said['threads']} thread{'s' * (str(said['threads']) != '1')}" if said["threads"] else ""
-        measured_on = [str(said["date"]), str(said["processor"]), threads, f"torch {said['torch']}"]
-        note = f" ({said['note']})" if said.get("note") else ""
+        owner, facts = "the shipped table" if self.shipped else "this machine's table", self.where
+        threads = f"{facts['threads']} thread{'s' * (str(facts['threads']) != '1')}" if facts["threads"] else ""
+        measured_on = [str(facts["date"]), str(facts["processor"]), threads, f"torch {facts['torch']}"]
+        note = f" ({facts['note']})" if facts.get("note") else ""
         return f"{owner} of {', '.join(filter(None, measured_on))}{note}"
 
 

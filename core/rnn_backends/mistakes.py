@@ -175,14 +175,14 @@ def _reset_by(transforms: Sequence[Any], key: NestedKey, step: int) -> Mistake:
     primers = [name for name in names if name == "TensorDictPrimer"]
     others = [name for name in names if name != "TensorDictPrimer"]
     if others:
-        who, line = others[0], f"{others[0]}(in_keys=[...])  # without {key!r}"
+        cause, line = others[0], f"{others[0]}(in_keys=[...])  # without {key!r}"
     elif len(primers) > 1:
-        who, line = f"{len(primers)} primers", "one module.make_tensordict_primer() for each LSTMModule"
+        cause, line = f"{len(primers)} primers", "one module.make_tensordict_primer() for each LSTMModule"
     else:
-        who = "a transform"
+        cause = "a transform"
         line = f"env.transform = Compose(...)  # without the transform that writes {_next(key)!r}"
     seen = (
-        f"{key!r} at step {step} is not the state that step {step - 1} wrote, and no episode starts: {who} changes it"
+        f"{key!r} at step {step} is not the state that step {step - 1} wrote, and no episode starts: {cause} changes it"
     )
     return Mistake("states reset by a transform", seen, "environment", line)
 

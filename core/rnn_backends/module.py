@@ -221,8 +221,8 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         Args:
             mode: ``True`` or ``"recurrent"``, ``False`` or ``"sequential"``.
         """
-        wanted = bool(as_mode(mode))
-        return self if wanted == bool(self._recurrent_mode) else self._copy(_recurrent_mode=wanted)
+        recurrent = bool(as_mode(mode))
+        return self if recurrent == bool(self._recurrent_mode) else self._copy(_recurrent_mode=recurrent)
 
     def with_backend(self, lstm_backend: str | LSTMBackend) -> LSTMModule:
         """A copy on another backend, over the same parameters."""

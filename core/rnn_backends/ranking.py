@@ -76,19 +76,21 @@ class Ranking:
         if first not in self._ready:
             return f"the first of the fixed order that accepts: none that does is in {self._table.origin()}"
         cell = _shown(self._cells)
-        said = [f"measured: {_time(cell.seconds[first])} at {_words(cell)}"]
+        reasons = [f"measured: {_time(cell.seconds[first])} at {_words(cell)}"]
         others = [name for name in self._ready if name != first]
         if others:
             times = self.cost[others[0]] / self.cost[first]
-            said.append(f"next {others[0]} {_time(cell.seconds[others[0]])}, {times:.2f} times as long over all modes")
+            reasons.append(
+                f"next {others[0]} {_time(cell.seconds[others[0]])}, {times:.2f} times as long over all modes"
+            )
         if first != self._ready[0]:
-            said.append(f"less than {MARGIN:.0%} decides nothing, and {first} is first in the fixed order")
-        said += [
+            reasons.append(f"less than {MARGIN:.0%} decides nothing, and {first} is first in the fixed order")
+        reasons += [
             f"{name} is faster but its first call takes {self._first_call(name):.0f} s"
             for name in self._slow
             if name in self.cost and self.cost[name] < self.cost[first] * (1 - MARGIN)
         ]
-        return "; ".join([*said, self._table.origin()])
+        return "; ".join([*reasons, self._table.origin()])
 
 
 def costs(cells: Iterable[Cell], names: Iterable[str]) -> dict[str, float]:

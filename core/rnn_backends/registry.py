@@ -93,12 +93,12 @@ class Registry:
 
     def get(self, name: str, source: str | None = None) -> LSTMBackend:
         """See :func:`get_backend`."""
-        asked, name = name, ALIASES.get(name, name)
+        requested, name = name, ALIASES.get(name, name)
         with self._lock:
             if name in self._local:
                 return self._local[name]
             if name not in self._found or name in _disabled(self._found):
-                raise self._unknown(asked, name, source)
+                raise self._unknown(requested, name, source)
             self._load(name)
             if name in self._broken:
                 origin = f" (from {source})" if source else ""
@@ -106,10 +106,10 @@ class Registry:
                 raise BrokenBackendError(message) from self._causes.get(name)
             return self._built[name]
 
-    def _unknown(self, asked: str, name: str, source: str | None) -> UnknownBackendError:
+    def _unknown(self, requested: str, name: str, source: str | None) -> UnknownBackendError:
         notes = [
             f"from {source}" if source else "",
-            f"{asked!r} is its alias" if asked != name else "",
+            f"{requested!r} is its alias" if requested != name else "",
             f"disabled by {DISABLE_VARIABLE}" if name in self._found else "",
         ]
         return UnknownBackendError(name, self.names(), ", ".join(filter(None, notes)), RESERVED)
@@ -178,10 +178,10 @@ def _build(name: str, point: EntryPoint, hook: str = "lstm_backend") -> LSTMBack
 
 def _words(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [""]
-    said = lines[-1] if isinstance(error, pluggy.PluginValidationError) else lines[0]  # pluggy's reason comes last
+    message = lines[-1] if isinstance(error, pluggy.PluginValidationError) else lines[0]  # pluggy's reason comes last
     if isinstance(error, ContractError):
-        return said
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _scan() -> dict[str, list[EntryPoint]]:
@@ -209,8 +209,8 @@ def _clash(name: str, points: list[EntryPoint]) -> str | None:
 
 
 def _disabled(known: dict[str, list[EntryPoint]]) -> set[str]:
-    asked = (name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(","))
-    names = {ALIASES.get(name, name) for name in asked} - {""}
+    disabled = (name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(","))
+    names = {ALIASES.get(name, name) for name in disabled} - {""}
     unknown = sorted(names - set(known))
     if unknown and tuple(unknown) not in _warned:
         _warned.add(tuple(unknown))

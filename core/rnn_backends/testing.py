@@ -47,14 +47,14 @@ class Diagnosis(NamedTuple):
 
     def __str__(self) -> str:
         if self.agrees is None:
-            said = ["acting and replay could not be compared"]
+            lines = ["acting and replay could not be compared"]
         elif self.agrees:
-            said = [f"acting and replay agree over {self.steps} steps (largest difference {self.difference:.2g})"]
+            lines = [f"acting and replay agree over {self.steps} steps (largest difference {self.difference:.2g})"]
         else:
-            said = [f"acting and replay differ by up to {self.difference:.2g} over {self.steps} steps{self.first}"]
+            lines = [f"acting and replay differ by up to {self.difference:.2g} over {self.steps} steps{self.first}"]
         if not self.agrees and not self.mistakes:
-            said.append("none of the common mistakes was seen: look for modules that keep a state of their own")
-        return "\n".join([*said, *map(str, self.mistakes)])
+            lines.append("none of the common mistakes was seen: look for modules that keep a state of their own")
+        return "\n".join([*lines, *map(str, self.mistakes)])
 
 
 def assert_rollout_equals_replay(

@@ -50,12 +50,12 @@ class TorchRLOptions(NamedTuple):
                 to write instead.
         """
         self._check()
-        asked: dict[str, Request] = {"lstm_backend": lstm_backend}
+        requested: dict[str, Request] = {"lstm_backend": lstm_backend}
         if self.recurrent_backend is not None and not (self.python_based and self.recurrent_backend in PYTHON_BASED):
-            asked["recurrent_backend"] = ALIASES.get(self.recurrent_backend, self.recurrent_backend)
+            requested["recurrent_backend"] = ALIASES.get(self.recurrent_backend, self.recurrent_backend)
         if self.python_based:
-            asked["python_based"] = "vmap"
-        given = {option: name for option, name in asked.items() if name is not None}
+            requested["python_based"] = "vmap"
+        given = {option: name for option, name in requested.items() if name is not None}
         names = {"vmap" if name == "torchrl" else name for name in given.values()}
         if len(names) > 1:
             words = " and ".join(f"{option} means {name!r}" for option, name in given.items())

@@ -131,24 +131,24 @@ def _load() -> ctypes.CDLL:
     reason = compiler.missing()
     if reason is not None:
         raise BuildError(reason)
-    told: list[str] = []
+    causes: list[str] = []
     for folder in _folders():
         try:
             found = _build(folder)
         except FolderError as error:
-            told.append(f"{folder} cannot hold it ({error})")
+            causes.append(f"{folder} cannot hold it ({error})")
             continue
-        if told:
-            log.warning("The LSTM kernel is kept in %s: %s", folder, "; ".join(told))
+        if causes:
+            log.warning("The LSTM kernel is kept in %s: %s", folder, "; ".join(causes))
         return found
     try:
         with tempfile.TemporaryDirectory(prefix="rnn_backends-") as alone:  # a loaded library does not need its file
             found = _build(Path(alone))
     except (FolderError, OSError) as error:
         raise BuildError(
-            f"no folder can hold its kernel: {'; '.join([*told, str(error)])} (set XDG_CACHE_HOME to another folder)"
+            f"no folder can hold its kernel: {'; '.join([*causes, str(error)])} (set XDG_CACHE_HOME to another folder)"
         ) from error
-    log.warning("The LSTM kernel is compiled for this process alone: %s", "; ".join(told))
+    log.warning("The LSTM kernel is compiled for this process alone: %s", "; ".join(causes))
     return found
 
 
@@ -230,12 +230,12 @@ def _build(folder: Path) -> ctypes.CDLL:
         BuildError: it cannot be compiled into any folder.
     """
     _prepare(folder)
-    file, told = folder / _name(), False
+    file, logged = folder / _name(), False
 
     def tell(passed: float) -> None:
-        nonlocal told
-        if passed > 1 and not told:
-            told = True
+        nonlocal logged
+        if passed > 1 and not logged:
+            logged = True
             log.info("waiting for another process that compiles the LSTM kernel into %s", folder)
 
     try:
@@ -364,8 +364,8 @@ def _name() -> str:
 def _machine() -> str:
     """A digest of the sources, the flags, the processor, and the name of torch's OpenMP library."""
     texts = [file.read_text(encoding="utf-8") for file in sorted(SOURCES.glob("*.[ch]*"))]
-    said = "\0".join([*texts, *FLAGS, *(Path(file).name for file in _openmp()), _processor()])
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
+    described = "\0".join([*texts, *FLAGS, *(Path(file).name for file in _openmp()), _processor()])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)

@@ -73,13 +73,13 @@ def missing() -> str | None:
 
 def identity() -> str:
     """A digest that changes with the command and when its programs are replaced; nothing is run."""
-    told = []
+    described = []
     for word in command():
         found = shutil.which(word)
         real = os.path.realpath(found) if found else ""
         status = os.stat(real) if found else None
-        told += [word, real, f"{status.st_size} {status.st_mtime_ns}" if status else ""]
-    return hashlib.sha256("\0".join(told).encode()).hexdigest()[:8]
+        described += [word, real, f"{status.st_size} {status.st_mtime_ns}" if status else ""]
+    return hashlib.sha256("\0".join(described).encode()).hexdigest()[:8]
 
 
 def run(arguments: Sequence[str], folder: Path) -> None:
@@ -127,8 +127,8 @@ def _wait(process: subprocess.Popen[bytes], limit: float, notice: Notice) -> str
         passed = time.monotonic() - began
         if passed > limit:
             _end(process)
-            told = f"{command()[0]} took longer than {limit:g} s ({LIMIT_VARIABLE} sets the limit)"
-            raise BuildError(f"its kernel cannot be compiled: {told}")
+            reason = f"{command()[0]} took longer than {limit:g} s ({LIMIT_VARIABLE} sets the limit)"
+            raise BuildError(f"its kernel cannot be compiled: {reason}")
         notice.update(passed)
 
 
@@ -142,9 +142,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _words(errors: str, status: int) -> str:
     lines = [line.strip() for line in errors.splitlines() if line.strip()]
-    told = next((line for cause in CAUSES for line in lines if cause in line), lines[0] if lines else "")
-    if told:
-        return f"says {told!r}"
+    line = next((line for cause in CAUSES for line in lines if cause in line), lines[0] if lines else "")
+    if line:
+        return f"says {line!r}"
     if status < 0:
         return f"was ended by signal {-status} ({signal.strsignal(-status)})"
     return f"says nothing, with exit status {status}"

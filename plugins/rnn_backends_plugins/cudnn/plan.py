@@ -181,8 +181,10 @@ def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bo
     """
     length = seqs.length[which]
     final = seqs.is_final[which] & (not every_end)
-    lone = must_head & final  # a head that is also final: nothing may follow it, so the others need another row
-    least = (must_head.sum(), final.sum(), lone.sum() + (not must_head.all()))
+    head_and_final = (
+        must_head & final
+    )  # a head that is also final: nothing may follow it, so the others need another row
+    least = (must_head.sum(), final.sum(), head_and_final.sum() + (not must_head.all()))
     rows = costs if isinstance(costs, int) else _best_rows(length, gap, seqs.B, costs)
     rows = max(rows, *map(int, least))
     rank = np.where(must_head, 0, np.where(final, 1, 2))
@@ -192,7 +194,7 @@ def _tile(seqs: Sequences, which: Ints, must_head: Ints, gap: int, every_end: bo
     capacity = max(int(length.max()), -(-int(length.sum() + gap * (len(which) - rows)) // rows)) + gap
     for group in (0, 1, 2):
         _fill(order[rank[order] == group], length + gap, load, row, capacity, once=group < 2)
-        load[row[lone]] = _FULL if group == 0 else load[row[lone]]
+        load[row[head_and_final]] = _FULL if group == 0 else load[row[head_and_final]]
     return _in_rows(which, length, row, np.where(final & ~must_head, 3, rank), gap, rows)
 
 
@@ -226,8 +228,8 @@ def _in_rows(which: Ints, length: Ints, row: Ints, rank: Ints, gap: int, rows: i
 def _best_rows(length: Ints, gap: int, B: int, costs: Costs) -> int:
     """The cheapest number of rows of a block, among ``B`` times powers of two and a few more."""
     n, total = len(length), int(length.sum()) + gap * len(length)
-    snug = -(-total // int(length.max()))  # the fewest rows in which the longest sequence sets the steps
-    options = [min(n, rows) for rows in (B, snug, 2 * B, 4 * B, 8 * B)] + [n]
+    fewest = -(-total // int(length.max()))  # the fewest rows in which the longest sequence sets the steps
+    options = [min(n, rows) for rows in (B, fewest, 2 * B, 4 * B, 8 * B)] + [n]
 
     def cost(rows: int) -> float:
         return max(int(length.max()), -(-(total - gap * rows) // rows)) * (rows + costs.step)
@@ -302,7 +304,7 @@ def _assemble(seqs: Sequences, places: list[_Place], gap: int) -> Plan:
 
 def _cell_of_steps(seqs: Sequences, cell_of: Ints, stride: Ints) -> Ints:
     """``[T * B]``: the cell of each step, from the cells of the sequences' first steps."""
-    mine = np.repeat(np.arange(len(seqs.row)), seqs.length)  # sequences row by row, so steps are [B, T]
+    sequence = np.repeat(np.arange(len(seqs.row)), seqs.length)  # sequences row by row, so steps are [B, T]
     t = np.tile(np.arange(seqs.T), seqs.B)
-    cell = cell_of[mine] + (t - seqs.first[mine]) * stride[mine]
+    cell = cell_of[sequence] + (t - seqs.first[sequence]) * stride[sequence]
     return np.ascontiguousarray(cell.reshape(seqs.B, seqs.T).T).reshape(-1)
