@@ -21,7 +21,7 @@ import pytest
 RECOMPUTE = "recurrent_recompute='full' is refused: torch.utils.checkpoint around the module does that for any backend"
 EXPECTED = {
     "TestLSTMModule::test_errs": "a string in place of a list of keys raises InputError, not nanobind's TypeError",
-    "TestLSTMModule::test_python_cudnn": "isinstance of nn.LSTM cannot be had: torch.compile refuses its subclasses",
+    "TestLSTMModule::test_python_cudnn": "it is no instance of nn.LSTM, because torch.compile refuses subclasses",
     "test_lstm_scan_recompute_matches_pad": RECOMPUTE,
 }
 """Parts of a test's name, and why it cannot pass with our module."""
