@@ -86,7 +86,7 @@ class LawItem(pytest.Item):
         """Run the law: a declined one is a skip with its reason, a waived failure an expected failure."""
         report = self._report()
         (result,) = report.results
-        self.user_properties.append(("rnn_law", result.says))
+        self.user_properties.append(("rnn_law", result.state))
         if report.failures:
             raise LawBrokenError(report.failures[0])
         if result.waived:

@@ -83,6 +83,6 @@ def pytest_pycollect_makeitem(collector: pytest.Module, name: str, obj: object) 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print how many laws ran and how many were waived, in runs that had any."""
     called = [r for group in terminalreporter.stats.values() for r in group if getattr(r, "when", "") == "call"]
-    says = [value for report in called for name, value in report.user_properties if name == "rnn_law"]
-    if says:
-        terminalreporter.write_line(f"rnn_conformance: {len(says)} laws ran, {says.count('waived')} waived")
+    state = [value for report in called for name, value in report.user_properties if name == "rnn_law"]
+    if state:
+        terminalreporter.write_line(f"rnn_conformance: {len(state)} laws ran, {state.count('waived')} waived")

@@ -86,9 +86,9 @@ def test_failing_laws_come_first_and_the_worst_of_them_before() -> None:
 def test_every_cell_has_glyph_and_word() -> None:
     cells = re.findall(r'<button class="v (\w+)" data-key="[^"]+">(.*?)</button>', page(BOTH))
     assert len(cells) == 3 * len(LAWS)
-    for says, inner in cells:
-        assert inner.startswith(f"{GLYPHS[says]} {says.replace('_', ' ')}")
-    assert {says for says, _ in cells} == {"passed", "declined", "failed", "waived", "silently_wrong", "missing"}
+    for state, inner in cells:
+        assert inner.startswith(f"{GLYPHS[state]} {state.replace('_', ' ')}")
+    assert {state for state, _ in cells} == {"passed", "declined", "failed", "waived", "silently_wrong", "missing"}
 
 
 def test_it_needs_nothing_from_elsewhere() -> None:
@@ -127,8 +127,14 @@ def test_failures_and_waivers_are_there_in_full_without_javascript() -> None:
 def test_claimed_against_observed() -> None:
     html = page(BOTH).partition('id="traits"')[2].partition("</table>")[0]
     text = Elements(html).text
-    for says in ("claimed, works", "not claimed, declines", "claimed, fails, waived", "gives wrong numbers", "not run"):
-        assert says in text
+    for state in (
+        "claimed, works",
+        "not claimed, declines",
+        "claimed, fails, waived",
+        "gives wrong numbers",
+        "not run",
+    ):
+        assert state in text
 
 
 def test_headings_say_how_it_went() -> None:
@@ -193,12 +199,12 @@ class TestInABrowser:
         assert shown.run("return document.getElementById('nothing').offsetHeight > 0")
 
     def test_verdicts_filter(self, shown) -> None:
-        for says in ("passed", "declined", "missing", "waived"):
-            shown.click(f".bar button[data-says={says}]")
+        for state in ("passed", "declined", "missing", "waived"):
+            shown.click(f".bar button[data-state={state}]")
         assert shown.run(VISIBLE) == ["vmap_over_data", "one_row"]
-        shown.click(".bar button[data-says=failed]")
+        shown.click(".bar button[data-state=failed]")
         assert shown.run(VISIBLE) == ["vmap_over_data"]
-        shown.click(".bar button[data-says=waived]")
+        shown.click(".bar button[data-state=waived]")
         assert shown.run(VISIBLE) == ["vmap_over_data", "double_backward"]
 
     def test_a_click_opens_a_detail_and_escape_closes_it(self, shown) -> None:

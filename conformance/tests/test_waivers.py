@@ -96,7 +96,7 @@ def test_a_failure_that_is_waived_is_no_failure_but_counted() -> None:
     assert report.ok
     assert report.failures == []
     (result,) = report.waived
-    assert (result.verdict, result.says) == ("failed", "waived")
+    assert (result.verdict, result.state) == ("failed", "waived")
     assert result.waived == "not yet (https://example.org/3, until 2027-03-01)"
     assert report.count("passed") == report.count("failed") == 0
 

@@ -59,12 +59,12 @@ def changes(old: Results, new: Results, paired: bool = False) -> list[Change]:
     found = []
     label = f"{old.runs[0].name} -> {new.runs[0].name}" if paired else ""
     for place in dict.fromkeys((*before, *after)):
-        was, now = before.get(place), after.get(place)
-        kind = _kind(was, now)
+        old_result, new_result = before.get(place), after.get(place)
+        kind = _kind(old_result, new_result)
         if kind is not None:
-            sides = (was.says if was else None, now.says if now else None)
-            who = " on ".join(filter(None, (label, place[0]))) if paired else place[0]
-            found.append(Change(kind, who, place[1], *sides, now.message if now else ""))
+            sides = (old_result.state if old_result else None, new_result.state if new_result else None)
+            backend = " on ".join(filter(None, (label, place[0]))) if paired else place[0]
+            found.append(Change(kind, backend, place[1], *sides, new_result.message if new_result else ""))
     return sorted(found, key=lambda change: KINDS.index(change.kind))
 
 
@@ -75,12 +75,12 @@ def _by_law(results: Results, paired: bool) -> dict[tuple[str, str], LawResult]:
     return {(place(run), result.law): result for run in results.runs for result in run.results}
 
 
-def _kind(was: LawResult | None, now: LawResult | None) -> Kind | None:
-    if was is None:
+def _kind(old: LawResult | None, new: LawResult | None) -> Kind | None:
+    if old is None:
         return "new"
-    if now is None:
+    if new is None:
         return "gone"
-    before, after = RANKS.index(was.says), RANKS.index(now.says)
+    before, after = RANKS.index(old.state), RANKS.index(new.state)
     if before == after:
         return None
     return "better" if after > before else "worse"

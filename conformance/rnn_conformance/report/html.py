@@ -56,12 +56,12 @@ def _json(data: Any) -> str:
     return json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
 
 
-def said(run: BackendRun, law: str) -> tuple[str, LawResult | None]:
+def state_of_cell(run: BackendRun, law: str) -> tuple[str, LawResult | None]:
     """The state of one backend's cell for a law."""
     result = next((r for r in run.results if r.law == law), None)
     if result is None:
         return "missing", None
-    return result.says, result
+    return result.state, result
 
 
 def _summary(results: Results) -> str:
@@ -87,24 +87,24 @@ def _summary_row(run: BackendRun) -> str:
     return f"<tr>{name}<td>{verdict}</td>{cells}</tr>"
 
 
-def _badge(says: str, word: str) -> str:
-    return f'<span class="v {says}">{GLYPHS[says]} {word}</span>'
+def _badge(state: str, word: str) -> str:
+    return f'<span class="v {state}">{GLYPHS[state]} {word}</span>'
 
 
 def _toggles(results: Results) -> str:
     """A button for each verdict that occurs, with the number of its cells."""
-    cells = [said(run, law)[0] for run in results.runs for law in results.expected]
+    cells = [state_of_cell(run, law)[0] for run in results.runs for law in results.expected]
     return "".join(
-        f'<button class="{says}" data-says="{says}" aria-pressed="true">'
-        f"{GLYPHS[says]} {says.replace('_', ' ')} <small>{cells.count(says)}</small></button>"
-        for says in SEVERITY
-        if says in cells
+        f'<button class="{state}" data-state="{state}" aria-pressed="true">'
+        f"{GLYPHS[state]} {state.replace('_', ' ')} <small>{cells.count(state)}</small></button>"
+        for state in SEVERITY
+        if state in cells
     )
 
 
 def _groups(results: Results) -> str:
     """The failing laws, then all others by subject."""
-    worst = {law: min(SEVERITY.index(said(o, law)[0]) for o in results.runs) for law in results.expected}
+    worst = {law: min(SEVERITY.index(state_of_cell(o, law)[0]) for o in results.runs) for law in results.expected}
     failing = [law for law in results.expected if SEVERITY[worst[law]] in BAD_ROW]
     groups = {"failing": sorted(failing, key=lambda law: worst[law])} if failing else {}
     for law in results.expected:
@@ -120,20 +120,20 @@ def _groups(results: Results) -> str:
 
 def _row(results: Results, law: str) -> str:
     info = results.info(law)
-    found = [(k, *said(run, law)) for k, run in enumerate(results.runs)]
-    cells = "".join(f"<td>{_cell(k, law, says, result)}</td>" for k, says, result in found)
+    found = [(k, *state_of_cell(run, law)) for k, run in enumerate(results.runs)]
+    cells = "".join(f"<td>{_cell(k, law, state, result)}</td>" for k, state, result in found)
     about = " ".join((law, law.replace("_", " "), info.subject, info.trait or "", info.sentence)).lower()
     trait = f" [{escape(info.trait)}]" if info.trait else ""
     return (
-        f'<tr class="row" data-says="{" ".join(dict.fromkeys(says for _, says, _ in found))}" '
+        f'<tr class="row" data-state="{" ".join(dict.fromkeys(state for _, state, _ in found))}" '
         f'data-text="{escape(about)}"><th scope="row"><span class="law">{breakable(law)}</span>{trait}'
         f"<small>{with_code(info.sentence)}</small></th>{cells}</tr>"
     )
 
 
-def _cell(k: int, law: str, says: str, result: LawResult | None) -> str:
+def _cell(k: int, law: str, state: str, result: LawResult | None) -> str:
     worst = result.worst_error_ratio if result else None
-    telling = worst is not None and (worst > 1 or says not in BAD_ROW)  # a failure may have no error ratio
+    telling = worst is not None and (worst > 1 or state not in BAD_ROW)  # a failure may have no error ratio
     number = f" <small>{percent(worst)}</small>" if telling else ""
-    label = f"{GLYPHS[says]} {says.replace('_', ' ')}"
-    return f'<button class="v {says}" data-key="{k}:{escape(law)}">{label}{number}</button>'
+    label = f"{GLYPHS[state]} {state.replace('_', ' ')}"
+    return f'<button class="v {state}" data-key="{k}:{escape(law)}">{label}{number}</button>'

@@ -90,7 +90,7 @@ def _article(run: BackendRun, result: LawResult, results: Results) -> str:
         for name, text, code in rows
     )
     title = f"{escape(run.label)}: <code>{breakable(result.law)}</code>"
-    return f'<article><h3><span class="v {result.says}">{result.label}</span> {title}</h3><dl>{listed}</dl></article>'
+    return f'<article><h3><span class="v {result.state}">{result.label}</span> {title}</h3><dl>{listed}</dl></article>'
 
 
 def _text(name: str, text: str) -> str:
@@ -120,13 +120,13 @@ def _trait(run: BackendRun, trait: str, results: Results) -> str:
         return '<span class="v missing">? not run</span>'
     claimed = trait in run.report.header.claimed
     found = [result for result in run.results if results.info(result.law).trait == trait]
-    says, observed = _observed(found)
-    return f'<span class="v {says}">{GLYPHS[says]} {"claimed" if claimed else "not claimed"}, {observed}</span>'
+    state, observed = _observed(found)
+    return f'<span class="v {state}">{GLYPHS[state]} {"claimed" if claimed else "not claimed"}, {observed}</span>'
 
 
 def _observed(found: list[LawResult]) -> tuple[str, str]:
     """The worst verdict of a capability's laws, and its words."""
-    says = {result.says for result in found}
+    state = {result.state for result in found}
     for verdict, words in (
         ("silently_wrong", "gives wrong numbers"),
         ("failed", "fails"),
@@ -135,7 +135,7 @@ def _observed(found: list[LawResult]) -> tuple[str, str]:
         ("under_claimed", "works"),
         ("passed", "works"),
     ):
-        if verdict in says:
+        if verdict in state:
             return verdict, words
     tried = any(result.cases or result.declined for result in found)
     return ("declined", "declines") if tried else ("declined", "not tried")

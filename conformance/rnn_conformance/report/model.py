@@ -146,7 +146,7 @@ class Report:
 
     def count(self, verdict: Verdict) -> int:
         """How many laws have this verdict; a waived failure is counted in :attr:`waived` only."""
-        return sum(result.says == verdict for result in self.results)
+        return sum(result.state == verdict for result in self.results)
 
     def to_json(self) -> str:
         """JSON lines of this run alone, as ``rnn-backends check --json`` writes them."""
@@ -268,10 +268,10 @@ class Results:
             "runs": [self._run_line(run) for run in self.runs],
         }
         rows = [{"device": run.device, **asdict(result)} for run in self.runs for result in run.results]
-        says = [result.says for run in self.runs for result in run.results]
+        state = [result.state for run in self.runs for result in run.results]
         footer = {
             "results": len(rows),
-            "verdicts": {word: says.count(word) for word in sorted(set(says))},
+            "verdicts": {word: state.count(word) for word in sorted(set(state))},
             "complete": self.complete,
             "status": self.status,
             "seconds": round(self.seconds, 3),
@@ -351,10 +351,10 @@ def _reconcile(results: Results, foot: dict[str, Any]) -> None:
             continue
         wrong += [f"{run.label} has no result of {law}" for law in run.report.missing]
         wrong += [f"{run.label} has an unexpected result of {law}" for law in run.report.unexpected]
-    says = [result.says for run in results.runs for result in run.results]
-    counted = {word: says.count(word) for word in sorted(set(says))}
-    if foot["results"] != len(says):
-        wrong.append(f"the footer counts {foot['results']} results, there are {len(says)}")
+    state = [result.state for run in results.runs for result in run.results]
+    counted = {word: state.count(word) for word in sorted(set(state))}
+    if foot["results"] != len(state):
+        wrong.append(f"the footer counts {foot['results']} results, there are {len(state)}")
     elif foot["verdicts"] != counted:
         wrong.append(f"the footer counts the verdicts {foot['verdicts']}, there are {counted}")
     elif foot["status"] != results.status:

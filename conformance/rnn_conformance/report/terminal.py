@@ -202,11 +202,11 @@ def closing(results: Results) -> str:
     found = [result for run in ran for result in run.results]
     laws = len({result.law for result in found})
     failed = sum(len(run.failures) for run in results.runs)
-    says = {HELD: "✓ every law held", FAILED: f"✗ {failed} failed", INCOMPLETE: "? the run is incomplete"}
+    headline = {HELD: "✓ every law held", FAILED: f"✗ {failed} failed", INCOMPLETE: "? the run is incomplete"}
     if results.status == HELD and results.waived:
-        says[HELD] = "✓ every law held apart from waived failures"
+        headline[HELD] = "✓ every law held apart from waived failures"
     return (
-        f"{says[results.status]}: {laws} law{'s' * (laws != 1)} ran on {len(ran)} of {len(results.runs)} backends, "
+        f"{headline[results.status]}: {laws} law{'s' * (laws != 1)} ran on {len(ran)} of {len(results.runs)} backends, "
         f"{sum(r.cases for r in found)} cases, profile {results.profile}, seed {results.seed}, "
         f"{results.seconds:.0f} s; {results.waived} waived{_little(ran)}"
     )
@@ -245,7 +245,7 @@ def _also(others: Sequence[LawResult]) -> str:
 def failure_text(result: LawResult, info: LawInfo | None = None, device: str = "cpu", options: str = "") -> str:
     """What failed, where, and what to do: plain text, a few lines."""
     where = "" if device == "cpu" else f" on {device}"
-    lines = [f"{GLYPHS[result.says]} {result.backend}{where}: {result.law} ({result.says.replace('_', ' ')})"]
+    lines = [f"{GLYPHS[result.state]} {result.backend}{where}: {result.law} ({result.state.replace('_', ' ')})"]
     if info:
         lines.append(f"  law     {info.sentence}")
     lines += [f"  {'found  ' if not k else '       '} {line}" for k, line in enumerate(result.message.splitlines())]

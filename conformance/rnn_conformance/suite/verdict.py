@@ -103,11 +103,11 @@ class LawResult:
         return self.verdict not in BAD or bool(self.waived)
 
     @property
-    def says(self) -> str:
+    def state(self) -> str:
         """The verdict, or ``"waived"`` for a waived failure."""
         return "waived" if self.waived else self.verdict
 
     @property
     def label(self) -> str:
         """Glyph and words: ``✗ failed``."""
-        return f"{GLYPHS[self.says]} {self.says.replace('_', ' ')}"
+        return f"{GLYPHS[self.state]} {self.state.replace('_', ' ')}"

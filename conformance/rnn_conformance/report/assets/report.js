@@ -4,17 +4,17 @@ const details = JSON.parse(document.getElementById("details").textContent);
 const text = document.getElementById("text");
 const shown = document.getElementById("shown");
 const dialog = document.getElementById("detail");
-const toggles = [...document.querySelectorAll(".bar button[data-says]")];
+const toggles = [...document.querySelectorAll(".bar button[data-state]")];
 const rows = [...document.querySelectorAll("#laws tr.row")];
 let cell = null; // the cell that Tab focuses; the arrow keys move it
 
 function filter() {
   const words = text.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const wanted = new Set(toggles.filter((t) => t.ariaPressed === "true").map((t) => t.dataset.says));
+  const wanted = new Set(toggles.filter((t) => t.ariaPressed === "true").map((t) => t.dataset.state));
   let count = 0;
   for (const row of rows) {
-    const says = row.dataset.says.split(" ");
-    row.hidden = !(words.every((word) => row.dataset.text.includes(word)) && says.some((one) => wanted.has(one)));
+    const state = row.dataset.state.split(" ");
+    row.hidden = !(words.every((word) => row.dataset.text.includes(word)) && state.some((one) => wanted.has(one)));
     count += !row.hidden;
   }
   for (const group of document.querySelectorAll("#laws tbody")) {
