@@ -76,6 +76,14 @@ TRACED = ("scripted_saved_and_loaded", "compiled_in_one_graph", "exported")
 """Laws that see how a mutant was installed: they read sources and code."""
 INDUCTORS = ("inductor_in_one_graph", "a_compiled_result_outlives_the_next_call", "a_compiled_module_follows_its_mode")
 """Laws that are left out: minutes of Inductor, which is behind core; others see the same trace."""
+CONCERNS = {
+    "module": ("keys", "recurrent", "nets", "modes", "rollouts"),
+    "layout": ("keys", "recurrent", "refusals"),
+    "mode": ("modes", "threads"),
+    "resets": ("resets", "stepping"),
+    "blocks": ("gradients", "transforms"),
+}
+"""Subjects of laws that are likely to kill mutants of a target: they come before others as long as little is known."""
 KERNELS = ("tiled", "blocks", "cpp")
 CPP_FLAGS = ("-O1", "-fsanitize=bounds", "-fsanitize-undefined-trap-on-error")
 """In the place of ``-O3``."""
@@ -413,7 +421,12 @@ def laws_in_order(kills: Counter[str], target: str) -> list[str]:
         for name, law in LAWS.items()
         if law.belongs("quick") and law.drawn and law.time_limit is None and not (slow and law.costly and law.trait)
     ]
-    return sorted(fit, key=lambda name: -(kills[name] + 0.1) / max(_costs.get(name, 1.0), 0.02))
+
+    def rate(name: str) -> float:  # what kills mutants of other targets says a little
+        prior = 1.0 if LAWS[name].subject in CONCERNS.get(target, ()) else 0.1
+        return (kills[f"{target} {name}"] + 0.1 * kills[name] + prior) / max(_costs.get(name, 1.0), 0.02)
+
+    return sorted(fit, key=lambda name: -rate(name))
 
 
 def laws_of_their_own(target: str, profile: str) -> list[str]:
@@ -629,8 +642,10 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def kills_of(rows: Sequence[dict[str, Any]]) -> Counter[str]:
-    """How many mutants each law killed: in earlier runs here, or by the page, so that a first run has an order too."""
-    here = Counter(row["law"] for row in rows if row["verdict"] in DIED)
+    """How many mutants each law killed, by its name, and of each target, by both names: in earlier runs here, or by the
+    page, so that a first run has an order too."""
+    dead = [row for row in rows if row["verdict"] in DIED]
+    here = Counter(row["law"] for row in dead) + Counter(f"{row['target']} {row['law']}" for row in dead)
     if not here and PAGE.exists():
         here.update({law: int(n) for law, n in re.findall(r"^\| `(\w+)` \| (\d+) \|$", PAGE.read_text(), re.M)})
     return here
@@ -672,7 +687,7 @@ def go_on(
     rows = present(rows_of(KEPT), todo)
     redo = {row["key"] for row in rows if row["key"] in again or row["verdict"] in again}
     known = {row["key"]: row for row in rows if row["verdict"] != "unfinished" and row["key"] not in redo}
-    kills, tally = kills_of(rows), Counter(row["verdict"] for row in known.values())
+    kills, tally = kills_of(rows_of(KEPT)), Counter(row["verdict"] for row in known.values())
     tell(f"{len(todo)} mutants of {', '.join(targets)}; {len(known)} have a verdict")
     KEPT.parent.mkdir(exist_ok=True)
     for target in dict.fromkeys(mutant.target for mutant in todo[:most]):
@@ -692,7 +707,7 @@ def go_on(
         with KEPT.open("a") as file:
             file.write(json.dumps(row) + "\n")
         if said["verdict"] in DIED:
-            kills[said["law"]] += 1
+            kills.update([said["law"], f"{mutant.target} {said['law']}"])
         tally[said["verdict"]] += 1
         left = max(0.0, end - time.monotonic()) / 60
         counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(tally.items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from rnn_backends import LSTMModule, Trait, UnsupportedError
+from rnn_backends import InputError, LSTMModule, Trait, UnsupportedError
 from tensordict import LazyStackedTensorDict, TensorDict, TensorDictBase
 from tensordict.nn import set_skip_existing
 
@@ -88,6 +88,16 @@ def the_primer_fits_the_first_step(trial: Trial) -> None:
     expected = {key: ((case.spec.num_states, size), trial.inputs.x.dtype) for key, size in sizes.items()}
     if actual != expected:
         raise LawBroken(f"the primer makes states of shape and dtype {actual}, a step reads {expected}")
+    elsewhere = LSTMModule(
+        lstm=trial.lstm(batch_first=True),
+        in_keys=["observation", H_KEY, C_KEY],
+        out_keys=["features", ("next", H_KEY), ("next", "other")],
+    )
+    try:
+        elsewhere.make_tensordict_primer()
+    except InputError:
+        return
+    raise LawBroken("a primer was made for a state that is written where no step reads it")
 
 
 @law(B=(2, 3), profiles=("quick", "full"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -140,8 +142,12 @@ def carried_hidden_outputs_are_exact(trial: Trial) -> None:
 
 @law(stored=("zeros",))
 def absent_states_are_zeros(trial: Trial) -> None:
-    """Without hidden keys sequences start from zeros, in both modes."""
+    """Without hidden keys sequences start from zeros, in both modes; acting so within sequences warns, once."""
     td = trial.tensordict().exclude(H_KEY, C_KEY)
+    laid_out = trial.module().canonicalize(td)
+    if set(laid_out.keys(True, True)) != set(td.keys(True, True)) or not laid_out["observation"].is_contiguous():
+        raise LawBroken("canonicalize does not give the same entries, contiguous")
+    identical("the observation after canonicalize", laid_out["observation"], td["observation"], "")
     ran = ran_from(trial.module().set_recurrent_mode(True)(td.clone()))
     trial.agree("features in recurrent mode", ran.output, trial.expected.output)
     step = trial.module()(td[:, 0].clone())
@@ -149,6 +155,15 @@ def absent_states_are_zeros(trial: Trial) -> None:
         x=trial.inputs.x[:1], h=trial.inputs.h[:, :1], c=trial.inputs.c[:, :1], starts=trial.inputs.starts[:1]
     ))  # fmt: skip
     trial.agree("features in sequential mode", step["features"], alone.output[0], 0, "b unit")
+    module = trial.module()
+    for call, (begins, number) in enumerate(((True, 0), (False, 0), (True, 0), (False, 1), (False, 0)), 1):
+        first = td[:, 0].clone().set("is_init", torch.full((trial.case.B, 1), begins, device=trial.device))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            module(first)
+        found = sum("without memory" in str(warning.message) for warning in told)
+        if found != number:
+            raise LawBroken(f"step {call} without a state warned {found} times, expected {number}")
 
 
 @law()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rnn_backends import LSTM, LSTMBackend, LSTMModule, State, UnsupportedError
@@ -122,9 +122,29 @@ class Trial:
         return Ran(output, h, c)
 
     def module(self, hidden_output: str = "ends") -> LSTMModule:
-        """An LSTMModule on the backend with the case's weights and default keys."""
-        lstm = self.lstm(batch_first=True)
-        return LSTMModule(lstm=lstm, in_key="observation", out_key="features", hidden_output=hidden_output)  # type: ignore[arg-type]
+        """An LSTMModule on the backend with the case's weights and default keys.
+
+        It wraps an LSTM, or makes its own where the case's seed is odd.
+        """
+        lstm, spec = self.lstm(batch_first=True), self.case.spec
+        keys: dict[str, Any] = {"in_key": "observation", "out_key": "features", "hidden_output": hidden_output}
+        if self.case.seed % 2 == 0:
+            return LSTMModule(lstm=lstm, **keys)
+        module = LSTMModule(
+            spec.input_size,
+            spec.hidden_size,
+            spec.num_layers,
+            spec.bias,
+            dropout=spec.dropout,
+            proj_size=spec.proj_size,
+            bidirectional=spec.bidirectional,
+            device=self.device,
+            dtype=self.case.torch_dtype,
+            lstm_backend=self.backend,
+            **keys,
+        )
+        module.lstm.load_state_dict(lstm.state_dict())
+        return module
 
     def tensordict(self, inputs: Inputs | None = None) -> TensorDict:
         """The inputs as a TensorDict ``[B, T]`` under LSTMModule's default keys."""

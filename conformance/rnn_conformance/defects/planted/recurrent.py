@@ -401,3 +401,15 @@ def the_input_of_a_step_read_row_by_row() -> LSTMBackend:
         return _act(w, x, state, is_init)
 
     return LSTMBackend("defect", right, step=step, act=act)
+
+
+@in_core("absent_states_are_zeros")
+def lost_states_are_not_told() -> list[Patch]:
+    """An LSTMModule that acts without a state in the middle of sequences does not warn."""
+    return [Patch(LSTMModule, "_notice_lost_state", lambda module, is_init: None)]
+
+
+@in_core("absent_states_are_zeros")
+def canonicalize_keeps_the_strides() -> list[Patch]:
+    """LSTMModule.canonicalize returns entries as they lie in memory."""
+    return [Patch(LSTMModule, "canonicalize", lambda module, data, inplace=False: data)]
