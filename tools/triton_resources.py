@@ -23,7 +23,7 @@ from typing import Any, get_args
 import torch
 import triton
 from rnn_backends.authoring import write_whole
-from rnn_backends_plugins.triton import kernels, plan, run
+from rnn_backends_plugins.triton import kernels, plan, product_kernels, products, run
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -32,6 +32,10 @@ CAPABILITIES = (90, 86, 80, 89, 100)
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "tf32x3": plan.SPLIT}
 HIDDEN = (16, 64, 128, 256, 512, 1024)
 POINTER = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
+NUMBERS = (
+    *(*kernels.VARIES, *kernels.STRIDES, *kernels.OF_THE_LAYER),
+    *(*product_kernels.SIZES, *product_kernels.STRIDES),
+)
 ELSEWHERE = {"starts": "*u8", "carry": "*fp32", "counters": "*i32", "parts": "*fp32"}
 
 
@@ -58,15 +62,14 @@ def compiled(
     for name in kernel.arg_names:
         if name in constants:
             types[name] = "constexpr"
-        elif name in (*kernels.VARIES, *kernels.STRIDES, *kernels.OF_THE_LAYER):
+        elif name in NUMBERS:
             types[name] = "i32"
         else:
             types[name] = ELSEWHERE.get(name, POINTER[dtype])
     aligned = {
         (k,): [["tt.divisibility", 16]]
         for k, name in enumerate(kernel.arg_names)
-        if types[name].startswith("*")
-        and name not in ("starts", "entry_h", "entry_c", "x", "h" if "x" in types else "")
+        if types[name].startswith("*") and not kernel.params[k].do_not_specialize_on_alignment
     }
     aligned |= {
         (k,): [["tt.divisibility", 16]] for k, name in enumerate(kernel.arg_names) if sizes.get(name, 1) % 16 == 0
@@ -101,9 +104,77 @@ def of_kernel(H: int, dtype: torch.dtype, chosen: plan.Plan, capability: int, pr
         "enable_fp_fusion": True,
     }
     if not backward:
-        return compiled(kernels.forward_kernel, {"H": H}, {**sizes, "KEEP": True}, dtype, capability, **options)
-    flags = {"HAS_GRAD_H": True, "HAS_GRAD_C": False, "NEED_ENTRY_H": False, "NEED_ENTRY_C": False}
+        return compiled(
+            kernels.forward_kernel, {"H": H}, {**sizes, "KEEP": True, "ONE_ENTRY": False}, dtype, capability, **options
+        )
+    flags = {"HAS_GRAD_H": True, "HAS_GRAD_C": False, "NEED_ENTRY_H": False, "NEED_ENTRY_C": False, "ONE_ENTRY": False}
     return compiled(kernels.backward_kernel, {"H": H}, {**sizes, **flags}, dtype, capability, **options)
+
+
+def of_product(
+    kind: str, tile: products.Tile, dtype: torch.dtype, capability: int, precision: str, size: int = 256
+) -> Needs:
+    """What a product that needs no recurrence needs; ``kind`` is of ``PRODUCTS``, ``size`` of every dimension."""
+    flags: dict[str, Any] = {
+        **{"ALIGNED": True, "BM": tile.rows, "BN": tile.columns, "BK": tile.depth // dtype.itemsize},
+        **{"STAGES": tile.stages, "PRECISION": precision, "OPERAND": run.operand_of(dtype)},
+    }
+    options = {"num_warps": tile.warps, "num_stages": tile.stages, "enable_fp_fusion": True}
+    if kind == "weights' gradients":
+        sizes = {"I": size, "H": size}
+        found = compiled(product_kernels.weight_gradients_kernel, sizes, flags, dtype, capability, **options)
+    else:
+        flags |= {"TRANSPOSED": kind != "inputs", "HAS_BIAS": kind == "inputs"}
+        found = compiled(product_kernels.product_kernel, {"N": size, "K": size}, flags, dtype, capability, **options)
+    return found
+
+
+PRODUCTS = ("inputs", "inputs' gradients", "weights' gradients")
+HEADS_OF_PRODUCTS = (
+    "compute capability",
+    "dtype",
+    "product",
+    "rows, columns, bytes of depth, warps, stages",
+    "registers",
+    "stack",
+    "shared, KiB",
+    "unit",
+)
+
+
+@dataclass(frozen=True)
+class ProductRow:
+    """One of the products that need no recurrence, on one card."""
+
+    capability: int
+    precision: str
+    kind: str
+    tile: products.Tile
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The row's first columns."""
+        tile = self.tile
+        words = f"{tile.rows}, {tile.columns}, {tile.depth}, {tile.warps}, {tile.stages}"
+        return str(self.capability), self.precision, self.kind, words
+
+    def compiled(self) -> Needs:
+        """Compile it."""
+        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+        precision = "tf32x3" if self.precision == "tf32x3" else "tf32"
+        return of_product(self.kind, self.tile, dtype, self.capability, precision)
+
+
+def product_rows() -> list[ProductRow]:
+    """Every product in every tile that can be chosen; in bfloat16 torch multiplies all but the weights' gradients."""
+    found = []
+    for capability, precision, kind in product(CAPABILITIES, ITEMSIZE, PRODUCTS):
+        card = next(card for card in plan.CARDS.values() if card.capability == capability)
+        for tile in (products.LARGE, products.SMALL):
+            fits = tile is products.SMALL or (card.shared >= products.ROOM_OF_LARGE and precision != "tf32x3")
+            if fits and (kind == PRODUCTS[2] or precision != "bfloat16"):
+                found.append(ProductRow(capability, precision, kind, tile))
+    return found
 
 
 HEADS = (
@@ -125,6 +196,11 @@ for GPUs that are not there. Registers and bytes of stack (spilled registers) a 
 matrix instruction. `float32` is TF32; `tf32x3` is float32 where torch's switch forbids TF32. `few`, `many` and `large`
 are batches (`plan.batch_of`); `read again`: the weights do not stay on the chip. A plan that several batches share is
 compiled once. `float16` is compiled like `bfloat16`. Nothing here was measured on a GPU.
+"""
+ABOUT_PRODUCTS = """## Products that need no recurrence
+
+Of `products.py`; `tf32x3` is used for the inputs only where torch's switch for products allows TF32 and its switch for
+recurrent networks does not.
 """
 
 
@@ -171,25 +247,29 @@ def rows() -> list[Row]:
 
 
 def read_page() -> dict[tuple[str, ...], tuple[str, ...]]:
-    """The rows that the page has: what each needs, by its first columns."""
+    """The rows that the page has: what each needs (the last four columns), by its first columns."""
     if not PAGE.exists():
         return {}
     lines = [line.strip("| \n").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    return {tuple(cells[:6]): tuple(cells[6:]) for cells in lines if cells[0].isdigit()}
+    return {tuple(cells[:-4]): tuple(cells[-4:]) for cells in lines if cells[0].isdigit()}
 
 
 def write_page(found: dict[tuple[str, ...], tuple[str, ...]]) -> None:
     """The page with these rows."""
-    lines = ["| " + " | ".join(HEADS) + " |", "|" + " --- |" * len(HEADS)]
-    lines += ["| " + " | ".join((*cells, *needs)) + " |" for cells, needs in found.items()]
-    write_whole(PAGE, INTRODUCTION.format(version=triton.__version__) + "\n" + "\n".join(lines) + "\n")
+    parts = [INTRODUCTION.format(version=triton.__version__)]
+    for heads, about in ((HEADS, ""), (HEADS_OF_PRODUCTS, ABOUT_PRODUCTS)):
+        lines = ["| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+        own = [(cells, needs) for cells, needs in found.items() if len(cells) == len(heads) - 4]
+        parts += [about] if about else []
+        parts.append("\n".join([*lines, *("| " + " | ".join((*cells, *needs)) + " |" for cells, needs in own)]) + "\n")
+    write_whole(PAGE, "\n".join(parts))
 
 
 def all_rows(write: bool, resume: bool) -> None:
     """Compile every row, with progress; the page is written after each."""
     known = read_page() if resume else {}
     found: dict[tuple[str, ...], tuple[str, ...]] = {}
-    todo = rows()
+    todo = [*rows(), *product_rows()]
     for k, row in enumerate(todo, 1):
         found[row.cells] = known.get(row.cells) or row.compiled().cells
         print(f"{k} of {len(todo)}:", *row.cells, "->", *found[row.cells], flush=True)

@@ -9,7 +9,8 @@ from rnn_backends import LSTMBackend, register, unregister
 from rnn_backends.authoring import unroll
 from rnn_conformance.check import check_backend
 from rnn_conformance.cli.check import check_command
-from rnn_conformance.suite.device import exact_float32
+from rnn_conformance.suite.device import exact_float32, tf32_allowed
+from rnn_conformance.suite.torch_settings import restored_settings
 
 SOME = ["one_row", "rollout_equals_torch_lstm", "a_compiled_result_outlives_the_next_call"]
 
@@ -49,6 +50,17 @@ def test_float32_is_float32_on_cuda_and_the_settings_come_back(monkeypatch):
     assert torch.backends.cudnn.allow_tf32
     with exact_float32("cpu"):
         assert torch.backends.cudnn.allow_tf32
+
+
+def test_float32_is_float32_on_cuda_where_torchs_newer_names_were_used():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with restored_settings():
+        cudnn.rnn.fp32_precision, matmul.fp32_precision = "ieee", "tf32"  # allow_tf32 of both raises an error now
+        with tf32_allowed("cuda"):
+            assert (cudnn.rnn.fp32_precision, matmul.fp32_precision) == ("tf32", "tf32")
+        with exact_float32("cuda"):
+            assert (cudnn.rnn.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+        assert (cudnn.rnn.fp32_precision, matmul.fp32_precision) == ("ieee", "tf32")
 
 
 @pytest.fixture

@@ -319,3 +319,19 @@ def scan_of_exports(x: Tensor) -> Scan | None:
             return scan(*args)
 
     return quiet
+
+
+def tf32_in_recurrent_networks() -> bool:
+    """Whether cuDNN's recurrent networks may multiply float32 in TF32, torch's default.
+
+    ``torch.backends.cudnn.allow_tf32``, the older name of the switch, raises an error once a program has set recurrent
+    networks and convolutions apart.
+    """
+    found: Any = getattr(torch.backends.cudnn, "rnn", None)
+    return bool(found.fp32_precision == "tf32") if found is not None else bool(torch.backends.cudnn.allow_tf32)
+
+
+def tf32_in_products() -> bool:
+    """Whether torch's matrix products on CUDA may multiply float32 in TF32; not torch's default."""
+    matmul: Any = torch.backends.cuda.matmul
+    return bool(matmul.fp32_precision == "tf32") if hasattr(matmul, "fp32_precision") else bool(matmul.allow_tf32)

@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 MOST_STACK = {"float32": 128, "bfloat16": 72, "tf32x3": 512}
 """Bytes that a thread may spill: of the worst row of the page, of which no other cut was faster on an H100."""
 
+MOST_STACK_OF_PRODUCTS = 24
+
 
 @pytest.fixture(scope="module")
 def resources():
@@ -25,7 +27,8 @@ def resources():
 
 
 def test_the_page_has_every_plan(resources):
-    assert [row.cells for row in resources.rows()] == list(resources.read_page())
+    every = [*resources.rows(), *resources.product_rows()]
+    assert [row.cells for row in every] == list(resources.read_page())
 
 
 def test_every_kernel_fits_its_card(resources):
@@ -36,6 +39,17 @@ def test_every_kernel_fits_its_card(resources):
         assert int(shared) * 1024 <= card.shared, row
         assert int(stack) <= MOST_STACK[row.precision], row
         assert int(registers) * 32 * row.chosen.warps <= 65536, row  # or not even one program runs
+
+
+def test_every_product_fits_its_card(resources):
+    page = resources.read_page()
+    for row in resources.product_rows():
+        card = next(card for card in resources.plan.CARDS.values() if card.capability == row.capability)
+        registers, stack, shared, unit = page[row.cells]
+        assert int(shared) * 1024 <= card.shared, row
+        assert int(stack) <= MOST_STACK_OF_PRODUCTS, row
+        assert int(registers) * 32 * row.tile.warps <= 65536, row
+        assert unit != "fma", row
 
 
 @pytest.mark.parametrize("H", [1, 5, 16, 100, 200, 513, 1000, 1024])
@@ -51,21 +65,25 @@ def test_all_programs_of_a_tile_fit_on_the_card_or_each_step_is_a_launch(resourc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("k", [3, 60, 150])
+@pytest.mark.parametrize("k", [3, 60, 150, -1, -20])
 def test_the_page_says_what_the_compiler_gives(resources, k):
     if f"Triton {triton.__version__}\n" not in resources.PAGE.read_text():
         pytest.skip(f"the page was made by another Triton than {triton.__version__}")
-    row = resources.rows()[k]
+    row = resources.rows()[k] if k >= 0 else resources.product_rows()[k]
     assert row.compiled().cells == resources.read_page()[row.cells]
 
 
 def test_no_kernel_is_specialised_on_the_sizes_of_a_call(resources):
-    kernels = resources.kernels
-    for kernel in (kernels.forward_kernel, kernels.backward_kernel, kernels.step_kernel):
+    kernels, products = resources.kernels, resources.product_kernels
+    of_the_layer = (*kernels.OF_THE_LAYER, "N", "K")
+    for kernel in (
+        *(kernels.forward_kernel, kernels.backward_kernel, kernels.step_kernel),
+        *(products.product_kernel, products.weight_gradients_kernel),
+    ):
         for parameter in kernel.params:
-            if parameter.is_constexpr or parameter.do_not_specialize or parameter.name in kernels.OF_THE_LAYER:
+            if parameter.is_constexpr or parameter.do_not_specialize or parameter.name in of_the_layer:
                 continue
-            is_size = re.fullmatch(r"[A-Z]|t[01]|tiles|\w+_[tb]", parameter.name)
+            is_size = re.fullmatch(r"[A-Z]|t[01]|tiles|rows|splits|\w+_[tb]", parameter.name)
             assert not is_size, f"{kernel.fn.__name__}: another {parameter.name} would compile it again"
             if parameter.name in ("starts", "entry_h", "entry_c"):
                 assert parameter.do_not_specialize_on_alignment

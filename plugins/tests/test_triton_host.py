@@ -11,34 +11,83 @@ import pytest
 import torch
 from rnn_backends import LayerWeights, State, UnsupportedError
 from rnn_backends.authoring import Arguments, Needs, Run
-from rnn_backends_plugins.triton.plan import Plan
+from rnn_backends_plugins.triton.plan import CARDS, Plan
 
 REASON = "the kernels come with triton, and it is not installed"
 triton = pytest.importorskip("triton", reason=REASON)
 tl = pytest.importorskip("triton.language", reason=REASON)
-kernels, launch, run = (
-    pytest.importorskip(f"rnn_backends_plugins.triton.{name}", reason=REASON) for name in ("kernels", "launch", "run")
+device, kernels, launch, product_kernels, products, run = (
+    pytest.importorskip(f"rnn_backends_plugins.triton.{name}", reason=REASON)
+    for name in ("device", "kernels", "launch", "product_kernels", "products", "run")
 )
 Launcher, known = launch.Launcher, launch.known
+
+OURS = (
+    *(kernels.forward_kernel, kernels.backward_kernel, kernels.step_kernel),
+    *(product_kernels.product_kernel, product_kernels.weight_gradients_kernel),
+)
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.mark.parametrize("T", [1, 2, 5])
-@pytest.mark.parametrize("little", [0, 1 << 30])
-def test_what_entered_each_step_is_the_stored_state_at_starts_and_the_state_before_elsewhere(monkeypatch, T, little):
-    monkeypatch.setattr(run, "_LITTLE", little)
-    B, H = 3, 4
-    starts = torch.rand(T, B) < 0.4
-    starts[0] = True
-    h, entry_h = torch.randn(T, B, H), torch.randn(B, T, H).transpose(0, 1)
-    h[-1] = float("nan")  # enters no step
-    given = Arguments(torch.empty(T, B, 1), h, h, None, None, entry_h, h, starts)
-    found = run._entering(given, Run(h, h, h, None, None))
-    assert found.is_contiguous()
-    for t in range(T):
-        for b in range(B):
-            assert found[t, b].equal(entry_h[t, b] if starts[t, b] else h[t - 1, b])
+@pytest.fixture
+def switches():
+    """torch's switches for TF32, put back at the end."""
+    rnn, conv, matmul = torch.backends.cudnn.rnn, torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [place.fp32_precision for place in (rnn, conv, matmul)]
+    yield rnn, matmul
+    for place, value in zip((rnn, conv, matmul), before, strict=True):
+        place.fp32_precision = value
+
+
+@pytest.mark.parametrize("recurrent", ["tf32", "ieee"])
+@pytest.mark.parametrize("in_products", ["tf32", "ieee"])
+def test_every_product_is_as_exact_as_the_switch_for_recurrent_networks_says(switches, recurrent, in_products):
+    rnn, matmul = switches
+    rnn.fp32_precision, matmul.fp32_precision = recurrent, in_products
+    if recurrent == "ieee":  # the older name raises an error then; ours must not
+        with pytest.raises(RuntimeError):
+            _ = torch.backends.cudnn.allow_tf32
+    assert device.precision_of(torch.float32) == ("tf32" if recurrent == "tf32" else "tf32x3")
+    assert device.torch_multiplies_alike(torch.float32) == (recurrent == in_products)
+    for dtype in (torch.bfloat16, torch.float16):
+        assert device.precision_of(dtype) == "tf32"
+        assert device.torch_multiplies_alike(dtype)
+
+
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+def test_torch_multiplies_where_it_is_as_exact(monkeypatch, alike, backward):
+    asked = []
+    monkeypatch.setattr(products, "torch_multiplies_alike", lambda dtype: alike)
+    monkeypatch.setattr(products, "_product", lambda a, b, *_, **__: asked.append(a.shape) or a.new_zeros(6, 5))
+    if backward:
+        assert products.of_grad_gates(torch.ones(2, 3, 8), torch.ones(8, 5)).shape == (2, 3, 5)
+    else:
+        assert products.of_inputs(torch.ones(2, 3, 4), torch.ones(5, 4), None).shape == (6, 5)
+    assert bool(asked) is not alike
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 33, 4096, 131_072, 131_073])
+@pytest.mark.parametrize("blocks", [1, 24, 80, 1000])
+def test_the_splits_of_the_rows_are_all_of_them_once(rows, blocks):
+    splits, each = products.splits_of(rows, blocks, 32, CARDS["H100"])
+    assert each % 32 == 0
+    assert (splits - 1) * each < rows <= splits * each
+    assert splits * blocks <= max(blocks, 2 * CARDS["H100"].sms)
+
+
+@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_large_tiles_are_for_large_products_on_cards_that_hold_them(switches, card, dtype):
+    holds = CARDS[card].shared >= products.ROOM_OF_LARGE
+    few, many = (products.tile_of(blocks, False, dtype, CARDS[card]) for blocks in (10, 1000))
+    assert few is products.SMALL
+    assert many is (products.LARGE if holds else products.SMALL)
+    assert products.tile_of(1000, True, dtype, CARDS[card]) is products.SMALL
+    switches[0].fp32_precision = "ieee"
+    split = products.tile_of(1000, False, dtype, CARDS[card])
+    assert split is (products.LARGE if holds and dtype != torch.float32 else products.SMALL)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -94,7 +143,7 @@ class WrittenDown:
 @pytest.fixture
 def launches(monkeypatch):
     """The launches that a driver without a GPU was asked for."""
-    if run.INTERPRETED:
+    if device.INTERPRETED:
         pytest.skip("nothing is compiled: TRITON_INTERPRET=1")
     utils = SimpleNamespace(
         load_binary=lambda *about: (1, 2, 32, 0, 1024),
@@ -111,10 +160,10 @@ def launches(monkeypatch):
     monkeypatch.setattr(triton.runtime.driver, "_active", driver)
     monkeypatch.setattr(WrittenDown, "launches", [])
     yield WrittenDown.launches
-    for kernel in (kernels.forward_kernel, kernels.backward_kernel, kernels.step_kernel, move):
+    for kernel in (*OURS, move):
         kernel.device_caches.clear()  # nothing that was loaded into no GPU stays
-    run._launcher.cache_clear()
-    run._step_launcher.cache_clear()
+    for launchers in (run._launcher, run._step_launcher, products._launcher):
+        launchers.cache_clear()
 
 
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["anywhere"])
@@ -140,9 +189,9 @@ def layer(T=3, B=2, I=1, H=3, dtype=torch.float32):  # noqa: E741
 
 
 def call(given):
-    """Each kernel once."""
+    """Each kernel once, but for the product of the inputs' gradient."""
     h, c, gates = run.forward(given, True)
-    run.backward(given, Run(h, c, gates, h, None), Needs(True, True, True, True, False, False, False))
+    run.backward(given, Run(h, c, gates, h, None), Needs(False, True, True, True, False, False, False))
     weights = LayerWeights(given.w_ih, given.w_hh, given.bias, given.bias, None)
     run.step(weights, given.x[0], State(given.entry_h[0], given.entry_c[0]), given.starts[0])
 
@@ -160,20 +209,20 @@ def test_the_shorter_way_launches_the_same_kernel_with_the_same_arguments(launch
 
     monkeypatch.setattr(Launcher, "_launch", both)
     call(layer())
-    assert len(launches) == 9
-    assert len({hash_ for _, _, hash_, *_ in launches}) == 3
-    for k in range(0, 9, 3):
+    assert len(launches) == 15
+    assert len({hash_ for _, _, hash_, *_ in launches}) == 5
+    for k in range(0, 15, 3):
         assert launches[k] == launches[k + 1] == launches[k + 2]
-        assert len(kept[k // 3].aligned) >= 5
+        assert len(kept[k // 3].aligned) >= 3
 
 
 def test_a_call_like_the_one_before_asks_triton_for_nothing(launches, compilations, monkeypatch):
     call(layer())
-    assert len(compilations) == 3
+    assert len(compilations) == 5
     monkeypatch.setattr(type(kernels.forward_kernel), "run", None)
     call(layer(T=5, B=4))
-    assert len(compilations) == 3
-    assert len(launches) == 6
+    assert len(compilations) == 5
+    assert len(launches) == 10
 
 
 MOVE = {"N": 16, "num_warps": 1, "enable_fp_fusion": True}

@@ -22,18 +22,20 @@ from functools import partial
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import triton_interpreted
 import triton_recorded
 from rnn_backends import get_backend
 from rnn_backends_plugins import triton as backend
-from rnn_backends_plugins.triton import kernels, run
+from rnn_backends_plugins.triton import device, kernels, product_kernels, products, run
 from rnn_conformance import check_backend
 from triton_exchange import accesses, orders
 
 PAGE = Path(__file__).parents[2] / "docs/generated/triton_defects.md"
 FINDERS = ("orders", "accesses", "values", "laws")
+FILES = {module.__name__.rpartition(".")[2]: module for module in (kernels, product_kernels, products, run, device)}
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Defect:
         sentence: what is wrong.
         finder: who must find it first, one of ``FINDERS``.
         edits: pairs of a text that is in the source once, and what takes its place.
-        file: that is edited: ``kernels`` or ``run``.
+        file: that is edited, of ``FILES``.
         laws: for the finder ``laws``: their names.
     """
 
@@ -136,7 +138,7 @@ DEFECTS = (
          "(start_at + (t + 1) * starts_t.to(tl.int64), mask=follows, other=1) != 0\n            enters",
          "(start_at + (t + 1) * starts_t, mask=follows, other=1) != 0\n            enters"),
     edit("tf32_where_it_is_off", "float32 is multiplied in TF32 whatever torch's switch says.", "accesses",
-         'return "tf32" if', 'return "tf32" if True or', file="run"),
+         'return "tf32" if', 'return "tf32" if True or', file="device"),
     edit("gradients_of_the_step_before", "The gates' gradients are written at the step before theirs.", "accesses",
          "store_four(grad_gates + 4 * of_h + gate_at,", "store_four(grad_gates + 4 * (of_h - step_of_h) + gate_at,"),
     edit("wrong_slice_of_units", "A slice multiplies with its neighbour's weights.", "values",
@@ -168,8 +170,28 @@ DEFECTS = (
     edit("cell_state_forgotten", "The cell state does not pass from launch to launch.", "values",
          "tl.store(carried, c_new)", "tl.store(carried, c_new * 0.0)"),
     edit("weights_see_no_resets", "The gradient of w_hh takes the h before a start for what entered.", "values",
-         "return torch.where(given.starts.unsqueeze(-1), given.entry_h, entering, out=entering)",
-         "return torch.cat([given.entry_h[:1], run.h[:-1]])", file="run"),
+         "mask=row < last_start, other=0)", "mask=row < tl.minimum(last_start, B), other=0)", file="product_kernels"),
+    edit("weights_see_the_same_step", "The gradient of w_hh takes the h of each step for what entered it.", "values",
+         "tl.where(is_x, x, h - step_of_h)", "tl.where(is_x, x, h)", file="product_kernels"),
+    edit("a_split_is_left_out", "The gradients of the weights miss the last rows.", "values",
+         "parts.sum(0) if splits > 1", "parts[:-1].sum(0) if splits > 1", file="products"),
+    edit("a_split_reads_on", "A split of the rows adds its neighbour's first rows as well.", "values",
+         "last = tl.minimum(first + rows, T * B)", "last = tl.minimum(first + 2 * rows, T * B)",
+         file="product_kernels"),
+    edit("no_ones_for_the_bias", "The gradient of the bias is that of a column of zeros.", "values",
+         "tl.where(ones, 1.0, ", "tl.where(ones, 0.0, ", file="product_kernels"),
+    edit("a_column_too_many_of_x", "A product reads what lies behind a row of x.", "accesses",
+         "real = (n < width)[None, :]", "real = (n <= width)[None, :]", file="product_kernels"),
+    edit("rows_of_x_side_by_side", "x is read as if its rows followed each other.", "values",
+         "place = t.to(tl.int64) * stride_t + (row - t * B).to(tl.int64) * stride_b",
+         "place = row.to(tl.int64) * stride_b", file="product_kernels"),
+    edit("int32_rows_of_a_product", "The place of a product's row is computed in 32 bits.", "accesses",
+         "at = m[:, None].to(tl.int64) * N", "at = m[:, None] * N", file="product_kernels"),
+    edit("int32_rows_of_x", "The place of a row of x is computed in 32 bits.", "accesses",
+         "place = t.to(tl.int64) * stride_t + (row - t * B).to(tl.int64) * stride_b",
+         "place = t * stride_t + (row - t * B) * stride_b", file="product_kernels"),
+    edit("int32_columns_of_the_weights", "The place of a row of w_ih is computed in 32 bits.", "accesses",
+         "b_at = b + n[None, :].to(tl.int64) * K", "b_at = b + n[None, :] * K", file="product_kernels"),
     edit("step_without_resets", "One step takes the state in where a sequence starts.", "laws",
          "stays = inside & (tl.load(starts + row_64 * starts_b, mask=inside, other=1) == 0)", "stays = inside",
          laws=("acting_needs_no_gradient",)),
@@ -184,7 +206,7 @@ def edited(defect: Defect) -> str:
     Raises:
         LookupError: a text is not in the source exactly once.
     """
-    source = Path({"kernels": kernels, "run": run}[defect.file].__file__).read_text(encoding="utf-8")
+    source = Path(FILES[defect.file].__file__).read_text(encoding="utf-8")
     for old, new in defect.edits:
         if source.count(old) != 1:
             raise LookupError(f"{defect.name}: the text is {source.count(old)} times in {defect.file}.py: {old!r}")
@@ -200,12 +222,19 @@ def planted(defect: Defect) -> Iterator[None]:
         file = Path(folder) / f"{defect.file}_{defect.name}.py"
         file.write_text(source, encoding="utf-8")
         module = _loaded(f"{backend.__name__}.{file.stem}", file)
-        if defect.file == "kernels":
-            stack.enter_context(mock.patch.object(run, "kernels", module))
-        else:
-            for user in (backend, triton_recorded, triton_interpreted):
-                stack.enter_context(mock.patch.object(user, "run", module))
+        for user, name, value in _users(FILES[defect.file], module):
+            stack.enter_context(mock.patch.object(user, name, value))
         yield
+
+
+def _users(original: ModuleType, edited: ModuleType) -> Iterator[tuple[ModuleType, str, Any]]:
+    """Where the module is used, and its functions: what stands there, and what is to stand there instead."""
+    for user in (backend, triton_recorded, triton_interpreted, *FILES.values()):
+        for name, value in vars(user).items():
+            if value is original:
+                yield user, name, edited
+            elif user is not original and getattr(value, "__module__", None) == original.__name__ and callable(value):
+                yield user, name, getattr(edited, name)
 
 
 def _loaded(name: str, file: Path) -> ModuleType:
@@ -213,7 +242,8 @@ def _loaded(name: str, file: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with mock.patch.dict(sys.modules, {name: module}):  # where a dataclass looks for its module
+        spec.loader.exec_module(module)
     return module
 
 
@@ -246,7 +276,9 @@ def found_by(defect: Defect) -> tuple[str, str]:
     finders: dict[str, Callable[[], Iterator[str]]] = {"orders": orders, "accesses": accesses, "values": values}
     finders["laws"] = partial(laws, defect.laws)
     with planted(defect):
-        for name in FINDERS[: FINDERS.index(defect.finder) + 1] if defect.finder != "laws" else ("laws",):
+        # Products exchange nothing, so no order of programs can show a defect of theirs.
+        start = FINDERS.index("accesses") if "product" in defect.file else 0
+        for name in FINDERS[start : FINDERS.index(defect.finder) + 1] if defect.finder != "laws" else ("laws",):
             if said := first(finders[name]()):
                 return name, said
     return "nobody", ""

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 
 import torch
 from rnn_backends_plugins.triton.plan import Plan
-from triton_recorded import Launch, record
+from rnn_backends_plugins.triton.products import Tile
+from triton_recorded import Launch, record, record_products
 
 GROUPS = (
     ((3, 3, 4), Plan(2, 2, 2, 4, 4, 4), 1),
@@ -30,6 +31,16 @@ FAR = (
     {"sizes": (2, (3 << 24) + 3, 16), "window": (0, 2), "last": True},
 )
 """Steps and rows beyond 2 to the 31st numbers."""
+
+
+PRODUCTS = (((3, 3, 5, 4), None), ((2, 5, 0, 3), None), ((1, 1, 8, 1), None), ((5, 4, 3, 7), 4))
+"""Sizes T, B, I, H and rows of a split."""
+FAR_PRODUCTS = (
+    ((1 << 16, 1 << 15, 9, 1), Tile(16, 16, 16, 4, 1), 4),
+    ((1, 1 << 24, 200, 16), Tile(16, 16, 16, 4, 1), 4),
+    ((2, 2, 1 << 20, 1024), Tile(2, 2, 4 << 17, 4, 1), None),
+)
+"""Rows, columns and weights beyond 2 to the 31st numbers: the last of them."""
 
 
 def orders() -> Iterator[str]:
@@ -53,6 +64,12 @@ def without_tf32() -> Iterator[None]:
 def accesses() -> Iterator[str]:
     """What is wrong with single accesses, also in tensors of more numbers than 32 bits count."""
     with without_tf32():
+        for sizes, split in PRODUCTS:
+            for launch in record_products(sizes, Tile(4, 4, 8, 4, 1), split):
+                yield from (f"{launch.kernel}: {problem}" for problem in sorted(launch.wrong))
+        for sizes, tile, split in FAR_PRODUCTS:
+            for launch in record_products(sizes, tile, split, last=True):
+                yield from (f"{launch.kernel}: {problem}" for problem in sorted(launch.wrong))
         for sizes, chosen, programs in GROUPS:
             for steps in (False, True):
                 tiles = -(-sizes[1] // chosen.rows)

@@ -16,8 +16,8 @@ from unittest import mock
 import numpy as np
 import torch
 from rnn_backends.authoring import Arguments, Needs, Run
-from rnn_backends_plugins.triton import run
-from rnn_backends_plugins.triton.plan import Plan
+from rnn_backends_plugins.triton import products, run
+from rnn_backends_plugins.triton.plan import CARDS, Plan
 from triton.runtime import interpreter
 from triton_protocol import Event, Found, Model
 
@@ -26,6 +26,7 @@ APART = 44
 EXCHANGED = ("into", "parts")
 """What the programs of a tile exchange."""
 OUTPUTS = {"forward_kernel": ("h", "c"), "backward_kernel": ("grad_gates",)}
+OUTPUTS_OF_PRODUCTS = {"product_kernel": ("out",), "weight_gradients_kernel": ("parts",)}
 """Of which every number is written exactly once."""
 
 
@@ -106,7 +107,7 @@ class Recorder:
     Args:
         starts: gives for places in ``starts`` whether a sequence starts there; at the first step one always does.
         window: replaces ``t0`` and ``t1``: a few steps of a long row.
-        last: only the last programs of the first axis run: those of the last rows of a large batch.
+        last: only the last programs run: those of the last rows of a large batch.
     """
 
     def __init__(self, starts: Callable[[np.ndarray], np.ndarray], window: tuple[int, int] | None, last: bool) -> None:
@@ -119,7 +120,7 @@ class Recorder:
         fn = executor.fn
         known = inspect.signature(fn).parameters
         bound = inspect.getcallargs(fn, *given, **{k: v for k, v in options.items() if k in known})
-        if self.window is not None:
+        if self.window is not None and "t0" in known:
             bound["t0"], bound["t1"] = self.window
             if "h" in known:
                 bound["t0"] = max(bound["t0"], 0)  # forward has no step before the first
@@ -132,7 +133,7 @@ class Recorder:
                     buffers.append(same)
                 bound[name] = same
         constants = {name: value for name, value in bound.items() if name in executor.constexprs}
-        self.now = Launch(fn.__name__, constants, bound["t1"] - bound["t0"], buffers)
+        self.now = Launch(fn.__name__, constants, bound.get("t1", 1) - bound.get("t0", 0), buffers)
         self.launches.append(self.now)
         with patched_once():
             interpreter._patch_lang(fn)
@@ -140,7 +141,10 @@ class Recorder:
             grid = (*executor.grid, *(1,) * (3 - len(executor.grid)))
             builder.set_grid_dim(*grid)
             first = grid[0] - 1 if self.last else 0
-            for place in ((p, g, 0) for p in range(first, grid[0]) for g in range(grid[1])):
+            second = range(grid[1])
+            if self.last and "splits" in bound:  # the last columns of x, and those of h
+                second = (grid[1] - 1 - -(-bound["H"] // bound["BN"]), grid[1] - 1)
+            for place in ((p, g, 0) for p in range(first, grid[0]) for g in second):
                 builder.set_grid_idx(*place)
                 self.now.traces.append([])
                 self.polls = 0
@@ -300,17 +304,63 @@ def record(
         recording(window=window, last=last) as recorder,
         mock.patch.object(run, "plan_for", return_value=chosen),
         mock.patch.object(run, "_grid", return_value=(programs, steps)),
+        mock.patch.object(run.products, "of_inputs", return_value=make(T * B, 4 * H)),
+        mock.patch.object(run.products, "of_grad_gates", return_value=None),
+        mock.patch.object(run.products, "of_weights", return_value=(None, None, None)),
     ):
         run.forward(given, True)
         run.backward(given, done, needs)
     if window is None:
         for kernel, names in OUTPUTS.items():
             _written_once([launch for launch in recorder.launches if launch.kernel == kernel], names)
-    if not torch.backends.cudnn.allow_tf32:
-        for launch in recorder.launches:
+    _in_tf32_where_allowed(recorder.launches)
+    return recorder.launches
+
+
+def record_products(
+    sizes: tuple[int, int, int, int], tile: products.Tile, rows: int | None = None, last: bool = False
+) -> list[Launch]:
+    """The launches of the products of a layer, forward and backward, whatever torch's own multiply in.
+
+    Args:
+        sizes: ``T, B, I, H``.
+        tile: of every product.
+        rows: of a split; ``None``: as ``products.py`` has it.
+        last: only the programs of the last rows run.
+    """
+    T, B, I, H = sizes  # noqa: E741
+
+    def make(*shape: int) -> torch.Tensor:
+        return torch.empty(*shape, device="meta")
+
+    starts = torch.empty(T, B, dtype=torch.bool, device="meta")
+    x, w_ih, bias, h = make(T, B, I), make(4 * H, I), make(4 * H), make(T, B, H)
+    given = Arguments(x, w_ih, make(4 * H, H), bias, None, make(T, B, H), make(T, B, H), starts)
+    with (
+        recording(last=last) as recorder,
+        mock.patch.multiple(products, SMALL=tile, LARGE=tile, card_of=lambda device: CARDS["H100"]),
+        mock.patch.object(products, "torch_multiplies_alike", return_value=False),
+        mock.patch.object(
+            products, "splits_of", products.splits_of if rows is None else lambda n, *_: (n // rows, rows)
+        ),
+    ):
+        products.of_inputs(x, w_ih, bias)
+        products.of_grad_gates(make(T, B, 4 * H), w_ih)
+        products.of_weights(given, h, make(T, B, 4, H))
+    if not last:
+        for kernel, names in OUTPUTS_OF_PRODUCTS.items():
+            for launch in recorder.launches:
+                if launch.kernel == kernel:
+                    _written_once([launch], names)
+    _in_tf32_where_allowed(recorder.launches)
+    return recorder.launches
+
+
+def _in_tf32_where_allowed(launches: list[Launch]) -> None:
+    if torch.backends.cudnn.rnn.fp32_precision != "tf32":
+        for launch in launches:
             if "TF32" in launch.precisions:
                 launch.wrong.add("a product in TF32 where torch's switch is off")
-    return recorder.launches
 
 
 def _written_once(launches: list[Launch], names: Sequence[str]) -> None:

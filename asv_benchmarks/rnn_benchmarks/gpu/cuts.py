@@ -68,10 +68,11 @@ def candidates(shape: Shape, which: str, device: str) -> list[Plan]:
     """The plan's own cut forward, then the fastest by the model; in pieces of 256 bytes a row, as the plan's."""
     import torch
     from rnn_backends_plugins.triton import run
+    from rnn_backends_plugins.triton.device import card_of
 
     own = run.plan_for(shape.H, shape.B, DTYPES[which], torch.device(device))
     others = sorted(cuts(shape, which), key=lambda cut: predict(shape, which, cut).ms())
-    itemsize, card = ITEMSIZE[which], run.card_of(torch.device(device))
+    itemsize, card = ITEMSIZE[which], card_of(torch.device(device))
     pieces = [replace(cut, piece=min(cut.padded, 256 // itemsize)) for cut in others]
     pieces = [replace(cut, ahead=ahead_of(cut, itemsize, card)) for cut in pieces]
     return [own, *dict.fromkeys(cut for cut in pieces if cut != own)][: 1 + MOST]

@@ -35,8 +35,9 @@ L2_ALL = 5.5e6
 """Bytes a microsecond between all of them and L2."""
 MEMORY = 2.6e6
 """Bytes a microsecond of memory; the data sheet has 3.35e6."""
-PRODUCTS = {"TF32": 250e6, "float32": 45e6, "bfloat16": 500e6}
-"""Operations a microsecond of cuBLAS: assumed at half to three quarters of the data sheet's 495, 67 and 989."""
+PRODUCTS = {"TF32": 150e6, "float32": 45e6, "bfloat16": 350e6}
+"""Operations a microsecond of the products outside the kernels over time: assumed, at a third of the data sheet's 495
+and 989 for kernels of our own, at two thirds of its 67 for cuBLAS in float32. None has been measured."""
 LAUNCH = 15.0
 """Microseconds of one operator on the host of that card."""
 LAUNCHES_BEFORE = 12
@@ -217,7 +218,7 @@ class Prediction:
         return max(parts, key=lambda part: parts[part])
 
     def ms(self) -> float:
-        """Forward and backward, from the call to the end; torch's products in full float32, its default."""
+        """Forward and backward, from the call to the end."""
         kernels = sum(of.rounds * self.shape.T * self.us(of) for of in (self.forward, self.backward))
         return (LAUNCHES_BEFORE * LAUNCH + kernels) / 1000 + self.products
 
@@ -229,7 +230,7 @@ def predict(shape: Shape, precision: str, cut: Plan | None = None) -> Prediction
     forward, backward = (
         _pass(shape, precision, cut or plan(shape.H, itemsize, batch, CARD, b), b) for b in (False, True)
     )
-    outside = products_ms(shape, itemsize, "float32" if precision == "TF32" else precision)
+    outside = products_ms(shape, itemsize, precision)
     return Prediction(shape, precision, forward, backward, outside)
 
 
@@ -257,14 +258,17 @@ def best(shape: Shape, precision: str) -> Prediction:
 
 
 def products_ms(shape: Shape, itemsize: int, precision: str) -> float:
-    """Of ``x @ w_ih``, and of the gradients of ``x``, ``w_ih``, ``w_hh`` and the bias."""
+    """Of ``x @ w_ih``, and of the gradients of ``x`` and of all weights, in milliseconds.
+
+    The gradients of ``w_ih``, ``w_hh`` and the bias are one kernel, which also picks the ``h`` that entered each step:
+    it reads the gates' gradients once a block of columns, from L2 but for the first.
+    """
     rows, gates = shape.T * shape.B, 4 * shape.H
     total = 0.0
-    for inner in (shape.I, shape.I, shape.I, shape.H):
+    for inner in (shape.I, shape.I, shape.I + shape.H + 1):
         arithmetic = 2.0 * rows * gates * inner / PRODUCTS[precision]
         moved = rows * (gates + inner) * itemsize / MEMORY
         total += max(arithmetic, moved)
-    total += rows * (gates + 3 * shape.H) * itemsize / MEMORY  # the bias' sum, and the h that entered each step
     return total / 1000
 
 

@@ -51,12 +51,21 @@ def tf32_allowed(device: str) -> Iterator[None]:
 
 @contextmanager
 def _tf32(allowed: bool) -> Iterator[None]:
-    places: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
+    cudnn: Any = torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    places: tuple[Any, ...] = (matmul, cudnn)
+    name: str = "allow_tf32"
+    value: bool | str = allowed
+    try:
+        before = [getattr(place, name) for place in places]
+    except RuntimeError:  # torch's newer names were used, and the older one cannot tell the two settings of cuDNN apart
+        places, name = (matmul, cudnn.rnn, cudnn.conv), "fp32_precision"
+        value = "tf32" if allowed else "ieee"
+        before = [getattr(place, name) for place in places]
     try:
         for place in places:
-            place.allow_tf32 = allowed
+            setattr(place, name, value)
         yield
     finally:
-        for place, value in zip(places, before, strict=True):
-            place.allow_tf32 = value
+        for place, earlier in zip(places, before, strict=True):
+            setattr(place, name, earlier)

@@ -161,7 +161,7 @@ class StandIn:
         """TF32 if torch allows it; otherwise only the small-H kernel, without a projection, rounds."""
         if not self.rounds or dtype == torch.float64:
             return _Bits(None, None)
-        if dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+        if dtype == torch.float32 and _torch.tf32_in_recurrent_networks():
             return _Bits(TF32_BITS, TF32_BITS)
         return _Bits(*(SMALL_H_BITS if P == 0 and limit >= H else None for limit in (SMALL_H, SMALL_H_BACKWARD)))
 

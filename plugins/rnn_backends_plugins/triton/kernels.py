@@ -168,6 +168,7 @@ def forward_kernel(
     AHEAD: tl.constexpr,
     RESIDENT: tl.constexpr,
     KEEP: tl.constexpr,
+    ONE_ENTRY: tl.constexpr,
     STEPS: tl.constexpr,
     WAITS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -175,6 +176,7 @@ def forward_kernel(
 ) -> None:
     """Steps ``t0`` to ``t1`` of one layer."""
     # A program runs until its last step is done: there is no `break`, and no way round a wait.
+    # With ONE_ENTRY all sequences start from one state, as they do where no state is stored: it is read once.
     g = tl.program_id(1)
     unit = g * U + tl.arange(0, U)
     real = (unit < H)[None, :]
@@ -186,6 +188,9 @@ def forward_kernel(
     if RESIDENT:
         for j in tl.static_range(KP // BK):
             w += (tl.load(w_at + j * BK, mask=real_column & (j * BK + k < H)[:, None], other=0.0).to(OPERAND),)
+    if ONE_ENTRY:
+        one_h = tl.load(entry_h + unit, mask=unit < H, other=0.0)[None, :]
+        one_c = tl.load(entry_c + unit, mask=unit < H, other=0.0)[None, :]
     slot = tiles.to(tl.int64) * BB * KP
     step_of_h = B.to(tl.int64) * H
     r = tl.arange(0, BB)
@@ -216,13 +221,19 @@ def forward_kernel(
             follows = row < B * min(T - t - 1, 1)  # nowhere at the last step
             next_begins = tl.load(start_at + (t + 1) * starts_t.to(tl.int64), mask=follows, other=1) != 0
             enters = (follows & next_begins)[:, None] & real
-            next_h = tl.load(entry_h_at + (t + 1) * entry_h_t.to(tl.int64), mask=enters, other=0.0)
+            if ONE_ENTRY:
+                next_h = one_h
+            else:
+                next_h = tl.load(entry_h_at + (t + 1) * entry_h_t.to(tl.int64), mask=enters, other=0.0)
             products = join_four(i, f, q, o, BB, U).to(tl.float32)
             if not STEPS:  # of the next step
                 i, f, q, o = load_four(
                     gates_tile + 4 * step_of_h + gate_at, H, follows[:, None] & real, gates.dtype.element_ty
                 )
-            stored_c = tl.load(entry_c_at + t * entry_c_t.to(tl.int64), mask=live & begins[:, None], other=0.0)
+            if ONE_ENTRY:
+                stored_c = one_c
+            else:
+                stored_c = tl.load(entry_c_at + t * entry_c_t.to(tl.int64), mask=live & begins[:, None], other=0.0)
             if WAITS:
                 if t > t0:
                     wait(counters + tile * 32, G * (t - t0))
@@ -298,6 +309,7 @@ def backward_kernel(
     HAS_GRAD_C: tl.constexpr,
     NEED_ENTRY_H: tl.constexpr,
     NEED_ENTRY_C: tl.constexpr,
+    ONE_ENTRY: tl.constexpr,
     STEPS: tl.constexpr,
     WAITS: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -319,6 +331,8 @@ def backward_kernel(
     if RESIDENT:
         for j in tl.static_range(KP // BK):
             w += (tl.load(w_at + j * BK, mask=real_column & (j * BK + k < H)[None, :], other=0.0).to(OPERAND),)
+    if ONE_ENTRY:
+        one_c = tl.load(entry_c + unit, mask=unit < H, other=0.0)[None, :]
     slice_of_parts = tl.num_programs(0).to(tl.int64) * BB * KP
     slot = G * slice_of_parts
     step_of_h = B.to(tl.int64) * H
@@ -363,7 +377,10 @@ def backward_kernel(
             squashed = tanh(c_now.to(tl.float32))
             dh, dc = dh_given.to(tl.float32), dc_given.to(tl.float32)
             c_before = tl.load(c + (of_h - step_of_h) + at, mask=before, other=0.0)
-            stored = tl.load(entry_c_at + t * entry_c_t.to(tl.int64), mask=now & begins[:, None], other=0.0)
+            if ONE_ENTRY:
+                stored = one_c
+            else:
+                stored = tl.load(entry_c_at + t * entry_c_t.to(tl.int64), mask=now & begins[:, None], other=0.0)
             if WAITS:
                 if arrivals > 0:  # at a tile's first step as well: its neighbours may still read the tile before
                     wait(counters + p * 32, G * arrivals)

@@ -8,19 +8,16 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from rnn_backends import LayerWeights, State
 from rnn_backends.authoring import Arguments, Needs, Run
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
-from . import kernels
+from . import kernels, products
+from .device import INTERPRETED, card_of, operand_of, precision_of
 from .launch import Launcher
-from .plan import SPLIT, Card, Plan, batch_of, plan
-
-INTERPRETED = triton.knobs.runtime.interpret
-"""Whether Triton's interpreter runs the kernels (``TRITON_INTERPRET=1``): on a CPU, a step a launch."""
+from .plan import SPLIT, Plan, batch_of, plan
+from .products import unit_stride
 
 STEP_TILES = ((64, 32), (16, 16))
 """Rows and hidden units of a program of the step: large, so that the weights are read few times, where these are
@@ -28,22 +25,6 @@ programs for half of the GPU; else the fewest, so that a small batch has many pr
 
 _COUNTERS = 32
 """int32 numbers between two counters: each has a line of the cache of its own."""
-
-_LITTLE = 16 * 1024 * 1024
-"""Bytes up to which one pass over memory more costs less than the seven operators that it saves on the host."""
-
-
-@lru_cache
-def card_of(device: torch.device) -> Card:
-    """The GPU's figures; under the interpreter those of a card on which a tile takes few rows and units."""
-    if device.type == "cpu":
-        return Card(132, 227 * 1024, 90)
-    found = torch.cuda.get_device_properties(device)
-    return Card(
-        found.multi_processor_count,
-        getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block),
-        10 * found.major + found.minor,
-    )
 
 
 def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> Plan:
@@ -55,22 +36,6 @@ def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device, backward:
 def _plan_of(H: int, B: int, itemsize: int, device: torch.device, backward: bool) -> Plan:
     card = card_of(device)
     return plan(H, itemsize, batch_of(H, B, itemsize, card), card, backward)
-
-
-def precision_of(dtype: torch.dtype) -> str:
-    """How ``tl.dot`` multiplies float32: as torch's switch for cuDNN's recurrent networks allows.
-
-    Without TF32 three TF32 products make up one of float32 (Ootomo & Yokota 2022, "Recovering single precision
-    accuracy from Tensor Cores").
-    """
-    return "tf32" if dtype != torch.float32 or torch.backends.cudnn.allow_tf32 else "tf32x3"
-
-
-def operand_of(dtype: torch.dtype) -> tl.dtype:
-    """What ``tl.dot`` multiplies; the interpreter multiplies the bits of bfloat16 numbers, so there float32."""
-    if INTERPRETED or dtype == torch.float32:
-        return tl.float32
-    return {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 
 
 def _as_it_is() -> AbstractContextManager[None]:
@@ -89,11 +54,6 @@ def _all_off() -> Iterator[None]:
 _NOTHING_ON = nullcontext()
 
 
-def _unit_stride(value: Tensor) -> Tensor:
-    """With the numbers of the last dimension side by side."""
-    return value if value.stride(-1) == 1 or value.shape[-1] == 1 else value.contiguous()
-
-
 def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Run one layer: a :data:`~rnn_backends.authoring.Forward`."""
     (T, B, H, _), x = given.sizes, given.x
@@ -101,7 +61,7 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     if not T * B * H:
         return h, c, x.new_empty(T, B, 4, H) if keep else x.new_empty(0)
     with _as_it_is():
-        gates = linear(x.reshape(T * B, -1), given.w_ih, given.bias)
+        gates = products.of_inputs(x, given.w_ih, given.bias)
         chosen = plan_for(H, B, x.dtype, x.device)
         _launch_forward(given, gates, h, c, chosen, keep)
     return h, c, gates.view(T, B, 4, H) if keep else x.new_empty(0)
@@ -111,7 +71,7 @@ def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chose
     (T, B, H, _), x = given.sizes, given.x
     tiles = -(-B // chosen.rows)
     programs, steps = _grid(chosen, tiles, x.device)
-    entry_h, entry_c = _unit_stride(given.entry_h), _unit_stride(given.entry_c)
+    entry_h, entry_c = unit_stride(given.entry_h), unit_stride(given.entry_c)
     into, counters = _exchanged(given.entry_h[0], chosen, tiles)
     carry = _carried(x, chosen, tiles) if steps else c
     starts = given.starts.view(torch.uint8)
@@ -121,6 +81,7 @@ def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chose
         *(kernels.forward_kernel, chosen, H, steps, x.dtype, precision_of(x.dtype)),
         AHEAD=chosen.ahead,
         KEEP=keep,
+        ONE_ENTRY=_is_one_row(entry_h) and _is_one_row(entry_c),
     )
     tensors = (gates, w_hh, starts, entry_h, entry_c, h, c, into, carry, counters)
     for t0, t1 in ((t, t + 1) for t in range(T)) if steps else ((0, T),):
@@ -155,24 +116,12 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
         entry_c = x.new_zeros(T, B, H) if needs.entry_c else None
         chosen = plan_for(H, B, x.dtype, x.device, backward=True)
         _launch_backward(given, run, grad_gates, entry_h, entry_c, chosen)
-        rows = grad_gates.view(T * B, 4 * H)
-        columns = rows.t()
-        grad_x = rows.mm(given.w_ih).view(x.shape) if needs.x else None
-        w_ih = columns.mm(x.reshape(T * B, -1)) if needs.w_ih else None
-        w_hh = columns.mm(_entering(given, run).view(T * B, H)) if needs.w_hh else None
-        bias = rows.sum(0) if needs.bias else None
-    return [grad_x, w_ih, w_hh, bias, None, entry_h, entry_c]
-
-
-def _entering(given: Arguments, run: Run) -> Tensor:
-    """The ``h`` that entered each step, ``[T, B, H]``."""
-    if run.h.nbytes <= _LITTLE:
-        entering = run.h.roll(1, 0)
-        return torch.where(given.starts.unsqueeze(-1), given.entry_h, entering, out=entering)
-    entering = torch.empty_like(run.h)
-    entering[0] = given.entry_h[0]
-    torch.where(given.starts[1:].unsqueeze(-1), given.entry_h[1:], run.h[:-1], out=entering[1:])
-    return entering
+        grad_x = products.of_grad_gates(grad_gates.view(T, B, 4 * H), given.w_ih) if needs.x else None
+        of_weights: tuple[Tensor | None, ...] = (None, None, None)
+        if needs.w_ih or needs.w_hh or needs.bias:
+            w_ih, w_hh, bias = products.of_weights(given, run.h, grad_gates)
+            of_weights = w_ih if needs.w_ih else None, w_hh if needs.w_hh else None, bias if needs.bias else None
+    return [grad_x, *of_weights, None, entry_h, entry_c]
 
 
 def _launch_backward(
@@ -181,7 +130,7 @@ def _launch_backward(
     (T, B, H, _), x = given.sizes, given.x
     tiles = -(-B // chosen.rows)
     programs, steps = _grid(chosen, tiles, x.device)
-    stored_c = _unit_stride(given.entry_c)
+    stored_c = unit_stride(given.entry_c)
     parts = x.new_empty(2, chosen.slices, programs * chosen.rows, chosen.padded, dtype=torch.float32)
     carry = _carried(x, chosen, tiles) if steps else parts
     counters = torch.zeros(programs * _COUNTERS, dtype=torch.int32, device=x.device)
@@ -196,6 +145,7 @@ def _launch_backward(
         HAS_GRAD_C=grad_c is not None,
         NEED_ENTRY_H=entry_h is not None,
         NEED_ENTRY_C=entry_c is not None,
+        ONE_ENTRY=_is_one_row(stored_c),
     )
     tensors = (
         *(run.gates, w_hh, starts, stored_c, run.c),
@@ -207,6 +157,11 @@ def _launch_backward(
     strides = (*starts.stride(), *stored_c.stride()[:2])
     for t0, t1 in ((t, t + 1) for t in range(T - 1, first - 1, -1)) if steps else ((first, T),):
         launch((programs, chosen.slices), tensors, (T, B, t0, t1, tiles, *strides))
+
+
+def _is_one_row(entry: Tensor) -> bool:
+    """Whether every place of ``[T, B, H]`` is one row of memory, like the zeros that core passes for no state."""
+    return entry.stride()[:2] == (0, 0)
 
 
 def _grid(chosen: Plan, tiles: int, device: torch.device) -> tuple[int, bool]:
@@ -272,7 +227,7 @@ def step(weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None =
     h_out, c_out = h.new_empty(B, H), h.new_empty(B, H)
     if not B * H:
         return State(h_out, c_out)
-    x, h, c = _unit_stride(x), _unit_stride(h), _unit_stride(c)
+    x, h, c = unit_stride(x), unit_stride(h), unit_stride(c)
     begins = h if starts is None else starts.view(torch.uint8)
     rows, units = step_tile(B, H, x.device)
     launch = _step_launcher(

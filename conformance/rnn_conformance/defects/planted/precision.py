@@ -39,7 +39,8 @@ def c_kept_over_a_reset_in_tf32() -> list[Patch]:
 
 
 def _kernel(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    if not torch.backends.cudnn.allow_tf32 or x.dtype != torch.float32:
+    recurrent: Any = torch.backends.cudnn.rnn
+    if recurrent.fp32_precision != "tf32" or x.dtype != torch.float32:
         return right(w, x, entry, starts)
     return _kernel_in_tf32(w, x, entry, starts)
 
