@@ -5,6 +5,7 @@ from .choose import Verdict, explain
 from .contract import (
     CONTRACT_VERSION,
     ActFunction,
+    ActStackFunction,
     LayerFunction,
     LayerWeights,
     LSTMBackend,
@@ -36,6 +37,7 @@ __all__ = [
     "CONTRACT_VERSION",
     "LSTM",
     "ActFunction",
+    "ActStackFunction",
     "BrokenBackendError",
     "ContractError",
     "InputError",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 
 from . import _torch
 from .autograd_rule import wants_gradient
-from .contract import ActFunction, LayerFunction, LayerWeights, State, StepFunction
+from .contract import ActFunction, ActStackFunction, LayerFunction, LayerWeights, State, StepFunction
 from .plain import check_kinds, have_memory, is_plain, is_plain_eager, plain_keys
 from .resets import zero_at
 from .unroll import cell
@@ -19,6 +19,13 @@ from .weight_cache import WeightInfo, weight_info
 StepOnMemory = Callable[[WeightInfo, LayerWeights, Tensor, State, Tensor | None], State | None]
 """``step(info, weights, x [B, I], State([B, P], [B, H]), is_init [B] bool or None) -> State``, over memory, without a
 gradient; ``None`` if it does not support these tensors. It has to check sizes and dtypes itself."""
+
+
+StackOnMemory = Callable[
+    [list[WeightInfo], list[LayerWeights], Tensor, State, Tensor | None], tuple[Tensor, State] | None
+]
+"""The same for all layers: ``stack(infos, weights, x [B, I], State([B, L, P], [B, L, H]), is_init [B] bool or None)``
+-> ``(output [B, P], State)``."""
 
 
 def torch_step(weights: LayerWeights, x: Tensor, state: State) -> State:
@@ -47,10 +54,7 @@ def make_steps(
     """
 
     def past_the_dispatcher(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None) -> State | None:
-        h, c = state
-        if not is_plain_eager() or not have_memory((x, h, c, is_init), plain_keys(*devices)):
-            return None
-        if torch.is_grad_enabled() and wants_gradient((x, h, c, *weights)):
+        if not _may_read((x, *state, is_init), weights, devices):
             return None
         info = weight_info(weights)
         if info is None or info.device != x.device:
@@ -75,3 +79,30 @@ def make_steps(
         return step(weights, x, zero_at(state, is_init)) if done is None else done
 
     return step, act
+
+
+def make_act_stack(on_memory: StackOnMemory, devices: tuple[str, ...]) -> ActStackFunction:
+    """A backend's :data:`rnn_backends.ActStackFunction`, from a step of all layers over memory.
+
+    Args:
+        on_memory: called as that of :func:`make_steps` is.
+        devices: the device types that ``on_memory`` reads.
+    """
+
+    def act_stack(
+        weights: list[LayerWeights], x: Tensor, state: State, is_init: Tensor | None
+    ) -> tuple[Tensor, State] | None:
+        if not _may_read((x, *state, is_init), [value for w in weights for value in w], devices):
+            return None
+        infos = [weight_info(w) for w in weights]
+        known = [info for info in infos if info is not None and info.device == x.device]
+        return on_memory(known, weights, x, state, is_init) if len(known) == len(weights) else None
+
+    return act_stack
+
+
+def _may_read(values: Sequence[Tensor | None], weights: Sequence[Tensor | None], devices: tuple[str, ...]) -> bool:
+    """Whether the memory of ``values`` may be read without torch's dispatcher, and no gradient is needed."""
+    if not is_plain_eager() or not have_memory(values, plain_keys(*devices)):
+        return False
+    return not (torch.is_grad_enabled() and wants_gradient((*values, *weights)))

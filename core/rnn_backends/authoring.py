@@ -3,7 +3,8 @@
 - **A hand-written layer**: :func:`make_layer` turns a forward and a backward pass over memory into a layer that works
   with torch's dispatcher, autograd, ``torch.func``, ``torch.compile`` and ``torch.export``. The passes get
   :class:`Arguments`, :class:`Run` and :class:`Needs`.
-- **Acting**: :func:`make_steps` adds one step, without the dispatcher where possible.
+- **Acting**: :func:`make_steps` adds one step, without the dispatcher where possible, :func:`make_act_stack` one of
+  all layers at once.
 - **A row of one step** with gradients, without the general row's cost: :func:`with_one_step`.
 - **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_double_backward`.
 - **Kinds of tensors**: :func:`is_plain` and similar functions tell when a kernel may read a tensor's memory by address.
@@ -14,7 +15,7 @@
 - **Files**: :func:`cache_folder` and :func:`write_whole`.
 """
 
-from .acting import StepOnMemory, make_steps, torch_step
+from .acting import StackOnMemory, StepOnMemory, make_act_stack, make_steps, torch_step
 from .arguments import Arguments, Needs, Run
 from .autograd_rule import wants_gradient
 from .contract import SteppedLayer, SurveyedLayer, SurveyFunction
@@ -52,6 +53,7 @@ __all__ = [
     "RowForward",
     "RowRead",
     "Run",
+    "StackOnMemory",
     "StepOnMemory",
     "SteppedLayer",
     "SurveyFunction",
@@ -73,6 +75,7 @@ __all__ = [
     "have_memory",
     "is_plain",
     "is_plain_eager",
+    "make_act_stack",
     "make_layer",
     "make_steps",
     "materialized",

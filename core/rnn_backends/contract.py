@@ -53,6 +53,14 @@ ActFunction = Callable[[LayerWeights, Tensor, State, Tensor], State]
 """``act(weights, x [B, I], State([B, P], [B, H]), is_init [B] bool) -> State``: a step in which the incoming state
 counts as zero where ``is_init`` is true."""
 
+ActStackFunction = Callable[[list[LayerWeights], Tensor, State, Optional[Tensor]], Optional[tuple[Tensor, State]]]
+"""``act_stack(weights, x [B, I], State([B, L, P], [B, L, H]), is_init [B] bool or None) -> (output [B, P], State)``.
+
+One step of all layers in one call, for a kernel that writes each layer's state in its place: used for one direction and
+without active dropout. The incoming state counts as zero where ``is_init`` is true. ``None``: it does not support these
+tensors, and core goes layer by layer. The output shares no memory with the states.
+"""
+
 StackFunction = Callable[[list[LayerWeights], Tensor, State, "LSTMSpec"], tuple[Tensor, State]]
 """``stack(weights, x [T, B, I], State([L*D, B, P], [L*D, B, H]), spec) -> (output [T, B, D*P], State)``.
 
@@ -173,6 +181,7 @@ class LSTMBackend:
         traits: the capabilities claimed beyond the contract.
         step: one time step; default: ``layer`` with ``T = 1``.
         act: one time step with resets; default: core makes the states zero, then ``step``.
+        act_stack: one time step of all layers with resets, in one call; default: layer by layer.
         stack: all layers in one call, if there are no resets and no dropout; default: layer by layer.
         layer_last: like ``layer``, with ``c`` right only at the row's last step; called if the cell states of the
             sequences that end before it are not read. Default: ``layer``.
@@ -200,13 +209,14 @@ class LSTMBackend:
     prepare: Callable[[LSTMSpec, torch.device, torch.dtype], Optional[str]] = needs_no_preparation
     contract_version: int = CONTRACT_VERSION
     preparation: Optional[Callable[[LSTMSpec, torch.device, torch.dtype], Optional[str]]] = None
+    act_stack: Optional[ActStackFunction] = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise ContractError(f"an LSTMBackend's name must be a string that is not empty, got {self.name!r}")
         for field_name in ("layer", "rejects", "prepare"):
             self._check_callable(field_name)
-        for field_name in ("step", "stack", "layer_last", "act", "preparation"):
+        for field_name in ("step", "stack", "layer_last", "act", "act_stack", "preparation"):
             if getattr(self, field_name) is not None:
                 self._check_callable(field_name)
         if type(self.contract_version) is not int or not 1 <= self.contract_version <= CONTRACT_VERSION:

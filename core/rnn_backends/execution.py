@@ -23,7 +23,7 @@ from .errors import InputError
 from .plain import check_memory, check_together
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
 from .stack import layers_with
-from .weight_cache import forget_weight_info, use_weight_info
+from .weight_cache import WeightInfo, forget_weight_info, use_weight_info
 from .weights import as_dtype
 
 _MASKS = (Tensor, type(None))
@@ -191,20 +191,34 @@ class ExecutableLSTM(BoundLSTM):
             dtype, no_autocast = self._placed[1], NO_CONTEXT
         if transforms_may_be_open():
             self._check_transforms(weights, x, *stored, is_init)
+        with no_autocast:
+            x, stored = as_dtype(x, dtype), State(as_dtype(stored.h, dtype), as_dtype(stored.c, dtype))
+            done = None
+            if info is not None and self._backend.act_stack is not None and not self.bidirectional:
+                done = None if self.training and self.dropout else self._backend.act_stack(weights, x, stored, is_init)
+            return self._step_layers(weights, x, stored, is_init, info) if done is None else done
+
+    def _step_layers(
+        self,
+        weights: list[LayerWeights],
+        x: Tensor,
+        stored: State,
+        is_init: Tensor | None,
+        info: list[WeightInfo] | None,
+    ) -> tuple[Tensor, State]:
+        """:meth:`step_batch_first`, layer by layer."""
         act, run = self._backend.act, self._backend.step or self._layer_as_step
         if is_init is not None and act is None:
             stored = zero_at(stored, is_init)
         states: list[State] = []
         try:
-            with no_autocast:
-                x, h, c = as_dtype(x, dtype), as_dtype(stored.h, dtype), as_dtype(stored.c, dtype)
-                for k, (w, *state) in enumerate(zip(weights, h.unbind(1), c.unbind(1), strict=True)):
-                    if k and k % self.spec.directions == 0:
-                        x = self._between_layers(states)
-                    if info is not None:
-                        use_weight_info(w, info[k])
-                    before = State(*state)
-                    states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
+            for k, (w, *state) in enumerate(zip(weights, stored.h.unbind(1), stored.c.unbind(1), strict=True)):
+                if k and k % self.spec.directions == 0:
+                    x = self._between_layers(states)
+                if info is not None:
+                    use_weight_info(w, info[k])
+                before = State(*state)
+                states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
         finally:
             if info is not None:
                 forget_weight_info()

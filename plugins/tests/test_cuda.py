@@ -319,10 +319,10 @@ def test_acting_is_captured_in_a_graph(backend):
             torch.testing.assert_close(out["next", "recurrent_state_c"], expected["next", "recurrent_state_c"])
 
 
-def triton_case(T=9, B=37, I=5, H=40, seed=0, dtype=torch.float32, device="cuda"):  # noqa: E741
+def triton_case(T=9, B=37, I=5, H=40, seed=0, dtype=torch.float32, device="cuda", num_layers=1):  # noqa: E741
     """An LSTM on ``triton`` with several tiles and slices, an input, and resets."""
     torch.manual_seed(seed)
-    lstm = LSTM(I, H, lstm_backend="triton", device=device, dtype=dtype)
+    lstm = LSTM(I, H, num_layers, lstm_backend="triton", device=device, dtype=dtype)
     x = torch.randn(T, B, I, device=device, dtype=dtype, requires_grad=True)
     return lstm, x, torch.rand(T, B, device=device) < 0.2
 
@@ -536,9 +536,10 @@ def test_triton_runs_on_the_gpu_of_its_tensors():
 
 
 @on_a_gpu
-def test_triton_acts_in_one_launch_that_a_graph_takes():
-    lstm, x, _ = triton_case(H=64)
-    state = State(*torch.randn(2, 1, 37, 64, device="cuda"))
+@pytest.mark.parametrize("layers", [1, 3])
+def test_triton_acts_in_one_launch_a_layer_that_a_graph_takes(layers):
+    lstm, x, _ = triton_case(H=64, num_layers=layers)
+    state = State(*torch.randn(2, layers, 37, 64, device="cuda"))
     with torch.no_grad():
         expected = lstm.with_backend("vmap").step(x[0], state)
         lstm.step(x[0], state)

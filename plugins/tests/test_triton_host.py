@@ -12,6 +12,7 @@ import torch
 from rnn_backends import LayerWeights, State, UnsupportedError
 from rnn_backends.authoring import Arguments, Needs, Run
 from rnn_backends_plugins.triton.plan import CARDS, Plan
+from torch.utils._python_dispatch import TorchDispatchMode
 
 REASON = "the kernels come with triton, and it is not installed"
 triton = pytest.importorskip("triton", reason=REASON)
@@ -223,6 +224,33 @@ def test_a_call_like_the_one_before_asks_triton_for_nothing(launches, compilatio
     call(layer(T=5, B=4))
     assert len(compilations) == 5
     assert len(launches) == 10
+
+
+class Operators(TorchDispatchMode):
+    """The names of torch's operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.names.add(operator.overloadpacket.__name__)
+        return operator(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("starts", [None, torch.tensor([True, False])])
+def test_a_step_of_all_layers_is_one_launch_each_and_nothing_else_on_the_gpu(launches, layers, starts):
+    B, H = 2, 3
+    sizes = [5, *[H] * (layers - 1)]
+    weights = [LayerWeights(torch.randn(4 * H, n), torch.randn(4 * H, H), None, None, None) for n in sizes]
+    with Operators() as ran:
+        output, state = run.step_stack(weights, torch.randn(B, 5), State(*torch.randn(2, B, layers, H)), starts)
+    assert len(launches) == layers
+    assert ran.names <= {"randn", "new_empty", "unbind", "select", "view", "detach"}  # memory and views of it
+    assert output.shape == (B, H)
+    assert state.h.shape == state.c.shape == (B, layers, H)
+    assert len({value.untyped_storage().data_ptr() for value in (output, *state)}) == 3
 
 
 MOVE = {"N": 16, "num_warps": 1, "enable_fp_fusion": True}

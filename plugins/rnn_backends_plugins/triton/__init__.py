@@ -15,7 +15,7 @@ from importlib.util import find_spec
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import Arguments, Needs, Run, WeightInfo, make_layer, make_steps
+from rnn_backends.authoring import Arguments, Needs, Run, WeightInfo, make_act_stack, make_layer, make_steps
 from torch import Tensor
 
 from .plan import MOST_UNITS
@@ -54,19 +54,46 @@ layer = make_layer("triton", _forward, _backward, lambda H, dtype: (4, H), DEVIC
 def _step_on_memory(
     info: WeightInfo, weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None
 ) -> State | None:
-    (h, c), (I, H, _) = state, info.sizes  # noqa: E741
-    B = x.shape[0] if x.ndim else 0
-    alike = all((v.dtype, v.device) == (info.dtype, info.device) for v in (x, h, c))
-    if weights.w_hr is not None or not alike or x.shape != (B, I) or h.shape != (B, H) or c.shape != (B, H):
-        return None
-    if is_init is not None and (is_init.shape != (B,) or is_init.dtype != torch.bool or is_init.device != x.device):
+    if not _fit([info], [weights], x, state, (), is_init):
         return None
     from . import run
 
     return run.step(weights, x, state, is_init)
 
 
+def _stack_on_memory(
+    infos: list[WeightInfo], weights: list[LayerWeights], x: Tensor, state: State, is_init: Tensor | None
+) -> tuple[Tensor, State] | None:
+    if not _fit(infos, weights, x, state, (len(weights),), is_init):
+        return None
+    from . import run
+
+    return run.step_stack(weights, x, state, is_init)
+
+
+def _fit(
+    infos: list[WeightInfo],
+    weights: list[LayerWeights],
+    x: Tensor,
+    state: State,
+    layers: tuple[int, ...],
+    is_init: Tensor | None,
+) -> bool:
+    """Whether the kernel may read these: shapes (``[B, *layers, H]`` of the state), dtypes and devices fit."""
+    (h, c), (I, H, _), B = state, infos[0].sizes, x.shape[0] if x.ndim else 0  # noqa: E741
+    kind = infos[0].dtype, infos[0].device
+    return (
+        all((v.dtype, v.device) == kind for v in (x, h, c))
+        and x.shape == (B, I)
+        and h.shape == c.shape == (B, *layers, H)
+        and all(w.w_hr is None for w in weights)
+        and all((n.dtype, n.device) == kind and n.sizes == (H, H, H) for n in infos[1:])
+        and (is_init is None or (is_init.shape, is_init.dtype, is_init.device) == ((B,), torch.bool, x.device))
+    )
+
+
 step, act = make_steps("triton", layer, _step_on_memory, DEVICES)
+act_stack = make_act_stack(_stack_on_memory, DEVICES)
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -100,4 +127,4 @@ def _gpu_is_too_old(device: torch.device) -> str | None:
 def lstm_backend() -> LSTMBackend:
     """Nothing is compiled here; Triton compiles at the first call of a hidden size and dtype, a second or two."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
-    return LSTMBackend("triton", layer, rejects, frozenset(traits), step=step, act=act)
+    return LSTMBackend("triton", layer, rejects, frozenset(traits), step=step, act=act, act_stack=act_stack)

@@ -432,7 +432,8 @@ def backward_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["B", "x_b", "h_b", "c_b", "starts_b"], do_not_specialize_on_alignment=["x", "h", "c", "starts"]
+    do_not_specialize=["B", "x_b", "h_b", "c_b", "starts_b", "layers", "layer"],
+    do_not_specialize_on_alignment=["x", "h", "c", "starts"],
 )
 def step_kernel(
     x: tl.tensor,  # [B, I]
@@ -443,13 +444,16 @@ def step_kernel(
     h: tl.tensor,  # [B, H]
     c: tl.tensor,  # [B, H]
     starts: tl.tensor,  # [B] uint8: where the state counts as zero
-    h_out: tl.tensor,  # [B, H], out
-    c_out: tl.tensor,  # [B, H], out
+    h_out: tl.tensor,  # [B, layers, H], out: this layer's place
+    c_out: tl.tensor,  # [B, layers, H], out
+    output: tl.tensor,  # [B, H], out, of the last layer: h again
     B: tl.tensor,
     x_b: tl.tensor,
     h_b: tl.tensor,
     c_b: tl.tensor,
     starts_b: tl.tensor,
+    layers: tl.tensor,
+    layer: tl.tensor,
     I: tl.tensor,
     H: tl.tensor,
     U: tl.constexpr,
@@ -458,6 +462,7 @@ def step_kernel(
     HAS_B_IH: tl.constexpr,
     HAS_B_HH: tl.constexpr,
     HAS_STARTS: tl.constexpr,
+    HAS_OUTPUT: tl.constexpr,
     PRECISION: tl.constexpr,
     OPERAND: tl.constexpr,
 ) -> None:
@@ -493,6 +498,9 @@ def step_kernel(
         pre = add_bias(pre, load_four(b_hh + unit, H, unit < H, tl.float32))
     before = tl.load(c + row_64[:, None] * c_b + unit[None, :], mask=live & stays[:, None], other=0.0).to(tl.float32)
     after = sigmoid(pre[1]) * before + sigmoid(pre[0]) * tanh(pre[2])
-    at = row_64[:, None] * H + unit[None, :]
+    at = (row_64 * layers + layer)[:, None] * H + unit[None, :]
+    h_new = (sigmoid(pre[3]) * tanh(after)).to(h_out.dtype.element_ty)
     tl.store(c_out + at, after.to(c_out.dtype.element_ty), mask=live)
-    tl.store(h_out + at, (sigmoid(pre[3]) * tanh(after)).to(h_out.dtype.element_ty), mask=live)
+    tl.store(h_out + at, h_new, mask=live)
+    if HAS_OUTPUT:
+        tl.store(output + row_64[:, None] * H + unit[None, :], h_new, mask=live)

@@ -222,11 +222,47 @@ def step(weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None =
         state: ``State([B, H], [B, H])``.
         starts: ``[B]`` bool: where the state counts as zero.
     """
-    (w_ih, w_hh, b_ih, b_hh, _), (h, c) = weights, state
-    B, H = h.shape
-    h_out, c_out = h.new_empty(B, H), h.new_empty(B, H)
-    if not B * H:
-        return State(h_out, c_out)
+    B, H = state.h.shape
+    found = State(x.new_empty(B, H), x.new_empty(B, H))
+    if B * H:
+        _launch_step(weights, x, state, starts, found, None, 1, 0)
+    return found
+
+
+def step_stack(weights: list[LayerWeights], x: Tensor, state: State, starts: Tensor | None) -> tuple[Tensor, State]:
+    """One step of all layers, one launch each and nothing else.
+
+    Args:
+        weights: contiguous.
+        x: ``[B, I]``.
+        state: ``State([B, L, H], [B, L, H])``.
+        starts: ``[B]`` bool: where the state counts as zero.
+
+    Returns:
+        ``[B, H]`` and the new state, with memory of its own.
+    """
+    B, L, H = state.h.shape
+    output, found = x.new_empty(B, H), State(x.new_empty(B, L, H), x.new_empty(B, L, H))
+    if B * H:
+        h, c = state.h.unbind(1), state.c.unbind(1)
+        for k, layer in enumerate(weights):
+            _launch_step(layer, x, State(h[k], c[k]), starts, found, output if k == L - 1 else None, L, k)
+            x = found.h.select(1, k)
+    return output, found
+
+
+def _launch_step(
+    weights: LayerWeights,
+    x: Tensor,
+    state: State,
+    starts: Tensor | None,
+    found: State,
+    output: Tensor | None,
+    layers: int,
+    layer: int,
+) -> None:
+    """One step of layer ``layer`` of ``layers``, into its place of ``found`` and, if it is the last, ``output``."""
+    (w_ih, w_hh, b_ih, b_hh, _), (h, c), B, H = weights, state, *state.h.shape
     x, h, c = unit_stride(x), unit_stride(h), unit_stride(c)
     begins = h if starts is None else starts.view(torch.uint8)
     rows, units = step_tile(B, H, x.device)
@@ -235,13 +271,14 @@ def step(weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None =
         HAS_B_IH=b_ih is not None,
         HAS_B_HH=b_hh is not None,
         HAS_STARTS=starts is not None,
+        HAS_OUTPUT=output is not None,
     )
+    biases = w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh
     launch(
         (-(-B // rows), -(-H // units)),
-        (x, w_ih, w_hh, w_ih if b_ih is None else b_ih, w_ih if b_hh is None else b_hh, h, c, begins, h_out, c_out),
-        (B, x.stride(0), h.stride(0), c.stride(0), begins.stride(0)),
+        (x, w_ih, w_hh, *biases, h, c, begins, *found, found.h if output is None else output),
+        (B, x.stride(0), h.stride(0), c.stride(0), begins.stride(0), layers, layer),
     )
-    return State(h_out, c_out)
 
 
 @lru_cache(maxsize=1024)
