@@ -111,6 +111,18 @@ def check_state(hx: State, shape: tuple[int, ...], spec: LSTMSpec, weight: Tenso
         check_like(name, value, weight, casts)
 
 
+def is_usual(value: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a value passes these checks, in a third of their time: a plain dense tensor as the weights need it."""
+    return (
+        type(value) is Tensor
+        and not value.is_nested
+        and value.layout is torch.strided
+        and value.shape == shape
+        and value.dtype is dtype
+        and value.device == device
+    )
+
+
 def check_is_init(is_init: Tensor, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Check a reset mask ``[*shape]`` or ``[*shape, 1]`` bool; returns it as ``[*shape]``."""
     if not isinstance(is_init, Tensor) or is_init.dtype != torch.bool:
