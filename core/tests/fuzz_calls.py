@@ -191,10 +191,10 @@ def judged(number: int, seed: int) -> str:
     name = f"{seed}.{number}"
     draw = random.Random(name)
     kind, backend = draw.choice(KINDS), draw.choice(BACKENDS)
-    told, found = outcome(kind, name, backend)
-    if told == "bug":
+    verdict, found = outcome(kind, name, backend)
+    if verdict == "bug":
         return f"{kind.__name__} on {backend} raises {found}"
-    other, wanted = outcome(kind, name, "vmap") if told == "ran" else ("", None)
+    other, wanted = outcome(kind, name, "vmap") if verdict == "ran" else ("", None)
     if other == "ran" and found is not None and wanted is not None and found.device.type == "cpu":
         tolerance = 1e-4 if found.dtype in (torch.float32, torch.float64) else 3e-2
         if found.shape != wanted.shape or not torch.allclose(

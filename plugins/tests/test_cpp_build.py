@@ -525,11 +525,11 @@ def test_a_lock_of_a_dead_process_is_taken(tmp_path):
 
 
 def test_a_lock_that_is_never_given_back_is_waited_for_up_to_a_limit(tmp_path):
-    path, told = tmp_path / "lock", []
-    with holder(path), lock.locked(path, 0.3, told.append) as mine:
+    path, messages = tmp_path / "lock", []
+    with holder(path), lock.locked(path, 0.3, messages.append) as mine:
         assert (mine.held, mine.waited) == (False, True)
         assert mine.note() == ""
-    assert told
+    assert messages
 
 
 def test_a_lock_is_given_back_though_a_fork_has_it(tmp_path):

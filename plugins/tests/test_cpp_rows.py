@@ -246,12 +246,12 @@ def test_the_general_row_serves_where_something_is_at_work_or_special():
 def test_what_does_not_fit_is_refused_in_the_words_of_other_backends(wrong):
     lstm, x, (h, c), is_init = made()
     given, hx, mask = wrong(x, h, c, is_init)
-    told = []
+    messages = []
     for module in (lstm, lstm.with_backend("vmap")):
         with pytest.raises(InputError) as error:
             module(given, hx, is_init=mask)
-        told.append(str(error.value))
-    assert told[0] == told[1]
+        messages.append(str(error.value))
+    assert messages[0] == messages[1]
 
 
 def test_a_policy_that_learns_a_step_at_a_time_learns_as_with_nn_lstm():

@@ -158,10 +158,10 @@ def absent_states_are_zeros(trial: Trial) -> None:
     module = trial.module()
     for call, (begins, number) in enumerate(((True, 0), (False, 0), (True, 0), (False, 1), (False, 0)), 1):
         first = td[:, 0].clone().set("is_init", torch.full((trial.case.B, 1), begins, device=trial.device))
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             module(first)
-        found = sum("without memory" in str(warning.message) for warning in told)
+        found = sum("without memory" in str(warning.message) for warning in caught)
         if found != number:
             raise LawBroken(f"step {call} without a state warned {found} times, expected {number}")
 

@@ -404,7 +404,7 @@ def the_input_of_a_step_read_row_by_row() -> LSTMBackend:
 
 
 @in_core("absent_states_are_zeros")
-def lost_states_are_not_told() -> list[Patch]:
+def lost_states_do_not_warn() -> list[Patch]:
     """An LSTMModule that acts without a state in the middle of sequences does not warn."""
     return [Patch(LSTMModule, "_notice_lost_state", lambda module, is_init: None)]
 
