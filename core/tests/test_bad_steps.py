@@ -1,4 +1,4 @@
-"""Wrong arguments of ``LSTM.step``: an error in words for each, on every backend."""
+"""Wrong arguments of ``LSTM.step``: every backend raises an error with a message for each."""
 
 import pytest
 import torch

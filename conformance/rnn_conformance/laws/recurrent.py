@@ -142,7 +142,7 @@ def carried_hidden_outputs_are_exact(trial: Trial) -> None:
 
 @law(stored=("zeros",))
 def absent_states_are_zeros(trial: Trial) -> None:
-    """Without hidden keys sequences start from zeros, in both modes; acting so within sequences warns, once."""
+    """Without hidden keys sequences start from zeros in both modes; acting in the middle of one warns once."""
     td = trial.tensordict().exclude(H_KEY, C_KEY)
     laid_out = trial.module().canonicalize(td)
     if set(laid_out.keys(True, True)) != set(td.keys(True, True)) or not laid_out["observation"].is_contiguous():
