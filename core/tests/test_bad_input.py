@@ -43,6 +43,11 @@ def meta(value):
 BAD = {
     "no is_init": (replace(is_init=None), MissingKeyError, "InitTracker"),
     "no value": (replace(x=None), MissingKeyError, "input key 'x' is not in the TensorDict, which has 'is_init'"),
+    "is_init no tensor": (
+        replace(is_init=lambda v: TensorDict(batch_size=[2, 5])),
+        InputError,
+        "'is_init' must be a bool tensor, got TensorDict",
+    ),
     "is_init of integers": (replace(is_init=to_int), InputError, r"'is_init' must be bool, got torch.int32: use .bool"),
     "is_init of floats": (replace(is_init=torch.Tensor.float), InputError, "'is_init' must be bool, got torch.float32"),
     "is_init with two features": (
@@ -66,11 +71,6 @@ BAD = {
     "hidden h elsewhere": (replace(**{H_IN: meta}), InputError, f"'{H_IN}' is on meta"),
     "is_init elsewhere": (replace(is_init=meta), InputError, "'is_init' is on meta"),
     "is_init without features": (replace(is_init=lambda v: v[..., :0]), InputError, r"got \(2, 5, 0\)"),
-    "everything in float64": (
-        replace(**dict.fromkeys(("x", "is_init", H_IN, C_IN), torch.Tensor.double)),
-        InputError,
-        "'x' has dtype torch.float64",
-    ),
     "complex value": (replace(x=lambda v: v + 0j), InputError, "'x' must be floating point"),
 }
 
@@ -86,6 +86,25 @@ def test_bad_entries(rows, unchanged, change, error, says, recurrent):
         module(td)
     assert dict(td.items(True, True)).keys() == before.keys()
     assert all(td[key] is value for key, value in before.items())
+
+
+@pytest.mark.parametrize("recurrent", [True, False], ids=["over time", "one step"])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (torch.Tensor.double, "'x' has dtype torch.float64"),
+        (meta, "'x' is on meta"),
+        (lambda v: torch.cat([v, v], -1), r"'x' must have .* got \(2, 5, 6\)"),
+        (lambda v: v[..., :-1], r"'x' must have .* got \(2, 5, 2\)"),
+        (lambda v: TensorDict(batch_size=v.shape[:2]), "'x' must be a tensor, got TensorDict"),
+    ],
+    ids=["float64", "elsewhere", "too large", "too small", "no tensor"],
+)
+def test_every_entry_wrong_in_the_same_way(rows, change, says, recurrent):
+    td = rows((2, 5))
+    replace(**dict.fromkeys(td.keys(), change))(td)
+    with pytest.raises(InputError, match=says):
+        LSTMModule(3, 4, in_key="x", out_key="y", default_recurrent_mode=recurrent)(td)
 
 
 NOT_DENSE = {
