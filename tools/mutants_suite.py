@@ -107,7 +107,7 @@ class Mutant:
         after: the same as the mutant has it.
         code: the whole file's text.
         file: its name, of a target of several files.
-        within: the text of the function or class that was changed, of a target in Python.
+        within: the text of the function or method that was changed, of a target in Python.
     """
 
     target: str
@@ -121,7 +121,7 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """The same for the same mutant of a function, class or C++ file, even if comments or docstrings change."""
+        """The same for the same mutant of a function, method or C++ file, even if comments or docstrings change."""
         code = re.sub(r" *//.*", "", self.code) if self.file else self.within or self.code
         return hashlib.sha256(f"{self.target}\n{code}".encode()).hexdigest()[:12]
 
@@ -219,6 +219,7 @@ def mutants(target: str) -> Iterator[Mutant]:
     texts = [ast.unparse(part) for part in tree.body]
     seen = {ast.dump(part) for part in tree.body}
     number_of = {id(node): number for number, part in enumerate(tree.body) for node in ast.walk(part)}
+    method_of = {id(node): method for _, method in _methods(tree) for node in ast.walk(method)}
     for node, statement, parent, field, index in list(_places(tree)):
         number = number_of[id(statement)]
         part = tree.body[number]
@@ -227,8 +228,11 @@ def mutants(target: str) -> Iterator[Mutant]:
             _put(parent, field, index, new)
             if (dump := ast.dump(part)) not in seen:
                 seen.add(dump)
-                after, within = ast.unparse(new if node is statement else statement), ast.unparse(part)
-                code = "\n".join([*texts[:number], within, *texts[number + 1 :]])
+                after = ast.unparse(new if node is statement else statement)
+                code = "\n".join([*texts[:number], ast.unparse(part), *texts[number + 1 :]])
+                within = ast.unparse(method_of.get(id(statement), part))
+                if isinstance(part, ast.ClassDef):
+                    within = f"{part.name}: {within}"
                 yield Mutant(target, kind, line, _short(before), _short(after), code, within=within)
             _put(parent, field, index, node)
 
@@ -573,6 +577,8 @@ def run_seeds(
         said.append(run(mutant, mutant.target, kills, seed, seconds))
         if len(seeds) > 1:
             tell(f"  seed {seed}: {said[-1]['verdict']} {said[-1]['law']}")
+        if said[-1]["verdict"] not in DIED:
+            break
     return next((one for one in said if one["verdict"] not in DIED), said[0])
 
 
