@@ -127,7 +127,7 @@ def test_the_whole_command_on_a_cpu_leaves_one_folder_with_everything(tried):
     run = json.loads((folder / "run.json").read_text())
     assert tuple(run["parts"]) == PARTS
     assert {job["name"]: job["status"] for part in run["parts"].values() for job in part["jobs"]} == dict.fromkeys(
-        ("environment", "smoke-vmap", "tests", "figures", "cuts", "crossovers", "quick-vmap"), 0
+        ("environment", "smoke-vmap", "tests", "figures", "cuts", "products", "crossovers", "quick-vmap"), 0
     )
     for part in PARTS:
         assert f"{part}: " in process.stdout
@@ -189,6 +189,26 @@ cuts.measure_cuts("cpu", Path({str(tmp_path)!r}), 60.0, ["2,3,2,4"])
     assert done.stdout.count("on paper") == 6
 
 
+def test_products_are_measured_beside_torchs(tmp_path):
+    """In Triton's interpreter."""
+    pytest.importorskip("triton", reason="the interpreter comes with triton, and it is not installed")
+    command = [sys.executable, "-m", "rnn_benchmarks.gpu", "products", "--device", "cpu", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--seconds", "60", "--shape", "2,3,2,4"],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "products.json").read_text())
+    assert [(row["precision"], row["kind"]) for row in rows] == [
+        (which, kind)
+        for which in ("TF32", "float32", "bfloat16")
+        for kind in ("inputs", "inputs' gradient", "weights' gradients")
+    ]
+    assert all(row["ours"] > 0 and row["torch"] > 0 for row in rows)
+    assert done.stdout.count(", torch ") == 9
+
+
 def test_pages_about_gpus_are_not_filled_from_a_cpu(tried, tmp_path):
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
     before = (tmp_path / "docs" / "performance.md").read_text()
@@ -220,6 +240,11 @@ def made_up(folder):
     cuts = [{**cut, "warps": w, "forward": 0.0006, "train": 0.001 * w, "predicted": 0.0015} for w in (4, 8)]
     cuts.append({**cut, "warps": 16, "predicted": 0.001, "note": "OutOfResources: shared memory"})
     (folder / "cuts.json").write_text(json.dumps(cuts))
+    products = [
+        {"shape": "S1", "precision": "TF32", "kind": kind, "ours": 0.0003, "torch": 0.0006}
+        for kind in ("inputs", "inputs' gradient", "weights' gradients")
+    ]
+    (folder / "products.json").write_text(json.dumps(products))
     law = {"kind": "result", "law": "one_row", "verdict": "failed", "waived": "", "dtypes": ["f32"]}
     header = {"kind": "header", "runs": [{"expected": ["one_row", "one_step", "projection"]}]}
     rows = [header, law, {**law, "law": "one_step", "verdict": "passed"}, {"kind": "footer"}]
@@ -256,6 +281,7 @@ def test_pages_and_crossovers_are_filled_with_chip_date_and_versions_and_twice_i
     assert "| bfloat16, G1, 3 % | - | - |" in texts[0]
     assert "| B1, H64 | 2 ms (0.30) |" in texts[0]
     assert "| S1, TF32 | plan | 8, 32, 16, 256, 4 | 600 us | 4 ms | 1.5 ms | fastest |" in texts[0]
+    assert "| S1, TF32 | 300 us (0.50) | 300 us (0.50) | 300 us (0.50) |" in texts[0]
     assert "| S1, TF32 | plan | 8, 32, 16, 256, 16 | - | - | 1 ms | OutOfResources: shared memory |" in texts[0]
     assert "Did not end with exit status 0: smoke-cudnn (1), quick-cudnn (cut off)." in texts[0]
     assert "| cudnn, smoke | 1 | 0 | 1 | 1 | f32 2 | `one_row` |" in texts[1]
@@ -343,7 +369,7 @@ def test_bad_usage_is_refused_in_words_before_anything_runs(words, says, tmp_pat
 def test_help_teaches_the_parts_and_their_order(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert "environment, laws, tests, figures, cuts, crossovers, quick" in capsys.readouterr().out
+    assert "environment, laws, tests, figures, cuts, products, crossovers, quick" in capsys.readouterr().out
 
 
 def test_without_a_gpu_the_command_says_how_to_try_it(monkeypatch, capsys, tmp_path):

@@ -6,11 +6,11 @@
   python -m rnn_benchmarks.gpu page gpu-results         fill the GPU parts of docs/ and the shipped crossovers from it
   python -m rnn_benchmarks.gpu model                    what the Triton kernels should cost, on paper, into docs/
 
-The parts, in order: environment, laws, tests, figures, cuts, crossovers, quick. Each has a share of the time and what
-earlier ones left over, is stopped with all that it started when that is up, and has written down by then what it has:
-environment.json, smoke-NAME.jsonl, tests.xml, figures.json, cuts.json, crossovers.json, quick-NAME.jsonl, a log of
-every process, and run.json, which says how each part ended. In place of run, environment, figures, cuts and crossovers
-are that part alone.
+The parts, in order: environment, laws, tests, figures, cuts, products, crossovers, quick. Each has a share of the time
+and what earlier ones left over, is stopped with all that it started when that is up, and has written down by then what
+it has: environment.json, smoke-NAME.jsonl, tests.xml, figures.json, cuts.json, products.json, crossovers.json,
+quick-NAME.jsonl, a log of every process, and run.json, which says how each part ended. In place of run, environment,
+figures, cuts, products and crossovers are that part alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _parser() -> ArgumentParser:
     run.add_argument("--tests", type=Path, help="the folder of the tests that need CUDA; default: no such part")
     run.add_argument("--law", action="append", default=[], help="only laws with this in their name")
     parts = [run]
-    for what in ("environment", "figures", "cuts", "crossovers"):
+    for what in ("environment", "figures", "cuts", "products", "crossovers"):
         one = words.add_parser(what, help="this part alone")
         one.add_argument("--seconds", type=float, default=120.0, help="its limit; default: %(default)s")
         parts.append(one)
@@ -158,6 +158,10 @@ def _one(options: Namespace) -> None:
         from .cuts import measure_cuts
 
         measure_cuts(options.device, options.out, options.seconds, options.shape, _say)
+    elif options.what == "products":
+        from .products import measure_products
+
+        measure_products(options.device, options.out, options.seconds, options.shape, _say)
     else:
         from .crossovers import measure_crossovers
 

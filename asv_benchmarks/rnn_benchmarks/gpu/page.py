@@ -21,6 +21,8 @@ from ..tables import seconds as time_text
 from ..tune_report import store
 from .cuts import FILE as CUTS
 from .measure import ACTING, Q_TRITON, Q, R
+from .products import FILE as PRODUCTS
+from .products import KINDS
 from .settings import PRECISIONS, name_of
 
 BETWEEN = re.compile(r"(<!-- gpu: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -84,6 +86,7 @@ def tables(folder: Path, here: dict[str, Any]) -> dict[str, str]:
     }
     return {
         "cuts": _cuts(folder / CUTS),
+        "products": _products(folder / PRODUCTS),
         "where": f"{about}{_endings(folder)}",
         "laws": f"{about}\n\n{_laws(folder)}",
         **made,
@@ -177,6 +180,16 @@ def _cuts(file: Path) -> str:
         for row in rows
     ]  # fmt: skip
     return markdown("shape, precision", heads, lines) if lines else NOTHING
+
+
+def _products(file: Path) -> str:
+    """Our kernels' time of each product, and in brackets over torch's."""
+    cells: dict[str, dict[str, str]] = {}
+    for row in _read(file) if file.exists() else []:
+        own = f"{time_text(row['ours'])} ({row['ours'] / row['torch']:.2f})"
+        cells.setdefault(f"{row['shape']}, {row['precision']}", {})[row["kind"]] = own
+    lines = [[place, *(by_kind[kind] for kind in KINDS)] for place, by_kind in cells.items()]
+    return markdown("shape, precision", list(KINDS), lines) if lines else NOTHING
 
 
 def _laws(folder: Path) -> str:

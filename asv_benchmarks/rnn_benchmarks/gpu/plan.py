@@ -14,7 +14,7 @@ from rnn_backends import LSTMSpec, explain
 
 from .parts import Job, Part
 
-PARTS = ("environment", "laws", "tests", "figures", "cuts", "crossovers", "quick")
+PARTS = ("environment", "laws", "tests", "figures", "cuts", "products", "crossovers", "quick")
 MOST = 16
 """At most so many processes run side by side, and no more than there are cores."""
 SIDE_BY_SIDE = 6
@@ -58,6 +58,12 @@ def parts_of(choice: Choice) -> list[Part]:
             "figures", "R, Q, acting, memory, first call, alone on the device", 120, lambda: [_own("figures", choice)]
         ),
         Part("cuts", "other cuts of triton's kernels against the plan's", 40, lambda: [_own("cuts", choice)]),
+        Part(
+            "products",
+            "triton's products that need no recurrence, beside torch's",
+            20,
+            lambda: [_own("products", choice)],
+        ),
         Part("crossovers", "times for auto", 40, lambda: [_own("crossovers", choice)]),
         Part(
             "quick", "laws, quick, every backend, with the time that is left", 55, lambda: _laws(choice, "quick"), cores
