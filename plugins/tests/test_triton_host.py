@@ -69,6 +69,27 @@ def test_torch_multiplies_where_it_is_as_exact(monkeypatch, alike, backward):
     assert bool(asked) is not alike
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    ("offset", "width", "H", "aligned"),
+    [(0, 16, 8, True), (8, 24, 8, True), (1, 16, 8, False), (0, 12, 8, False), (0, 16, 12, False)],
+)
+def test_rows_are_read_16_bytes_at_a_time_only_where_they_begin_at_such(monkeypatch, dtype, offset, width, H, aligned):
+    """Strides alone do not say it: a slice of a wider tensor begins anywhere."""
+    asked = []
+
+    def launcher(*about, **constants):
+        asked.append(constants["ALIGNED"])
+        return lambda *given: None
+
+    monkeypatch.setattr(products, "_launcher", launcher)
+    T, B, I = 3, 2, 8  # noqa: E741
+    x = torch.zeros(T * B * width + 64, dtype=dtype)[offset:].as_strided((T, B, I), (B * width, width, 1))
+    products.of_weights(layer(T, B, I, H, dtype)._replace(x=x), torch.zeros(T, B, H), torch.zeros(T, B, 4, H))
+    products._product(x, torch.zeros(4 * H, I, dtype=dtype), None)
+    assert asked == [aligned, aligned or (offset == 0 and width == 16)]
+
+
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 4096, 131_072, 131_073])
 @pytest.mark.parametrize("blocks", [1, 24, 80, 1000])
 def test_the_splits_of_the_rows_are_all_of_them_once(rows, blocks):

@@ -118,7 +118,7 @@ def of_weights(given: Arguments, h: Tensor, grad_gates: Tensor) -> tuple[Tensor,
         *(product_kernels.weight_gradients_kernel, tile, dtype, precision_of(dtype)),
         I=I,
         H=H,
-        ALIGNED=_aligned(x.stride(0), x.stride(1), H),
+        ALIGNED=_aligned(x, H),
     )
     launch(
         (-(-4 * H // tile.rows), groups * splits),
@@ -142,7 +142,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, transposed: bool = False
         *(product_kernels.product_kernel, tile, a.dtype, precision_of(a.dtype)),
         N=N,
         K=K,
-        ALIGNED=_aligned(a.stride(0), a.stride(1)),
+        ALIGNED=_aligned(a),
         TRANSPOSED=transposed,
         HAS_BIAS=bias is not None,
     )
@@ -168,8 +168,10 @@ def _launcher(kernel: Any, tile: Tile, dtype: torch.dtype, precision: str, **con
     return Launcher(kernel, known)
 
 
-def _aligned(*strides: int) -> bool:
-    return all(stride % ALIGNMENT == 0 for stride in strides)
+def _aligned(value: Tensor, H: int = 0) -> bool:
+    """Whether every row of ``[T, B, n]`` begins at a multiple of 16 bytes, and those of a tensor with rows of H do."""
+    whole = all(stride % ALIGNMENT == 0 for stride in (*value.stride()[:2], H))
+    return whole and value.data_ptr() % 16 == 0
 
 
 def unit_stride(value: Tensor) -> Tensor:
