@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -30,6 +32,19 @@ def check_spec(spec: LSTMSpec) -> None:
     number = isinstance(spec.dropout, (int, float)) and not isinstance(spec.dropout, bool)
     if not number or not 0 <= spec.dropout <= 1:
         raise InputError(f"dropout must be a probability between 0 and 1, got {spec.dropout!r}")
+
+
+def as_switch(name: str, value: Any) -> bool:
+    """An option that is on or off, as a bool: NumPy's bools and 0 and 1 count too.
+
+    Raises:
+        InputError: it is anything else; torch.nn.LSTM takes every object for ``bidirectional``, ``"no"`` as true.
+    """
+    if isinstance(value, int) and value in (0, 1):
+        return bool(value)
+    if str(getattr(value, "dtype", None)) == "bool":  # NumPy's; that of a tensor is torch.bool
+        return bool(value)
+    raise InputError(f"{name} must be True or False, got {value!r}")
 
 
 def _check_count(name: str, value: object, least: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .checks import check_dtype, check_input, check_is_init, check_state, is_usual
+from .checks import as_switch, check_dtype, check_input, check_is_init, check_state, is_usual
 from .choose import is_auto, resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
@@ -88,10 +88,10 @@ class LSTM(ExecutableLSTM):
             input_size,
             hidden_size,
             num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
+            bias=as_switch("bias", bias),
+            batch_first=as_switch("batch_first", batch_first),
             dropout=dropout,
-            bidirectional=bidirectional,
+            bidirectional=as_switch("bidirectional", bidirectional),
             proj_size=proj_size,
             device=device,
             dtype=dtype,

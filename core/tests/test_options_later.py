@@ -4,6 +4,7 @@ effect."""
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from rnn_backends import LSTM, InputError, LSTMBackend, LSTMModule, LSTMNet, LSTMSpec, UnsupportedError
@@ -136,3 +137,17 @@ def test_an_assignment_in_a_compiled_call_and_before_it_is_followed():
     assert_close(run(X), lstm(X))
     lstm.dropout = 1.0
     assert torch.equal(run(X)[0], run(X * 2 + 1)[0])
+
+
+@pytest.mark.parametrize("name", ["bias", "batch_first", "bidirectional"])
+def test_a_switch_is_a_bool_whatever_it_was_given_as(name):
+    for kind in (LSTM, LSTMModule):
+        keys = {"in_key": "x", "out_key": "y"} if kind is LSTMModule else {}
+        for value in (True, 1, np.True_):
+            lstm = kind(3, 4, **{name: value}, **keys)
+            assert getattr(getattr(lstm, "lstm", lstm), name) is True
+        for wrong in ("no", 2, -1, 1.0, None, torch.tensor(True), [True]):
+            if kind is LSTM or name != "batch_first":
+                with pytest.raises(InputError, match=f"{name} must be True or False, got"):
+                    kind(3, 4, **{name: wrong}, **keys)
+    assert LSTM(3, 4, **{name: np.False_}).state_dict().keys() == LSTM(3, 4, **{name: False}).state_dict().keys()
