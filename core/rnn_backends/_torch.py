@@ -188,7 +188,7 @@ def torchrl_set_recurrent_mode() -> Callable[[bool | None], Any] | None:
 def torchrl_mode_in_traces() -> bool | None:
     """The mode that traced code would read from TorchRL if it entered no context of TorchRL's itself.
 
-    TorchRL keeps it in an attribute that all threads and tasks share, beside a ``ContextVar``. Comparing the two shows
+    TorchRL keeps it in an attribute that all threads and tasks share, and in a ``ContextVar``. Comparing the two shows
     whether a mode was set within a trace. Without the private name: the mode of this thread and task.
     """
     manager = _torchrl_manager()

@@ -26,7 +26,7 @@ class TorchRLOptions(NamedTuple):
     """TorchRL's options of recurrent mode; ``None`` where one was not given.
 
     Attributes:
-        python_based: the same as the backend ``vmap``; beside it :data:`PYTHON_BASED` mean nothing else.
+        python_based: the same as the backend ``vmap``; the names in :data:`PYTHON_BASED` may be given with it.
         recurrent_backend: a backend's name, or one of :data:`ALIASES`.
         recurrent_compute_dtype: rejected, except float32, which is TorchRL's default.
         recurrent_recompute: rejected, except ``"none"``.

@@ -1,4 +1,4 @@
-"""``rnn-backends bench``: the time of a backend at shapes of your own, beside others."""
+"""``rnn-backends bench``: the time of a backend at shapes that you give, compared with others."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PICTURES = (".png", ".svg", ".pdf")
 
 EXAMPLES = """\
 Examples:
-  rnn-backends bench cudnn                beside torch's dense nn.LSTM
+  rnn-backends bench cudnn                against torch's dense nn.LSTM
   rnn-backends bench auto --vs torchrl-pad --mode step    one step, for acting
   rnn-backends bench cudnn --json now.json --seconds 20   longer, for less noise
   rnn-backends bench mine --shape S1 --resets 0,0.03,once --png mine.png
@@ -32,7 +32,7 @@ nn.LSTM without --vs. Below 1, NAME is faster.
 
 
 @click.command(
-    "bench", cls=Examples, epilog=EXAMPLES, short_help="Time a backend beside nn.LSTM and TorchRL's LSTMModule."
+    "bench", cls=Examples, epilog=EXAMPLES, short_help="Compare a backend's time with nn.LSTM and TorchRL's LSTMModule."
 )
 @click.argument("name")
 @click.option("--vs", multiple=True, metavar="NAME", help="Contestant to compare with; may be repeated.")

@@ -101,7 +101,7 @@ def a_broken_plugin_hides_itself_only(trial: Trial) -> None:
         except (Exception, SystemExit) as error:
             raise LawBroken(f"a broken plugin stops the others: {type(error).__name__}: {error}") from error
         if got is not mine or rows.get(mine.name, "not listed") is not None:
-            raise LawBroken(f"beside broken plugins {mine.name!r} is {got}, with the reason {rows.get(mine.name)!r}")
+            raise LawBroken(f"among broken plugins {mine.name!r} is {got}, with the reason {rows.get(mine.name)!r}")
         for name, reason in broken.items():
             _is_broken(plugins, name, reason, rows.get(name))
 

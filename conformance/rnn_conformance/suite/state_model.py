@@ -1,4 +1,4 @@
-"""The module under test, the model beside it, and the events so far."""
+"""The module under test, its model, and the events so far."""
 
 from __future__ import annotations
 

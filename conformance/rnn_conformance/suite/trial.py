@@ -261,7 +261,7 @@ class Trial:
         A comparison holds within any of them. In float32 on an accelerator there are two, 1 or more where torch's own
         nn.LSTM is less exact there: cuDNN's kernel for small ``H`` rounds to about 16 bits, with TF32 off or on. A
         backend is allowed :data:`DEVICE_ALLOWANCE` times the error of torch.nn.LSTM on that device with the same
-        settings, on the case; where that is not enough, on the worst of :data:`DEVICE_SAMPLES` cases beside it as well,
+        settings, on the case; where that is not enough, on the worst of :data:`DEVICE_SAMPLES` more cases,
         since one small case can come out exact by luck.
         """
         if dtype.itemsize == 2:

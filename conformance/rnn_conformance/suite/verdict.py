@@ -25,7 +25,7 @@ GLYPHS = {
     "passed": "✓",
     "missing": "?",
 }
-"""The glyph of each verdict, worst first, and of a waived failure; always shown beside the word."""
+"""The glyph of each verdict, worst first, and of a waived failure; always shown with the word."""
 
 NO_DEVICE = "no CUDA device"
 """The message of every law of a run on CUDA on a machine without a GPU."""
