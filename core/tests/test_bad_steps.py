@@ -38,7 +38,7 @@ WRONG_STEPS = {
 @pytest.mark.parametrize("case", WRONG_STEPS)
 @pytest.mark.parametrize("gradients", [False, True])
 def test_a_step_refuses_what_does_not_fit(eager_backend, case, gradients):
-    """As ``forward`` does: broadcasting would give numbers of another shape, a cast would hide a mistake."""
+    """``step`` refuses what ``forward`` refuses: broadcasting gives another shape, and a cast hides a mistake."""
     lstm = LSTM(3, 4, lstm_backend=eager_backend)
     with torch.set_grad_enabled(gradients), pytest.raises(InputError):
         lstm.step(*WRONG_STEPS[case])

@@ -72,7 +72,7 @@ def test_a_state_that_is_not_read_may_be_nan(eager_backend, rows, recurrent):
 
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "proj_size": 2}, {"bias": False}], ids=str)
 def test_replay_equals_acting_and_ends_may_be_carried_over(eager_backend, rows, options):
-    """Where a sequence begins in the data, its stored state is zero, as an environment writes it."""
+    """The stored state at the start of a sequence is zero, as an environment writes it."""
     acting = make(3, 4, dtype=torch.float64, lstm_backend=eager_backend, **options)
     spec = acting.lstm.spec
     td = rows((3, 7), stored=False, dtype=torch.float64)

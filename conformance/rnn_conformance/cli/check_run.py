@@ -26,7 +26,7 @@ INTERRUPTED = "interrupted"
 
 @dataclass(frozen=True)
 class Options:
-    """How to run.
+    """Options of a run.
 
     Attributes:
         profile: how many cases are tried.

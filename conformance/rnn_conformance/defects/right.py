@@ -62,7 +62,7 @@ def layer(one: StepFunction = step, reset: Reset = restart) -> LayerFunction:
 
 
 def shared_by(w: LayerWeights, number: int) -> list[LayerWeights]:
-    """That many views of the weights, so that gradients in 16 bits are added up in pairs."""
+    """``number`` views of the weights, so that gradients in 16 bits are added up in pairs."""
     result = [[None] * number if v is None else accumulation_views(v, number)[:number] for v in w]
     return [LayerWeights(*parts) for parts in zip(*result, strict=True)]
 

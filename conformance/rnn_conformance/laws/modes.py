@@ -35,12 +35,12 @@ def _runs_in(module: LSTMModule, expected: bool, where: str) -> None:
 
 
 def _torchrls() -> Any:
-    """TorchRL's modules where they are loaded."""
+    """TorchRL's modules, or ``None`` if they are not loaded."""
     return sys.modules.get("torchrl.modules")
 
 
 def _with_and_without_torchrl() -> Iterator[AbstractContextManager[Any]]:
-    """Where TorchRL is loaded: surroundings with it, and such as if it were not."""
+    """Contexts to test in: the present one and, if TorchRL is loaded, one in which it seems not to be."""
     yield nullcontext()
     if _torchrls() is not None:
         yield mock.patch.dict(sys.modules, {"torchrl.modules": None})
@@ -48,7 +48,7 @@ def _with_and_without_torchrl() -> Iterator[AbstractContextManager[Any]]:
 
 @law(**SMALL)
 def contexts_of_a_mode_nest(trial: Trial) -> None:
-    """The innermost context decides, ours or TorchRL's, ``None`` restores each module's own mode, and none is left."""
+    """The innermost context, ours or TorchRL's, decides until its end; ``None`` restores each module's own mode."""
     for surroundings in _with_and_without_torchrl():
         with surroundings:
             for own in (False, True):
