@@ -71,8 +71,17 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """A key that is the same for the same mutant of the same source."""
-        return hashlib.sha256(f"{self.file}\n{self.code}".encode()).hexdigest()[:16]
+        """A key that is the same for the same mutant of the same function, class or other top-level statement."""
+        return hashlib.sha256(f"{self.file}\n{_statement(self.code, self.line)}".encode()).hexdigest()[:16]
+
+
+def _statement(code: str, line: int) -> str:
+    """The text of the top-level statement that this line is in, with its decorators."""
+    nodes = ast.parse(code).body
+    begins = [min(n.lineno for n in (node, *getattr(node, "decorator_list", ()))) for node in nodes]
+    begin = max(number for number in (1, *begins) if number <= line)
+    ends = [node.end_lineno for number, node in zip(begins, nodes, strict=True) if number == begin]
+    return "\n".join(code.splitlines()[begin - 1 : ends[0] if ends else line])
 
 
 class _WithoutAnnotations(ast.NodeTransformer):
