@@ -116,6 +116,9 @@ def a_locked_tensordict_is_refused_or_written_in_place(trial: Trial) -> None:
     """A locked TensorDict without room for the results is rejected; with room it is written in place."""
     module, td = _over_time(trial), trial.tensordict().lock_()
     _refused(lambda: module(td), td, "a locked TensorDict that lacks the output keys")
+    other = module(trial.tensordict())
+    other["features"] = torch.cat([other["features"]] * 2, -1)
+    _refused(lambda: module(other.lock_()), other, "a locked TensorDict with room of another size")
     room = module(trial.tensordict())
     for key in ("features", ("next", H_KEY), ("next", C_KEY)):
         room[key].zero_()
