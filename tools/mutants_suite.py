@@ -791,7 +791,8 @@ def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbe
     for title, chosen in (("Survived or unfinished", live), ("Equivalent", equivalent)):
         lines += ["", f"## {title}", ""] + (["None."] if not chosen else [])
         for row in chosen:
-            where = f"{row['verdict']}, `{row.get('file') or row['target']}`, line {row['line']}, {row['kind']}"
+            verdict = "" if chosen is equivalent else f"{row['verdict']}, "
+            where = f"{verdict}`{row.get('file') or row['target']}`, line {row['line']}, {row['kind']}"
             lines += [f"- {where}: `{row['before']}` became `{row['after']}`."]
             lines += [f"  {reasons[_key(row)]}"] if _key(row) in reasons else []
     return "\n".join(lines) + "\n"
