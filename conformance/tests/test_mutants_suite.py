@@ -206,7 +206,7 @@ def test_the_page_has_no_rows_of_other_sources_and_gives_a_first_run_its_order(t
 
 
 def test_mutants_of_core_run_by_turns_within_the_budget(of_core, monkeypatch, tmp_path):
-    made = {file: [of_core.Mutant(file, k, "a", "b", f"{file} = {k}") for k in range(3)] for file in ("stack", "mode")}
+    made = {file: [of_core.Mutant(file, 1, "a", "b", f"{file} = {k}") for k in range(3)] for file in ("stack", "mode")}
     monkeypatch.setattr(of_core, "mutants", made.__getitem__)
     for file in made:
         (tmp_path / "core" / "rnn_backends").mkdir(parents=True, exist_ok=True)
