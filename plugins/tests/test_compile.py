@@ -41,7 +41,17 @@ def test_without_a_compiler_it_says_so():
         LSTM(3, 5, lstm_backend="compile")
 
 
-def test_it_declines_where_torch_compile_is_switched_off(monkeypatch):
-    monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
-    with pytest.raises(UnsupportedError, match="TORCH_COMPILE_DISABLE=1 switches"):
+@pytest.mark.parametrize("switch", plugin.SWITCHES)
+def test_it_declines_where_torch_compile_is_switched_off(monkeypatch, switch):
+    monkeypatch.setenv(switch, "1")
+    with pytest.raises(UnsupportedError, match=f"{switch}=1 switches"):
         LSTM(3, 4, lstm_backend="compile")
+
+
+def test_it_does_not_compute_uncompiled_in_silence_and_compiles_once_it_may():
+    """Switched off while the process runs, which `rejects` cannot know."""
+    lstm = LSTM(3, 4, lstm_backend="compile")
+    compiler._compiled.cache_clear()
+    with torch.compiler.set_stance("force_eager"), pytest.raises(UnsupportedError, match="it is switched off"):
+        lstm(torch.randn(2, 1, 3))
+    assert lstm(torch.randn(2, 1, 3))[0].shape == (2, 1, 4)

@@ -23,13 +23,17 @@ contract_version = 1
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
+SWITCHES = ("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
+"""Environment variables with which a process compiles nothing."""
+
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why ``torch.compile`` does not work here, or ``None``. It imports no compiler."""
     if dtype not in DTYPES:
         return f"it computes in {', '.join(str(d).removeprefix('torch.') for d in DTYPES)}"
-    if os.environ.get("TORCH_COMPILE_DISABLE") == "1":
-        return "TORCH_COMPILE_DISABLE=1 switches torch.compile off"
+    off = next((name for name in SWITCHES if os.environ.get(name) == "1"), None)
+    if off is not None:
+        return f"{off}=1 switches torch.compile off"
     if sys.version_info >= (3, 15):
         return "torch.compile does not know Python 3.15 or later"
     if sysconfig.get_config_var("Py_GIL_DISABLED") == 1 and sys.version_info < (3, 13, 3):

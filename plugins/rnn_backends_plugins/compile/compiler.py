@@ -13,6 +13,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
+from rnn_backends import UnsupportedError
 from torch import Tensor
 
 from .. import _torch
@@ -27,6 +28,9 @@ def compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
 
     The returned function checks nothing: its arguments must be contiguous, on ``device``, and of the shapes and dtypes
     that ``step`` documents.
+
+    Raises:
+        UnsupportedError: ``torch.compile`` is switched off.
     """
     with _one_at_a_time:  # otherwise two threads could compile the same function
         return _compiled(step, device, dtype)
@@ -37,11 +41,14 @@ def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
     # A separate code object, because torch counts recompilations per code object and stops after a few.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
     calls: _torch.Calls = []
-    backend = _torch.recording_backend(calls) or "inductor"
-    run: Step = torch.compile(own, backend=backend, dynamic=True, fullgraph=True)
+    recording = _torch.recording_backend(calls)
+    run: Step = torch.compile(own, backend=recording or "inductor", dynamic=True, fullgraph=True)
     samples = [_sample(name, device, dtype) for name in inspect.signature(step).parameters]
     with _torch.compiling_in_traces():
         run(*samples)
+    if not calls and recording is not None:
+        why = "torch.compile compiled nothing: it is switched off here (torch.compiler.set_stance)"
+        raise UnsupportedError("compile", "this process", why, ["vmap"])
     if len(calls) != 1 or not _torch.compiles_for_any_size():
         return run  # no generated code, or code for some sizes only, which needs its guards
     return _direct(*calls[0], samples) or run
