@@ -118,6 +118,20 @@ def test_lazily_stacked_with_other_entries_of_many_shapes(rows):
     assert lazy[1]["picture"].shape == (5, 7)
 
 
+@pytest.mark.parametrize("names", [("env", "agent", "time"), ("env", "agent", "step"), ("env", None, "TIME")])
+def test_a_last_dimension_named_time_or_no_dimension_named_so(rows, names):
+    td = data(rows, 2, 3, 5)
+    td.names = [name and name.lower() for name in names]  # strings of their own, equal to the library's
+    assert make()(td)["y"].shape == (2, 3, 5, 4)
+
+
+def test_a_middle_dimension_named_time_is_refused(rows):
+    td = data(rows, 2, 3, 5)
+    td.names = ["env", "time", "agent"]
+    with pytest.raises(InputError, match="time as the last batch dimension"):
+        make()(td)
+
+
 def test_named_dimensions_stay(rows):
     td = data(rows, 2, 5)
     td.names = ["env", "time"]
