@@ -105,6 +105,8 @@ class SameEntries(doctest.OutputChecker):
 
 @pytest.mark.parametrize("example", [POLICY, RECURRENT_MODE, NET], ids=["policy", "recurrent_mode", "net"])
 def test_the_examples_run_as_they_stand(example, capsys):
+    if "torchrl" in example:
+        pytest.importorskip("torchrl", reason="TorchRL is an extra")
     names = {"torch": torch, "LSTMModule": LSTMModule, "LSTMNet": LSTMNet}
     test = doctest.DocTestParser().get_doctest(example, names, "seed", None, None)
     assert len(test.examples) >= 8
