@@ -56,7 +56,7 @@ def test_a_part_that_hangs_is_cut_off_with_its_children_and_the_others_go_on(tmp
     ]
     assert found["next"]["jobs"][0]["status"] == 0
     assert (tmp_path / "next.log").read_text() == "here\n"
-    pid = int((tmp_path / "hanging.log").read_text().split()[1])  # what it had said is kept
+    pid = int((tmp_path / "hanging.log").read_text().split()[1])  # its output so far is kept
     assert not alive(pid)
     assert kept == [["hanging"], ["hanging", "next"]]
     assert any("hanging: 0 of 2 ended well" in line for line in said)

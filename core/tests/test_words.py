@@ -37,15 +37,6 @@ ELSEWHERE = (
     "docs/generated/",
     "CHANGELOG.md",
     "asv_benchmarks/vendor/",
-    # kernels for GPUs, their tests and figures
-    "plugins/rnn_backends_plugins/triton/",
-    "plugins/rnn_backends_plugins/compile/",
-    "plugins/tests/triton_",
-    "plugins/tests/test_triton",
-    "plugins/tests/test_cuda.py",
-    "asv_benchmarks/rnn_benchmarks/gpu/",
-    "asv_benchmarks/tests/test_gpu.py",
-    "tools/triton_resources.py",
 )
 """Beginnings of the paths of files that are not searched."""
 
@@ -72,8 +63,7 @@ def lines(name, text):
         for number, line in enumerate(text.splitlines(), 1):
             yield number, line.partition("//")[2]
     else:
-        on_a_gpu = text.find("\n## On a GPU\n") if name == "docs/performance.md" else -1
-        yield from enumerate((text if on_a_gpu < 0 else text[:on_a_gpu]).splitlines(), 1)
+        yield from enumerate(text.splitlines(), 1)
 
 
 @pytest.mark.parametrize(("avoided", "instead"), INSTEAD.items(), ids=INSTEAD.values())

@@ -47,7 +47,7 @@ def as_it_is(monkeypatch):
 
 
 OF_THE_LAYER = {"resets", "values", "gradients", "batch", "options", "layout", "rollouts"}
-"""Subjects of laws whose numbers a layout makes; the others ask for modules, keys, modes and errors, whatever it is."""
+"""Subjects of laws whose numbers depend on a layout; the others test modules, keys, modes and errors."""
 LAYOUTS = pytest.mark.parametrize("layout", [as_it_is, aligned, bucketed])
 
 
@@ -175,7 +175,7 @@ def test_the_number_of_operators_grows_with_nothing(as_on_a_gpu, monkeypatch, la
             lstm.sequences(torch.randn(T, B, 3), [State(state, state)] * layers, starts, mode != "last")
         return counted.number
 
-    count(6, 4, 0.1)  # cuDNN is asked for its layout once
+    count(6, 4, 0.1)  # this reads cuDNN's layout once
     numbers = {count(*sizes) for sizes in [(6, 4, 0.1), (60, 4, 0.1), (6, 100, 0.1), (60, 100, 0.5), (200, 3, 0.02)]}
     assert len(numbers) == 1
     assert count(6, 4, 0.1, layers=3) < 3 * numbers.pop()

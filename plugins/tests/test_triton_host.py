@@ -147,7 +147,7 @@ def test_the_products_see_neither_gradients_nor_autocast(autocast, gradients):
 
 
 class WrittenDown:
-    """In place of the driver's launcher: what it was called with, tensors as their addresses."""
+    """In place of the driver's launcher: its arguments, tensors as their addresses."""
 
     launches: ClassVar[list[tuple]] = []
 
@@ -164,7 +164,7 @@ class WrittenDown:
 
 @pytest.fixture
 def launches(monkeypatch):
-    """The launches that a driver without a GPU was asked for."""
+    """The launches that a driver without a GPU received."""
     if device.INTERPRETED:
         pytest.skip("nothing is compiled: TRITON_INTERPRET=1")
     utils = SimpleNamespace(

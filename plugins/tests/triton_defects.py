@@ -44,7 +44,7 @@ class Defect:
 
     Attributes:
         name: short and telling.
-        sentence: what is wrong.
+        sentence: the error.
         finder: who must find it first, one of ``FINDERS``.
         edits: pairs of a text that is in the source once, and what takes its place.
         file: that is edited, of ``FILES``.
@@ -101,9 +101,9 @@ DEFECTS = (
          'tl.atomic_add(counter, 1, sem="release")'),
     edit("wait_without_barrier", "Other threads go on while one waits.", "orders",
          "        pass\n    tl.debug_barrier()", "        pass"),
-    edit("arrival_releases_nothing", "An arrival is counted, and what was written before may be seen later.", "orders",
+    edit("arrival_releases_nothing", "An arrival is counted, and values written before it may be seen later.", "orders",
          'tl.atomic_add(counter, 1, sem="release")', 'tl.atomic_add(counter, 1, sem="relaxed")'),
-    edit("wait_acquires_nothing", "A program that has waited may still see what was there before.", "orders",
+    edit("wait_acquires_nothing", "A program that has waited may still see older values.", "orders",
          '"ld.acquire.gpu.global.b32', '"ld.relaxed.gpu.global.b32'),
     edit("published_after_the_arrival", "A program arrives first and then writes what it arrived with.", "orders",
          PUBLISH + ARRIVE, ARRIVE + PUBLISH),
@@ -228,7 +228,7 @@ def planted(defect: Defect) -> Iterator[None]:
 
 
 def _users(original: ModuleType, edited: ModuleType) -> Iterator[tuple[ModuleType, str, Any]]:
-    """Where the module is used, and its functions: what stands there, and what is to stand there instead."""
+    """The names that refer to the module or its functions: where they are, and their values after the edit."""
     for user in (backend, triton_recorded, triton_interpreted, *FILES.values()):
         for name, value in vars(user).items():
             if value is original:

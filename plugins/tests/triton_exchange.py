@@ -44,7 +44,7 @@ FAR_PRODUCTS = (
 
 
 def orders() -> Iterator[str]:
-    """What is wrong in some order of the programs' steps."""
+    """The errors in some order of the programs' steps."""
     for sizes, chosen, programs in GROUPS:
         for launch in record(sizes, chosen, programs):
             yield from (f"{launch.kernel}: {problem}" for problem in sorted(launch.found().problems))
@@ -62,7 +62,7 @@ def without_tf32() -> Iterator[None]:
 
 
 def accesses() -> Iterator[str]:
-    """What is wrong with single accesses, also in tensors of more numbers than 32 bits count."""
+    """The errors of single accesses, also in tensors with more numbers than 32 bits can count."""
     with without_tf32():
         for sizes, split in PRODUCTS:
             for launch in record_products(sizes, Tile(4, 4, 8, 4, 1), split):

@@ -56,7 +56,7 @@ def error_of(
     if one_entry:
         entry_h, entry_c = (draw(H).expand(T, B, H) for _ in range(2))
     else:
-        with torch.no_grad():  # what is not read must not show
+        with torch.no_grad():  # values that must not be read
             for value in (entry_h, entry_c):
                 value.masked_fill_(~starts.unsqueeze(-1), torch.nan)
     wide = [None if v is None else v.double() for v in (*weights, None, None)]
@@ -140,7 +140,7 @@ def error_of_products(sizes: tuple[int, ...], tile: Tile, dtype: torch.dtype, ba
     starts = torch.rand(T, B, generator=g) < 0.4
     starts[0] = True
     x, entry_h, h, grad_gates = over_time(I), over_time(H), draw(T, B, H), draw(T, B, 4, H)
-    entry_h.masked_fill_(~starts.unsqueeze(-1), torch.nan)  # what is not read must not show
+    entry_h.masked_fill_(~starts.unsqueeze(-1), torch.nan)  # values that must not be read
     h[-1] = torch.nan  # enters no step
     w_ih, bias = draw(4 * H, I), draw(4 * H)
     given = Arguments(x, w_ih, draw(4 * H, H), bias, None, entry_h, entry_h, starts)

@@ -1,6 +1,6 @@
 """A checker of how the programs of a Triton kernel exchange values: every order of their steps, and what they may see.
 
-A program is the list of what it does with memory (``triton_recorded.py`` writes it down while the real kernel runs).
+A program is the list of its memory accesses (``triton_recorded.py`` records it while the real kernel runs).
 Memory promises no more than this: a read sees the last write where that *happened before* it, and a write replaces a
 value where every read of it happened before. One access happens before another
 
@@ -26,7 +26,7 @@ class Event:
 
     Attributes:
         kind: ``read``, ``write``, ``barrier``, ``arrive`` (adds to a counter) or ``wait`` (until it has enough).
-        places: what is read or written.
+        places: the addresses read or written.
         counter: of an arrival or a wait.
         amount: that is added; or that is enough.
         ordered: the arrival releases, the wait acquires.
@@ -114,7 +114,7 @@ class Model:
         )
 
     def stretch(self, state: State, i: int) -> tuple[State, str]:
-        """Program ``i`` goes on to its next operation on a counter, and what is wrong with what it does, or nothing."""
+        """Program ``i`` runs up to its next operation on a counter; returns the errors of its accesses."""
         trace, k = self.traces[i], max(state.at[i], 0)
         team, leader = state.team[i], state.leader[i]
         counters, writes, reads = list(state.counters), list(state.writes), list(state.reads)
@@ -181,7 +181,7 @@ class Model:
         """Go through all orders.
 
         Args:
-            resident: so many programs run at once, and another starts where one has ended; ``None``: all.
+            resident: the number of programs that run at once; another starts when one has ended; ``None``: all.
         """
         found, waiting = Found(), [self.begin(resident is None)]
         if resident is None:

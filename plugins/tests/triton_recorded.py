@@ -1,4 +1,4 @@
-"""What the Triton kernels do with memory, written down while they run in Triton's interpreter: no number is computed.
+"""The memory accesses of the Triton kernels, recorded while they run in Triton's interpreter: no number is computed.
 
 The launches are those of ``run.py``, over tensors without memory (``device="meta"``), so any size can be tried. Every
 access is checked against the tensor that its pointer belongs to, and outputs for being written once. A wait does not
@@ -55,7 +55,7 @@ class Buffer:
 
 @dataclass
 class Launch:
-    """One launch: what its programs did, and what is wrong with single accesses."""
+    """One launch: the operations of its programs, and the errors of single accesses."""
 
     kernel: str
     constants: dict[str, Any]
@@ -70,7 +70,7 @@ class Launch:
         return self.buffer(address).name in EXCHANGED
 
     def found(self) -> Found:
-        """What is wrong in any order of the programs' steps."""
+        """The errors in any order of the programs' steps."""
         return self.model().explore()
 
     def model(self) -> Model:
@@ -84,7 +84,7 @@ class Launch:
 
 @contextmanager
 def patched_once() -> Iterator[None]:
-    """Within it a module's Triton functions are replaced by the interpreter's once: it does so anew in every call."""
+    """Within it a module's Triton functions are replaced by the interpreter's once: it does so again in every call."""
     original, scopes, known = interpreter._patch_lang, [], set()
 
     def once(fn: Any) -> Any:
@@ -168,13 +168,13 @@ class Recorder:
         return frozenset(found.tolist())
 
     def load(self, pointers: Any, mask: Any, other: Any, policy: Any, volatile: Any) -> Any:
-        """Zeros, and where ``starts`` is read what it was said to be."""
+        """Zeros, and for ``starts`` the given resets."""
         places = self._places("read", pointers.data, mask.data)
         self._add(Event("read", places))
         dtype = pointers.get_element_ty()
         shape = np.broadcast_shapes(pointers.data.shape, mask.data.shape)
         if places and self.now.buffer(next(iter(places))).name in EXCHANGED and policy[0] != "cg":
-            self.now.wrong.add("a read of what is exchanged may find it in a cache of its own")
+            self.now.wrong.add("a read of an exchanged value may find an old one in a cache of its own")
         found = np.zeros(shape, interpreter._get_np_dtype(dtype))
         if places and self.now.buffer(next(iter(places))).name == "starts":
             buffer = self.now.buffer(next(iter(places)))

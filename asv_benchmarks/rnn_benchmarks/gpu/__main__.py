@@ -1,4 +1,4 @@
-"""Everything that only a GPU can say, by one command: laws, tests, figures, and the times that auto goes by.
+"""Everything that only a GPU can show, by one command: laws, tests, figures, and the times that auto uses.
 
   python -m rnn_benchmarks.gpu run                      on the GPU, at most 6 minutes, into gpu-results/
   python -m rnn_benchmarks.gpu run --minutes 3 --parts environment,figures
@@ -128,7 +128,7 @@ def _run(options: Namespace, parser: ArgumentParser) -> int:
         options.device, options.out.resolve(), names, tuple(options.backend), tuple(options.law),
         options.tests.resolve() if options.tests else None, tuple(options.shape), tuple(options.acting),
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, stop)  # whoever ends this ends what it started
+    signal.signal(signal.SIGTERM, stop)  # the end of this process ends the processes that it started
 
     def keep(found: dict[str, Any]) -> None:
         about = {"device": options.device, "minutes": options.minutes, "parts": found}

@@ -1,4 +1,4 @@
-"""The times that ``auto`` goes by on a GPU: a short grid, each case written when it is measured."""
+"""The times that ``auto`` uses on a GPU: a short grid; each case is written when it is measured."""
 
 from __future__ import annotations
 

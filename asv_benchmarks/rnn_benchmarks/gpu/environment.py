@@ -21,7 +21,7 @@ DISTRIBUTIONS = ("torch", "triton", "tensordict", "torchrl", "numpy", "hypothesi
 
 
 def environment(device: str) -> dict[str, Any]:
-    """Everything by name; what is not there says so."""
+    """Everything by name; a missing entry has a message."""
     where = torch.device(device)
     found: dict[str, Any] = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -1,7 +1,7 @@
 """What a step of the Triton kernels costs on an H100, and why: ``python -m rnn_benchmarks.gpu model``.
 
-A step takes what every step takes (launch order, barriers, the way to L2 and back), a wait where programs share a tile,
-and what is moved and computed. The prices are fitted to the steps that were measured with many cuts of the kernels
+A step costs a fixed time (launch order, barriers, the way to L2 and back), a wait if programs share a tile, and the
+time of its data and arithmetic. The prices are fitted to the steps that were measured with many cuts of the kernels
 (``steps_h100.json``), forward and backward apart; the rates are the card's.
 """
 
@@ -77,7 +77,7 @@ class Step:
     Attributes:
         instructions: matrix instructions of a program.
         shared: bytes that a program reads from shared memory for them.
-        l2: bytes between a program and L2: what is exchanged, and weights that do not stay on the chip.
+        l2: bytes between a program and L2: the exchange, and weights that do not stay on the chip.
         all_l2: the same of all programs.
         memory: bytes of all programs from and to memory: gates, h, c, and their gradients.
         waits: for other programs.
@@ -128,7 +128,7 @@ def step_of(B: int, H: int, itemsize: int, cut: Plan, side_by_side: int, backwar
 
 @dataclass(frozen=True)
 class Prices:
-    """Microseconds of every step, a wait and a cell; factors on the times of shared memory and of what is moved."""
+    """Microseconds of every step, a wait and a cell; factors on the times of shared memory and of the data moved."""
 
     step: float
     wait: float
@@ -164,7 +164,7 @@ def prices(backward: bool) -> Prices:
 
 
 def step_us(row: Measured) -> tuple[float, float]:
-    """A measured step: what it took and what the model says, in microseconds."""
+    """A measured step: its time and the model's, in microseconds."""
     shape = GPU_SHAPES[row.shape]
     of = _pass(shape, row.precision, row.cut, row.backward)
     return row.us / of.rounds / shape.T, sum(prices(row.backward).parts(of.step).values())
@@ -177,7 +177,7 @@ class Pass:
     Attributes:
         cut: the plan.
         side_by_side: tiles that run at once.
-        rounds: how often so many do.
+        rounds: how many times the tiles side by side fill the GPU.
         step: one step.
     """
 
@@ -242,7 +242,7 @@ def _pass(shape: Shape, precision: str, cut: Plan, backward: bool) -> Pass:
 
 
 def cuts(shape: Shape, precision: str) -> Iterator[Plan]:
-    """Cuts whose weights stay on the chip, within what was measured: at most 8 cells of a thread."""
+    """Cuts whose weights stay on the chip, within the measured range: at most 8 cells per thread."""
     H, itemsize = shape.H, ITEMSIZE[precision]
     padded = plan(H, itemsize, "few", CARD).padded
     for units, rows, warps in product((16, 32, 64), (16, 32, 64), (4, 8)):

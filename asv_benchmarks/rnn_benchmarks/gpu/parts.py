@@ -41,10 +41,10 @@ class Part:
 
     Attributes:
         name: short.
-        says: what it does, for the progress line.
+        says: a description for the progress line.
         share: of the run's time that is planned for it.
         jobs: makes its processes when the part begins.
-        side_by_side: at most so many run at once.
+        side_by_side: how many run at once at most.
         least: seconds that it has however short the run is.
     """
 
@@ -139,7 +139,7 @@ def _ask_to_end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _end_group(process: subprocess.Popen[bytes], grace: float) -> None:
-    """End what is left of a process group: after a while by force. Its leader may have ended already."""
+    """End the rest of a process group, after a while by force. Its leader may have ended already."""
     with suppress(subprocess.TimeoutExpired):
         process.wait(grace)
     with suppress(ProcessLookupError):

@@ -16,7 +16,7 @@ from .parts import Job, Part
 
 PARTS = ("environment", "laws", "tests", "figures", "cuts", "products", "crossovers", "quick")
 MOST = 16
-"""At most so many processes run side by side, and no more than there are cores."""
+"""The maximum number of processes side by side; it is never more than the cores."""
 SIDE_BY_SIDE = 6
 """Processes of the tests that need CUDA, where pytest-xdist is installed: kernels compile side by side."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
@@ -86,7 +86,7 @@ def _own(what: str, choice: Choice) -> Job:
 
 
 def _laws(choice: Choice, profile: str) -> list[Job]:
-    """One process a backend; asked to end, it writes down what it has."""
+    """One process per backend; when it is ended, it writes its results so far."""
     return [_check(choice, profile, name) for name in choice.backends or accepting(choice.device)]
 
 

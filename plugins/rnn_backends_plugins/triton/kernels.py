@@ -3,11 +3,11 @@
 Who computes what. Rows of the batch are cut into tiles of ``BB``, the hidden units into ``G`` slices of ``U``.
 Program ``(p, g)`` runs slice ``g`` of the tiles ``p``, ``p + P``, ...; the slice's weights stay on the chip for all
 steps and tiles where they fit (``RESIDENT``), else they are read again in each step. The four gates' columns are one
-product (:func:`gate_of`), ``BK`` of the ``KP`` columns at a time: all at once, the rows that enter alone would fill the
-registers. A step needs what all ``G`` slices computed in the step before: it passes through global memory, in two slots
-by turns, and a counter a tile says how many programs have written theirs. What needs no neighbour is asked for before
-the wait, the gates' inputs a whole step before. ``docs/architecture.md`` says why no program waits for ever and
-``plugins/tests/triton_protocol.py`` explores all orders.
+product (:func:`gate_of`), ``BK`` of the ``KP`` columns at a time: with all at once, the rows that enter would fill the
+registers. A step needs the results of all ``G`` slices in the step before: they pass through global memory, in two
+alternating slots, and a counter per tile says how many programs have written theirs. Loads that need no neighbour are
+issued before the wait, those of the gates' inputs a whole step before. ``docs/architecture.md`` says why no program
+waits for ever and ``plugins/tests/triton_protocol.py`` explores all orders.
 
 The equations are those of :class:`torch.nn.LSTM` (gate order i, f, g, o); the gradient is backpropagation through time
 (Greff et al. 2017, "LSTM: A Search Space Odyssey", section II, without peepholes).
@@ -23,7 +23,7 @@ import triton.language as tl
 VARIES = ["T", "B", "t0", "t1", "tiles"]
 """Sizes of a call: no kernel is specialised on them, so another T or B compiles nothing."""
 OF_THE_LAYER = ["H", "I"]
-"""Sizes of a layer: specialised on whether 16 divides them, so that layers of one cut share what was compiled."""
+"""Sizes of a layer: specialised on whether 16 divides them, so that layers of one cut share a compiled kernel."""
 STRIDES = ["starts_t", "starts_b", "entry_h_t", "entry_h_b", "entry_c_t", "entry_c_b"]
 _GIVEN = ["starts", "entry_h", "entry_c"]
 """Tensors of the caller, of any alignment."""
@@ -56,7 +56,7 @@ def arrive(counter: tl.tensor) -> None:
 
 @triton.jit
 def arrivals_at(counter: tl.tensor) -> tl.tensor:
-    """How many arrivals a counter has; what was written before them can be read after this."""
+    """How many arrivals a counter has; values written before them can be read after this."""
     # An atomic addition of zero would do the same, in the time that the neighbours' own additions then wait.
     return tl.inline_asm_elementwise(
         "ld.acquire.gpu.global.b32 $0, [$1];", "=r,l", [counter.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
@@ -145,7 +145,7 @@ def forward_kernel(
     entry_c: tl.tensor,  # [T, B, H]
     h: tl.tensor,  # [T, B, H], out
     c: tl.tensor,  # [T, B, H], out
-    into: tl.tensor,  # [2, tiles * BB, KP]: the h that enters a step, by turns; zeros, and at slot t0 % 2 entry_h[0]
+    into: tl.tensor,  # [2, tiles * BB, KP]: h that enters a step, alternating slots; zeros, in slot t0 % 2 entry_h[0]
     carry: tl.tensor,  # [tiles * BB, G * U] float32: the cell state between launches, with STEPS
     counters: tl.tensor,  # [tiles, 32] int32, zeros
     T: tl.tensor,
@@ -217,7 +217,7 @@ def forward_kernel(
         if STEPS:
             c_new = tl.load(carried)
         for t in tl.range(t0, t1, num_stages=1):
-            # What needs no neighbour is asked for first.
+            # Loads that need no neighbour come first.
             follows = row < B * min(T - t - 1, 1)  # nowhere at the last step
             next_begins = tl.load(start_at + (t + 1) * starts_t.to(tl.int64), mask=follows, other=1) != 0
             enters = (follows & next_begins)[:, None] & real
@@ -254,7 +254,7 @@ def forward_kernel(
             now = sigmoid(now[0]), sigmoid(now[1]), tanh(now[2]), sigmoid(now[3])
             c_new = now[1] * tl.where(begins[:, None], stored_c.to(tl.float32), c_new) + now[0] * now[2]
             h_new = (now[3] * tanh(c_new)).to(h.dtype.element_ty)
-            # For the next step: a start takes the stored state in, whoever computes it reads its own units alone.
+            # For the next step: where a sequence starts, the stored state; each program reads that of its own units.
             entering = tl.where(next_begins[:, None], next_h, h_new)
             tl.store(into_tile + ((t + 1) & 1) * slot + r[:, None] * KP + unit[None, :], entering, mask=live)
             if WAITS:
@@ -354,7 +354,7 @@ def backward_kernel(
         dc_next = tl.zeros([BB, U], dtype=tl.float32)
         if STEPS:
             dc_next = tl.load(carried)
-        # Of each step what needs no neighbour is asked for a step before it is needed.
+        # Loads that need no neighbour are issued a step before their values are needed.
         here = row < B * min(t1, 1)
         now = here[:, None] & real
         cut = tl.load(start_at + t1 * starts_t.to(tl.int64), mask=row < B * min(T - t1, 1), other=1) != 0

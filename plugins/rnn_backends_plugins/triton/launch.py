@@ -1,4 +1,4 @@
-"""Launches of the kernels with little Python: what Triton looks up anew at every launch is looked up once.
+"""Launches of the kernels with little Python: facts that Triton looks up at every launch are looked up once.
 
 ``kernel[grid](...)`` binds some forty arguments, asks each for its type and alignment, and writes all of it down as the
 key of the compiled kernel: tens of microseconds, more than a short row takes on a GPU. But it returns the compiled
@@ -38,7 +38,7 @@ class Launcher:
     """A kernel with the arguments that never change, which it keeps compiled for each GPU.
 
     Hooks that Triton calls before and after a launch are called. What changes the compilation later on, such as
-    ``TRITON_DEBUG``, has no effect on what is compiled already.
+    ``TRITON_DEBUG``, has no effect on kernels that are compiled already.
 
     Args:
         kernel: a function of ``kernels.py``.
@@ -136,7 +136,7 @@ def known(
         numbers: those that follow.
 
     Returns:
-        ``None`` where anything is not as expected: the version, the kind of what was returned, the hooks, the
+        ``None`` if anything is not as expected: the version, the type of the returned object, the hooks, the
         parameters (tensors, then numbers on which nothing is specialised, then ``constants``), or these arguments are
         not those that all launches but a few have.
     """

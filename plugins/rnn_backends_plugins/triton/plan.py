@@ -47,7 +47,7 @@ class Plan:
         piece: ``BK``, how many of ``KP`` columns one matrix product takes.
         warps: of a program.
         resident: whether the weights stay on the chip for all steps.
-        ahead: how many pieces of the ``h`` that enters are asked for at once, forward; it divides their number.
+        ahead: how many pieces of the entering ``h`` are loaded at once, forward; it divides their number.
     """
 
     units: int
@@ -75,7 +75,7 @@ ROOM = 32 * 1024
 """Bytes of shared memory that a program needs beside its weights."""
 
 OTHER = 8 * 1024
-"""Of these what is no ``h`` that enters."""
+"""The part of it that is not for the entering ``h``."""
 
 MOST_CELLS = 2048
 """Units times rows of a program: with more the registers do not suffice."""

@@ -39,7 +39,7 @@ class Tile:
     stages: int
 
     def blocks(self, rows: int, *columns: int) -> int:
-        """Tiles of a result of so many rows, whose columns are in these groups."""
+        """How many tiles cover a result with these rows and groups of columns."""
         return -(-rows // self.rows) * sum(-(-n // self.columns) for n in columns)
 
 

@@ -182,7 +182,7 @@ def _launcher(
 ) -> Launcher:
     """One of the two kernels over time with its compile-time arguments; every tensor's dtype follows from them."""
     # A cooperative launch fails where its programs do not fit on the GPU together; none could wait for ever.
-    # Fused multiply-add is Triton's default, of which 3.9 warns where it was not asked for.
+    # Fused multiply-add is Triton's default; 3.9 warns unless it is given explicitly.
     together = (
         {} if INTERPRETED else {"launch_cooperative_grid": chosen.slices > 1 and not steps, "enable_fp_fusion": True}
     )
