@@ -33,22 +33,14 @@ def test_the_page_has_every_plan(resources):
 
 def test_every_kernel_fits_its_card(resources):
     page = resources.read_page()
-    for row in resources.rows():
-        card = next(card for card in resources.plan.CARDS.values() if card.capability == row.capability)
-        registers, stack, shared, _ = page[row.cells]
-        assert int(shared) * 1024 <= card.shared, row
-        assert int(stack) <= MOST_STACK[row.precision], row
-        assert int(registers) * 32 * row.chosen.warps <= 65536, row  # or not even one program runs
-
-
-def test_every_product_fits_its_card(resources):
-    page = resources.read_page()
-    for row in resources.product_rows():
+    every = [(row, row.chosen.warps, MOST_STACK[row.precision]) for row in resources.rows()]
+    every += [(row, row.tile.warps, MOST_STACK_OF_PRODUCTS) for row in resources.product_rows()]
+    for row, warps, most_stack in every:
         card = next(card for card in resources.plan.CARDS.values() if card.capability == row.capability)
         registers, stack, shared, unit = page[row.cells]
         assert int(shared) * 1024 <= card.shared, row
-        assert int(stack) <= MOST_STACK_OF_PRODUCTS, row
-        assert int(registers) * 32 * row.tile.warps <= 65536, row
+        assert int(stack) <= most_stack, row
+        assert int(registers) * 32 * warps <= 65536, row  # or not even one program runs
         assert unit != "fma", row
 
 

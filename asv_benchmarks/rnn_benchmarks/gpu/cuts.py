@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -12,15 +11,14 @@ from time import monotonic
 from typing import Any
 from unittest import mock
 
-from rnn_backends.paths import write_whole
 from rnn_backends_plugins.triton.plan import Plan, ahead_of
 
 from ..cases import Contestant, Shape, build
 from ..tables import seconds as time_text
 from ..timing import interleaved
+from .by_shape import by_shape
 from .model import ITEMSIZE, cuts, predict
-from .plan import accepting
-from .settings import DTYPES, GPU_SHAPES, PRECISIONS, chosen, name_of, precision
+from .settings import DTYPES, PRECISIONS, name_of, precision
 
 FILE = "cuts.json"
 BACKEND = "triton"
@@ -46,22 +44,11 @@ def measure_cuts(
         What the file has: a table row for each cut, with its times in seconds or the reason why it has none.
     """
     until = monotonic() + seconds
-    found: list[dict[str, Any]] = []
-    file = folder / FILE
-    write_whole(file, "[]\n")
-    for which in ITEMSIZE:
-        if BACKEND not in accepting(device, DTYPES[which]):
-            say(f"{BACKEND} does not accept an LSTM in {which} on {device}")
-            continue
-        for shape in chosen(shapes, GPU_SHAPES.values()):
-            if monotonic() > until:
-                say(f"the time is up: {name_of(shape)} in {which} and what follows are not measured")
-                return found
-            for row in _measured(shape, which, device, until):
-                found.append(row)
-                say(_line(row))
-            write_whole(file, json.dumps(found, indent=1) + "\n")
-    return found
+
+    def rows(shape: Shape, which: str) -> Iterator[dict[str, Any]]:
+        return _measured(shape, which, device, until)
+
+    return by_shape(BACKEND, rows, _line, ITEMSIZE, device, folder / FILE, until, shapes, say)
 
 
 def candidates(shape: Shape, which: str, device: str) -> list[Plan]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -12,15 +11,14 @@ from unittest import mock
 
 import torch
 from rnn_backends.authoring import Arguments
-from rnn_backends.paths import write_whole
 from torch import Tensor
 from torch.nn.functional import linear
 
 from ..cases import Shape
 from ..tables import seconds as time_text
 from ..timing import interleaved
-from .plan import accepting
-from .settings import DTYPES, GPU_SHAPES, chosen, name_of, precision
+from .by_shape import by_shape
+from .settings import DTYPES, name_of, precision
 
 FILE = "products.json"
 BACKEND = "triton"
@@ -47,22 +45,11 @@ def measure_products(
     Returns:
         What the file has: for each product its shape, precision and kind, and the seconds of ``ours`` and ``torch``.
     """
-    until = monotonic() + seconds
-    found: list[dict[str, Any]] = []
-    write_whole(folder / FILE, "[]\n")
-    for which, dtype in DTYPES.items():
-        if BACKEND not in accepting(device, dtype):
-            say(f"{BACKEND} does not accept an LSTM in {which} on {device}")
-            continue
-        for shape in chosen(shapes, GPU_SHAPES.values()):
-            if monotonic() > until:
-                say(f"the time is up: {name_of(shape)} in {which} and what follows are not measured")
-                return found
-            for row in _measured(shape, which, dtype, device):
-                found.append(row)
-                say(_line(row))
-            write_whole(folder / FILE, json.dumps(found, indent=1) + "\n")
-    return found
+
+    def rows(shape: Shape, which: str) -> Iterator[dict[str, Any]]:
+        return _measured(shape, which, DTYPES[which], device)
+
+    return by_shape(BACKEND, rows, _line, DTYPES, device, folder / FILE, monotonic() + seconds, shapes, say)
 
 
 def _measured(shape: Shape, which: str, dtype: torch.dtype, device: str) -> Iterator[dict[str, Any]]:
