@@ -6,7 +6,8 @@ laws of the profile `quick` run over each in a forked process until one fails: t
 and some of them first over few cases. A mutant of core that survives `quick` meets the laws of `full` that compile, and
 counts separately if one of them kills it. Results are stored in `.mutants/suite.jsonl`, one line each, so that a
 stopped run can continue. A survivor is equivalent, for a reason in `tools/mutants_suite.toml`, or shows a gap of the
-laws.
+laws. Another `--seed` is another sample: it leaves out the mutants that are listed in
+`tools/mutants_suite_samples.toml`, where a sample is added when the laws are changed for its survivors.
 
 C++ is compiled with `-O1`, which takes half the time of `-O3`, and with a trap at every index outside of an array
 (`-fsanitize=bounds`). A survivor of the first laws runs under AddressSanitizer as well (`make sanitize`).
@@ -47,6 +48,7 @@ from mutants import by_turns
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / ".mutants" / "suite.jsonl"
 EXPLAINED = ROOT / "tools" / "mutants_suite.toml"
+SAMPLES = ROOT / "tools" / "mutants_suite_samples.toml"
 PAGE = ROOT / "docs" / "generated" / "mutants.md"
 TARGETS = {
     "unroll": ("core/rnn_backends/unroll.py", "rnn_backends.unroll"),
@@ -637,8 +639,15 @@ def explained() -> dict[tuple[str, str, str], str]:
 
 
 def sample(targets: Sequence[str], seed: int) -> list[Mutant]:
-    """All mutants, in a random order fixed by the seed, the targets in turn."""
-    return by_turns({target: mutants(target) for target in targets}, seed)
+    """All mutants that no other seed's sample tried, in a random order fixed by the seed, the targets in turn."""
+    others = {key for row in earlier(seed) for key in row["keys"].split()}
+    return by_turns({t: (mutant for mutant in mutants(t) if mutant.key not in others) for t in targets}, seed)
+
+
+def earlier(seed: int) -> list[dict[str, Any]]:
+    """The samples of other seeds, with the keys of the mutants that each tried."""
+    rows = tomllib.loads(SAMPLES.read_text()).get("sample", []) if SAMPLES.exists() else []
+    return [row for row in rows if row["seed"] != seed]
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -785,6 +794,15 @@ def page(rows: Sequence[dict[str, Any]], seed: int, day: str, commit: str, numbe
         died = sum(row in dead for row in own)
         figures = [number, len(own), *(count[v] for v in DIED), late, same, *open_ends, _percent(died, len(own) - same)]
         lines.append(f"| {target} | {' | '.join(map(str, figures))} |")
+    before = [
+        f"| {row['seed']} | {row['date']} | `{row['commit']}` | {row['tried']} | {row['equivalent']} | {row['died']} "
+        + f"| {_percent(row['died'], row['tried'] - row['equivalent'])} | {row['note']} |"
+        for row in earlier(seed)
+    ]
+    if before:
+        lines += ["", "## Earlier samples", "", "No mutant above is in one of them.", ""]
+        lines += ["| seed | day | commit | tried | equivalent | died | of the others | note |"]
+        lines += ["| ---: | --- | --- | ---: | ---: | ---: | ---: | --- |", *before]
     lines += ["", "## What kills", "", "| law | mutants |", "| --- | ---: |"]
     for law, n in Counter(row["law"] or LOADED for row in dead).most_common():
         lines += [f"| {law} | {n} |" if law == LOADED else f"| `{law}` | {n} |"]
@@ -845,7 +863,7 @@ def main() -> int:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    numbers = Counter(mutant.target for mutant in found)
+    numbers = Counter({target: sum(1 for _ in mutants(target)) for target in targets})
     text = page(rows, given.seed, given.date, commit.stdout.strip(), numbers)
     if given.write:
         PAGE.write_text(text)

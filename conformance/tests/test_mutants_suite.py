@@ -70,6 +70,19 @@ def test_a_sample_is_the_same_for_a_seed_and_takes_turns(tool):
     assert [mutant.target for mutant in once[:4]] == ["resets", "stack", "resets", "stack"]
 
 
+def test_a_sample_leaves_out_what_the_samples_of_other_seeds_tried(tool, monkeypatch, tmp_path):
+    monkeypatch.setattr(tool, "SAMPLES", tmp_path / "samples.toml")
+    every = {mutant.key for mutant in tool.sample(["stack"], 1)}
+    tried = sorted(every)[:3]
+    fields = 'date = "2026-01-01"\ncommit = "abc"\ntried = 3\nequivalent = 1\ndied = 1\nnote = "why"'
+    tool.SAMPLES.write_text(f'[[sample]]\nseed = 1\n{fields}\nkeys = "{" ".join(tried)}"\n')
+    assert {mutant.key for mutant in tool.sample(["stack"], 2)} == every - set(tried)
+    assert {mutant.key for mutant in tool.sample(["stack"], 1)} == every
+    row = "| 1 | 2026-01-01 | `abc` | 3 | 1 | 1 | 50.0 % | why |"
+    assert row in tool.page([], 2, "2026-01-02", "def", Counter(stack=5))
+    assert row not in tool.page([], 1, "2026-01-02", "def", Counter(stack=5))
+
+
 def test_a_mutant_of_the_tiled_kernel_dies_and_the_kernel_holds(tool, tmp_path):
     laws = ["output_equals_reference"]
     assert check_backend(tiled.tiled(), profile="smoke", laws=laws, rollouts=()).ok
