@@ -385,3 +385,30 @@ def test_a_run_has_the_parts_that_are_asked_for_in_their_order(tmp_path):
     assert (environment.name, quick.name) == ("environment", "quick")
     assert [job.name for job in quick.jobs()] == ["quick-vmap", "quick-cudnn"]
     assert shape_called("G1") == Shape(4096, 32, 64, 256)
+
+
+def lines_of(capsys, *words):
+    main(list(words))
+    return [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.slow
+def test_the_host_is_measured_without_a_gpu(capsys):
+    pytest.importorskip("triton", reason="it is the host of triton's kernels, and triton is not installed")
+    heads, _, *lines = lines_of(capsys, "host", "--shape", "2,3,4,5", "--rounds", "1")
+    assert heads == ["B2-T3-I4-H5, a call", "us", "operators", "of which launch"]
+    assert len(lines) == 6
+    for name, us, operators, launching in lines:
+        assert name.partition(", ")[0] in ("layer", "LSTM", "LSTMModule")
+        assert float(us) > 0
+        assert int(operators) > int(launching) > 0
+
+
+@pytest.mark.slow
+def test_compiling_is_measured_without_a_gpu_and_without_triton_s_cache(capsys):
+    pytest.importorskip("triton", reason="its compiler is measured, and triton is not installed")
+    heads, _, line = lines_of(capsys, "compile", "--shape", "2,3,4,5", "--precision", "TF32")
+    found = dict(zip(heads, line, strict=True))
+    assert found.pop("seconds") == "B2-T3-I4-H5, TF32"
+    assert found.pop("kernels") == "5 + 1"  # forward, backward, three products; a step
+    assert all(float(value) > 0 for value in found.values())

@@ -3,6 +3,8 @@
 Launches are compiled for a GPU and go to a driver without one, which writes them down.
 """
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import ClassVar
@@ -12,6 +14,7 @@ import torch
 from rnn_backends import LayerWeights, State, UnsupportedError
 from rnn_backends.authoring import Arguments, Needs, Run
 from rnn_backends_plugins.triton.plan import CARDS, Plan
+from rnn_benchmarks.gpu.without import driver
 from torch.utils._python_dispatch import TorchDispatchMode
 
 REASON = "the kernels come with triton, and it is not installed"
@@ -167,22 +170,10 @@ def launches(monkeypatch):
     """The launches that a driver without a GPU received."""
     if device.INTERPRETED:
         pytest.skip("nothing is compiled: TRITON_INTERPRET=1")
-    utils = SimpleNamespace(
-        load_binary=lambda *about: (1, 2, 32, 0, 1024),
-        unload_module=lambda module: None,
-        get_device_properties=lambda device: {"max_shared_mem": 227 * 1024},
-    )
-    driver = SimpleNamespace(
-        get_current_device=lambda: 0,
-        get_current_stream=lambda device: 7,
-        get_current_target=lambda: triton.backends.compiler.GPUTarget("cuda", 90, 32),
-        launcher_cls=WrittenDown,
-        utils=utils,
-    )
-    monkeypatch.setattr(triton.runtime.driver, "_active", driver)
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver(WrittenDown))
     monkeypatch.setattr(WrittenDown, "launches", [])
     yield WrittenDown.launches
-    for kernel in (*OURS, move):
+    for kernel in (*OURS, move, broken):
         kernel.device_caches.clear()  # nothing that was loaded into no GPU stays
     for launchers in (run._launcher, run._step_launcher, products._launcher):
         launchers.cache_clear()
@@ -245,6 +236,86 @@ def test_a_call_like_the_one_before_asks_triton_for_nothing(launches, compilatio
     call(layer(T=5, B=4))
     assert len(compilations) == 5
     assert len(launches) == 10
+
+
+@triton.jit
+def broken(here, N: tl.constexpr):
+    """Does not compile."""
+    tl.static_assert(N < 16)
+    tl.store(here, 0.0)
+
+
+USUAL = (torch.float32, "ieee", False), (torch.float32, "tf32", True), (torch.bfloat16, "tf32", False)
+
+
+@pytest.mark.parametrize(("dtype", "in_products", "of_inputs"), USUAL)
+@pytest.mark.parametrize("one_entry", [False, True])
+@pytest.mark.parametrize("entry_wants_a_gradient", [False, True])
+def test_all_kernels_of_a_training_call_compile_together_before_the_first_launch(
+    launches, compilations, switches, monkeypatch, dtype, in_products, of_inputs, one_entry, entry_wants_a_gradient
+):
+    """And they are those that the call launches: with one processor each compiles at its launch, and is the same."""
+    switches[1].fp32_precision = in_products
+    hashes = []
+    for processors in (4, 1):
+        monkeypatch.setattr(launch, "processors", lambda count=processors: count)
+        for launchers in (run._launcher, products._launcher):
+            launchers.cache_clear()
+        for kernel in OURS:
+            kernel.device_caches.clear()
+        del launches[:], compilations[:]
+        given = layer(I=8, H=16, dtype=dtype)
+        if one_entry:
+            given = given._replace(
+                entry_h=given.entry_h[:1, :1].expand(3, 2, 16), entry_c=given.w_hh[0].expand(3, 2, 16)
+            )
+        for value in (given.entry_h, given.entry_c):
+            value.requires_grad_(entry_wants_a_gradient)
+        given.x.requires_grad_(of_inputs)
+        h, c, gates = run.forward(given, True)
+        ours = dtype == torch.float32 and in_products == "ieee"  # our own kernels multiply outside as well
+        expected = 3 + ours * (1 + of_inputs)
+        assert len(compilations) == (expected if processors == 4 else 1 + ours)
+        entry = entry_wants_a_gradient
+        run.backward(given, Run(h, c, gates, h, None), Needs(of_inputs, True, True, True, False, entry, entry))
+        assert len(compilations) == expected == len(launches)
+        hashes.append([hash_ for _, _, hash_, *_ in launches])
+    assert hashes[0] == hashes[1]
+
+
+def test_without_a_gradient_only_the_forward_pass_compiles(launches, compilations, monkeypatch):
+    monkeypatch.setattr(launch, "processors", lambda: 4)
+    run.forward(layer(), False)
+    assert len(compilations) == 2
+
+
+def test_what_does_not_compile_beside_others_is_an_error_at_its_launch_and_the_others_are_compiled(
+    launches, compilations
+):
+    wrong, right = Launcher(broken, {"N": 16, "enable_fp_fusion": True}), Launcher(move, MOVE)
+    threads = threading.active_count()
+    launch.compile_together([(wrong, torch.float32, {}), (right, torch.float32, {})], torch.device("cpu"))
+    assert threading.active_count() == threads
+    assert len(compilations) == 2
+    right((1, 1), moving(), (9,))
+    assert len(compilations) == 2
+    with pytest.raises(triton.CompilationError, match="static_assert"):
+        wrong((1, 1), moving()[:1], (9,)[:0])
+
+
+def test_a_callers_own_compilation_mode_is_not_in_the_way(launches, compilations):
+    wanted = [(Launcher(move, {**MOVE, "N": n}), torch.float32, {}) for n in (16, 32)]
+    with ThreadPoolExecutor(1) as pool, triton.AsyncCompileMode(pool):
+        launch.compile_together(wanted, torch.device("cpu"))
+    for one, *_ in wanted:
+        one((1, 1), moving(), (9,))
+    assert len(compilations) == 2
+
+
+def test_hooks_before_a_run_see_no_compilation(launches, compilations, monkeypatch):
+    monkeypatch.setattr(move, "pre_run_hooks", [lambda *given, **options: None])
+    launch.compile_together([(Launcher(move, MOVE), torch.float32, {})] * 2, torch.device("cpu"))
+    assert not compilations
 
 
 class Operators(TorchDispatchMode):

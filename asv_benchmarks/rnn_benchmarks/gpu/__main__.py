@@ -5,6 +5,8 @@
   python -m rnn_benchmarks.gpu run --device cpu --minutes 1     the same way on a CPU, to try it out
   python -m rnn_benchmarks.gpu page gpu-results         fill the GPU parts of docs/ and the shipped crossovers from it
   python -m rnn_benchmarks.gpu model                    what the Triton kernels should cost, on paper, into docs/
+  python -m rnn_benchmarks.gpu compile                  without a GPU: what triton's first calls take to compile
+  python -m rnn_benchmarks.gpu host --tree ../other     without a GPU: what its calls take around the kernels, and there
 
 The parts, in order: environment, laws, tests, figures, cuts, products, crossovers, quick. Each has a share of the time
 and what earlier ones left over, is stopped with all that it started when that is up, and has written down by then what
@@ -55,6 +57,21 @@ def _parser() -> ArgumentParser:
     page.add_argument("--crossovers", type=Path, default=Path("core/rnn_backends/crossovers.json"))
     model = words.add_parser("model", help="fill the documentation's model of the Triton kernels' cost")
     model.add_argument("--docs", type=Path, default=Path("docs"), help="default: %(default)s")
+    for what, says in (
+        ("compile", "how long the kernels of first calls take to compile, without a GPU"),
+        ("host", "how long calls take on the host, with launches that go nowhere"),
+    ):
+        one = words.add_parser(what, help=says)
+        one.add_argument(
+            "--shape", type=_shape, action="append", default=[], help="B,T,I,H or S1 to S5, G1; may be repeated"
+        )
+        one.add_argument("--tree", type=Path, help="another checkout to measure beside this one")
+        if what == "compile":
+            one.add_argument(
+                "--precision", action="append", default=[], help="TF32, float32 or bfloat16; may be repeated"
+            )
+        else:
+            one.add_argument("--rounds", type=int, default=3, help="processes of each; default: %(default)s")
     return parser
 
 
@@ -99,11 +116,26 @@ def main(words: list[str] | None = None) -> None:
 
         print(f"filled {fill(options.docs)}")
         return
+    if options.what in ("compile", "host"):
+        _without_a_gpu(options)
+        return
     _device(options, parser)
     options.out.mkdir(parents=True, exist_ok=True)
     if options.what == "run":
         raise SystemExit(_run(options, parser))
     _one(options)
+
+
+def _without_a_gpu(options: Namespace) -> None:
+    from . import compiling, host
+    from .settings import PRECISIONS, chosen
+
+    if options.what == "compile":
+        compiling.show(
+            chosen(options.shape, compiling.SHAPES), options.precision or list(PRECISIONS), options.tree, _say
+        )
+    for shape in chosen(options.shape, [host.SHAPE]) if options.what == "host" else []:
+        host.show(shape, options.rounds, options.tree, _say)
 
 
 def _device(options: Namespace, parser: ArgumentParser) -> None:

@@ -12,8 +12,12 @@ they were in the versions that were read; where they are not, every launch takes
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import Context
 from typing import Any
 from warnings import warn
 
@@ -49,6 +53,7 @@ class Launcher:
         self.kernel, self.constants = kernel, constants
         self._compiled: dict[int, _Compiled] = {}
         self._taken_back = False
+        self._prepared: set[int] = set()
 
     def __call__(self, grid: tuple[int, int], tensors: Sequence[Tensor], numbers: Sequence[int]) -> None:
         """Launch it on the GPU of the tensors, whatever the current one is.
@@ -97,6 +102,60 @@ class Launcher:
         compiled = known(self.kernel, self.constants, found, tensors, numbers)
         if compiled is not None:
             self._compiled[index] = compiled
+
+    def is_new_to(self, device: torch.device) -> bool:
+        """Whether nobody has asked this for the device before."""
+        index = device.index or 0
+        if index in self._prepared:
+            return False
+        self._prepared.add(index)
+        return True
+
+    def compile(self, dtype: torch.dtype, others: Mapping[str, torch.dtype]) -> None:
+        """Compile it for the current GPU and for tensors of usual alignment, without a launch.
+
+        Args:
+            dtype: of the tensors.
+            others: those of the tensors that have another, by the parameter's name.
+        """
+        given = [parameter for parameter in self.kernel.params if parameter.name not in self.constants]
+        stand_ins = [1 if p.do_not_specialize else others.get(p.name, dtype) for p in given]
+        self.kernel.warmup(*stand_ins, grid=(1, 1), **self.constants)
+
+
+Compilation = tuple[Launcher, torch.dtype, Mapping[str, torch.dtype]]
+"""A launcher, and the arguments of :meth:`Launcher.compile`."""
+
+
+def compile_together(wanted: Sequence[Compilation], device: torch.device) -> None:
+    """Compile kernels side by side, one thread each as far as there are processors; returns when all are done.
+
+    Triton compiles in C++ and in another process, without Python's lock. What does not compile here compiles at its
+    launch, which then raises the error. No thread outlives the call.
+
+    Args:
+        wanted: what to compile; what is compiled already takes no time.
+        device: the GPU.
+    """
+    threads = min(len(wanted), processors())
+    mode = getattr(triton, "AsyncCompileMode", None)
+    if threads < 2 or mode is None or not KNOWN[0] <= version(triton.__version__) < KNOWN[1]:
+        return
+
+    on: AbstractContextManager[object] = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+    def start() -> None:
+        with on, ThreadPoolExecutor(threads) as pool, mode(pool, ignore_errors=True):
+            for launcher, dtype, others in wanted:
+                if not launcher.kernel.pre_run_hooks:  # which would see launches that there are not
+                    launcher.compile(dtype, others)
+
+    Context().run(start)  # the mode is a context variable: nothing of it stays, and a caller's own is not in the way
+
+
+def processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Compiled:

@@ -13,7 +13,7 @@ from torch.nn.functional import linear
 
 from . import product_kernels
 from .device import INTERPRETED, card_of, operand_of, precision_of, torch_multiplies_alike
-from .launch import Launcher
+from .launch import Compilation, Launcher
 from .plan import Card
 
 ALIGNMENT = 8
@@ -108,18 +108,10 @@ def of_weights(given: Arguments, h: Tensor, grad_gates: Tensor) -> tuple[Tensor,
     """
     (T, B, H, _), I, x, dtype = given.sizes, given.x.shape[2], unit_stride(given.x), given.x.dtype  # noqa: E741
     entry_h, starts = unit_stride(given.entry_h), given.starts.view(torch.uint8)
-    card = card_of(x.device)
-    tile = tile_of(LARGE.blocks(4 * H, I + 1, H) * (T * B // 512), SMALL.columns >= H, dtype, card)
-    depth = tile.depth // x.itemsize
+    launch, tile = launcher_of_weights(given, _aligned(x, H))
+    splits, rows = splits_of(T * B, tile.blocks(4 * H, I + 1, H), tile.depth // x.itemsize, card_of(x.device))
     groups = tile.blocks(1, I + 1, H)
-    splits, rows = splits_of(T * B, tile.blocks(4 * H, I + 1, H), depth, card)
     parts = x.new_empty(splits, 4 * H * (I + H + 1), dtype=torch.float32)
-    launch = _launcher(
-        *(product_kernels.weight_gradients_kernel, tile, dtype, precision_of(dtype)),
-        I=I,
-        H=H,
-        ALIGNED=_aligned(x, H),
-    )
     launch(
         (-(-4 * H // tile.rows), groups * splits),
         (grad_gates, x, h, starts, entry_h, parts),
@@ -130,22 +122,55 @@ def of_weights(given: Arguments, h: Tensor, grad_gates: Tensor) -> tuple[Tensor,
     return w_ih.view(4 * H, I), w_hh.view(4 * H, H), bias
 
 
+def launcher_of_weights(given: Arguments, aligned: bool) -> tuple[Launcher, Tile]:
+    """The kernel of the weights' gradients; ``aligned``: as :func:`_aligned` says of ``x``."""
+    (T, B, H, _), I, x = given.sizes, given.x.shape[2], given.x  # noqa: E741
+    blocks = LARGE.blocks(4 * H, I + 1, H) * (T * B // 512)
+    tile = tile_of(blocks, SMALL.columns >= H, x.dtype, card_of(x.device))
+    kernel = product_kernels.weight_gradients_kernel
+    return _launcher(kernel, tile, x.dtype, precision_of(x.dtype), I=I, H=H, ALIGNED=aligned), tile
+
+
+def compilations(given: Arguments, backward: bool) -> list[Compilation]:
+    """What the products of a usual call need compiled.
+
+    Args:
+        given: the layer's arguments.
+        backward: of the backward pass, else of the forward pass.
+    """
+    (T, B, H, _), x, dtype = given.sizes, given.x, given.x.dtype
+    found: list[Compilation] = []
+    if backward:
+        launch, _ = launcher_of_weights(given, _aligned(x, H))
+        found.append((launch, dtype, {"starts": torch.uint8, "parts": torch.float32}))
+    if (x.requires_grad if backward else True) and not torch_multiplies_alike(dtype) and x.shape[2]:
+        sizes = (T * B, x.shape[2], 4 * H) if backward else (T * B, 4 * H, x.shape[2])
+        aligned = 4 * H % ALIGNMENT == 0 if backward else _aligned(unit_stride(x))
+        launch, _ = _launcher_of_product(
+            sizes, dtype, x.device, aligned, backward, not backward and given.bias is not None
+        )
+        found.append((launch, dtype, {}))
+    return found
+
+
+def _launcher_of_product(
+    sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device, aligned: bool, transposed: bool, bias: bool
+) -> tuple[Launcher, Tile]:
+    """The kernel of a product of ``sizes`` M, N, K."""
+    M, N, K = sizes
+    tile = tile_of(LARGE.blocks(M, N), SMALL.columns >= N, dtype, card_of(device))
+    flags = {"N": N, "K": K, "ALIGNED": aligned, "TRANSPOSED": transposed, "HAS_BIAS": bias}
+    return _launcher(product_kernels.product_kernel, tile, dtype, precision_of(dtype), **flags), tile
+
+
 def _product(a: Tensor, b: Tensor, bias: Tensor | None, transposed: bool = False) -> Tensor:
     """``a [T, B, K] @ b.T + bias`` with ``b [N, K]``, or ``transposed``, with ``b [K, N]``: to ``[T * B, N]``."""
     a, b = unit_stride(a), b.contiguous()
-    (T, B, K), N, card = a.shape, b.shape[int(transposed)], card_of(a.device)
+    (T, B, K), N = a.shape, b.shape[int(transposed)]
     out = a.new_empty(T * B, N)
     if not N:
         return out
-    tile = tile_of(LARGE.blocks(T * B, N), SMALL.columns >= N, a.dtype, card)
-    launch = _launcher(
-        *(product_kernels.product_kernel, tile, a.dtype, precision_of(a.dtype)),
-        N=N,
-        K=K,
-        ALIGNED=_aligned(a),
-        TRANSPOSED=transposed,
-        HAS_BIAS=bias is not None,
-    )
+    launch, tile = _launcher_of_product((T * B, N, K), a.dtype, a.device, _aligned(a), transposed, bias is not None)
     tensors = (a, b, b if bias is None else bias, out)
     launch((tile.blocks(T * B, N), 1), tensors, (T * B, B, *a.stride()[:2]))
     return out

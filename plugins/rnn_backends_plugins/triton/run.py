@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 
 from . import kernels, products
 from .device import INTERPRETED, card_of, operand_of, precision_of
-from .launch import Launcher
+from .launch import Compilation, Launcher, compile_together
 from .plan import SPLIT, Plan, batch_of, plan
 from .products import unit_stride
 
@@ -61,14 +61,36 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     if not T * B * H:
         return h, c, x.new_empty(T, B, 4, H) if keep else x.new_empty(0)
     with _as_it_is():
-        gates = products.of_inputs(x, given.w_ih, given.bias)
         chosen = plan_for(H, B, x.dtype, x.device)
-        _launch_forward(given, gates, h, c, chosen, keep)
+        launch = _launcher_of_forward(given, chosen, keep)
+        if not INTERPRETED and launch.is_new_to(x.device):
+            compile_together(_compilations(given, launch, keep), x.device)
+        gates = products.of_inputs(x, given.w_ih, given.bias)
+        _launch_forward(given, gates, h, c, chosen, launch)
     return h, c, gates.view(T, B, 4, H) if keep else x.new_empty(0)
 
 
-def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chosen: Plan, keep: bool) -> None:
-    (T, B, H, _), x = given.sizes, given.x
+def _compilations(given: Arguments, forward: Launcher, keep: bool) -> list[Compilation]:
+    """What a call compiles, with the backward pass after it where nothing but ``h`` has a gradient given."""
+    (_, B, H, _), dtype = given.sizes, given.x.dtype
+    starts = {"starts": torch.uint8, "counters": torch.int32}
+    carry = torch.float32 if forward.constants["STEPS"] else dtype
+    found: list[Compilation] = [
+        (forward, dtype, {**starts, "carry": carry}),
+        *products.compilations(given, backward=False),
+    ]
+    if keep:
+        chosen = plan_for(H, B, dtype, given.x.device, backward=True)
+        launch = _launcher_of_backward(
+            given, chosen, (True, False), (given.entry_h.requires_grad, given.entry_c.requires_grad)
+        )
+        found[:0] = [(launch, dtype, {**starts, "parts": torch.float32, "carry": torch.float32})]
+        found += products.compilations(given, backward=True)
+    return found
+
+
+def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chosen: Plan, launch: Launcher) -> None:
+    (T, B, *_), x = given.sizes, given.x
     tiles = -(-B // chosen.rows)
     programs, steps = _grid(chosen, tiles, x.device)
     entry_h, entry_c = unit_stride(given.entry_h), unit_stride(given.entry_c)
@@ -77,15 +99,20 @@ def _launch_forward(given: Arguments, gates: Tensor, h: Tensor, c: Tensor, chose
     starts = given.starts.view(torch.uint8)
     w_hh = given.w_hh.contiguous()
     strides = (*starts.stride(), *entry_h.stride()[:2], *entry_c.stride()[:2])
-    launch = _launcher(
-        *(kernels.forward_kernel, chosen, H, steps, x.dtype, precision_of(x.dtype)),
-        AHEAD=chosen.ahead,
-        KEEP=keep,
-        ONE_ENTRY=_is_one_row(entry_h) and _is_one_row(entry_c),
-    )
     tensors = (gates, w_hh, starts, entry_h, entry_c, h, c, into, carry, counters)
     for t0, t1 in ((t, t + 1) for t in range(T)) if steps else ((0, T),):
         launch((programs, chosen.slices), tensors, (T, B, t0, t1, tiles, *strides))
+
+
+def _launcher_of_forward(given: Arguments, chosen: Plan, keep: bool) -> Launcher:
+    (_, B, H, _), x = given.sizes, given.x
+    _, steps = _grid(chosen, -(-B // chosen.rows), x.device)
+    return _launcher(
+        *(kernels.forward_kernel, chosen, H, steps, x.dtype, precision_of(x.dtype)),
+        AHEAD=chosen.ahead,
+        KEEP=keep,
+        ONE_ENTRY=_is_one_row(given.entry_h) and _is_one_row(given.entry_c),
+    )
 
 
 def _exchanged(first: Tensor, chosen: Plan, tiles: int) -> tuple[Tensor, Tensor]:
@@ -127,7 +154,7 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
 def _launch_backward(
     given: Arguments, run: Run, grad_gates: Tensor, entry_h: Tensor | None, entry_c: Tensor | None, chosen: Plan
 ) -> None:
-    (T, B, H, _), x = given.sizes, given.x
+    (T, B, *_), x = given.sizes, given.x
     tiles = -(-B // chosen.rows)
     programs, steps = _grid(chosen, tiles, x.device)
     stored_c = unit_stride(given.entry_c)
@@ -139,13 +166,8 @@ def _launch_backward(
     grad_h = None if run.grad_h is None else run.grad_h.contiguous()
     grad_c = None if run.grad_c is None else run.grad_c.contiguous()
     first = -1 if entry_h is not None or entry_c is not None else 0
-    launch = _launcher(
-        *(kernels.backward_kernel, chosen, H, steps, x.dtype, precision_of(x.dtype)),
-        HAS_GRAD_H=grad_h is not None,
-        HAS_GRAD_C=grad_c is not None,
-        NEED_ENTRY_H=entry_h is not None,
-        NEED_ENTRY_C=entry_c is not None,
-        ONE_ENTRY=_is_one_row(stored_c),
+    launch = _launcher_of_backward(
+        given, chosen, (grad_h is not None, grad_c is not None), (entry_h is not None, entry_c is not None)
     )
     tensors = (
         *(run.gates, w_hh, starts, stored_c, run.c),
@@ -159,9 +181,25 @@ def _launch_backward(
         launch((programs, chosen.slices), tensors, (T, B, t0, t1, tiles, *strides))
 
 
+def _launcher_of_backward(
+    given: Arguments, chosen: Plan, grads: tuple[bool, bool], entries: tuple[bool, bool]
+) -> Launcher:
+    """Of which of ``h`` and ``c`` a gradient is given, and of which stored states one is needed."""
+    (_, B, H, _), x = given.sizes, given.x
+    _, steps = _grid(chosen, -(-B // chosen.rows), x.device)
+    return _launcher(
+        *(kernels.backward_kernel, chosen, H, steps, x.dtype, precision_of(x.dtype)),
+        HAS_GRAD_H=grads[0],
+        HAS_GRAD_C=grads[1],
+        NEED_ENTRY_H=entries[0],
+        NEED_ENTRY_C=entries[1],
+        ONE_ENTRY=_is_one_row(given.entry_c),
+    )
+
+
 def _is_one_row(entry: Tensor) -> bool:
     """Whether every place of ``[T, B, H]`` is one row of memory, like the zeros that core passes for no state."""
-    return entry.stride()[:2] == (0, 0)
+    return entry.stride() == (0, 0, 1)
 
 
 def _grid(chosen: Plan, tiles: int, device: torch.device) -> tuple[int, bool]:

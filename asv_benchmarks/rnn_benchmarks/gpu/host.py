@@ -1,0 +1,134 @@
+"""What a call of ``triton`` takes on the host: launches go nowhere, all else is done, over tensors of a CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import chain
+from pathlib import Path
+from statistics import median
+from time import thread_time_ns
+from typing import Any
+
+from ..cases import Shape
+from .settings import name_of
+from .without import backend, in_a_process
+
+SHAPE = Shape(8, 64, 16, 64)
+"""S5: what torch's own operators compute is small there."""
+CALLS = 300
+"""Of each way, in a process."""
+LAUNCH = (
+    "copy_",
+    "fill_",
+    "zero_",
+    "add",
+    "sum",
+    "mul",
+    "eq",
+    "bitwise_or",
+    "logical_or",
+    "mm",
+    "addmm",
+    "cat",
+    "where",
+)
+"""Operators that launch something on a GPU, those that others are made of."""
+
+
+def measure(shape: Sequence[int]) -> None:
+    """Print by way the microseconds of a call (median of this thread's time) and torch's operators in it."""
+    import torch
+    from torch.profiler import profile
+
+    torch.set_num_threads(1)
+    ways = _ways(backend(), Shape(*shape))
+    for way in ways.values():
+        for _ in range(20):
+            way()
+    times: dict[str, list[int]] = {name: [] for name in ways}
+    for _ in range(CALLS):
+        for name, way in ways.items():
+            begun = thread_time_ns()
+            way()
+            times[name].append(thread_time_ns() - begun)
+    found: dict[str, Any] = {}
+    for name, way in ways.items():
+        with profile() as ran:
+            way()
+        events = [event for event in ran.events() if event.name.startswith("aten::")]
+        called = sum(event.cpu_parent is None or not event.cpu_parent.name.startswith("aten::") for event in events)
+        launching = sum(event.name.removeprefix("aten::") in LAUNCH for event in events)
+        found[name] = median(times[name]) / 1000, called, launching
+    print(json.dumps(found))
+
+
+def _ways(plugin: Any, shape: Shape) -> dict[str, Callable[[], object]]:
+    """The measured calls, by name."""
+    import torch
+    from rnn_backends import LSTM, LayerWeights, LSTMModule, State
+    from tensordict import TensorDict
+
+    B, T, I, H = shape  # noqa: E741
+    lstm = LSTM(I, H, lstm_backend="triton", device="cpu")
+    keys = ["x", "hx", "cx"], ["y", ("next", "hx"), ("next", "cx")]
+    module = LSTMModule(
+        input_size=I, hidden_size=H, in_keys=keys[0], out_keys=keys[1], lstm_backend="triton", device="cpu",
+        default_recurrent_mode=True,
+    )  # fmt: skip
+    x = torch.randn(T, B, I)
+    is_init = torch.rand(T, B, 1) < 0.03
+    starts = is_init.squeeze(-1) | (torch.arange(T) == 0).unsqueeze(-1)
+    entry = State(*[torch.zeros(1, 1, H).expand(T, B, H)] * 2)
+    ones = torch.ones(T, B, H)
+    batch = TensorDict({"x": x.transpose(0, 1).contiguous(), "is_init": is_init.transpose(0, 1).contiguous()}, [B, T])
+    of = {"LSTM": list(lstm.parameters()), "LSTMModule": list(module.parameters())}
+    leaves = [value.detach().requires_grad_() for value in of["LSTM"]]
+    w_ih, w_hh, b_ih, b_hh = leaves
+    weights = LayerWeights(w_ih, w_hh, b_ih, b_hh, None)
+
+    def layer() -> torch.Tensor:
+        return plugin.layer(weights, x, entry, starts).h  # type: ignore[no-any-return]
+
+    def tensors() -> torch.Tensor:
+        return lstm(x, is_init=is_init)[0]
+
+    def keyed() -> torch.Tensor:
+        found: torch.Tensor = module(batch.copy())["y"]
+        return found
+
+    def training(call: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(call(), parameters, ones.reshape(T, B, H) if call is not keyed else grad)
+
+    grad = ones.transpose(0, 1).contiguous()
+    found: dict[str, Callable[[], object]] = {}
+    for name, call in (("layer", layer), ("LSTM", tensors), ("LSTMModule", keyed)):
+        parameters = of.get(name, leaves)
+        found[f"{name}, training"] = training(call, parameters)
+        found[f"{name}, no gradient"] = torch.no_grad()(call)
+    return found
+
+
+def show(shape: Shape, rounds: int, tree: Path | None, say: Callable[[str], None]) -> None:
+    """The lines of a table of :func:`measure`.
+
+    Args:
+        shape: of the calls.
+        rounds: processes, of each checkout in turn.
+        tree: another checkout, measured beside this one.
+        say: takes the lines.
+    """
+    about = {"shape": list(shape)}
+    found = [[in_a_process("host", about, where) for where in (None, tree)[: 2 if tree else 1]] for _ in range(rounds)]
+    heads = [f"{name_of(shape)}, a call", "us", "operators", "of which launch"]
+    heads += [f"us of {tree}", "operators", "of which launch", "times as long there"] if tree else []
+    say("| " + " | ".join(heads) + " |")
+    say("| --- |" + " ---: |" * (len(heads) - 1))
+    for name in found[0][0]:
+        sides = [[one[k][name] for one in found] for k in range(len(found[0]))]
+        us = [median(one[0] for one in side) for side in sides]
+        cells = chain.from_iterable(
+            (f"{value:.0f}", *map(str, side[0][1:])) for value, side in zip(us, sides, strict=True)
+        )
+        ratios = [median(there[0] / here[0] for here, there in zip(*sides, strict=True))] if tree else []
+        say("| " + " | ".join([name, *cells, *(f"{ratio:.2f}" for ratio in ratios)]) + " |")
