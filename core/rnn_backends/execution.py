@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from .errors import InputError
 from .plain import check_memory, check_together
 from .resets import at_ends, entry_from_hx, starts_of, zero_at
 from .stack import layers_with
-from .weight_cache import WeightInfo, forget_weight_info, use_weight_info
+from .weight_cache import WeightInfo, weights_in_use
 from .weights import as_dtype
 
 _MASKS = (Tensor, type(None))
@@ -51,13 +52,13 @@ class ExecutableLSTM(BoundLSTM):
         stack = self._backend.stack if self._has_stack and is_init is None and not drops else None
         if stack is not None:
             state = self.zero_state((B,), x) if state is None else state
-            weights, dtype, no_autocast = self._ready()
+            weights, infos, dtype, no_autocast = self._ready_or_known()
             if transforms_may_be_open():
                 self._check_transforms(weights, x, *state)
-            with no_autocast:
-                x = x.to(dtype)
-                output, last = stack(weights, x, State(state.h.to(dtype), state.c.to(dtype)), spec)
-                return (output, last) if not _is_recorded() else _following_rows(x, output, last)
+            with no_autocast, _in_use(weights, infos):
+                x = as_dtype(x, dtype)
+                output, last = stack(weights, x, State(as_dtype(state.h, dtype), as_dtype(state.c, dtype)), spec)
+                return (output, last) if infos is not None or not _is_recorded() else _following_rows(x, output, last)
         if T == 1 and spec.num_states == 1:
             return self._one_step(x, self.zero_state((B,), x) if state is None else state, is_init)
         if state is None:
@@ -81,13 +82,14 @@ class ExecutableLSTM(BoundLSTM):
         """
         h, c = state if is_init is None else (entry_from_hx(v[0], 1, is_init) for v in state)
         starts = x.new_ones(1, x.shape[1], dtype=torch.bool)
-        weights, dtype, no_autocast = self._ready()
+        weights, infos, dtype, no_autocast = self._ready_or_known()
         if transforms_may_be_open():
             self._check_transforms(weights, x, h, c, starts)
-        with no_autocast:
+        with no_autocast, _in_use(weights, infos):
             entry = State(as_dtype(h, dtype), as_dtype(c, dtype))
             layer = self._backend.layer_last or self._backend.layer
-            out = (following(layer) if _is_recorded() else layer)(weights[0], as_dtype(x, dtype), entry, starts)
+            layer = following(layer) if infos is None and _is_recorded() else layer
+            out = layer(weights[0], as_dtype(x, dtype), entry, starts)
         return out.h, State(out.h.clone(), out.c)  # output and state must not share memory
 
     def replay(
@@ -162,14 +164,14 @@ class ExecutableLSTM(BoundLSTM):
             ``every_end``) ``[B, .]``, those of each row's last sequence.
         """
         run = self._run_layers if every_end else self._run_layers_last
-        if _is_recorded():
+        weights, infos, dtype, no_autocast = self._ready_or_known()
+        if infos is None and _is_recorded():
             layer = following(self._backend.layer)
             run = layers_with(layer if every_end else following(self._backend.layer_last or self._backend.layer), layer)
         dropout = self.dropout if self.training else 0.0
-        weights, dtype, no_autocast = self._ready()
         if transforms_may_be_open():
             self._check_transforms(weights, x, starts, *(v for state in entry for v in state))
-        with no_autocast:
+        with no_autocast, _in_use(weights, infos):
             x, entry = as_dtype(x, dtype), [State(as_dtype(s.h, dtype), as_dtype(s.c, dtype)) for s in entry]
             survey = None if torch.compiler.is_compiling() else _survey_of(self._backend, every_end)
             if survey is None:
@@ -177,14 +179,26 @@ class ExecutableLSTM(BoundLSTM):
             with survey(weights, x, entry, starts, self.bidirectional, dropout):
                 return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
 
+    def _ready_or_known(
+        self,
+    ) -> tuple[list[LayerWeights], list[WeightInfo] | None, torch.dtype, AbstractContextManager[Any]]:
+        """:meth:`_ready`, and the facts about the weights if they are known: then its checks are not needed."""
+        weights = self.layer_weights()
+        infos = self._cached_info(weights)
+        if infos is not None:
+            return weights, infos, self._placed[1], NO_CONTEXT
+        weights, dtype, no_autocast = self._ready()
+        return weights, None, dtype, no_autocast
+
     def step_batch_first(self, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
         """One step with a batch-first state, as in a TensorDict: ``State([B, L*D, P], [B, L*D, H])``."""
         if stored is None:
             h, c = self.zero_state((x.shape[0],), x)
             stored, is_init = State(h.transpose(0, 1), c.transpose(0, 1)), None
-        weights = self.layer_weights()
-        info = self._cached_info(weights)
-        if info is None or not (type(x) is type(stored.h) is type(stored.c) is Tensor) or type(is_init) not in _MASKS:
+        weights, infos = self.layer_weights(), None
+        if type(x) is type(stored.h) is type(stored.c) is Tensor and type(is_init) in _MASKS:
+            infos = self._cached_info(weights)
+        if infos is None:
             check_together(weights[0].w_ih, (x, *stored, is_init))
             weights, dtype, no_autocast = self._ready()
         else:
@@ -194,9 +208,9 @@ class ExecutableLSTM(BoundLSTM):
         with no_autocast:
             x, stored = as_dtype(x, dtype), State(as_dtype(stored.h, dtype), as_dtype(stored.c, dtype))
             done = None
-            if info is not None and self._backend.act_stack is not None and not self.bidirectional:
+            if infos is not None and self._backend.act_stack is not None and not self.bidirectional:
                 done = None if self.training and self.dropout else self._backend.act_stack(weights, x, stored, is_init)
-            return self._step_layers(weights, x, stored, is_init, info) if done is None else done
+            return self._step_layers(weights, x, stored, is_init, infos) if done is None else done
 
     def _step_layers(
         self,
@@ -204,24 +218,19 @@ class ExecutableLSTM(BoundLSTM):
         x: Tensor,
         stored: State,
         is_init: Tensor | None,
-        info: list[WeightInfo] | None,
+        infos: list[WeightInfo] | None,
     ) -> tuple[Tensor, State]:
         """:meth:`step_batch_first`, layer by layer."""
         act, run = self._backend.act, self._backend.step or self._layer_as_step
         if is_init is not None and act is None:
             stored = zero_at(stored, is_init)
         states: list[State] = []
-        try:
+        with _in_use(weights, infos):
             for k, (w, *state) in enumerate(zip(weights, stored.h.unbind(1), stored.c.unbind(1), strict=True)):
                 if k and k % self.spec.directions == 0:
                     x = self._between_layers(states)
-                if info is not None:
-                    use_weight_info(w, info[k])
                 before = State(*state)
                 states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
-        finally:
-            if info is not None:
-                forget_weight_info()
         return torch.cat([s.h for s in states[-self.spec.directions :]], -1), _stacked(states, dim=1)
 
     def _between_layers(self, states: list[State]) -> Tensor:
@@ -244,6 +253,10 @@ def following(layer: LayerFunction) -> LayerFunction:
         return State(*(_with_rows_of(x, value) for value in layer(weights, x, entry, starts)))
 
     return run
+
+
+def _in_use(weights: list[LayerWeights], infos: list[WeightInfo] | None) -> AbstractContextManager[None]:
+    return nullcontext() if infos is None else weights_in_use(weights, infos)
 
 
 def _is_recorded() -> bool:

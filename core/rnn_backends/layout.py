@@ -151,21 +151,21 @@ def _check_fields(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> None:
 
 def fold_time(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
     """``[*batch, T, .]`` -> ``x [T, B, I]``, ``is_init [T, B]``, stored states ``[L*D, T, B, .]``."""
-    _check_memory(inputs)
     *batch, T, _ = inputs.x.shape
-    B = prod(batch)
-    x = inputs.x.reshape(B, T, inputs.x.shape[-1]).transpose(0, 1)
-    is_init = inputs.is_init.reshape(B, T).transpose(0, 1)
-    if inputs.stored is None:
-        return x, is_init, None
-    h, c = (s.reshape(B, T, *s.shape[-2:]).permute(2, 1, 0, 3) for s in inputs.stored)
-    return x, is_init, State(h, c)
+    x, is_init, stored = inputs
+    if len(batch) != 1:
+        _check_memory(inputs)
+        B = prod(batch)
+        x, is_init = x.reshape(B, T, x.shape[-1]), is_init.reshape(B, T)
+        stored = stored and State(*(s.reshape(B, T, *s.shape[-2:]) for s in stored))
+    state = stored and State(*(s.permute(2, 1, 0, 3) for s in stored))
+    return x.transpose(0, 1), is_init.transpose(0, 1), state
 
 
 def unfold_time(value: Tensor, batch: Sequence[int]) -> Tensor:
     """``[T, B, N]`` -> ``[*batch, T, N]``; hidden states ``[L*D, T, B, N]`` -> ``[*batch, T, L*D, N]``."""
     value = value.transpose(0, 1) if value.ndim == 3 else value.permute(2, 1, 0, 3)
-    return value.reshape(*batch, *value.shape[1:])
+    return value if len(batch) == 1 else value.reshape(*batch, *value.shape[1:])
 
 
 def fold_step(inputs: Inputs) -> tuple[Tensor, Tensor, State | None]:
@@ -204,7 +204,7 @@ def _check_like(key: NestedKey, value: Tensor, weight: Tensor, lstm: LSTM) -> No
 
 
 def _check_memory(inputs: Inputs) -> None:
-    """Check the memory before a reshape that may copy: torch does not check it."""
+    """Check the memory before a reshape, which may copy: torch does not check it. The LSTM checks its own arguments."""
     h, c = (None, None) if inputs.stored is None else inputs.stored
     check_memory((("input", inputs.x), ("is_init", inputs.is_init), ("hidden state", h), ("cell state", c)))
 

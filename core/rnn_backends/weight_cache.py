@@ -6,6 +6,7 @@ changes: other tensors, memory, shapes, dtypes or layouts, or a lazy negation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from .contract import LayerWeights, State
 from .errors import InputError
-from .plain import EXACT, available, check_kinds, check_memory, have_memory, is_plain_eager, plain_keys
+from .plain import EXACT, available, check_kinds, check_memory, have_memory, is_plain_eager, plain_keys, spanned
 from .resets import zero_at
 
 
@@ -44,7 +45,8 @@ MAX_LAYERS = 4096
 because torch could not swap such a parameter."""
 
 _cache: dict[int, WeightInfo] = {}
-_in_use: tuple[LayerWeights, WeightInfo] | None = None
+_in_use: tuple[Sequence[LayerWeights], Sequence[WeightInfo]] | None = None
+"""The weights of :class:`weights_in_use`."""
 
 
 def weight_info(w: LayerWeights) -> WeightInfo | None:
@@ -56,8 +58,10 @@ def weight_info(w: LayerWeights) -> WeightInfo | None:
         ``None`` if a weight is no plain tensor with contiguous memory, its memory was freed, or sizes do not fit.
     """
     current = _in_use
-    if current is not None and current[0] is w:
-        return current[1]
+    if current is not None:
+        for known, info_in_use in zip(*current, strict=True):
+            if known is w:
+                return info_in_use
     info = _cache.get(id(w[0]))
     if info is None or not _have_fingerprint(w, info.fingerprint):
         if not have_memory(w, plain_keys("cpu", "cuda")) or not _fit(w):
@@ -68,20 +72,29 @@ def weight_info(w: LayerWeights) -> WeightInfo | None:
     return info
 
 
-def use_weight_info(w: LayerWeights, info: WeightInfo) -> None:
-    """Make :func:`weight_info` return ``info`` for these weights without a check until :func:`forget_weight_info`.
+class weights_in_use:  # a context manager, named like torch.no_grad
+    """Within it :func:`weight_info` returns these for these weights without a check: a call checks its weights once.
 
-    A step thus checks its weights once. Only one such result is held: another thread, or a step within this one, may
-    replace it, and the weights are then checked again.
+    Only one call's are held: another thread, or a call within this one, may replace them, and the weights are then
+    checked again.
+
+    Args:
+        weights: of all layers.
+        infos: of each layer.
     """
-    global _in_use
-    _in_use = (w, info)
 
+    __slots__ = ("_known",)
 
-def forget_weight_info() -> None:
-    """End :func:`use_weight_info`: the weights may change from now on."""
-    global _in_use
-    _in_use = None
+    def __init__(self, weights: Sequence[LayerWeights], infos: Sequence[WeightInfo]) -> None:
+        self._known = (weights, infos)
+
+    def __enter__(self) -> None:
+        global _in_use
+        _in_use = self._known
+
+    def __exit__(self, *_: object) -> None:
+        global _in_use
+        _in_use = None  # the weights may change from now on
 
 
 def _have_fingerprint(w: LayerWeights, fingerprint: list[Any]) -> bool:
@@ -171,7 +184,7 @@ def reset(state: State, is_init: Tensor, usual: bool) -> State:
 
 
 def _are_usual(info: WeightInfo, x: Tensor, state: State, starts: Tensor | None) -> bool:
-    """Whether these are dense tensors with contiguous memory next to the weights, of the state's sizes.
+    """Whether these are dense tensors with memory next to the weights, of the state's sizes.
 
     It leaves out the checks of torch's operators, and so takes less time than :func:`have_memory`.
     """
@@ -181,10 +194,11 @@ def _are_usual(info: WeightInfo, x: Tensor, state: State, starts: Tensor | None)
         for v in (x, h, c) if starts is None else (x, h, c, starts):
             if type(v) not in EXACT or v.layout is not torch.strided or v.is_nested or v.is_quantized:
                 return False
-            if v.device != device or not v.is_contiguous():
+            if v.device != device:
                 return False
             storage = v.untyped_storage()  # a zero tensor and its slices have the address 0
-            if not storage.data_ptr() or v.nbytes > storage.nbytes() - v.storage_offset() * v.itemsize:
+            needed = v.nbytes if v.is_contiguous() else spanned(v) * v.itemsize
+            if not storage.data_ptr() or needed > storage.nbytes() - v.storage_offset() * v.itemsize:
                 return False
     except RuntimeError:  # a wrapper without a storage
         return False

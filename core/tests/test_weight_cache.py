@@ -149,7 +149,7 @@ def test_the_cache_of_weights_has_a_limit(monkeypatch):
     assert all(weight_info(w) is not None and len(weight_cache._cache) <= 5 for w in layers)
 
 
-@pytest.mark.parametrize("kind", ["zero", "subclass", "meta", "strided"])
+@pytest.mark.parametrize("kind", ["zero", "subclass", "meta", "transposed", "freed"])
 def test_a_call_is_usual_only_with_dense_tensors_that_have_memory(kind):
     weights, (x, state) = LSTM(N, N, lstm_backend="vmap").layer_weights()[0], values()
     state = State(*(v[0] for v in state))
@@ -158,8 +158,14 @@ def test_a_call_is_usual_only_with_dense_tensors_that_have_memory(kind):
         assert not check_call("vmap", weights, torch._efficientzerotensor((B, N)), state)
     if kind == "subclass":
         assert not check_call("vmap", weights, nn.Buffer(x).as_subclass(type("Other", (torch.Tensor,), {})), state)
-    if kind == "strided":
-        assert not check_call("vmap", weights, x.t().contiguous().t(), state)
+    if kind == "transposed":
+        assert check_call("vmap", weights, x.t().contiguous().t(), state)
+        assert check_call("vmap", weights, x[:1].expand(B, -1), state)
+    if kind == "freed":  # the last element of a transposed tensor is the last of its memory
+        x = x.t().contiguous().t()
+        x.untyped_storage().resize_(x.nbytes - x.itemsize)
+        with pytest.raises(InputError, match="input spans 24 elements, and its storage holds 23"):
+            check_call("vmap", weights, x, state)
     if kind == "meta":
         with pytest.raises(Exception, match="several devices"):
             check_call("vmap", weights, x.to("meta"), state)
