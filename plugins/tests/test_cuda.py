@@ -2,6 +2,7 @@
 
 import warnings
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -218,7 +219,7 @@ def test_where_steps_go_is_where_the_hosts_planner_puts_them(as_on_a_gpu, monkey
                 assert plan.cell.equal(host.cell)
                 kinds = torch.tensor([REAL, FLUSH, HOLD, PROBE])
                 shown = torch.tensor([[0, 0, 0, 0], [1, -1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]])
-                assert plan.features.equal(shown[kinds.argsort()][host.kind].float())
+                assert plan.features.equal(shown[kinds.argsort()][host.kind].half())
 
 
 @pytest.mark.parametrize("rounds", [False, True])
@@ -241,6 +242,28 @@ def test_a_probe_shows_a_cell_state_as_well_as_the_kernel_computes_it(monkeypatc
         double = State(*(v.double() for v in entry))
         expected = unroll(wide, x.double(), double, starts).c[ends_of(starts)]
     assert ((found - expected).abs() / expected.abs().amax()).max() < (3e-5 if rounds else 5e-6)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_the_cell_states_that_probes_show(as_on_a_gpu, monkeypatch, layout, bias):
+    """A PROBE cancels the biases, so its columns of ``w_ih`` take away the gradient that the biases get there."""
+    layout(monkeypatch)
+    weights, _, _, starts = inputs(T=20, B=4, H=5, bias=bias, dtype=torch.float64)
+    weights = LayerWeights(*(v if v is None else v.detach().requires_grad_() for v in weights))
+    starts = torch.rand(20, 4) < 0.2
+    starts[0] = True
+    x = torch.randn(20, 4, 2, dtype=torch.float64, requires_grad=True)
+    entry = State(*x.new_zeros(2, 1, 1, 5).expand(2, 20, 4, 5))
+    scale, ends = torch.rand(20, 4, 5, dtype=torch.float64), ends_of(starts)
+    wanted = [v for v in (x, *weights) if v is not None]
+
+    def gradients(layer):
+        return torch.autograd.grad((layer(weights, x, entry, starts).c * scale)[ends].sum(), wanted)
+
+    actual = gradients(partial(cudnn.layer, every_end=True))
+    for one, other in zip(actual, gradients(unroll), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
 
 
 @contextmanager

@@ -40,11 +40,11 @@ _REASON = "the plan is made from the resets' positions, which a traced graph doe
 @torch.compiler.disable(reason=_REASON)  # type: ignore[untyped-decorator]
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
-    check_call("cudnn", weights, x, entry, starts)
-    why = unreadable((x, starts, *entry, *weights))
-    if why is not None:
-        raise UnsupportedError("cudnn", "a reset mask over time here", why, ["vmap"])
-    x, entry = _materialized(x, entry)
+    if not check_call("cudnn", weights, x, entry, starts):
+        why = unreadable((x, starts, *entry, *weights))
+        if why is not None:
+            raise UnsupportedError("cudnn", "a reset mask over time here", why, ["vmap"])
+        x, entry = _materialized(x, entry)
     if target.on_cuda(x):
         return layer_on_device(weights, x, entry, starts, every_end)
     T, B = starts.shape
@@ -114,12 +114,14 @@ def _params(w: LayerWeights) -> list[Tensor]:
 @torch.compiler.disable(reason=_ONE_CALL)  # type: ignore[untyped-decorator]
 def stack(weights: list[LayerWeights], x: Tensor, state: State, spec: LSTMSpec) -> tuple[Tensor, State]:
     """All layers in one call, without resets and dropout: a :data:`~rnn_backends.contract.StackFunction`."""
+    exact = True
     for w in weights:
-        check_call("cudnn", w, x, state)
-    why = fixed_sizes(x)
-    if why is not None:
-        raise UnsupportedError("cudnn", "make_fx with fixed sizes", why, ["vmap"])
-    x, state = _materialized(x, state)
+        exact &= check_call("cudnn", w, x, state)
+    if not exact:
+        why = fixed_sizes(x)
+        if why is not None:
+            raise UnsupportedError("cudnn", "make_fx with fixed sizes", why, ["vmap"])
+        x, state = _materialized(x, state)
     flat = [v for w in weights for v in _params(w)]
     return kernel.run(flat, x, state, spec.bias, spec.num_layers, spec.bidirectional)
 

@@ -1,12 +1,10 @@
 """One layer with resets on a GPU: one read of the inputs, a plan made on the device, torch's kernel, and no other wait.
-flush.py describes the synthetic steps. Two things differ here. The gates are driven by one number that the host knows;
-on a CPU there is one for each row of the weights. And a PROBE's pre-activation is added in two parts, the first with
-few bits. cuDNN multiplies with 10 bits (TF32) or 16 (its kernel for small H), and a single factor with so few bits
-would not cancel the biases; of two parts the first is exact, and the error of the second is small.
+flush.py describes the synthetic steps, widened.py how the weights drive them here.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,11 +15,11 @@ from torch import Tensor
 
 from . import target
 from .costs import costs_on_cuda
-from .device_plan import FEATURES, DevicePlan, make_device_plan
+from .device_plan import DevicePlan, make_device_plan
 from .flush import LOGIT, fused
 from .functions import gather_rows, scatter_beside, scatter_rows
 from .inputs import CallInputs, LayerInputs, inspect_inputs, is_one_state
-from .kernel import in_one_buffer
+from .widened import widened
 
 _call: ContextVar[tuple[CallInputs, Iterator[int]] | None] = ContextVar("_call", default=None)
 
@@ -51,16 +49,15 @@ def _has_cuts(x: Tensor, starts: Tensor) -> bool:
     return target.on_cuda(x) and len(starts) > 1 and starts.numel() > 0
 
 
-def _known(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> tuple[CallInputs, LayerInputs]:
-    """The layer's facts from the survey, if this is its next layer; else they are read now."""
+def _known(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> tuple[CallInputs, int]:
+    """The call's facts and the layer's place in it: from the survey if this is its next layer, else read now."""
     surveyed = _call.get()
     if surveyed is not None:
         call, turn = surveyed
         k = next(turn, None)
         if k is not None and call.weights[k].w_ih is weights.w_ih and call.has(starts):
-            return call, call.layers[k]
-    call = inspect_inputs([weights], x, [entry], starts)
-    return call, call.layers[0]
+            return call, k
+    return inspect_inputs([weights], x, [entry], starts), 0
 
 
 def layer_on_device(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
@@ -68,8 +65,9 @@ def layer_on_device(weights: LayerWeights, x: Tensor, entry: State, starts: Tens
     T, B = starts.shape
     bias = weights.b_ih is not None
     if _has_cuts(x, starts):
-        call, known = _known(weights, x, entry, starts)
+        call, k = _known(weights, x, entry, starts)
         if call.most > 1:
+            known = call.layers[k]
             head = _must_head(weights, entry, every_end, known)
             return _run(_plan(call, starts, head, every_end, weights, x), weights, x, entry, known, every_end)
     y, c = fused([v for v in weights if v is not None], x, State(entry.h[0], entry.c[0]), bias)
@@ -101,17 +99,14 @@ def _run(
     plan: DevicePlan, weights: LayerWeights, x: Tensor, entry: State, known: LayerInputs, every_end: bool
 ) -> State:
     T, B, I = x.shape  # noqa: E741
-    params, bias = _widened(weights, known.reach, plan.shows is not None), weights.b_ih is not None
-    if len(plan.blocks) > 1 and target.serves(x):  # once for all blocks
-        like = State(entry.h[:1], entry.c[:1])
-        params, bias = in_one_buffer(params, bias, like, 1, False), True
+    params = widened(weights, known.reach, plan.shows is not None)
     wide = scatter_beside(x.reshape(-1, I), plan.cell, len(plan.features), plan.features, params[0].shape[1])
     heads = _heads(entry, plan.heads, B)
     rows = [block.rows for block in plan.blocks]
     ys, cs = [], []
     pieces = wide.split([block.steps * block.rows for block in plan.blocks])
     for block, piece, h, c in zip(plan.blocks, pieces, heads.h.split(rows), heads.c.split(rows), strict=True):
-        y, c = fused(params, piece.view(block.steps, block.rows, -1), State(h, c), bias)
+        y, c = fused(params, piece.view(block.steps, block.rows, -1), State(h, c), bias=True)
         ys.append(y.reshape(block.steps * block.rows, -1))
         cs.append(c)
     y, c = (ys[0], cs[0]) if len(ys) == 1 else (torch.cat(ys), torch.cat(cs))
@@ -129,7 +124,7 @@ def _shown(y: Tensor, shows: Tensor, T: int, B: int) -> Tensor:
     """``[T - 1, B, H]``: cell states where a sequence ends; elsewhere a function of ``h``, below 1 as on a PROBE."""
     limit = 0.95  # of a PROBE's output; beyond it the derivative would be infinite at other steps
     seen = gather_rows(y, shows).clamp(-limit, limit)
-    return (seen.atanh() / torch.sigmoid(y.new_full((), LOGIT))).view(T - 1, B, -1)
+    return (seen.atanh() * (1 + math.exp(-LOGIT))).view(T - 1, B, -1)
 
 
 def _heads(entry: State, heads: Tensor | None, B: int) -> State:
@@ -138,24 +133,3 @@ def _heads(entry: State, heads: Tensor | None, B: int) -> State:
     if is_one_state(entry):
         return State(*(v[0, :1].expand(len(heads), -1) for v in entry))
     return State(*(v.reshape(-1, v.shape[-1]).index_select(0, heads) for v in entry))
-
-
-def _widened(w: LayerWeights, reach: float, probing: bool) -> list[Tensor]:
-    """The kernel's parameters, ``w_ih`` with the columns of the added features."""
-    biases = [b for b in (w.b_ih, w.b_hh) if b is not None]
-    rows, I = w.w_ih.shape  # noqa: E741
-    H, width = rows // 4, FEATURES + -(I + FEATURES) % 8  # tensor cores need rows of a multiple of 8
-    columns = w.w_ih.new_zeros(4, H, width)
-    columns[0::3, :, 0].fill_(-reach)  # closes i and o
-    columns[1, :, 1].fill_(reach)
-    if probing:
-        columns[0, :, 2].fill_(-reach)
-        columns[3, :, 2].fill_(reach)
-        wanted = LOGIT - sum(b[H : 2 * H] for b in biases)
-        if isinstance(wanted, Tensor):
-            coarse = wanted.detach().bfloat16().to(wanted.dtype)  # 8 bits: exact in every product
-            columns[1, :, 2] = coarse
-            columns[1, :, 3] = wanted - coarse
-        else:
-            columns[1, :, 2].fill_(wanted)
-    return [torch.cat([w.w_ih, columns.view(rows, width)], 1), w.w_hh, *biases, *([] if w.w_hr is None else [w.w_hr])]

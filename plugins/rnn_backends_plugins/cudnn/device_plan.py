@@ -18,11 +18,10 @@ from torch import Tensor
 from . import target
 from .costs import Costs
 from .inputs import CallInputs
-from .plan import Block, _cuts
+from .plan import FLUSH, HOLD, PROBE, Block, _cuts
 
-FEATURES = 4
-"""Number of added features: close i and o; forget (-1) or keep (+1); probe; and the probe's second part (see
-device.py)."""
+FEATURES = {HOLD: (1.0, 1.0, 0.0, 0.0), FLUSH: (1.0, -1.0, 0.0, 0.0), PROBE: (0.0, 0.0, 1.0, 1.0)}
+"""Values of the added features, by kind of step (widened.py); zero on real steps."""
 
 NEAR = 1.25
 """If the rows have at most this many times the batch's steps, sequences stay in them without a search for a better
@@ -36,7 +35,7 @@ class DevicePlan:
     Attributes:
         blocks: the blocks, which the kernel runs one after the other.
         cell: ``[T * B]``: the cell of each real step.
-        features: ``[cells, FEATURES]`` float32: the added features of each cell, zero on real steps.
+        features: ``[cells, 4]`` float16: the added features of each cell, zero on real steps.
         shows: ``[(T - 1) * B]``: the cell that shows the cell state after each step where a sequence ends, and the
             step's own cell elsewhere; ``None`` without probes.
         heads: ``[rows]``: index of each row's first step; ``None`` if it is the batch's own row, at ``t = 0``.
@@ -75,24 +74,29 @@ def make_device_plan(call: CallInputs, starts: Tensor, must_head: bool, every_en
     return _buckets(starts, call.lengths, cuts)
 
 
+_PACKED = {kind: int(np.array(values, np.float16).view(np.int64)[0]) for kind, values in FEATURES.items()}
+"""All features of a cell as one number, so that one fill sets them."""
+
+
+def _unpacked(cells: Tensor) -> Tensor:
+    """``[cells]`` int64 -> ``[cells, 4]`` float16."""
+    return cells.view(torch.float16).view(len(cells), -1)
+
+
 def _aligned(starts: Tensor, steps: int, every_end: bool) -> DevicePlan:
     T, B = starts.shape
-    gap, cells = 3 if every_end else 1, steps * B
+    gap = 3 if every_end else 1
     place = torch.arange(-gap * B, (T - gap) * B, device=starts.device).view(T, B)
     cell = place.add(starts.cumsum(0), alpha=gap * B)
-    begin, after = starts[1:], cell[1:]
-    features = torch.zeros(cells + 1, FEATURES, device=starts.device)  # the last cell belongs to no step
-    features[:, :2] = 1.0  # HOLD
-    features.index_fill_(0, cell.view(-1), 0.0)
-    features[:, 1].index_fill_(0, torch.where(begin, after - B, cells).view(-1), -1.0)  # FLUSH
-    shows = None
+    begin, before, real = starts[1:], cell[:-1], cell.view(-1)
+    cells, shows = torch.full((steps * B,), _PACKED[HOLD], device=starts.device), None
+    # Where no sequence starts, the next two fills hit real steps, which the last one clears.
     if every_end:
-        probe = after - 2 * B
-        at = torch.where(begin, probe, cells).view(-1)
-        features[:, :2].index_fill_(0, at, 0.0)
-        features[:, 2:].index_fill_(0, at, 1.0)
-        shows = torch.where(begin, probe, cell[:-1]).view(-1)
-    return DevicePlan((Block(0, steps, B),), cell.view(-1), features[:cells], shows)
+        shows = before.add(begin, alpha=2 * B).view(-1)
+        cells.index_fill_(0, shows, _PACKED[PROBE])
+    cells.index_fill_(0, before.add(begin, alpha=gap * B).view(-1), _PACKED[FLUSH])
+    cells.index_fill_(0, real, 0)
+    return DevicePlan((Block(0, steps, B),), real, _unpacked(cells), shows)
 
 
 def _buckets(starts: Tensor, lengths: np.ndarray, cuts: list[tuple[int, int]]) -> DevicePlan:
@@ -117,7 +121,6 @@ def _buckets(starts: Tensor, lengths: np.ndarray, cuts: list[tuple[int, int]]) -
     stop, base, rows = target.send(torch.from_numpy(table.T.copy()), device)
     which = torch.bucketize(own, stop, right=True).view(-1)
     cell = base[which].view(T, B) + (time - first) * rows[which].view(T, B) + own
-    features = torch.zeros(cells, FEATURES, device=device)
-    features[:, :2] = 1.0
-    features.index_fill_(0, cell.view(-1), 0.0)
-    return DevicePlan(tuple(blocks), cell.view(-1), features, None, heads, tails, own[-1])
+    real = cell.view(-1)
+    features = _unpacked(torch.full((cells,), _PACKED[HOLD], device=device).index_fill_(0, real, 0))
+    return DevicePlan(tuple(blocks), real, features, None, heads, tails, own[-1])

@@ -57,7 +57,7 @@ def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, 
         return _with_biases([value.contiguous() for value in params], bias, H, P)
     if bias and is_flat(params, found):
         return params
-    return list(_flatten(found, bias, H, P, *params))
+    return list(_flatten(found, bias, H, P, layers, bidirectional, *params))
 
 
 def is_flat(params: Sequence[Tensor], layout: Layout) -> bool:
@@ -109,7 +109,7 @@ def _with_biases(params: list[Tensor], bias: bool, H: int, P: int) -> list[Tenso
     return [value for layer in layers for value in (*layer[:2], zeros, zeros, *layer[2:])]
 
 
-def _places(number: int, bias: bool, P: int) -> list[int]:
+def places_of(number: int, bias: bool, P: int) -> list[int]:
     """The indices of the ``number`` parameters among the weights with biases."""
     if bias:
         return list(range(number))
@@ -117,34 +117,51 @@ def _places(number: int, bias: bool, P: int) -> list[int]:
     return [layer * size + place for layer in range(number // len(kept)) for place in kept]
 
 
+def cut_buffer(
+    layout: Layout | None,
+    I: int,  # noqa: E741
+    H: int,
+    P: int,
+    layers: int,
+    bidirectional: bool,
+    like: Tensor,
+) -> tuple[Tensor, ...]:
+    """Zeros for all weights, biases included, in torch's order: in one new buffer, or each alone without a layout.
+
+    They are no views of the buffer, because autograd must treat them as separate tensors.
+    """
+    shapes = _shapes(I, H, P, layers, bidirectional)
+    if layout is None:
+        return tuple(like.new_zeros(shape) for shape in shapes)
+    buffer = like.new_zeros(layout.size)
+    memory = buffer.untyped_storage()
+    return tuple(
+        buffer.new_empty(0).set_(memory, offset, shape, _strides(shape))
+        for offset, shape in zip(layout.offsets, shapes, strict=True)
+    )
+
+
 class _Flatten(torch.autograd.Function):
-    """``(layout, bias, H, P, *params)`` -> the weights, biases included, in a new buffer."""
+    """``(layout, bias, H, P, layers, bidirectional, *params)`` -> the weights, biases included, in a new buffer."""
 
     @staticmethod
-    def forward(layout: Layout, bias: bool, H: int, P: int, *params: Tensor) -> tuple[Tensor, ...]:
-        places = _places(len(params), bias, P)
-        buffer = params[0].new_zeros(layout.size)
-        shapes: list[tuple[int, ...]] = [(4 * H,)] * len(layout.offsets)
-        for place, value in zip(places, params, strict=True):
-            shapes[place] = tuple(value.shape)
-        memory = buffer.untyped_storage()
-        # not views: autograd must treat them as separate tensors
-        weights = tuple(
-            buffer.new_empty(0).set_(memory, offset, shape, _strides(shape))
-            for offset, shape in zip(layout.offsets, shapes, strict=True)
-        )
+    def forward(
+        layout: Layout, bias: bool, H: int, P: int, layers: int, bidirectional: bool, *params: Tensor
+    ) -> tuple[Tensor, ...]:
+        weights = cut_buffer(layout, params[0].shape[1], H, P, layers, bidirectional, params[0])
+        places = places_of(len(params), bias, P)
         _torch.copy_each([weights[place] for place in places], [value.detach() for value in params])
         return weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, bias, _, P, *params = inputs
-        ctx.places = _places(len(params), bias, P)
+        _, bias, _, P, _, _, *params = inputs
+        ctx.places = places_of(len(params), bias, P)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, None, None, None, *(grads[place] for place in ctx.places)
+        return None, None, None, None, None, None, *(grads[place] for place in ctx.places)
 
 
 _flatten = eager_or_functional(_Flatten)

@@ -39,9 +39,9 @@ class _ScatterRows(torch.autograd.Function):
     def forward(values: Tensor, cell: Tensor, cells: int, beside: Tensor | None, width: int) -> Tensor:
         F = values.shape[1]
         out = values.new_zeros(cells, width)
-        out[:, :F].index_copy_(0, cell, values)
+        out.narrow(1, 0, F).index_copy_(0, cell, values)
         if beside is not None:
-            out[:, F : F + beside.shape[1]] = beside
+            out.narrow(1, F, beside.shape[1]).copy_(beside)
         return out
 
     @staticmethod

@@ -10,7 +10,7 @@ few numbers, on the host.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
@@ -53,7 +53,7 @@ class CallInputs:
         mask: ``[T, B]`` bool, on the host: where sequences start.
         starts: the same on the device.
         weights: of all layers.
-        layers: the facts about each layer.
+        judge: gives the facts about each layer, when they are needed.
         bidirectional: whether every second layer runs in reverse.
         plans: the plans of this call, made on first use.
     """
@@ -61,7 +61,7 @@ class CallInputs:
     mask: np.ndarray
     starts: Tensor
     weights: Sequence[LayerWeights]
-    layers: Sequence[LayerInputs]
+    judge: Callable[[], list[LayerInputs]]
     bidirectional: bool
     plans: dict[object, object] = field(default_factory=dict)
 
@@ -70,9 +70,14 @@ class CallInputs:
         return starts is self.starts or (self.bidirectional and starts.shape == self.starts.shape)
 
     @cached_property
+    def layers(self) -> list[LayerInputs]:
+        """The facts about each layer."""
+        return self.judge()
+
+    @cached_property
     def most(self) -> int:
         """The largest number of sequences in a row."""
-        return int(self.mask.sum(0, dtype=np.int32).max())
+        return 1 + int(self.mask[1:].sum(0, dtype=np.int32).max()) if self.mask[1:].any() else 1
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -106,13 +111,16 @@ def inspect_inputs(
         for layer, state in zip(weights, entry, strict=True):
             values += [value for value in layer if value is not None]
             values += _read_states(state, starts)
-        sizes = _torch.largest([value.detach() for value in values])
+        sizes = _torch.largest(values)
         packed = torch.cat([sizes.double().view(torch.uint8), starts.reshape(-1).view(torch.uint8)])
     found = target.read(packed)
-    numbers = iter(found[: 8 * len(values)].view(np.float64).tolist())
     mask = found[8 * len(values) :].view(bool).reshape(starts.shape)
-    layers = _layers(numbers, weights, entry, len(starts), bidirectional, dropout)
-    return CallInputs(mask, starts, list(weights), layers, bidirectional)
+
+    def judge() -> list[LayerInputs]:
+        numbers = iter(found[: 8 * len(values)].view(np.float64).tolist())
+        return _layers(numbers, weights, entry, len(starts), bidirectional, dropout)
+
+    return CallInputs(mask, starts, list(weights), judge, bidirectional)
 
 
 def is_one_state(entry: State) -> bool:

@@ -23,6 +23,8 @@ def serves(x: Tensor) -> bool:
 
 def read(value: Tensor) -> np.ndarray:
     """The numbers, on the host: on a GPU the only place that waits for it."""
+    if not _torch.in_transform():
+        return value.cpu().numpy()
     value = _torch.unwrapped(value)
     with _torch.outside_transforms():  # otherwise every call would wrap its result again
         return value.cpu().numpy()

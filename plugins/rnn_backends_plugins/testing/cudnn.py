@@ -192,7 +192,7 @@ def flatten(
     """``torch._cudnn_rnn_flatten_weight``: the weights' memory becomes part of the buffer that is returned."""
     layout = order(I, H, P, layers, bidirectional)
     buffer = torch.zeros(layout.size, dtype=weights[0].dtype, device=weights[0].device)
-    places = flat._places(len(weights), stride in (4, 5), P)
+    places = flat.places_of(len(weights), stride in (4, 5), P)
     for place, weight in zip(places, weights, strict=True):
         part = buffer[layout.offsets[place] :][: weight.numel()].view(weight.shape)
         part.copy_(weight.view(-1).view(weight.shape))  # the first view raises if it is not contiguous
@@ -228,7 +228,7 @@ def _effective(
 ) -> list[Tensor]:
     """The weights that cuDNN would use, biases included; the gradient of each goes to its parameter."""
     layout, shapes = order(I, H, P, layers, bidirectional), flat._shapes(I, H, P, layers, bidirectional)
-    places = flat._places(len(params), has_biases, P)
+    places = flat.places_of(len(params), has_biases, P)
     plain = [_torch.unwrapped(value.detach()) for value in params]
     buffer = _try_buffer(plain, places, layout)
     if buffer is None:
