@@ -321,17 +321,23 @@ def scan_of_exports(x: Tensor) -> Scan | None:
     return quiet
 
 
+_RECURRENT: Any = getattr(torch.backends.cudnn, "rnn", None)
+_PRODUCTS: Any = torch.backends.cuda.matmul
+"""Where torch keeps the switches. Looking them up from ``torch.backends`` takes 2 us, for a call that asks often."""
+
+
 def tf32_in_recurrent_networks() -> bool:
     """Whether cuDNN's recurrent networks may multiply float32 in TF32, torch's default.
 
     ``torch.backends.cudnn.allow_tf32``, the older name of the switch, raises an error once a program has set recurrent
     networks and convolutions apart.
     """
-    found: Any = getattr(torch.backends.cudnn, "rnn", None)
-    return bool(found.fp32_precision == "tf32") if found is not None else bool(torch.backends.cudnn.allow_tf32)
+    if _RECURRENT is None:
+        return bool(torch.backends.cudnn.allow_tf32)
+    return bool(_RECURRENT.fp32_precision == "tf32")
 
 
 def tf32_in_products() -> bool:
     """Whether torch's matrix products on CUDA may multiply float32 in TF32; not torch's default."""
-    matmul: Any = torch.backends.cuda.matmul
-    return bool(matmul.fp32_precision == "tf32") if hasattr(matmul, "fp32_precision") else bool(matmul.allow_tf32)
+    found = getattr(_PRODUCTS, "fp32_precision", None)
+    return bool(found == "tf32") if found is not None else bool(_PRODUCTS.allow_tf32)

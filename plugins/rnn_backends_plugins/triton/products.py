@@ -118,7 +118,7 @@ def of_weights(given: Arguments, h: Tensor, grad_gates: Tensor) -> tuple[Tensor,
         (T, B, rows, splits, *x.stride()[:2], *starts.stride(), *entry_h.stride()[:2]),
     )
     flat = (parts.sum(0) if splits > 1 else parts[0]).to(dtype)
-    w_ih, w_hh, bias = flat.split((4 * H * I, 4 * H * H, 4 * H))
+    w_ih, w_hh, bias = torch.split_with_sizes(flat, (4 * H * I, 4 * H * H, 4 * H))
     return w_ih.view(4 * H, I), w_hh.view(4 * H, H), bias
 
 
@@ -195,8 +195,8 @@ def _launcher(kernel: Any, tile: Tile, dtype: torch.dtype, precision: str, **con
 
 def _aligned(value: Tensor, H: int = 0) -> bool:
     """Whether every row of ``[T, B, n]`` begins at a multiple of 16 bytes, and those of a tensor with rows of H do."""
-    whole = all(stride % ALIGNMENT == 0 for stride in (*value.stride()[:2], H))
-    return whole and value.data_ptr() % 16 == 0
+    of_t, of_b, _ = value.stride()
+    return not (of_t | of_b | H) % ALIGNMENT and not value.data_ptr() % 16  # ALIGNMENT is a power of two
 
 
 def unit_stride(value: Tensor) -> Tensor:

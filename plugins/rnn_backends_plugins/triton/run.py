@@ -11,7 +11,6 @@ import torch
 from rnn_backends import LayerWeights, State
 from rnn_backends.authoring import Arguments, Needs, Run
 from torch import Tensor
-from torch.nn.functional import pad
 
 from . import kernels, products
 from .device import INTERPRETED, card_of, operand_of, precision_of
@@ -125,9 +124,9 @@ def _exchanged(first: Tensor, chosen: Plan, tiles: int) -> tuple[Tensor, Tensor]
     """
     (B, H), rows = first.shape, 2 * tiles * chosen.rows
     for_counters = -(-4 * _COUNTERS * tiles // (chosen.padded * first.itemsize))
-    zeros = pad(first, (0, chosen.padded - H, 0, rows + for_counters - B))
-    into, counters = zeros.split((rows, for_counters))
-    return into, counters.view(-1).view(torch.int32)
+    zeros = torch.constant_pad_nd(first, (0, chosen.padded - H, 0, rows + for_counters - B))
+    into, counters = torch.split_with_sizes(zeros, (rows, for_counters))
+    return into, counters.view(torch.int32)
 
 
 def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
