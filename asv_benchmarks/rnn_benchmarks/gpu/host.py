@@ -15,7 +15,7 @@ from .settings import name_of
 from .without import backend, in_a_process
 
 SHAPE = Shape(8, 4, 8, 32)
-"""Small, as no size changes what the host does, and what torch's own operators compute on a CPU is no work of a host."""
+"""Small: no size changes what the host does, and what torch computes on a CPU would be computed on the GPU."""
 CALLS = 300
 """Of each way, in a process."""
 LAUNCH = (
