@@ -118,7 +118,7 @@ def of_weights(given: Arguments, h: Tensor, grad_gates: Tensor) -> tuple[Tensor,
         (T, B, rows, splits, *x.stride()[:2], *starts.stride(), *entry_h.stride()[:2]),
     )
     flat = (parts.sum(0) if splits > 1 else parts[0]).to(dtype)
-    w_ih, w_hh, bias = torch.split_with_sizes(flat, (4 * H * I, 4 * H * H, 4 * H))
+    w_ih, w_hh, bias = flat.split_with_sizes((4 * H * I, 4 * H * H, 4 * H))
     return w_ih.view(4 * H, I), w_hh.view(4 * H, H), bias
 
 

@@ -12,6 +12,7 @@ from rnn_backends import LayerWeights, State
 from rnn_backends.authoring import Arguments, Needs, Run
 from torch import Tensor
 
+from .._torch import zero_padded
 from . import kernels, products
 from .device import INTERPRETED, card_of, operand_of, precision_of
 from .launch import Compilation, Launcher, compile_together
@@ -124,8 +125,8 @@ def _exchanged(first: Tensor, chosen: Plan, tiles: int) -> tuple[Tensor, Tensor]
     """
     (B, H), rows = first.shape, 2 * tiles * chosen.rows
     for_counters = -(-4 * _COUNTERS * tiles // (chosen.padded * first.itemsize))
-    zeros = torch.constant_pad_nd(first, (0, chosen.padded - H, 0, rows + for_counters - B))
-    into, counters = torch.split_with_sizes(zeros, (rows, for_counters))
+    zeros = zero_padded(first, (0, chosen.padded - H, 0, rows + for_counters - B))
+    into, counters = zeros.split_with_sizes((rows, for_counters))
     return into, counters.view(torch.int32)
 
 
