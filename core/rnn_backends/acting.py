@@ -54,7 +54,7 @@ def make_steps(
     """
 
     def past_the_dispatcher(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor | None) -> State | None:
-        if not _may_read((x, *state, is_init), weights, devices):
+        if not _may_read((x, *state, is_init), [weights], devices):
             return None
         info = weight_info(weights)
         if info is None or info.device != x.device:
@@ -92,7 +92,7 @@ def make_act_stack(on_memory: StackOnMemory, devices: tuple[str, ...]) -> ActSta
     def act_stack(
         weights: list[LayerWeights], x: Tensor, state: State, is_init: Tensor | None
     ) -> tuple[Tensor, State] | None:
-        if not _may_read((x, *state, is_init), [value for w in weights for value in w], devices):
+        if not _may_read((x, *state, is_init), weights, devices):
             return None
         infos = [weight_info(w) for w in weights]
         known = [info for info in infos if info is not None and info.device == x.device]
@@ -101,8 +101,8 @@ def make_act_stack(on_memory: StackOnMemory, devices: tuple[str, ...]) -> ActSta
     return act_stack
 
 
-def _may_read(values: Sequence[Tensor | None], weights: Sequence[Tensor | None], devices: tuple[str, ...]) -> bool:
+def _may_read(values: Sequence[Tensor | None], weights: Sequence[LayerWeights], devices: tuple[str, ...]) -> bool:
     """Whether the memory of ``values`` may be read without torch's dispatcher, and no gradient is needed."""
     if not is_plain_eager() or not have_memory(values, plain_keys(*devices)):
         return False
-    return not (torch.is_grad_enabled() and wants_gradient((*values, *weights)))
+    return not (torch.is_grad_enabled() and wants_gradient([*values, *(v for layer in weights for v in layer)]))

@@ -205,32 +205,26 @@ class ExecutableLSTM(BoundLSTM):
             dtype, no_autocast = self._placed[1], NO_CONTEXT
         if transforms_may_be_open():
             self._check_transforms(weights, x, *stored, is_init)
-        with no_autocast:
+        with no_autocast, _in_use(weights, infos):
             x, stored = as_dtype(x, dtype), State(as_dtype(stored.h, dtype), as_dtype(stored.c, dtype))
             done = None
             if infos is not None and self._backend.act_stack is not None and not self.bidirectional:
                 done = None if self.training and self.dropout else self._backend.act_stack(weights, x, stored, is_init)
-            return self._step_layers(weights, x, stored, is_init, infos) if done is None else done
+            return self._step_layers(weights, x, stored, is_init) if done is None else done
 
     def _step_layers(
-        self,
-        weights: list[LayerWeights],
-        x: Tensor,
-        stored: State,
-        is_init: Tensor | None,
-        infos: list[WeightInfo] | None,
+        self, weights: list[LayerWeights], x: Tensor, stored: State, is_init: Tensor | None
     ) -> tuple[Tensor, State]:
         """:meth:`step_batch_first`, layer by layer."""
         act, run = self._backend.act, self._backend.step or self._layer_as_step
         if is_init is not None and act is None:
             stored = zero_at(stored, is_init)
         states: list[State] = []
-        with _in_use(weights, infos):
-            for k, (w, *state) in enumerate(zip(weights, stored.h.unbind(1), stored.c.unbind(1), strict=True)):
-                if k and k % self.spec.directions == 0:
-                    x = self._between_layers(states)
-                before = State(*state)
-                states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
+        for k, (w, *state) in enumerate(zip(weights, stored.h.unbind(1), stored.c.unbind(1), strict=True)):
+            if k and k % self.spec.directions == 0:
+                x = self._between_layers(states)
+            before = State(*state)
+            states.append(run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init))
         return torch.cat([s.h for s in states[-self.spec.directions :]], -1), _stacked(states, dim=1)
 
     def _between_layers(self, states: list[State]) -> Tensor:

@@ -111,12 +111,12 @@ def _fingerprint(w: LayerWeights) -> list[Any]:
     lazy negation or another dtype of the same width can use the same memory, and a smaller allocation can get the
     address of a freed one.
     """
-    return [None if v is None else _fingerprint_of(v) for v in w]
-
-
-def _fingerprint_of(v: Tensor) -> tuple[Any, ...]:
-    held = v.untyped_storage().nbytes()
-    return id(v), v.data_ptr(), held, v.shape, v.dtype, v.is_contiguous(), v.is_neg()
+    return [
+        v
+        if v is None
+        else (id(v), v.data_ptr(), v.untyped_storage().nbytes(), v.shape, v.dtype, v.is_contiguous(), v.is_neg())
+        for v in w
+    ]
 
 
 def _fit(w: LayerWeights) -> bool:

@@ -3,11 +3,13 @@ compared with those of ``vmap``; the conformance suite tests the promises of eve
 """
 
 import re
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from rnn_backends import LSTM, InputError, UnsupportedError
+from rnn_backends import LSTM, InputError, State, UnsupportedError
+from rnn_backends_plugins import cpp
 from rnn_backends_plugins.cpp import build
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -278,3 +280,33 @@ def test_a_policy_that_learns_a_step_at_a_time_learns_as_with_nn_lstm():
             found.append(loss.item())
         losses.append(found)
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("P", [0, 3])
+@pytest.mark.parametrize("B", [0, 1, 9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@torch.no_grad()
+def test_a_step_of_one_layer_in_one_call_equals_the_step_of_the_layer(monkeypatch, P, B, dtype):
+    lstm, x, (h, c), is_init = made(B=B, P=P, dtype=dtype)
+    single, calls = cpp.kernel.step, []
+    monkeypatch.setattr(cpp.kernel, "step", lambda *given: calls.append(given) or single(*given))
+    layer_by_layer = lstm.with_backend(replace(lstm.backend, act_stack=None))
+    for reset in (None, is_init[0]):
+        output, state = lstm.step(x[0], State(h, c), is_init=reset)
+        expected, others = layer_by_layer.step(x[0], State(h, c), is_init=reset)
+        assert output.equal(expected)
+        assert state.h.equal(others.h)
+        assert state.c.equal(others.c)
+        if B:
+            assert output.untyped_storage().data_ptr() != state.h.untyped_storage().data_ptr()
+    assert [given[2].h.shape for given in calls] == [(B, 1, P or 17), (B, P or 17)] * 2
+
+
+@torch.no_grad()
+def test_a_step_of_two_layers_or_in_16_bits_goes_layer_by_layer():
+    for options in ({"num_layers": 2}, {"dtype": torch.bfloat16}):
+        lstm = LSTM(3, 4, lstm_backend="cpp", **options)
+        x = torch.randn(2, 3, dtype=lstm.weight_ih_l0.dtype)
+        state = State(*x.new_zeros(2, 2, lstm.num_layers, 4).unbind(0))
+        assert lstm.backend.act_stack(lstm.layer_weights(), x, state, None) is None
+        torch.testing.assert_close(lstm.step(x, None)[0], lstm.with_backend("vmap").step(x, None)[0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hookimpl
-from rnn_backends.authoring import WeightInfo, make_layer, make_steps, with_one_step
+from rnn_backends.authoring import WeightInfo, make_act_stack, make_layer, make_steps, with_one_step
 from torch import Tensor
 
 from . import kernel
@@ -41,7 +41,18 @@ def _step_on_memory(
     return kernel.step(info, x, state, is_init) if x.dtype in kernel.WIDE else None
 
 
+def _stack_on_memory(
+    infos: list[WeightInfo], weights: list[LayerWeights], x: Tensor, state: State, is_init: Tensor | None
+) -> tuple[Tensor, State] | None:
+    """A step of one layer, with fewer views of its state; of several layers, core calls one after the other."""
+    if len(infos) != 1 or x.dtype not in kernel.WIDE:
+        return None
+    found = kernel.step(infos[0], x, state, is_init)
+    return torch.cat([found.h.squeeze(1)], -1), found  # a copy: output and state must not share memory
+
+
 step, act = make_steps("cpp", layer, _step_on_memory, ("cpu",))
+act_stack = make_act_stack(_stack_on_memory, ("cpu",))
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -68,5 +79,13 @@ def lstm_backend() -> LSTMBackend:
     """The backend. Nothing is compiled here."""
     traits = {Trait.VMAP, Trait.FULLGRAPH, Trait.EXPORT, Trait.CELL_STATES}
     return LSTMBackend(
-        "cpp", layer, rejects, frozenset(traits), step=step, act=act, prepare=prepare, preparation=preparation
+        "cpp",
+        layer,
+        rejects,
+        frozenset(traits),
+        step=step,
+        act=act,
+        act_stack=act_stack,
+        prepare=prepare,
+        preparation=preparation,
     )

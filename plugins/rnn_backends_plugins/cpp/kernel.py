@@ -162,19 +162,27 @@ def step(info: WeightInfo, x: Tensor, state: State, is_init: Tensor | None = Non
 
     Args:
         info: facts about the weights, which are on the CPU.
-        x, state: plain tensors, of float32 or float64, on the CPU.
+        x: a plain tensor of float32 or float64 on the CPU.
+        state: likewise; it may have a dimension of layers too, of one: ``State([B, 1, P], [B, 1, H])``.
         is_init: ``[B]`` bool: true where the state counts as zero.
+
+    Returns:
+        The next state, shaped like ``state``, in memory of its own.
+
+    Raises:
+        InputError: sizes or dtypes do not fit together.
     """
     (h, c), dtype, (inputs, H, P) = state, x.dtype, info.sizes
     B = x.shape[0] if x.ndim else 0
-    fits = x.shape == (B, inputs) and h.shape == (B, P) and c.shape == (B, H)
+    layers = (1,) if h.ndim == 3 else ()
+    fits = x.shape == (B, inputs) and h.shape == (B, *layers, P) and c.shape == (B, *layers, H)
     if not fits or not dtype == h.dtype == c.dtype == info.dtype:
         given = ", ".join(f"{n} {tuple(v.shape)} {v.dtype}" for n, v in zip("xhc", (x, h, c), strict=True))
         raise InputError(f"a step's x and state do not fit I, H, P = {info.sizes} in {info.dtype}: {given}")
     size = x.itemsize
     if not (x.is_contiguous() and h.is_contiguous() and c.is_contiguous()):
         x, h, c = map(_contiguous, (x, h, c))
-    h_out, c_out = h.new_empty(B, P), h.new_empty(B, H)
+    h_out, c_out = h.new_empty(h.shape), h.new_empty(c.shape)
     reset = (0, 0, 0)
     if is_init is not None:
         if is_init.shape != (B,) or is_init.dtype != torch.bool:
