@@ -34,11 +34,23 @@ def transforms_may_be_open() -> bool:
     """Whether a ``torch.func`` transform or a forward-AD level may be open around this call.
 
     It takes 0.1 us. Without the private names the answer is always true, so that callers look at their tensors.
-    ``torch.compile`` handles transforms itself: while it traces, the answer is false.
+    While ``torch.compile`` traces, it is about forward-mode AD alone: Dynamo batches any code by itself.
     """
     if torch.compiler.is_compiling():
-        return False
+        return bool(forward_ad_in_trace())
     return forward_ad_may_be_open() or bool(_transforms_active())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def forward_ad_in_trace() -> bool:
+    """Whether forward-mode AD is open where Dynamo traces, within the trace or around it: Dynamo guards on both."""
+    return forward_ad_may_be_open() or "Jvp" in (transform_levels() or ())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def derivative_in_trace() -> bool:
+    """Whether ``torch.func.grad`` or forward-mode AD is open where Dynamo traces, within the trace or around it."""
+    return forward_ad_may_be_open() or not {"Grad", "Jvp"}.isdisjoint(transform_levels() or ())
 
 
 def forward_ad_may_be_open() -> bool:

@@ -60,6 +60,8 @@ class Layer:
             bias = bias + b_hh  # the operator takes the sum; autograd passes the gradient to both
         read = (x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts)
         if torch.compiler.is_compiling():
+            if _torch.derivative_in_trace():
+                return _uncompiled(self.name, self.kernel, read)  # type: ignore[no-any-return]
             h, c, _ = operators.layer(self.name, *read, wants_gradient(read))
             return State(h, c)
         h, c, _ = _call(self.name, self.kernel, read, keep=False)
@@ -90,6 +92,13 @@ def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[T
         else:
             return _Transformed.apply(name, keep, *read)  # type: ignore[no-any-return]
     return _dispatched(name, operators.layer, (*read, keep or wants_gradient(read)))  # type: ignore[no-any-return]
+
+
+@torch.compiler.disable(reason="torch.func does not differentiate an operator")  # type: ignore[untyped-decorator]
+def _uncompiled(name: str, kernel: Kernel, read: Sequence[Any]) -> State:
+    """:func:`_call` in a trace that differentiates: a break of the graph."""
+    h, c, _ = _call(name, kernel, read, keep=False)
+    return State(h, c)
 
 
 def run_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> Sequence[Tensor | None]:
@@ -131,15 +140,16 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, name: str, *read: Any) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.kernel, ctx.name = kernel, name
+        ctx.kernel, ctx.backend = kernel, name
         output = kernel.run(read, keep=True)
         keep_for_backward(ctx, read, output)
         return output
 
     @staticmethod
+    @_torch.only_inlined
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         read = backward_arguments(ctx, 2, grads)
-        found = None if read is None else run_backward(ctx.name, ctx.kernel, read)
+        found = None if read is None else run_backward(ctx.backend, ctx.kernel, read)
         return (None, None, *required(ctx, 2, found))
 
 
@@ -148,12 +158,13 @@ class _PlainBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kernel: Kernel, name: str, *read: Any) -> tuple[Tensor, ...]:
-        ctx.name = name
+        ctx.backend = name
         return without_none(read, kernel.run_backward(name, read))
 
     @staticmethod
+    @_torch.only_inlined
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        no_double_backward(ctx.name)
+        no_double_backward(ctx.backend)
 
 
 class _Below(torch.autograd.Function):
@@ -183,13 +194,14 @@ class _Transformed(_Below):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.name = inputs[0]
+        ctx.backend = inputs[0]
         keep_for_backward(ctx, inputs[2:], output)
 
     @staticmethod
+    @_torch.only_inlined
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         read = backward_arguments(ctx, 2, grads)
-        found = None if read is None else run_backward(ctx.name, KERNELS[ctx.name], read)
+        found = None if read is None else run_backward(ctx.backend, KERNELS[ctx.backend], read)
         return (None, None, *required(ctx, 2, found))
 
 
@@ -204,8 +216,9 @@ class _TransformedBackward(_Below):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.name = inputs[0]
+        ctx.backend = inputs[0]
 
     @staticmethod
+    @_torch.only_inlined
     def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-        no_double_backward(ctx.name)
+        no_double_backward(ctx.backend)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import _torch
 from .arguments import Needs
 from .autograd_rule import wants_gradient
 from .contract import LayerFunction, LayerWeights, SteppedLayer
@@ -148,6 +149,7 @@ class _OneStep(torch.autograd.Function):
         return output, output.clone(), c_after  # output and state must not share memory
 
     @staticmethod
+    @_torch.only_inlined
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_h, grad_h_after, grad_c = grads
         if grad_h is None:

@@ -67,22 +67,22 @@ def _(backend: str, *read: Any) -> tuple[Tensor, ...]:
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.name = inputs[0]
+    ctx.backend = inputs[0]
     keep_for_backward(ctx, inputs[1:9], output)
 
 
 def _operator_gradient(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     read = backward_arguments(ctx, 1, grads)
-    found = None if read is None else layer_backward(ctx.name, *read)
+    found = None if read is None else layer_backward(ctx.backend, *read)
     return (None, *required(ctx, 1, found), None)
 
 
 def _setup_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.name = inputs[0]
+    ctx.backend = inputs[0]
 
 
 def _operator_second_gradient(ctx: Any, *grads: Tensor | None) -> NoReturn:
-    no_double_backward(ctx.name)
+    no_double_backward(ctx.backend)
 
 
 layer, layer_backward = torch.ops.rnn_backends.layer, torch.ops.rnn_backends.layer_backward

@@ -1,5 +1,7 @@
 """A transform is refused only if a tensor of the call is part of it, at any depth and on every path."""
 
+from functools import partial
+
 import pytest
 import torch
 from rnn_backends import LSTM, LSTMBackend, LSTMModule, LSTMNet, State, Trait, UnsupportedError
@@ -191,3 +193,16 @@ def test_functionalize_alone_is_no_transform_that_needs_a_trait():
     lstm, x = LSTM(I, H, lstm_backend=PLAIN), torch.randn(T, B, I)
     with torch.no_grad():
         assert_close(torch.func.functionalize(lambda v: lstm(v)[0])(x), lstm(x)[0])
+
+
+def test_a_forward_derivative_is_refused_in_compiled_code_too(call):
+    """An operator of a backend's author without a forward derivative would have tangents of zero there."""
+    value = call.values["x"]
+    torch.compiler.reset()
+
+    @partial(torch.compile, backend="eager")
+    def along(x):
+        return jvp(lambda v: call(PLAIN, x=v), (x,), (x,))
+
+    with pytest.raises(UnsupportedError, match="forward-mode AD"):
+        along(value)

@@ -1,10 +1,12 @@
 """Gradients through ``torch.func`` from inside and outside: the same as backend ``vmap``'s, layer and step."""
 
+from functools import partial
+
 import pytest
 import torch
 from rnn_backends import LSTM, LSTMSpec, State, UnsupportedError, get_backend
 from torch.autograd.functional import jacobian
-from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
+from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 
 
 @pytest.fixture(params=["compile", "cpp"])
@@ -198,3 +200,53 @@ def test_a_layer_is_vmapped_with_one_state_for_all_and_one_for_each(name, case):
         out = vmap(lambda h, c, x=x: layer(weights, x, State(h, c), starts), in_dims=(1, None))(*many)  # noqa: B023
         results.append((out, torch.autograd.grad(squares(out), [x, weights.w_hh])))
     torch.testing.assert_close(*results)
+
+
+DERIVATIVES = {
+    "grad": lambda f: grad(lambda w, x: f(w, x).sum(), argnums=(0, 1)),
+    "vmap of grad": lambda f: vmap(grad(lambda w, x: f(w, x).sum()), (None, 1)),
+    "grad of vmap": lambda f: grad(lambda w, x: vmap(f, (None, 1))(w, x).sum()),
+}
+
+
+@pytest.mark.parametrize("derivative", DERIVATIVES)
+def test_a_derivative_of_torch_func_within_torch_compile(name, derivative):
+    lstm, stacked, x, is_init = members(name)
+    weights = {k: v[0].detach() for k, v in stacked.items()}
+
+    def call(w, x):
+        rows = x if x.ndim == 3 else x.unsqueeze(1)
+        return functional_call(lstm, w, (rows,), {"is_init": is_init[:, : rows.shape[1]]})[0].square()
+
+    run = DERIVATIVES[derivative](call)
+    torch.compiler.reset()
+    found = torch.compile(run, backend="aot_eager")(weights, x.detach())
+    torch.testing.assert_close(found, run(weights, x.detach()))
+
+
+@pytest.mark.parametrize(("around", "steps"), [("within", 5), ("within", 1), ("outside", 5)])
+def test_a_forward_derivative_and_torch_compile_are_declined_together(name, around, steps):
+    """Dynamo gives an operator without a forward derivative tangents of zero, and no error."""
+    lstm, _, x, is_init = members(name)
+    x = x.detach()[:steps]
+
+    def call(x):
+        return lstm(x, is_init=is_init[:steps])[0]
+
+    compiled = partial(torch.compile, backend="aot_eager")
+    torch.compiler.reset()
+    run = compiled(lambda x: jvp(call, (x,), (x,))) if around == "within" else lambda x: jvp(compiled(call), (x,), (x,))
+    with pytest.raises(UnsupportedError, match="forward-mode AD"):
+        run(x)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_nodes_of_the_graph_keep_the_methods_of_torchs_nodes(name, steps):
+    lstm, _, x, is_init = members(name)
+    y, _ = lstm(x[:steps], is_init=is_init[:steps])
+    w_ih, w_hh, bias, _, w_hr = lstm.layer_weights()[0]
+    entry = torch.zeros(2, steps, 2, 4, dtype=x.dtype)
+    of_operator = torch.ops.rnn_backends.layer(name, x[:steps], w_ih, w_hh, bias, w_hr, *entry, is_init[:steps], True)
+    for node in (y.grad_fn, of_operator[0].grad_fn):
+        assert node.name()
+        assert isinstance(node.metadata, dict)
