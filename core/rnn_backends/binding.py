@@ -162,19 +162,21 @@ class BoundLSTM(ToolsLSTM):
         """Raise :class:`UnsupportedError` for a transform of a tensor of this call, if the backend lacks its trait."""
         if _TRANSFORMS.keys() <= self._backend.traits:
             return
-        if torch.compiler.is_compiling():
-            if Trait.FORWARD_AD not in self._backend.traits:
-                self._check_transforms_uncompiled(weights, *read)
-            return
+        if not torch.compiler.is_compiling():
+            self._check_traits(weights, *read)
+        elif Trait.FORWARD_AD not in self._backend.traits:
+            self._check_uncompiled(weights, *read)
+
+    def _check_traits(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
         needed = traits_needed([*read, *(v for layer in weights for v in layer)]) - self._backend.traits
         for trait, (feature, reason) in _TRANSFORMS.items():
             if trait in needed:
                 self._decline(feature, reason, trait)
 
     @torch.compiler.disable(reason="its backend has no forward derivative")  # type: ignore[untyped-decorator]
-    def _check_transforms_uncompiled(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
+    def _check_uncompiled(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
         """The same for a trace: Dynamo gives an operator without a forward derivative tangents of zero."""
-        self._check_transforms(weights, *read)
+        self._check_traits(weights, *read)
 
     def _decline(self, feature: str, reason: str, trait: Trait) -> NoReturn:
         weight = self.weight_ih_l0

@@ -21,7 +21,7 @@ def traits_needed(tensors: Iterable[Tensor | None]) -> set[Trait]:
     found: set[Trait] = set()
     try:
         _Probe.apply(found, *(v for v in tensors if v is not None))
-    except RuntimeError:  # functionalize has no rule for any autograd.Function
+    except (RuntimeError, AssertionError):  # functionalize and torch.export have no rule for any autograd.Function
         open_levels = {Trait.VMAP: vmap_may_be_open(), Trait.FORWARD_AD: forward_ad_may_be_open()}
         return {trait for trait, may_be_open in open_levels.items() if may_be_open}
     return found

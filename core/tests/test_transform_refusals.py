@@ -206,3 +206,16 @@ def test_a_forward_derivative_is_refused_in_compiled_code_too(call):
 
     with pytest.raises(UnsupportedError, match="forward-mode AD"):
         along(value)
+
+
+def test_a_forward_derivative_is_refused_in_an_export_too():
+    class Along(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm = LSTM(I, H, lstm_backend=PLAIN)
+
+        def forward(self, x):
+            return jvp(lambda v: self.lstm(v)[0], (x,), (x,))
+
+    with pytest.raises(UnsupportedError, match="forward-mode AD"):
+        torch.export.export(Along(), (torch.randn(T, B, I),))
