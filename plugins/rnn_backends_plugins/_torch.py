@@ -7,6 +7,7 @@ slower or raises an error, but never gives a wrong number (``plugins/tests/test_
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -234,6 +235,13 @@ def compiling_in_traces() -> AbstractContextManager[object]:
 
 
 Calls = list[tuple[Any, list[Any]]]
+
+
+def dynamo_is_off() -> bool:
+    """Whether ``torch._dynamo.config.disable`` is set, with which ``torch.compile`` compiles nothing. Without the
+    private name: no; ``torch.compile(fullgraph=True)`` then raises its own error.
+    """
+    return bool(getattr(sys.modules.get("torch._dynamo.config"), "disable", False))
 
 
 def recording_backend(calls: Calls) -> Callable[..., Any] | None:

@@ -48,10 +48,17 @@ def test_it_declines_where_torch_compile_is_switched_off(monkeypatch, switch):
         LSTM(3, 4, lstm_backend="compile")
 
 
-def test_it_does_not_compute_uncompiled_in_silence_and_compiles_once_it_may():
+@pytest.mark.parametrize(
+    ("by", "off"),
+    [
+        ("torch.compiler.set_stance", lambda: torch.compiler.set_stance("force_eager")),
+        ("torch._dynamo.config.disable", lambda: torch._dynamo.config.patch(disable=True)),
+    ],
+)
+def test_it_does_not_compute_uncompiled_in_silence_and_compiles_once_it_may(by, off):
     """Switched off while the process runs, which `rejects` cannot know."""
     lstm = LSTM(3, 4, lstm_backend="compile")
     compiler._compiled.cache_clear()
-    with torch.compiler.set_stance("force_eager"), pytest.raises(UnsupportedError, match="it is switched off"):
+    with off(), pytest.raises(UnsupportedError, match=f"switched off here \\({by}\\)"):
         lstm(torch.randn(2, 1, 3))
     assert lstm(torch.randn(2, 1, 3))[0].shape == (2, 1, 4)

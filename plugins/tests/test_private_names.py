@@ -207,3 +207,10 @@ def test_products_that_multiply_wrongly_are_not_used(without, monkeypatch):
     without("nothing")
     monkeypatch.setattr(_torch, "onednn_linear", lambda rows, weight, bias=None: torch.tensor([[30.0]]))
     assert not _torch.onednn_linear_works()
+
+
+def test_dynamo_counts_as_on_where_torch_does_not_show_its_switch(monkeypatch):
+    with torch._dynamo.config.patch(disable=True):
+        assert _torch.dynamo_is_off()
+        monkeypatch.delitem(sys.modules, "torch._dynamo.config")
+        assert not _torch.dynamo_is_off()

@@ -38,6 +38,8 @@ def compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
 
 @cache
 def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
+    if _torch.dynamo_is_off():
+        raise _switched_off("torch._dynamo.config.disable")
     # A separate code object, because torch counts recompilations per code object and stops after a few.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
     calls: _torch.Calls = []
@@ -47,11 +49,14 @@ def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
     with _torch.compiling_in_traces():
         run(*samples)
     if not calls and recording is not None:
-        why = "torch.compile compiled nothing: it is switched off here (torch.compiler.set_stance)"
-        raise UnsupportedError("compile", "this process", why, ["vmap"])
+        raise _switched_off("torch.compiler.set_stance")
     if len(calls) != 1 or not _torch.compiles_for_any_size():
         return run  # no generated code, or code for some sizes only, which needs its guards
     return _direct(*calls[0], samples) or run
+
+
+def _switched_off(by: str) -> UnsupportedError:
+    return UnsupportedError("compile", "this process", f"torch.compile is switched off here ({by})", ["vmap"])
 
 
 def _direct(code: Any, values: list[Any], samples: list[Tensor]) -> Step | None:
