@@ -396,11 +396,12 @@ def lines_of(capsys, *words):
 def test_the_host_is_measured_without_a_gpu(capsys):
     pytest.importorskip("triton", reason="it is the host of triton's kernels, and triton is not installed")
     heads, _, *lines = lines_of(capsys, "host", "--shape", "2,3,4,5", "--rounds", "1")
-    assert heads == ["B2-T3-I4-H5, a call", "us", "operators", "of which launch"]
+    assert heads == ["B2-T3-I4-H5, a call", "us", "operators", "of which launch", "peak, MiB"]
     assert len(lines) == 6
-    for name, us, operators, launching in lines:
+    for name, us, operators, launching, peak in lines:
         assert name.partition(", ")[0] in ("layer", "LSTM", "LSTMModule")
         assert float(us) > 0
+        assert float(peak) >= 0
         assert int(operators) > int(launching) > 0
 
 

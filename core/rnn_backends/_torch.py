@@ -398,6 +398,23 @@ any_requires_grad: Callable[..., bool] = getattr(torch._C, "_any_requires_grad",
 """Whether one of these tensors requires a gradient; ``None`` values are skipped. 0.3 us instead of 1."""
 
 
+_keeps_graph: Callable[[], bool] = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", _unknown)
+_default_hooks: Callable[[bool], object] = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", _unknown)
+
+
+def graph_is_kept() -> bool:
+    """Whether the backward pass that runs may run again over its graph (``retain_graph=True``).
+
+    Outside of a backward pass, while it is traced, and without the private name: yes.
+    """
+    return torch.compiler.is_compiling() or bool(_keeps_graph())
+
+
+def hooks_see_saved_tensors() -> bool:
+    """Whether hooks of ``torch.autograd.graph`` get the tensors that are saved now. Without the private name: yes."""
+    return _default_hooks(True) is not None
+
+
 def is_functional_tensor(value: Tensor) -> bool:
     """Whether ``functionalize`` wraps it, so that it shows no memory. Without the private name: no."""
     known = getattr(torch, "_is_functional_tensor", None)

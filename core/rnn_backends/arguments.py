@@ -87,23 +87,28 @@ def _check(name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype,
 
 
 class Run(NamedTuple):
-    """The results of the forward pass, and the gradients of its outputs."""
+    """The results of the forward pass, and the gradients of its outputs.
+
+    Where ``last``, nothing reads the gates after the backward pass: it may write over them.
+    """
 
     h: Tensor  # [T, B, P]
     c: Tensor  # [T, B, H]
     gates: Tensor  # [T, B, ...], activated; the backend defines the other dimensions
     grad_h: Tensor | None  # [T, B, P]
     grad_c: Tensor | None  # [T, B, H]
+    last: bool = False
 
     def checked(self, given: Arguments, kept: Sequence[int], memory: bool = True) -> Run:
         """Raise :class:`InputError` if one does not fit the arguments; ``kept``: the gates' shape after ``[T, B]``."""
         T, B, H, P = given.sizes
         shapes = ((T, B, P), (T, B, H), (T, B, *kept), (T, B, P), (T, B, H))
-        for name, value, shape in zip(self._fields, self, shapes, strict=True):
+        named = dict(zip(self._fields, self[:5], strict=False))
+        for (name, value), shape in zip(named.items(), shapes, strict=True):
             if value is not None:
                 _check(name, value, shape, given.x.dtype, given.x.device)
         if memory:
-            check_memory(zip(self._fields, self, strict=True))
+            check_memory(named.items())
         return self
 
 

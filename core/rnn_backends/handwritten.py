@@ -101,8 +101,14 @@ def _uncompiled(name: str, kernel: Kernel, read: Sequence[Any]) -> State:
     return State(h, c)
 
 
-def run_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> Sequence[Tensor | None]:
-    """Run a layer's backward pass by the shortest correct path; ``read``: the arguments of ``layer_backward``.
+def run_backward(name: str, kernel: Kernel, read: Sequence[Any], last: bool = False) -> Sequence[Tensor | None]:
+    """Run a layer's backward pass by the shortest correct path.
+
+    Args:
+        name: the backend's name.
+        kernel: its kernel.
+        read: the arguments of ``layer_backward``.
+        last: as in :class:`~.arguments.Run`, for plain tensors; the operator changes none of its arguments.
 
     Returns:
         A gradient for each input of the layer, ``None`` or an empty tensor for an absent one.
@@ -110,7 +116,7 @@ def run_backward(name: str, kernel: Kernel, read: Sequence[Any]) -> Sequence[Ten
     if is_plain(read[:12], kernel.devices):
         if wants_gradient(read[:12]):
             return _PlainBackward.apply(kernel, name, *read)  # type: ignore[no-any-return]
-        return kernel.run_backward(name, read)
+        return kernel.run_backward(name, read, last)
     check_kinds(name, read[:12])
     if _torch.in_transform() and "Functionalize" not in (_torch.transform_levels() or ()):
         return _TransformedBackward.apply(name, *read)  # type: ignore[no-any-return]
@@ -142,6 +148,7 @@ class _Plain(torch.autograd.Function):
     def forward(ctx: Any, kernel: Kernel, name: str, *read: Any) -> tuple[Tensor, Tensor, Tensor]:
         ctx.kernel, ctx.backend = kernel, name
         output = kernel.run(read, keep=True)
+        ctx.alone = not _torch.hooks_see_saved_tensors()
         keep_for_backward(ctx, read, output)
         return output
 
@@ -149,7 +156,8 @@ class _Plain(torch.autograd.Function):
     @_torch.only_inlined
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         read = backward_arguments(ctx, 2, grads)
-        found = None if read is None else run_backward(ctx.backend, ctx.kernel, read)
+        last = ctx.alone and not _torch.graph_is_kept()  # nobody else has the gates, and the pass never runs again
+        found = None if read is None else run_backward(ctx.backend, ctx.kernel, read, last)
         return (None, None, *required(ctx, 2, found))
 
 

@@ -40,8 +40,14 @@ class Kernel(NamedTuple):
         """Check the arguments and run the forward pass."""
         return self.forward(Arguments(*read).checked(memory=not self.checks_memory), keep)
 
-    def run_backward(self, name: str, read: Sequence[Any]) -> list[Tensor | None]:
-        """Check the arguments and run the backward pass; ``read``: the arguments of ``layer_backward``."""
+    def run_backward(self, name: str, read: Sequence[Any], last: bool = False) -> list[Tensor | None]:
+        """Check the arguments and run the backward pass.
+
+        Args:
+            name: the backend's.
+            read: the arguments of ``layer_backward``.
+            last: as in :class:`~.arguments.Run`.
+        """
         grad_h, grad_c, x, w_ih, w_hh, w_hr, entry_h, entry_c, starts, h, c, gates, needs = read
         memory = not self.checks_memory
         given = Arguments(x, w_ih, w_hh, None, w_hr, entry_h, entry_c, starts).checked(memory)
@@ -53,7 +59,7 @@ class Kernel(NamedTuple):
                 "with gradients enabled and parameters that require them",
                 OTHERS,
             )
-        run = Run(h.contiguous(), c.contiguous(), gates.contiguous(), grad_h, grad_c)
+        run = Run(h.contiguous(), c.contiguous(), gates.contiguous(), grad_h, grad_c, last)
         kept = self.gates_of(w_hh.shape[0] // 4, x.dtype)
         found = self.backward(given, run.checked(given, kept, memory), Needs(*needs))
         return [v if v is None or v.dtype == x.dtype else v.to(x.dtype) for v in found]

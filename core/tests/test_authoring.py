@@ -5,7 +5,9 @@ import sys
 
 import pytest
 import torch
-from rnn_backends import LSTM, LSTMBackend, State, UnsupportedError, authoring
+import torch.utils.checkpoint
+import torch.utils.flop_counter
+from rnn_backends import LSTM, LSTMBackend, State, UnsupportedError, _torch, authoring
 from rnn_backends.authoring import refuse_double_backward
 from torch import Tensor
 from torch.testing import assert_close
@@ -95,6 +97,57 @@ def test_a_third_partys_layer_is_made_with_the_same_function_as_the_built_in_one
     assert_close(found, wanted)
     with pytest.raises(UnsupportedError):
         LSTM(3, 4, lstm_backend=LSTMBackend("elsewhere", layer, lambda *_: "gpu only"))
+
+
+def told(name):
+    """An LSTM whose backward pass writes down whether it is the last."""
+    seen = []
+
+    def noted(given, run, needs):
+        seen.append(run.last)
+        return [torch.zeros_like(v) if need and v is not None else None for v, need in zip(given, needs, strict=False)]
+
+    layer = authoring.make_layer(name, forward, noted, lambda H, dtype: (H,), ("cpu",))
+    return LSTM(3, 4, bias=False, lstm_backend=LSTMBackend(name, layer)), seen
+
+
+def test_a_backward_pass_is_the_last_where_the_graph_is_not_kept_and_nobody_else_has_the_gates():
+    lstm, seen = told("test_last")
+    x, weights = torch.randn(5, 2, 3), list(lstm.parameters())
+
+    def last(call=lambda: lstm(x)[0], **options):
+        before = len(seen)
+        output = call().sum()
+        if options:
+            torch.autograd.grad(output, weights, **options)
+        else:
+            output.backward()
+        return seen[before:]
+
+    assert last() == [True]
+    assert last(retain_graph=True) == [False]
+    assert last(create_graph=True) == [False]
+    again = lstm(x)[0].sum()
+    for retain_graph in (True, False):
+        torch.autograd.grad(again, weights, retain_graph=retain_graph)
+    assert seen[-2:] == [False, True]
+    with torch.autograd.graph.saved_tensors_hooks(lambda value: value, lambda value: value):
+        assert last() == [False]
+    checkpointed = torch.utils.checkpoint.checkpoint
+    assert last(lambda: checkpointed(lambda v: lstm(v)[0], x, use_reentrant=False)) == [False]
+    before = len(seen)
+    torch.func.grad(lambda v: lstm(v)[0].sum())(x)
+    with torch.utils.flop_counter.FlopCounterMode(display=False):  # through the operators, which change no argument
+        last()
+    assert seen[before:] == [False, False]
+
+
+@pytest.mark.parametrize("name", ["_keeps_graph", "_default_hooks"])
+def test_no_backward_pass_is_known_to_be_the_last_without_the_private_name(monkeypatch, name):
+    monkeypatch.setattr(_torch, name, _torch._unknown)
+    lstm, seen = told("test_unknown")
+    lstm(torch.randn(5, 2, 3))[0].sum().backward()
+    assert seen == [False]
 
 
 def test_an_exported_graph_loads_where_core_alone_is_imported(tmp_path):

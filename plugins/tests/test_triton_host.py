@@ -3,6 +3,7 @@
 Launches are compiled for a GPU and go to a driver without one, which writes them down.
 """
 
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -177,6 +178,7 @@ def launches(monkeypatch):
         kernel.device_caches.clear()  # nothing that was loaded into no GPU stays
     for launchers in (run._launcher, run._step_launcher, products._launcher):
         launchers.cache_clear()
+    gc.collect()  # a kernel asks its driver to unload it
 
 
 @triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["anywhere"])
@@ -316,6 +318,19 @@ def test_hooks_before_a_run_see_no_compilation(launches, compilations, monkeypat
     monkeypatch.setattr(move, "pre_run_hooks", [lambda *given, **options: None])
     launch.compile_together([(Launcher(move, MOVE), torch.float32, {})] * 2, torch.device("cpu"))
     assert not compilations
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_the_gradient_of_the_gates_takes_their_place_in_the_last_pass(launches, last):
+    given = layer()
+    h, c, gates = run.forward(given, True)
+    del launches[:]
+    run.backward(given, Run(h, c, gates, h, None, last), Needs(True, True, True, True, False, True, True))
+    names = [parameter.name for parameter in kernels.backward_kernel.params]
+    _, _, _, _, arguments = launches[0]
+    of_gates, of_gradient = (arguments[names.index(name)] for name in ("gates", "grad_gates"))
+    assert of_gates == gates.data_ptr()
+    assert (of_gates == of_gradient) is last
 
 
 class Operators(TorchDispatchMode):

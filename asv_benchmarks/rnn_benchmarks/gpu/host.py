@@ -11,6 +11,7 @@ from time import thread_time_ns
 from typing import Any
 
 from ..cases import Shape
+from ..timing import peak_bytes
 from .settings import name_of
 from .without import backend, in_a_process
 
@@ -37,7 +38,7 @@ LAUNCH = (
 
 
 def measure(shape: Sequence[int]) -> None:
-    """Print by way the microseconds of a call (median of this thread's time) and torch's operators in it."""
+    """Print by way a call's microseconds (median of this thread's time), torch's operators, and MiB at the peak."""
     import torch
     from torch.profiler import profile
 
@@ -59,7 +60,8 @@ def measure(shape: Sequence[int]) -> None:
         events = [event for event in ran.events() if event.name.startswith("aten::")]
         called = sum(event.cpu_parent is None or not event.cpu_parent.name.startswith("aten::") for event in events)
         launching = sum(event.name.removeprefix("aten::") in LAUNCH for event in events)
-        found[name] = median(times[name]) / 1000, called, launching
+        peak = peak_bytes(lambda k, way=way: way()) / 2**20  # type: ignore[misc]
+        found[name] = median(times[name]) / 1000, called, launching, round(peak, 1)
     print(json.dumps(found))
 
 
@@ -120,8 +122,8 @@ def show(shape: Shape, rounds: int, tree: Path | None, say: Callable[[str], None
     """
     about = {"shape": list(shape)}
     found = [[in_a_process("host", about, where) for where in (None, tree)[: 2 if tree else 1]] for _ in range(rounds)]
-    heads = [f"{name_of(shape)}, a call", "us", "operators", "of which launch"]
-    heads += [f"us of {tree}", "operators", "of which launch", "times as long there"] if tree else []
+    heads = [f"{name_of(shape)}, a call", "us", "operators", "of which launch", "peak, MiB"]
+    heads += [f"us of {tree}", "operators", "of which launch", "peak, MiB", "times as long there"] if tree else []
     say("| " + " | ".join(heads) + " |")
     say("| --- |" + " ---: |" * (len(heads) - 1))
     for name in found[0][0]:

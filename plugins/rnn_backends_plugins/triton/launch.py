@@ -134,7 +134,7 @@ def compile_together(wanted: Sequence[Compilation], device: torch.device) -> Non
     launch, which then raises the error. No thread outlives the call.
 
     Args:
-        wanted: what to compile; what is compiled already takes no time.
+        wanted: the kernels; those that are compiled already take no time.
         device: the GPU.
     """
     threads = min(len(wanted), processors())

@@ -127,7 +127,7 @@ def _exchanged(first: Tensor, chosen: Plan, tiles: int) -> tuple[Tensor, Tensor]
     for_counters = -(-4 * _COUNTERS * tiles // (chosen.padded * first.itemsize))
     zeros = zero_padded(first, (0, chosen.padded - H, 0, rows + for_counters - B))
     into, counters = zeros.split_with_sizes((rows, for_counters))
-    return into, counters.view(torch.int32)
+    return into, counters.view(-1).view(torch.int32)
 
 
 def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
@@ -138,7 +138,8 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
         found = [x.new_zeros(4 * H) if value is None else torch.zeros_like(value) for value in like]
         return [value if need else None for value, need in zip(found, needs, strict=True)]
     with _as_it_is():
-        grad_gates = torch.empty_like(run.gates)
+        # A program reads its own gates of a step before it writes their gradient, and no other program reads them.
+        grad_gates = run.gates if run.last else torch.empty_like(run.gates)
         entry_h = x.new_zeros(T, B, H) if needs.entry_h else None
         entry_c = x.new_zeros(T, B, H) if needs.entry_c else None
         chosen = plan_for(H, B, x.dtype, x.device, backward=True)
