@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ._torch import registered_parameters
-from .checks import check_spec
+from .checks import as_switch, check_spec
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, Trait
 from .errors import UnsupportedError
@@ -208,3 +208,4 @@ class BoundLSTM(ToolsLSTM):
 _DECIDE = ("mode", "input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size")
 fix_options(BoundLSTM, _DECIDE, "the weights depend on it. Make a new LSTM with it")
 BoundLSTM.dropout = Option("dropout", BoundLSTM._take_dropout)  # type: ignore[assignment]
+BoundLSTM.batch_first = Option("batch_first", lambda _, value: as_switch("batch_first", value))  # type: ignore[assignment]

@@ -108,6 +108,10 @@ def test_batch_first_counts_from_the_next_call_on(eager_backend):
     expected = module(td.clone())["y"]
     module.lstm.batch_first = False  # a TensorDict has its batch first in any case
     assert_close(module(td.clone())["y"], expected)
+    for wrong in ("no", None, 2):
+        with pytest.raises(InputError, match="batch_first must be True or False, got"):
+            lstm.batch_first = wrong
+    assert lstm.batch_first is True
 
 
 def test_hidden_output_of_a_module_cannot_change():
