@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "backward.h"
@@ -95,12 +96,23 @@ void backward(const View<S>& v, S* memory) {
   });
 }
 
+constexpr std::align_val_t LINE{64};  // bytes of a line of the cache; a load across two lines takes twice as long
+
+struct Freed {
+  void operator()(void* memory) const { ::operator delete(memory, LINE); }
+};
+
+template <class S>
+std::unique_ptr<S, Freed> allocated(int64_t n) {
+  return std::unique_ptr<S, Freed>(static_cast<S*>(::operator new(n * sizeof(S), LINE)));
+}
+
 // Memory that a thread keeps between steps, for packed weights: the page faults of new memory cost more than the step.
 template <class S>
 S* kept(int64_t n) {
-  thread_local std::unique_ptr<S[]> memory;
+  thread_local std::unique_ptr<S, Freed> memory;
   thread_local int64_t has = 0;
-  if (n > has) memory.reset(new S[n]), has = n;
+  if (n > has) has = 0, memory.reset(), memory = allocated<S>(n), has = n;
   return memory.get();
 }
 
@@ -108,7 +120,7 @@ S* kept(int64_t n) {
 template <class S, class Work>
 void with_memory(int64_t n, Work work) {
   if (n * int64_t(sizeof(S)) <= MOST_KEPT) return work(kept<S>(n));
-  const std::unique_ptr<S[]> memory(new S[n]);
+  const auto memory = allocated<S>(n);
   work(memory.get());
 }
 
