@@ -333,6 +333,17 @@ def test_the_gradient_of_the_gates_takes_their_place_in_the_last_pass(launches, 
     assert (of_gates == of_gradient) is last
 
 
+def test_the_compiler_lets_two_arguments_be_one_tensor(launches):
+    """As the gates and their gradient are: no load may pass through a cache that sees no stores."""
+    call(layer())
+    compiled = [found for kernel in OURS for caches in kernel.device_caches.values() for found in caches[0].values()]
+    assert len(compiled) == 5
+    for found in compiled:
+        assert "ld.global" in found.asm["ptx"]
+        assert "ld.global.nc" not in found.asm["ptx"]
+        assert "noalias" not in found.asm["llir"]
+
+
 class Operators(TorchDispatchMode):
     """The names of torch's operators that ran."""
 
