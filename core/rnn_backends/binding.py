@@ -173,7 +173,7 @@ class BoundLSTM(ToolsLSTM):
             if trait in needed:
                 self._decline(feature, reason, trait)
 
-    @torch.compiler.disable(reason="its backend has no forward derivative")  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(reason="the backend has no forward derivative")  # type: ignore[untyped-decorator]
     def _check_uncompiled(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
         """The same for a trace: Dynamo gives an operator without a forward derivative tangents of zero."""
         self._check_traits(weights, *read)

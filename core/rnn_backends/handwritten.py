@@ -94,7 +94,10 @@ def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[T
     return _dispatched(name, operators.layer, (*read, keep or wants_gradient(read)))  # type: ignore[no-any-return]
 
 
-@torch.compiler.disable(reason="torch.func does not differentiate an operator")  # type: ignore[untyped-decorator]
+_NOT_TRACED = 'torch.func does not differentiate an operator; with_backend("vmap") can be traced there'
+
+
+@torch.compiler.disable(reason=_NOT_TRACED)  # type: ignore[untyped-decorator]
 def _uncompiled(name: str, kernel: Kernel, read: Sequence[Any]) -> State:
     """:func:`_call` in a trace that differentiates: a break of the graph."""
     h, c, _ = _call(name, kernel, read, keep=False)

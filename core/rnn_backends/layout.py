@@ -42,7 +42,13 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], lstm: LSTM) -> Inputs:
         MissingKeyError: the value or the reset mask is missing.
         InputError: a shape, dtype or device does not fit, or only one of the two hidden states is present.
     """
-    x, h, c, is_init = [td.get(key, None) for key in keys]
+    try:
+        x, h, c, is_init = [td.get(key, None) for key in keys]
+    except RuntimeError as error:
+        raise InputError(
+            f"the entries {', '.join(map(repr, keys))} cannot be read ({str(error).splitlines()[0]}): where rows of "
+            "different lengths are stacked lazily, pad them to one length"
+        ) from error
     spec, weight = lstm.spec, lstm.weight_named("weight_ih_l0")
     batch = tuple(td.batch_size)
     if _are_usual(x, h, c, is_init, batch, spec, weight):

@@ -109,6 +109,12 @@ def test_lazily_stacked_over_batch_or_time(eager_backend, rows, dim, recurrent):
     assert_same(out, expected)
 
 
+def test_a_lazy_stack_of_rows_of_different_lengths_is_refused():
+    parts = [TensorDict({"x": torch.randn(T, 3), "is_init": torch.zeros(T, 1, dtype=torch.bool)}, []) for T in (4, 5)]
+    with pytest.raises(InputError, match=r"'x'.* cannot be read \(Failed to stack.*pad them to one length"):
+        make()(lazy_stack(parts, 0))
+
+
 def test_lazily_stacked_with_other_entries_of_many_shapes(rows):
     """The purpose of a lazy stack: unread entries need not even stack."""
     parts = list(data(rows, 2, 5).unbind(0))
