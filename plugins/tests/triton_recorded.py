@@ -28,6 +28,8 @@ EXCHANGED = ("into", "parts")
 OUTPUTS = {"forward_kernel": ("h", "c"), "backward_kernel": ("grad_gates",)}
 OUTPUTS_OF_PRODUCTS = {"product_kernel": ("out",), "weight_gradients_kernel": ("parts",)}
 """Of which every number is written exactly once."""
+PLACE_OF_GATES = ("gates", "grad_gates")
+"""Which may be one tensor."""
 
 
 @dataclass
@@ -313,6 +315,9 @@ def record(
     if window is None:
         for kernel, names in OUTPUTS.items():
             _written_once([launch for launch in recorder.launches if launch.kernel == kernel], names)
+    for launch in recorder.launches:
+        if launch.kernel == "backward_kernel":
+            _gates_are_read_before_their_gradient_is_written(launch)
     _in_tf32_where_allowed(recorder.launches)
     return recorder.launches
 
@@ -354,6 +359,30 @@ def record_products(
                     _written_once([launch], names)
     _in_tf32_where_allowed(recorder.launches)
     return recorder.launches
+
+
+def _gates_are_read_before_their_gradient_is_written(launch: Launch) -> None:
+    """And by the same program alone: the gradient may take the gates' place."""
+    places = {name: next(buffer.address for buffer in launch.buffers if buffer.name == name) for name in PLACE_OF_GATES}
+    writers: dict[int, int] = {}
+    written: set[int] = set()
+    for p, trace in enumerate(launch.traces):
+        for event in (event for event in trace if event.kind == "write"):
+            writers |= {
+                q - places["grad_gates"]: p for q in event.places if q >> APART == places["grad_gates"] >> APART
+            }
+    for p, trace in enumerate(launch.traces):
+        for event in trace:
+            if event.kind == "read":
+                own = {q - places["gates"] for q in event.places if q >> APART == places["gates"] >> APART}
+                if not own.isdisjoint(written):
+                    launch.wrong.add("gates are read when their gradient has been written")
+                if any(writers.get(place, p) != p for place in own):
+                    launch.wrong.add("gates are read by another program than the one that writes their gradient")
+            elif event.kind == "write":
+                written |= {
+                    q - places["grad_gates"] for q in event.places if q >> APART == places["grad_gates"] >> APART
+                }
 
 
 def _in_tf32_where_allowed(launches: list[Launch]) -> None:
