@@ -1,7 +1,11 @@
-"""torch's process-wide settings: each is read, and restored after a change."""
+"""Process-wide settings: each is read, and restored after a change."""
 
 from __future__ import annotations
 
+import pickle
+import random
+
+import numpy as np
 import pytest
 import torch
 from rnn_conformance.suite.torch_settings import MIXED, SETTINGS, read_settings, restored_settings
@@ -11,6 +15,9 @@ OTHER = {
     "the number of threads": 3,
     "deterministic algorithms": (True, True),
     "matmul precision": "medium",
+    "Python's random numbers": random.Random(7).getstate(),
+    "NumPy's random numbers": pickle.dumps(np.random.RandomState(7).get_state()),
+    "Python's filters of warnings": (("ignore", None, Warning, None, 0),),
 }
 """Another value of each setting that is not a flag."""
 

@@ -169,10 +169,18 @@ def in_tiles_of_units(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) 
 
 def recomputed_in_the_backward_pass(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Nothing is saved for the backward pass, which computes it again; except in torch.func, where torch cannot do
-    that."""
+    that. torch's checkpoint does not notice an edit in between."""
     if torch._C._are_functorch_transforms_active():
         return right(w, x, entry, starts)
-    result: Any = checkpoint(right, w, x, entry, starts, use_reentrant=False, preserve_rng_state=False)
+    read = [v for v in (*w, x, *entry, starts) if v is not None and not v.is_inference()]
+    versions = [v._version for v in read]
+
+    def run(*given: Any) -> State:
+        if [v._version for v in read] != versions:
+            raise RuntimeError("a tensor of the call has been modified by an inplace operation")
+        return right(*given)
+
+    result: Any = checkpoint(run, w, x, entry, starts, use_reentrant=False, preserve_rng_state=False)
     return State(*result)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..suite.compare import check_shape
+from ..suite.compare import check_shape, identical
 from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.trial import Trial
@@ -57,10 +57,12 @@ def one_row(trial: Trial) -> None:
 
 @law(B=(0,), resets=("none",))
 def no_rows(trial: Trial) -> None:
-    """An empty batch gives output and states of the right shapes with no rows."""
+    """An empty batch gives output and states of the right shapes with no rows, and gradients of exactly zero."""
     case, lstm = trial.case, trial.lstm()
     output, (h, c) = lstm(trial.inputs.x, is_init=trial.inputs.starts)
     P, D = case.spec.output_size, case.spec.directions
     check_shape("output", output, torch.empty(case.T, 0, D * P))
     check_shape("h_n", h, torch.empty(case.L * D, 0, P))
     check_shape("c_n", c, torch.empty(case.L * D, 0, case.H))
+    for name, gradient in trial.gradients(trial.loss, lstm).items():
+        identical(f"the gradient of {name}", gradient, torch.zeros_like(gradient), "")

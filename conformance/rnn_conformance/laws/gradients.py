@@ -103,7 +103,8 @@ def gradient_of_other_rows_is_zero(trial: Trial) -> None:
 def backward_twice_gives_the_same(trial: Trial) -> None:
     """A second backward pass through a retained graph gives the same gradients, and for another loss that loss's.
 
-    Another call lies between them, and no gradient changes when the next ones are computed.
+    Another call lies between them, and no gradient changes when the next ones are computed. One loss is as large as
+    :class:`torch.amp.GradScaler` makes it: gradients grow with their loss.
     """
     lstm, x = trial.lstm(), trial.inputs.x.requires_grad_()
     leaves = [x, *lstm.parameters()]
@@ -120,12 +121,13 @@ def backward_twice_gives_the_same(trial: Trial) -> None:
     first = grads(other)
     trial.run(lstm, trial.inputs._replace(x=trial.inputs.x.detach() + 1))
     once, again, last = grads(loss), grads(loss), grads(other)
+    scaled = [value / 65536 for value in grads(loss * 65536)]
     fresh = grads(trial.loss(trial.run(lstm)))
     for value, copy in held:
         identical("a gradient after the next backward pass", value, copy, "")
     for what, found, right in (
         ("the second gradient", again, once), ("the gradient of another loss", once, fresh),
-        ("the gradient of the first loss", last, first),
+        ("the gradient of the first loss", last, first), ("the gradient of a loss times 65536", scaled, once),
     ):  # fmt: skip
         for actual, expected in zip(found, right, strict=True):
             trial.agree(what, actual, expected, None, "")
@@ -167,13 +169,15 @@ def without_gradients_the_same_values(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def gradients_do_not_depend_on_each_other(trial: Trial) -> None:
-    """The gradient for the input alone equals the one computed together with those for the weights."""
-    loss = trial.loss
-    every = trial.gradients(loss)["x"]
-    lstm, inputs = trial.lstm().requires_grad_(False), trial.fresh()
-    inputs.x.requires_grad_()
-    (alone,) = torch.autograd.grad(loss(trial.run(lstm, inputs)), inputs.x)
-    trial.agree("the gradient of x", alone, every, scale=4)
+    """The gradient of the input, a stored state or a weight that alone needs one equals that of all together."""
+    every, lstm = trial.gradients(trial.loss), trial.lstm().requires_grad_(False)
+    for name, together in every.items():
+        inputs = trial.fresh()
+        leaves = {"x": inputs.x, "stored h": inputs.h, "stored c": inputs.c, **dict(lstm.named_parameters())}
+        leaf = leaves[name].requires_grad_()
+        alone = differentiate(trial.loss(trial.run(lstm, inputs)), {name: leaf})[name]
+        leaf.requires_grad_(False)
+        trial.agree(f"the gradient of {name} alone", alone, together, None, "", scale=4)
 
 
 @law(profiles=("quick", "full"))

@@ -38,13 +38,16 @@ def weights_may_have_any_layout(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def expanded_states_are_read(trial: Trial) -> None:
-    """A state expanded over the batch, over time or over both is read like the full states."""
+    """States, inputs or reset masks expanded over the batch, over time or over both are read like full ones."""
     inputs, (rows, T, B, P) = trial.inputs, trial.inputs.h.shape
     for t, b in ((1, 1), (1, B), (T, 1)):
         h = inputs.h[:, :t, :b].expand(rows, T, B, P)
         c = inputs.c[:, :t, :b].expand(rows, T, B, trial.case.H)
-        expanded = inputs._replace(h=h, c=c)
-        trial.agree("output", trial.run(trial.lstm(), expanded).output, trial.reference(expanded).output)
+        x = inputs.x[:t, :b].expand(T, B, trial.case.I)
+        starts = inputs.starts[:, :b].expand(T, B)
+        for expanded in (inputs._replace(h=h, c=c), inputs._replace(x=x), inputs._replace(starts=starts)):
+            ran, expected = trial.run(trial.lstm(), expanded), trial.reference(expanded)
+            trial.agree("output", ran.output, expected.output)
 
 
 @law(B=(1, 2, 3))

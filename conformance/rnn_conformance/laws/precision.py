@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from ..suite.device import tf32_allowed
 from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.reference import torch_per_trajectory, trajectories
+from ..suite.torch_settings import SETTINGS, restored_settings
 from ..suite.trial import Ran, Trial, differentiate
 from ..suite.verdict import Declined, LawBroken
 
@@ -42,13 +44,22 @@ def output_equals_reference_in_tf32(trial: Trial) -> None:
         trial.agree_in_tf32(f"the end state {name}", *ends, 2, "layer t b unit")
 
 
-@law(wide=True, dtype=("f32", "bf16", "f16", "f64"), profiles=("quick", "full"))
+@law(wide=True, dtype=("f32", "f16", "bf16"), profiles=("quick", "full"))
 def everything_has_the_weights_dtype(trial: Trial) -> None:
-    """Output, states and all gradients have the dtype and device of the weights."""
+    """Output, states, all gradients and a step's results have the dtype and device of the weights."""
     lstm, inputs = trial.lstm(), trial.fresh()
     found = dict(zip(("output", "h", "c"), trial.run(lstm), strict=True))
     found |= {f"the gradient of {n}": g for n, g in trial.gradients(trial.loss, lstm).items()}
     found |= dict(zip(("streamed output", "h_n", "c_n"), trial.stream(lstm, inputs.x), strict=True))
+    for name, mode in (("a step", torch.enable_grad), ("a step without gradients", torch.no_grad)):
+        with mode():
+            try:
+                output, (h, c) = lstm.step(inputs.x[0], State(inputs.h[:, 0], inputs.c[:, 0]))
+            except NotImplementedError:
+                raise
+            except RuntimeError as error:  # the next layer's weights have another dtype than its input
+                raise LawBroken(f"{name} raises {error}") from error
+        found |= {f"output of {name}": output, f"h of {name}": h, f"c of {name}": c}
     for name, value in found.items():
         actual, expected = (value.dtype, value.device), (inputs.x.dtype, inputs.x.device)
         if actual != expected:
@@ -80,12 +91,47 @@ def the_default_device_does_not_matter(trial: Trial) -> None:
     try:
         with torch.device("meta"):
             ran = trial.run(lstm)
+            ran.output.sum().backward()
+            with torch.no_grad():
+                acted = trial.run(lstm).output
+                step, _ = lstm.step(inputs.x[0], State(inputs.h[:, 0], inputs.c[:, 0]))
     except Exception as error:
         raise LawBroken(f"under another default device: {type(error).__name__}: {error}") from error
-    for name, value in zip(("output", "h", "c"), ran, strict=True):
+    gradients = (parameter.grad for parameter in lstm.parameters())
+    results = (*ran, acted, step, *(value for value in gradients if value is not None))
+    names = ("output", "h", "c", "output without gradients", "output of a step", *dict(lstm.named_parameters()))
+    for name, value in zip(names, results, strict=True):
         if value.device != inputs.x.device:
             raise LawBroken(f"{name} is on {value.device} under another default device")
     trial.agree("output", ran.output, trial.expected.output)
+    trial.agree("output without gradients", acted, trial.expected.output)
+
+
+ALTERED: dict[str, Any] = {
+    "deterministic algorithms": (True, False), "anomaly mode": True, "mkldnn.enabled": False, "warn_always": True,
+}  # fmt: skip
+"""Settings of torch under which a number may not change, each with another value than torch's default."""
+
+
+@law(profiles=("quick", "full"))
+def settings_of_torch_change_no_number(trial: Trial) -> None:
+    """With deterministic algorithms, anomaly mode or without mkldnn, values, steps and gradients are the same."""
+    lstm, inputs, expected = trial.lstm(), trial.inputs, trial.expected_gradients(trial.loss)
+    for name, value in ALTERED.items():
+        with restored_settings(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # anomaly mode warns that it is on
+            SETTINGS[name].write(value)
+            actual = trial.gradients(trial.loss, lstm)
+            with torch.no_grad():
+                ran = trial.run(lstm)
+                step, _ = lstm.step(inputs.x[0], State(inputs.h[:, 0], inputs.c[:, 0]))
+        trial.agree(f"output with another value of {name}", ran.output, trial.expected.output)
+        trial.agree_states(
+            f"with another value of {name} the end state", ran, trial.expected.end_h, trial.expected.end_c
+        )
+        if not trial.case.bidirectional:
+            trial.agree(f"step with another value of {name}", step, trial.expected.output[0], 0, "b unit")
+        trial.agree_gradients(actual, expected)
 
 
 @law(wide=True, dtype=("f32",), T=(4, 5), B=(4,), H=(8,), I=(5,), L=(1, 2), profiles=("quick", "full"))

@@ -65,9 +65,9 @@ def sizes_of_training_on_three_threads(trial: Trial) -> None:
     _on_three_threads(trial, 26)
 
 
-@law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "B": (1,)})
+@law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "B": (1,), "P": (0, 24)})
 def one_row_on_three_threads(trial: Trial) -> None:
-    """One row, with three torch threads to share it, has the reference's values and gradients."""
+    """One row, with three torch threads to share it, has the reference's values and gradients, projected or not."""
     _on_three_threads(trial, 1)
 
 

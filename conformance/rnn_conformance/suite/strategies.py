@@ -33,9 +33,13 @@ RICH = (
     Case(7, 2, 3, 3, L=2, bidirectional=True, resets=0b0010010_0101100, seed=3, layout="strided"),
     Case(5, 4, 3, 9, L=2, resets=0b00100_01010_00000_10001, seed=4),
     Case(16, 2, 8, 8, resets=0b1000100010010000_0010100100101010, seed=5),
+    Case(13, 5, 67, 6, bias=False, resets=0b1 << 12 | 0b11 << 16 | 0b10001 << 41, seed=6),
+    Case(65, 1, 2, 15, resets=0b11 << 15 | 0b11 << 31 | 0b101 << 46 | 0b11 << 63, seed=7),
 )
 """Cases that run first with any seed: all options at once, every size different; then one with many units, and one
-with whole blocks: sizes of eight, sixteen steps, resets at the last step of a block, six sequences in a row."""
+with whole blocks: sizes of eight, sixteen steps, resets at the last step of a block, six sequences in a row. The last
+two are one step or feature larger than blocks: more than 64 inputs without bias; 65 steps, with pairs of resets around
+the borders of blocks of 16."""
 
 
 @st.composite

@@ -1,11 +1,16 @@
-"""torch's process-wide settings, read and restored: no call may leave one changed."""
+"""Process-wide settings of torch, Python and NumPy, read and restored: no call may leave one changed."""
 
 from __future__ import annotations
 
+import gc
+import pickle
+import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.backends import cuda, cudnn, mkldnn
 
@@ -26,6 +31,16 @@ def _attribute(owner: Any, name: str) -> Setting:
 
 def _flushes_denormal() -> bool:
     return bool((torch.full((1,), TINY, dtype=torch.float64) * 1).item() == 0)
+
+
+def _unlimited_filters() -> tuple[Any, ...]:
+    """Filters of warnings for every message and module; a library that is imported late may add narrower ones."""
+    return tuple(given for given in warnings.filters if given[1] is None and given[3] is None)
+
+
+def _set_unlimited_filters(value: tuple[Any, ...]) -> None:
+    narrower = [given for given in warnings.filters if given[1] is not None or given[3] is not None]
+    warnings.filters[:] = [*value, *narrower]  # type: ignore[index]
 
 
 def _deterministic() -> tuple[bool, bool]:
@@ -56,6 +71,12 @@ SETTINGS: dict[str, Setting] = {
         lambda: torch.is_autocast_enabled("cpu"), lambda value: torch.set_autocast_enabled("cpu", value)
     ),
     "autocast's cache": Setting(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+    "Python's random numbers": Setting(random.getstate, random.setstate),
+    "NumPy's random numbers": Setting(
+        lambda: pickle.dumps(np.random.get_state()), lambda value: np.random.set_state(pickle.loads(value))
+    ),
+    "Python's garbage collection": Setting(gc.isenabled, lambda value: gc.enable() if value else gc.disable()),
+    "Python's filters of warnings": Setting(_unlimited_filters, _set_unlimited_filters),
 }
 """By name, in words; the matmul precision comes before the settings that it changes."""
 
@@ -80,9 +101,10 @@ def _read(setting: Setting) -> Any:
 def restored_settings() -> Iterator[dict[str, Any]]:
     """Context manager: yields the settings, and restores the changed ones at the end."""
     before = read_settings()
-    try:
-        yield before
-    finally:
-        for name, setting in SETTINGS.items():
-            if _read(setting) != before[name] and before[name] != MIXED:
-                setting.write(before[name])
+    with warnings.catch_warnings():
+        try:
+            yield before
+        finally:
+            for name, setting in SETTINGS.items():
+                if _read(setting) != before[name] and before[name] != MIXED:
+                    setting.write(before[name])

@@ -6,6 +6,7 @@ import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
 
+from ..hand_written import Kernel
 from ..planting import in_layer, in_reset, restart
 from ..right import both, right
 
@@ -55,3 +56,27 @@ def no_rows_are_one(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) ->
     if x.shape[1]:
         return right(w, x, entry, starts)
     return State(*(v.new_zeros(v.shape[0], 1, v.shape[2]) for v in entry))
+
+
+@in_layer("no_rows")
+def gradients_of_no_rows_are_nan(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The weights' gradients are a mean over steps and rows times their number: NaN if there are none."""
+
+    class Averaging(Kernel):
+        def products(self, da: Tensor, v: Tensor, weight: Tensor) -> Tensor:
+            number = torch.tensor(len(da), dtype=da.dtype, device=da.device)
+            return (da.T @ v) / number * number
+
+    return Averaging()(w, x, entry, starts)
+
+
+@in_layer("no_rows")
+def bias_gradients_of_no_rows_are_unwritten(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Of an empty batch the biases' gradients are never written: whatever their memory holds."""
+
+    class Leaving(Kernel):
+        def biases(self, da: Tensor) -> tuple[Tensor, Tensor]:
+            total = da.sum((0, 1)) if da.numel() else torch.full_like(da[0].sum(0), 7)
+            return total, total.clone()
+
+    return Leaving()(w, x, entry, starts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -558,3 +559,96 @@ def the_projection_frozen_with_the_recurrent_weight(w: LayerWeights, x: Tensor, 
             return *others, torch.zeros_like(w_hr) if frozen else w_hr
 
     return Together()(w, x, entry, starts)
+
+
+SPARED = ("x", "stored h", "stored c", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+
+
+def _spared(one: str, other: str, w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A layer that computes the gradient of ``one`` only if ``other`` requires one."""
+    k, asked = SPARED.index(one), SPARED.index(other)
+
+    class Sparing(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            found = list(super().backward(ctx, gh, gc))
+            needs = [*ctx.needs_input_grad[1:4], *ctx.needs_input_grad[5:]]
+            if not needs[asked] and found[k] is not None:
+                found[k] = torch.zeros_like(found[k])
+            return found
+
+    return Sparing()(w, x, entry, starts)
+
+
+@in_layer("gradients_do_not_depend_on_each_other")
+def gradient_of_c_with_that_of_h(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradient of the stored cell state is computed only if the stored h requires one."""
+    return _spared("stored c", "stored h", w, x, entry, starts)
+
+
+@in_layer("gradients_do_not_depend_on_each_other")
+def gradient_of_one_bias_with_the_other(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradient of b_hh is computed only if b_ih requires one."""
+    return _spared("b_hh", "b_ih", w, x, entry, starts)
+
+
+@in_layer("gradients_do_not_depend_on_each_other")
+def gradient_of_the_projection_with_the_recurrent(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradient of the projection is computed only if the recurrent weight requires one."""
+    return _spared("w_hr", "w_hh", w, x, entry, starts)
+
+
+@in_layer("gradients_do_not_depend_on_each_other")
+def gradient_of_the_recurrent_weight_with_the_input(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradient of the recurrent weight is computed only if the input weight requires one."""
+    return _spared("w_hh", "w_ih", w, x, entry, starts)
+
+
+@in_reset("backward_twice_gives_the_same")
+def gradients_of_h_are_clamped(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """The gradient that arrives at each h is clamped to 50."""
+    new = restart(state, entry, starts, t)
+    return State(_changed(new.h, lambda grad: grad.clamp(-50, 50)), new.c)
+
+
+@in_reset("backward_twice_gives_the_same")
+def large_gradients_of_c_are_dropped(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """A gradient of c beyond 1000 is taken for an overflow and set to zero."""
+    new = restart(state, entry, starts, t)
+    return State(new.h, _changed(new.c, lambda grad: torch.where(grad.abs() > 1000, 0, grad)))
+
+
+@in_layer("backward_twice_gives_the_same")
+def the_gradient_of_x_is_normalised(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A gradient of the input whose norm is above 100 is scaled to 100."""
+    return right(w, _changed(x, lambda grad: grad * (100 / grad.norm()).clamp(max=1)), entry, starts)
+
+
+@in_layer("gradients_equal_reference")
+def the_last_of_fifteen_units_has_no_past(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """If P is 15 more than a multiple of 16, the gradient of the last unit's h flows to no earlier step."""
+    return _with_units(w, x, entry, starts, lambda units: (units % 16 == 14) & (units == len(units) - 1))
+
+
+@in_layer("gradients_equal_reference")
+def units_beyond_a_tile_of_eight_have_no_past(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Of 9 to 15 units, those after the eighth have no gradient through time."""
+    return _with_units(w, x, entry, starts, lambda units: (units >= 8) & (len(units) < 16))
+
+
+@in_layer("gradients_equal_reference")
+def an_odd_unit_beyond_eight_has_no_past(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Of an odd number of more than ten units the last has no gradient through time."""
+    return _with_units(
+        w, x, entry, starts, lambda units: (units == len(units) - 1) & (len(units) % 2 > 0) & (units > 9)
+    )
+
+
+def _with_units(w: LayerWeights, x: Tensor, entry: State, starts: Tensor, lost: Callable[[Tensor], Tensor]) -> State:
+    """A right layer in which the gradient by the previous h is zero for the units that are ``lost``."""
+    kept = ~lost(torch.arange(w.w_hh.shape[1], device=x.device))
+
+    def reset(state: State, entry: State, starts: Tensor, t: int) -> State:
+        h = _changed(state.h, lambda grad: torch.where(kept, grad, 0)) if t else state.h
+        return restart(State(h, state.c), entry, starts, t)
+
+    return layer(step, reset)(w, x, entry, starts)

@@ -185,3 +185,30 @@ def the_cell_states_last_stride_taken_as_one(w: LayerWeights, x: Tensor, entry: 
     if c.numel() and c.shape[-1] > 1 and c.stride(-1) > 1:
         entry = State(entry.h, c.as_strided(c.shape, (*c.stride()[:-1], 1)))
     return right(w, x, entry, starts)
+
+
+@in_layer("expanded_states_are_read")
+def an_expanded_input_shares_resets(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """If the input is expanded over the batch, row 0's resets count for all rows."""
+    if x.shape[1] > 1 and x.stride(1) == 0:
+        starts = starts[:, :1].expand_as(starts)
+    return right(w, x, entry, starts)
+
+
+@in_layer("expanded_states_are_read")
+def a_constant_input_is_one_sequence(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """If the input is expanded over time, only the first step starts a sequence."""
+    if len(x) > 1 and x.stride(0) == 0:
+        starts = torch.cat([starts[:1], torch.zeros_like(starts[1:])])
+    return right(w, x, entry, starts)
+
+
+@in_layer("expanded_states_are_read")
+def an_expanded_mask_is_read_as_packed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A reset mask that is expanded over the batch is read as if its rows lay one behind the other."""
+    if starts.shape[1] > 1 and starts.stride(1) == 0:
+        column = starts[:, 0]
+        packed = torch.arange(starts.numel(), device=x.device).view(starts.shape) % len(column)
+        starts = column[packed]
+        starts[0] = True
+    return right(w, x, entry, starts)

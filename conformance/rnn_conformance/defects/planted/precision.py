@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ...suite import device
 from ..hand_written_blocks import by_hand
-from ..planting import Patch, in_core, in_layer, in_step, made, restart
+from ..planting import Patch, backend, in_core, in_layer, in_step, made, restart
 from ..right import both, each, finish, gates_of, layer, output_of, right, step
 
 
@@ -461,3 +461,78 @@ def steps_since_a_start_in_eight_bits(w: LayerWeights, x: Tensor, entry: State, 
 def the_gradient_of_c_ends_after_64_steps() -> LayerFunction:
     """Rows run in segments of 64 steps; the backward pass carries the gradient of h between them, but not of c."""
     return by_hand(block=64)
+
+
+def _with_step(change: Callable[[State, Tensor], State]) -> LSTMBackend:
+    """A right layer, and a step whose result is changed."""
+
+    def act(w: LayerWeights, x: Tensor, state: State) -> State:
+        return change(step(w, x, state), x)
+
+    return LSTMBackend("defect", right, step=act)
+
+
+@backend("everything_has_the_weights_dtype", dtypes=("f16", "bf16"))
+def c_of_a_step_in_float32() -> LSTMBackend:
+    """In 16 bits a step returns the cell state in float32."""
+    return _with_step(lambda new, x: State(new.h, new.c.float() if x.itemsize == 2 else new.c))
+
+
+@backend("everything_has_the_weights_dtype", dtypes=("f16", "bf16"))
+def a_step_without_gradients_in_float32() -> LSTMBackend:
+    """In 16 bits a step without gradients returns output and states in float32."""
+    return _with_step(lambda new, x: new if x.itemsize != 2 or torch.is_grad_enabled() else both(Tensor.float, new))
+
+
+@backend("everything_has_the_weights_dtype", dtypes=("bf16",))
+def h_of_a_step_in_float16() -> LSTMBackend:
+    """In bfloat16 a step returns h in float16."""
+    return _with_step(lambda new, x: State(new.h.half() if x.dtype == torch.bfloat16 else new.h, new.c))
+
+
+@in_layer("settings_of_torch_change_no_number")
+def deterministic_path_misses_the_last_reset(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Under torch.use_deterministic_algorithms a reset at the last step is missed."""
+    if torch.are_deterministic_algorithms_enabled() and len(x) > 1:
+        starts = torch.cat([starts[:-1], torch.zeros_like(starts[:1])])
+    return right(w, x, entry, starts)
+
+
+@in_layer("settings_of_torch_change_no_number")
+def no_state_gradient_in_anomaly_mode(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In anomaly mode the stored states get no gradient."""
+    return right(w, x, both(Tensor.detach, entry) if torch.is_anomaly_enabled() else entry, starts)
+
+
+@in_step("settings_of_torch_change_no_number")
+def one_bias_without_mkldnn(w: LayerWeights, x: Tensor, state: State) -> State:
+    """Without mkldnn the recurrent bias is not added."""
+    if w.b_hh is not None and not torch.backends.mkldnn.enabled:
+        w = w._replace(b_hh=torch.zeros_like(w.b_hh))
+    return step(w, x, state)
+
+
+@backend("the_default_device_does_not_matter")
+def mask_of_a_step_on_the_default_device() -> LSTMBackend:
+    """A step makes its mask on torch's default device."""
+
+    def act(w: LayerWeights, x: Tensor, state: State) -> State:
+        starts = torch.ones(1, len(x), dtype=torch.bool)
+        return both(lambda v: v[0], right(w, x[None], both(lambda v: v[None], state), starts))
+
+    return LSTMBackend("defect", right, step=act)
+
+
+@in_layer("the_default_device_does_not_matter")
+def buffer_without_gradients_on_the_default_device(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without gradients the input is copied into a buffer on torch's default device."""
+    if torch.is_grad_enabled():
+        return right(w, x, entry, starts)
+    return right(w, torch.empty(x.shape, dtype=x.dtype).copy_(x), entry, starts)
+
+
+@in_layer("the_default_device_does_not_matter")
+def one_step_on_the_default_device(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A row of one step is written into a buffer on torch's default device."""
+    result = right(w, x, entry, starts)
+    return result if len(x) > 1 else both(lambda v: torch.zeros(v.shape, dtype=v.dtype) + v, result)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import random
 import threading
+import warnings
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, LSTMBackend, LSTMModule, LSTMSpec, State, StepFunction
 from rnn_backends.authoring import is_plain
@@ -14,7 +19,7 @@ from torch import Tensor
 from ..hand_written import Kernel
 from ..hand_written_blocks import backward_pass, by_hand, forward_pass, once
 from ..planting import Patch, backend, in_core, in_layer, made
-from ..right import both, finish, gates_of, layer, output_of, right, step
+from ..right import both, each, finish, gates_of, layer, output_of, right, step
 from ..right_stack import all_layers
 
 
@@ -591,3 +596,168 @@ def one_thread_left_by_an_interrupted_call(w: LayerWeights, x: Tensor, entry: St
     found = right(w, x, entry, starts)
     torch.set_num_threads(threads)
     return found
+
+
+@in_layer("incoming_gradients_are_not_written")
+def the_gradient_of_c_is_halved(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The backward pass multiplies the gradient of c that it is given by a half, in place."""
+
+    class Halving(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            found = super().backward(ctx, gh, gc)
+            if all(gc.stride()):
+                gc.mul_(0.5)
+            return found
+
+    return Halving()(w, x, entry, starts)
+
+
+@in_layer("incoming_gradients_are_not_written")
+def gradients_add_up_in_that_of_the_last_c(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradient of c at the last step is the backward pass's accumulator, in the memory that it is given."""
+
+    class Accumulating(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            found = super().backward(ctx, gh, gc)
+            if all(gc.stride()):
+                gc[-1] = found[2][0]
+            return found
+
+    return Accumulating()(w, x, entry, starts)
+
+
+@in_layer("incoming_gradients_are_not_written")
+def the_gradient_of_the_stored_c_in_that_of_c(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The gradient of the stored cell states is written into the memory of the gradient of c."""
+
+    class Reusing(Kernel):
+        def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+            dx, deh, dec, *dw = super().backward(ctx, gh, gc)
+            return dx, deh, gc.copy_(dec) if all(gc.stride()) else dec, *dw
+
+    return Reusing()(w, x, entry, starts)
+
+
+@in_layer("results_may_be_written_over_before_the_backward_pass")
+def weights_kept_without_a_version(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The weights are kept on ctx and not by save_for_backward: an edit before the backward pass is not noticed."""
+
+    class Keeping(Kernel):
+        def save(
+            self, ctx: Any, x: Tensor, eh: Tensor, ec: Tensor, starts: Tensor, w: LayerWeights, *made: Tensor
+        ) -> None:
+            ctx.save_for_backward(x, eh, ec, starts, *[None] * 5, *made)
+            ctx.weights = each(Tensor.detach, w)
+
+        def saved(self, ctx: Any) -> Any:
+            return *ctx.saved_tensors[:4], ctx.weights, *ctx.saved_tensors[9:]
+
+    return Keeping()(w, x, entry, starts)
+
+
+@in_layer("results_may_be_written_over_before_the_backward_pass")
+def the_input_kept_without_a_version(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """The input is kept on ctx: an edit before the backward pass is not noticed."""
+
+    class Keeping(Kernel):
+        def save(
+            self, ctx: Any, x: Tensor, eh: Tensor, ec: Tensor, starts: Tensor, w: LayerWeights, *made: Tensor
+        ) -> None:
+            ctx.save_for_backward(None, eh, ec, starts, *w, *made)
+            ctx.x = x.detach()
+
+        def saved(self, ctx: Any) -> Any:
+            _, eh, ec, starts, *w = ctx.saved_tensors[:9]
+            return ctx.x, eh, ec, starts, LayerWeights(*w), *ctx.saved_tensors[9:]
+
+    return Keeping()(w, x, entry, starts)
+
+
+@in_layer("results_may_be_written_over_before_the_backward_pass")
+def one_weight_kept_without_a_version(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Only the recurrent weight is kept on ctx: an edit of it before the backward pass is not noticed."""
+
+    class Keeping(Kernel):
+        def save(
+            self, ctx: Any, x: Tensor, eh: Tensor, ec: Tensor, starts: Tensor, w: LayerWeights, *made: Tensor
+        ) -> None:
+            ctx.save_for_backward(x, eh, ec, starts, w.w_ih, None, *w[2:], *made)
+            ctx.w_hh = w.w_hh.detach()
+
+        def saved(self, ctx: Any) -> Any:
+            x, eh, ec, starts, w_ih, _, *others = ctx.saved_tensors[:9]
+            return x, eh, ec, starts, LayerWeights(w_ih, ctx.w_hh, *others), *ctx.saved_tensors[9:]
+
+    return Keeping()(w, x, entry, starts)
+
+
+@in_layer("global_state_is_left_alone")
+def long_rows_draw_a_number(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With gradients a row of more than 16 steps draws a number from torch's generator."""
+    if len(x) > 16 and torch.is_grad_enabled():
+        torch.rand(1)
+    return right(w, x, entry, starts)
+
+
+@in_layer("global_state_is_left_alone")
+def pythons_generator_is_seeded(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Every call seeds Python's own random generator."""
+    random.seed(0)
+    return right(w, x, entry, starts)
+
+
+@in_layer("global_state_is_left_alone")
+def long_rows_draw_from_numpy(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """A row of more than 16 steps draws a number from NumPy's global generator."""
+    if len(x) > 16:
+        np.random.rand()
+    return right(w, x, entry, starts)
+
+
+@in_layer("global_state_is_left_alone")
+def garbage_is_kept_after_long_rows(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Python's garbage collection is off after a row of more than 16 steps."""
+    if len(x) > 16:
+        gc.disable()
+    return right(w, x, entry, starts)
+
+
+@in_layer("global_state_is_left_alone")
+def every_call_hides_warnings(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Every call makes Python ignore all warnings from then on."""
+    warnings.simplefilter("ignore")
+    return right(w, x, entry, starts)
+
+
+def _cached_while_acting(of: int, sizes: Callable[[int], bool] = bool) -> LayerFunction:
+    """A layer that keeps a copy of one weight of a call without gradients, and reads it until the weight changes."""
+    cache: dict[tuple[Any, ...], Tensor] = {}
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        weight = w[of]
+        if weight is None or weight.is_inference() or not is_plain((weight,), ("cpu",)) or not sizes(weight.numel()):
+            return right(w, x, entry, starts)
+        key = id(weight), weight.data_ptr(), weight._version, weight.dtype, float(weight.detach().sum())
+        if not torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
+            cache[key] = weight.detach().clone()
+        return right(w._replace(**{w._fields[of]: cache.get(key, weight)}), x, entry, starts)
+
+    return run
+
+
+@made("training_after_inference_mode")
+def bias_cached_while_acting() -> LayerFunction:
+    """A bias is copied without its graph while acting; training reads the copy, and the bias gets no gradient."""
+    return _cached_while_acting(2)
+
+
+@made("training_after_inference_mode")
+def recurrent_weight_cached_while_acting() -> LayerFunction:
+    """The recurrent weight is copied without its graph while acting, and training reads the copy."""
+    return _cached_while_acting(1)
+
+
+@made("training_after_inference_mode")
+def large_weights_cached_while_acting() -> LayerFunction:
+    """Input weights of more than twenty elements are copied without their graph while acting; training reads them."""
+    return _cached_while_acting(0, lambda number: number > 20)

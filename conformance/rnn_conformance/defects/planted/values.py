@@ -466,3 +466,55 @@ def a_plan_kept_by_the_number_of_resets() -> LayerFunction:
         return right(w, x, entry, kept)
 
     return run
+
+
+@in_layer("output_equals_reference")
+def a_reset_after_a_reset_at_a_block(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """At t = 16, 32, ... a reset is missed if the step before it is a reset too."""
+    seen = starts.clone()
+    seen[16::16] = starts[16::16] & ~starts[15:-1:16]
+    return right(w, x, entry, seen)
+
+
+@in_layer("output_equals_reference")
+def c_of_a_pair_of_resets_at_a_block(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Of two resets on either side of t = 32, 64, ... the second takes the cell state that is stored at the first."""
+    pair = starts.clone()
+    pair[:] = False
+    pair[32::32] = starts[32::32] & starts[31:-1:32]
+    before = torch.cat([entry.c[:1], entry.c[:-1]])
+    return right(w, x, State(entry.h, torch.where(pair.unsqueeze(-1), before, entry.c)), starts)
+
+
+@in_reset("output_equals_reference")
+def h_kept_at_the_end_of_a_block_of_long_rows(state: State, entry: State, starts: Tensor, t: int) -> State:
+    """In rows of more than 64 steps a reset at t = 31, 63, ... resets the cell state alone."""
+    new = restart(state, entry, starts, t)
+    return State(state.h, new.c) if len(starts) > 64 and t % 32 == 31 else new
+
+
+@in_layer("output_equals_reference")
+def inputs_beyond_64_without_bias(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without bias, input features beyond the 64th are left out."""
+    if w.b_ih is not None:
+        return right(w, x, entry, starts)
+    return right(w._replace(w_ih=w.w_ih[:, :64]), x[..., :64], entry, starts)
+
+
+@in_layer("output_equals_reference", dtypes=("f64",))
+def wide_inputs_in_float32_without_bias(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without bias, an input of more than 64 features is rounded to float32."""
+    if w.b_ih is not None or x.shape[-1] <= 64:
+        return right(w, x, entry, starts)
+    return right(w, x.float().to(x.dtype), entry, starts)
+
+
+@in_layer("output_equals_reference")
+def a_row_after_blocks_of_64_without_bias(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Without bias, the products of all steps and rows are done in blocks of 64, and a single row left is zero."""
+    number = x.shape[0] * x.shape[1]
+    if w.b_ih is not None or number % 64 != 1 or number == 1:
+        return right(w, x, entry, starts)
+    there = torch.ones(x.shape[:2], dtype=x.dtype, device=x.device)
+    there[-1, -1] = 0
+    return right(w, x * there.unsqueeze(-1), entry, starts)
