@@ -26,12 +26,21 @@ def layers(trial: Trial) -> None:
     profiles=("quick", "full"),
 )  # fmt: skip
 def twelve_layers(trial: Trial) -> None:
-    """Twelve layers keep their order: values and gradients equal the reference's, in a call and in a step."""
+    """Twelve layers keep their order: values and gradients are right, in a call, a step and a step that restarts."""
     agrees_with_reference(trial, gradients=True)
     lstm, inputs = trial.lstm(), trial.inputs
     with torch.no_grad():
         ran = trial.stream(lstm, inputs.x, (inputs.h[:, 0].contiguous(), inputs.c[:, 0].contiguous()))
-        output, state = lstm.step(inputs.x[0], State(inputs.h[:, 0], inputs.c[:, 0]))
+        first = State(inputs.h[:, 0], inputs.c[:, 0])
+        output, state = lstm.step(inputs.x[0], first)
+        again, restarted = lstm.step(inputs.x[0], first, torch.ones_like(inputs.starts[0]))
+        zero, from_zero = lstm.step(inputs.x[0], State(*map(torch.zeros_like, first)))
+    for name, value, right in (
+        ("output", again, zero),
+        ("h", restarted.h, from_zero.h),
+        ("c", restarted.c, from_zero.c),
+    ):
+        trial.agree(f"{name} of a step that restarts", value, right, None, "")
     for what, steps, found in (("a call", trial.case.T, ran), ("a step", 1, Ran(output.unsqueeze(0), *state))):
         starts = torch.zeros_like(inputs.starts[:steps])
         starts[0] = True

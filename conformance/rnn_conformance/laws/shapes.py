@@ -168,11 +168,12 @@ COUNTS = (*range(1, 34), 47, 48, 49, 63, 64, 65, 96, 97, 127, 128, 129, 256, 257
 """Numbers of rows around the sizes of registers, tiles and blocks."""
 
 
-@law(costly=True, T=(2,), B=(3,), I=(2,), H=(5,), L=(1,), P=(0,), bidirectional=(False,), profiles=("quick", "full"))
+@law(costly=True, T=(2,), B=(3,), I=(1,), H=(5,), L=(1,), P=(0,), bidirectional=(False,), profiles=("quick", "full"))
 def any_number_of_rows(trial: Trial) -> None:
     """With any number of rows, each has the reference's values and gradients, in a call and in a step.
 
-    Of the resets too there may be any number: all rows restart at once, as environments with one time limit do.
+    Of the resets too there may be any number: all rows restart at once, as environments with one time limit do. With
+    one input feature, of which a product with as many rows as gates broadcasts along either axis.
     """
     lstm, many = trial.lstm(), _many_rows(trial, max(COUNTS))
     own = many._replace(x=many.x.double().cpu())

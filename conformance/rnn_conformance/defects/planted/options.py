@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -321,3 +322,40 @@ def states_have_eight_slots() -> list[Patch]:
         return original(self, x, stored, *rest)
 
     return [Patch(LSTM, "step_batch_first", replacement)]
+
+
+def _restarting(keeps: Callable[[int, int], tuple[bool, bool]]) -> LSTMBackend:
+    """Acting in one call for all layers: ``keeps(layer, layers)`` tells whether h and c of a layer are not reset."""
+
+    def act_stack(weights: list[LayerWeights], x: Tensor, state: State, is_init: Tensor | None) -> tuple[Tensor, State]:
+        found: list[State] = []
+        for k, w in enumerate(weights):
+            own = State(state.h[:, k], state.c[:, k])
+            if is_init is not None:
+                zero = both(lambda v: torch.where(is_init.unsqueeze(-1), 0, v), own)
+                own = State(
+                    *(mine if kept else z for kept, mine, z in zip(keeps(k, len(weights)), own, zero, strict=True))
+                )
+            found.append(step(w, x, own))
+            x = found[-1].h
+        return x.clone(), State(torch.stack([s.h for s in found], 1), torch.stack([s.c for s in found], 1))
+
+    return LSTMBackend("defect", right, act_stack=act_stack)
+
+
+@backend("twelve_layers")
+def acting_resets_two_layers() -> LSTMBackend:
+    """A step of all layers in one call resets the first two layers only."""
+    return _restarting(lambda k, layers: (k >= 2, k >= 2))
+
+
+@backend("twelve_layers")
+def acting_keeps_c_of_a_ninth_layer() -> LSTMBackend:
+    """A step of all layers in one call keeps the cell state of the ninth layer and of those above."""
+    return _restarting(lambda k, layers: (False, k >= 8))
+
+
+@backend("twelve_layers")
+def acting_keeps_h_of_the_last_of_many_layers() -> LSTMBackend:
+    """A step of all layers in one call keeps h of the last of more than four layers."""
+    return _restarting(lambda k, layers: (layers > 4 and k == layers - 1, False))

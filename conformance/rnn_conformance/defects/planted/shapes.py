@@ -299,3 +299,36 @@ def an_odd_feature_between_two_halves_of_a_product(w: LayerWeights, x: Tensor, e
     if features >= 128 and features % 2:
         x = torch.cat([x[..., :-1], torch.zeros_like(x[..., -1:])], -1)
     return right(w, x, entry, starts)
+
+
+def _with_input_product(w: LayerWeights, x: Tensor, entry: State, starts: Tensor, product: Tensor) -> State:
+    """The right layer with another product of input and weight, ``[T, B, 4H]``."""
+    eye = torch.eye(product.shape[-1], dtype=x.dtype, device=x.device)
+    return right(w._replace(w_ih=eye), product, entry, starts)
+
+
+@in_layer("any_number_of_rows")
+def one_feature_broadcasts_over_gates(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With one feature, and as many rows as gates, each row takes one gate's weight for all gates."""
+    gates = w.w_ih.shape[0]
+    if x.shape[1] != gates or x.shape[2] != 1:
+        return right(w, x, entry, starts)
+    product = (x.squeeze(-1) * w.w_ih.squeeze(-1)).unsqueeze(-1).expand(-1, -1, gates)
+    return _with_input_product(w, x, entry, starts, product)
+
+
+@in_layer("any_number_of_rows")
+def as_many_rows_as_units_are_transposed(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With as many rows as units, more than four, the stored h is read with its two axes swapped."""
+    rows, units = entry.h.shape[1:]
+    same = rows == units and rows > 4
+    return right(w, x, State(entry.h.transpose(1, 2), entry.c) if same else entry, starts)
+
+
+@in_layer("any_number_of_rows")
+def as_many_rows_as_gates_swap_the_product(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """With as many rows as gates the product of input and weight is read with its two axes swapped."""
+    product = x @ w.w_ih.T
+    if x.shape[1] == w.w_ih.shape[0]:
+        product = product.transpose(1, 2)
+    return _with_input_product(w, x, entry, starts, product)
