@@ -393,13 +393,15 @@ def lines_of(capsys, *words):
 
 
 @pytest.mark.slow
-def test_the_host_is_measured_without_a_gpu(capsys):
-    pytest.importorskip("triton", reason="it is the host of triton's kernels, and triton is not installed")
-    heads, _, *lines = lines_of(capsys, "host", "--shape", "2,3,4,5", "--rounds", "1")
-    assert heads == ["B2-T3-I4-H5, a call", "us", "operators", "of which launch", "peak, MiB"]
-    assert len(lines) == 6
-    for name, us, operators, launching, peak in lines:
-        assert name.partition(", ")[0] in ("layer", "LSTM", "LSTMModule")
+@pytest.mark.parametrize("backend", ["triton", "cudnn"])
+def test_the_host_is_measured_without_a_gpu(capsys, backend):
+    if backend == "triton":
+        pytest.importorskip("triton", reason="it is the host of triton's kernels, and triton is not installed")
+    heads, _, *lines = lines_of(capsys, "host", "--backend", backend, "--shape", "2,3,4,5", "--rounds", "1")
+    assert heads == [f"{backend}, B2-T3-I4-H5", "us", "operators", "of which launch", "peak, MiB"]
+    of = ["layer", "LSTM", "LSTMModule"]
+    assert [line[0].partition(", ")[0] for line in lines[::2]] == (["nn.LSTM", *of] if backend == "cudnn" else of)
+    for _, us, operators, launching, peak in lines:
         assert float(us) > 0
         assert float(peak) >= 0
         assert int(operators) > int(launching) > 0

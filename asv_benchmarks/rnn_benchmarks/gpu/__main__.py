@@ -71,6 +71,7 @@ def _parser() -> ArgumentParser:
                 "--precision", action="append", default=[], help="TF32, float32 or bfloat16; may be repeated"
             )
         else:
+            one.add_argument("--backend", choices=["triton", "cudnn"], default="triton", help="default: %(default)s")
             one.add_argument("--rounds", type=int, default=3, help="processes of each; default: %(default)s")
     return parser
 
@@ -135,7 +136,7 @@ def _without_a_gpu(options: Namespace) -> None:
             chosen(options.shape, compiling.SHAPES), options.precision or list(PRECISIONS), options.tree, _say
         )
     for shape in chosen(options.shape, [host.SHAPE]) if options.what == "host" else []:
-        host.show(shape, options.rounds, options.tree, _say)
+        host.show(options.backend, shape, options.rounds, options.tree, _say)
 
 
 def _device(options: Namespace, parser: ArgumentParser) -> None:

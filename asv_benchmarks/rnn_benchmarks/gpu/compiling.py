@@ -13,7 +13,7 @@ from typing import Any
 
 from ..cases import Shape
 from .settings import DTYPES, name_of, precision
-from .without import backend, in_a_process, processors
+from .without import in_a_process, processors, triton_on_cpu
 
 SHAPES = tuple(Shape(B, 32, 64, H) for B in (64, 4096) for H in (64, 128, 256, 512))
 """Few rows and many."""
@@ -35,7 +35,7 @@ def measure(shape: Sequence[int], which: str, among: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:among])
     with tempfile.TemporaryDirectory() as folder:
         os.environ["TRITON_CACHE_DIR"] = folder
-        plugin = backend()
+        plugin = triton_on_cpu()
         import triton
         from rnn_backends import LayerWeights, State
 

@@ -1,4 +1,4 @@
-"""What a call of ``triton`` takes on the host: launches go nowhere, all else is done, over tensors of a CPU."""
+"""What a call of ``triton`` or ``cudnn`` takes on the host: kernels compute nothing, all else is done, on a CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import Any
 
 from ..cases import Shape
 from ..timing import peak_bytes
+from . import without
 from .settings import name_of
-from .without import backend, in_a_process
+from .without import in_a_process
 
-SHAPE = Shape(8, 4, 8, 32)
+SHAPE = Shape(8, 32, 8, 32)
 """Small: no size changes what the host does, and what torch computes on a CPU would be computed on the GPU."""
 CALLS = 300
 """Of each way, in a process."""
@@ -33,17 +34,31 @@ LAUNCH = (
     "addmm",
     "cat",
     "where",
+    "index_copy_",
+    "index_fill_",
+    "index_select",
+    "cumsum",
+    "arange",
+    "clamp",
+    "atanh",
+    "_foreach_copy_",
+    "_foreach_norm",
 )
 """Operators that launch something on a GPU, those that others are made of."""
 
 
-def measure(shape: Sequence[int]) -> None:
+BACKENDS = {"triton": without.triton_on_cpu, "cudnn": without.cudnn_on_cpu}
+"""What makes a backend take tensors on a CPU as a GPU's."""
+
+
+def measure(shape: Sequence[int], backend: str) -> None:
     """Print by way a call's microseconds (median of this thread's time), torch's operators, and MiB at the peak."""
     import torch
     from torch.profiler import profile
 
     torch.set_num_threads(1)
-    ways = _ways(backend(), Shape(*shape))
+    BACKENDS[backend]()
+    ways = _ways(backend, Shape(*shape))
     for way in ways.values():
         for _ in range(20):
             way()
@@ -65,21 +80,22 @@ def measure(shape: Sequence[int]) -> None:
     print(json.dumps(found))
 
 
-def _ways(plugin: Any, shape: Shape) -> dict[str, Callable[[], object]]:
+def _ways(backend: str, shape: Shape) -> dict[str, Callable[[], object]]:
     """The measured calls, by name."""
     import torch
     from rnn_backends import LSTM, LayerWeights, LSTMModule, State
     from tensordict import TensorDict
 
     B, T, I, H = shape  # noqa: E741
-    lstm = LSTM(I, H, lstm_backend="triton", device="cpu")
+    lstm = LSTM(I, H, lstm_backend=backend, device="cpu")
     keys = ["x", "hx", "cx"], ["y", ("next", "hx"), ("next", "cx")]
     module = LSTMModule(
-        input_size=I, hidden_size=H, in_keys=keys[0], out_keys=keys[1], lstm_backend="triton", device="cpu",
+        input_size=I, hidden_size=H, in_keys=keys[0], out_keys=keys[1], lstm_backend=backend, device="cpu",
         default_recurrent_mode=True,
     )  # fmt: skip
     x = torch.randn(T, B, I)
-    is_init = torch.rand(T, B, 1) < 0.03
+    is_init = torch.zeros(T, B, 1, dtype=torch.bool)
+    is_init[T // 2, ::4] = True
     starts = is_init.squeeze(-1) | (torch.arange(T) == 0).unsqueeze(-1)
     entry = State(*[torch.zeros(1, 1, H).expand(T, B, H)] * 2)
     ones = torch.ones(T, B, H)
@@ -89,8 +105,15 @@ def _ways(plugin: Any, shape: Shape) -> dict[str, Callable[[], object]]:
     w_ih, w_hh, b_ih, b_hh = leaves
     weights = LayerWeights(w_ih, w_hh, b_ih, b_hh, None)
 
+    plain = torch.nn.LSTM(I, H)
+    of["nn.LSTM"] = list(plain.parameters())
+
+    def dense() -> torch.Tensor:
+        found: torch.Tensor = plain(x)[0]
+        return found
+
     def layer() -> torch.Tensor:
-        return plugin.layer(weights, x, entry, starts).h  # type: ignore[no-any-return]
+        return lstm.backend.layer(weights, x, entry, starts).h
 
     def tensors() -> torch.Tensor:
         return lstm(x, is_init=is_init)[0]
@@ -104,25 +127,27 @@ def _ways(plugin: Any, shape: Shape) -> dict[str, Callable[[], object]]:
 
     grad = ones.transpose(0, 1).contiguous()
     found: dict[str, Callable[[], object]] = {}
-    for name, call in (("layer", layer), ("LSTM", tensors), ("LSTMModule", keyed)):
+    calls = {"nn.LSTM": dense} if backend == "cudnn" else {}
+    for name, call in (calls | {"layer": layer, "LSTM": tensors, "LSTMModule": keyed}).items():
         parameters = of.get(name, leaves)
         found[f"{name}, training"] = training(call, parameters)
         found[f"{name}, no gradient"] = torch.no_grad()(call)
     return found
 
 
-def show(shape: Shape, rounds: int, tree: Path | None, say: Callable[[str], None]) -> None:
+def show(backend: str, shape: Shape, rounds: int, tree: Path | None, say: Callable[[str], None]) -> None:
     """The lines of a table of :func:`measure`.
 
     Args:
+        backend: of ``BACKENDS``.
         shape: of the calls.
         rounds: processes, of each checkout in turn.
         tree: another checkout, measured beside this one.
         say: takes the lines.
     """
-    about = {"shape": list(shape)}
+    about = {"shape": list(shape), "backend": backend}
     found = [[in_a_process("host", about, where) for where in (None, tree)[: 2 if tree else 1]] for _ in range(rounds)]
-    heads = [f"{name_of(shape)}, a call", "us", "operators", "of which launch", "peak, MiB"]
+    heads = [f"{backend}, {name_of(shape)}", "us", "operators", "of which launch", "peak, MiB"]
     heads += [f"us of {tree}", "operators", "of which launch", "peak, MiB", "times as long there"] if tree else []
     say("| " + " | ".join(heads) + " |")
     say("| --- |" + " ---: |" * (len(heads) - 1))

@@ -1,4 +1,5 @@
-"""``triton`` on a machine without a GPU: kernels are compiled for one that is not here, and launches go nowhere.
+"""``triton`` and ``cudnn`` on a machine without a GPU: Triton's kernels are compiled for one that is not here, and
+launches go nowhere.
 
 So the host can be measured: what compiling takes, and what a call takes around its kernels. No number is computed.
 """
@@ -9,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -47,7 +49,7 @@ def driver(launcher: type = NoLaunch, capability: int = 90) -> SimpleNamespace:
     )
 
 
-def backend() -> ModuleType:
+def triton_on_cpu() -> ModuleType:
     """The plugin, which from now on takes tensors on a CPU as if they were on an H100; for a process of its own."""
     import triton  # before the variable is set: its interpreter must not take the kernels
 
@@ -59,6 +61,37 @@ def backend() -> ModuleType:
     plugin.interpreted = lambda: True
     triton.runtime.driver._active = driver()
     return plugin
+
+
+def cudnn_on_cpu() -> None:
+    """From now on the ``cudnn`` backend takes tensors on a CPU as if they were on a GPU, and so does ``torch.nn.LSTM``;
+    cuDNN's kernel computes nothing. For a process of its own.
+    """
+    import torch
+    from rnn_backends_plugins import _torch
+    from rnn_backends_plugins.testing.cudnn import cuda_on_cpu
+    from torch import Tensor
+
+    class NoKernel(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, shape: tuple[int, ...], *read: Tensor) -> tuple[Tensor, ...]:
+            ctx.save_for_backward(*read)
+            x, h, c = read[:3]
+            return x.new_empty(shape), torch.empty_like(h), torch.empty_like(c)
+
+        @staticmethod
+        def backward(ctx: Any, *_: Any) -> tuple[Tensor | None, ...]:
+            return None, *(torch.empty_like(value) for value in ctx.saved_tensors)
+
+    def lstm(x: Tensor, hx: tuple[Tensor, Tensor], params: Any, bias: bool, layers: int, *rest: Any) -> Any:
+        return NoKernel.apply((*x.shape[:2], hx[0].shape[2]), x, *hx, *params)
+
+    _never_left.enter_context(cuda_on_cpu())
+    for functions in (torch, _torch.functions_of_nn()):
+        setattr(functions, "lstm", lstm)  # noqa: B010
+
+
+_never_left = ExitStack()
 
 
 def in_a_process(module: str, about: dict[str, Any], tree: Path | None = None, environment: Any = None) -> Any:

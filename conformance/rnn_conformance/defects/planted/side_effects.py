@@ -724,7 +724,7 @@ def garbage_is_kept_after_long_rows(w: LayerWeights, x: Tensor, entry: State, st
 
 @in_layer("global_state_is_left_alone")
 def every_call_hides_warnings(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Every call makes Python ignore all warnings from then on."""
+    """Every call makes Python ignore all warnings."""
     warnings.simplefilter("ignore")
     return right(w, x, entry, starts)
 
