@@ -130,8 +130,8 @@ Compilation = tuple[Launcher, torch.dtype, Mapping[str, torch.dtype]]
 def compile_together(wanted: Sequence[Compilation], device: torch.device) -> None:
     """Compile kernels side by side, one thread each as far as there are processors; returns when all are done.
 
-    Triton compiles in C++ and in another process, without Python's lock. A kernel that fails here is compiled again at its
-    launch, which then raises the error. No thread outlives the call.
+    Triton compiles in C++ and in another process, without Python's lock. A kernel that fails here is compiled again at
+    its launch, which then raises the error. No thread outlives the call.
 
     Args:
         wanted: the kernels; those that are compiled already take no time.
