@@ -119,7 +119,14 @@ def _built() -> ctypes.CDLL | str:
     except BuildError as error:
         return str(error)
     except OSError as error:
+        if not _is_of_the_system(error):
+            raise
         return f"its kernel is unavailable: {error}"
+
+
+def _is_of_the_system(error: OSError) -> bool:
+    """Whether the operating system reported it; a handler of a signal raises a ``TimeoutError`` without a number."""
+    return error.errno is not None
 
 
 def _load() -> ctypes.CDLL:
@@ -267,6 +274,8 @@ def _build(folder: Path) -> ctypes.CDLL:
                 lock.leave(f"{file.name}\n{failure}" if failure else "")
             return found
     except OSError as error:
+        if not _is_of_the_system(error):
+            raise
         raise FolderError(str(error)) from error
 
 
