@@ -201,6 +201,11 @@ def gradients_of_a_call_with_hx(trial: Trial) -> None:
 @law(wide=True, bidirectional=(False,), profiles=("quick", "full"))
 def gradients_flow_through_steps(trial: Trial) -> None:
     """Gradients step by step, through ``LSTM.step`` and rows of one step in turn, equal those over the whole row."""
+    check_gradients_through_steps(trial)
+
+
+def check_gradients_through_steps(trial: Trial) -> None:
+    """:func:`gradients_flow_through_steps`, for laws about other sizes."""
     lstm, inputs = trial.lstm(), _needing(trial.fresh())
     state, outputs = State(inputs.h[:, 0], inputs.c[:, 0]), []
     for t, (x, is_init) in enumerate(zip(inputs.x, trial.is_init, strict=True)):

@@ -13,6 +13,7 @@ from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.reach import CHEAP_DTYPE
 from ..suite.trial import Ran, Trial, differentiate
+from .gradients import check_gradients_through_steps
 
 
 @law(
@@ -81,6 +82,17 @@ def _on_three_threads(trial: Trial, times: int) -> None:
             ran = trial.run(lstm, few.tiled(times))
             _repeats(trial, ran, expected.output, expected.end_h, expected.end_c, times)
             _right_gradients(trial, lstm, few, ran, times)
+    finally:
+        torch.set_num_threads(before)
+
+
+@law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "T": (3,), "H": (256,)})
+def steps_on_three_threads(trial: Trial) -> None:
+    """Step by step on three torch threads, with weights over a MiB, gradients equal those over the whole row."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        check_gradients_through_steps(trial)
     finally:
         torch.set_num_threads(before)
 

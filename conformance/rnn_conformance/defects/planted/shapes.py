@@ -119,6 +119,15 @@ def one_row_shared_by_unsynchronised_threads(w: LayerWeights, x: Tensor, entry: 
     return right(w._replace(w_hh=w.w_hh * seen), x, entry, starts)
 
 
+@in_layer("steps_on_three_threads")
+def one_threads_part_of_a_step_has_no_gradient(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where three threads share a step's backward pass, the last one's features of x get no gradient."""
+    if torch.get_num_threads() < 3 or len(x) > 1 or w.w_hh.nbytes < 2**20:
+        return right(w, x, entry, starts)
+    cut = x.shape[-1] * 2 // 3
+    return right(w, torch.cat([x[..., :cut], x[..., cut:].detach()], -1), entry, starts)
+
+
 @in_core("sizes_of_training_in_both_directions", on=get_backend("cudnn"), round=5, survived=5)
 def both_directions_run_in_pieces() -> list[Patch]:
     """cudnn cuts a large bidirectional training call into pieces of time: the reverse direction restarts in each."""
