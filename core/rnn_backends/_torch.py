@@ -243,8 +243,12 @@ def torchrl_mode_set_in_trace() -> bool:
         return True
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def keep_torchrl_mode_eager() -> None:
-    """Apply :func:`only_inlined` to TorchRL's context manager, if it is loaded: a graph break then keeps its mode."""
+    """Apply :func:`only_inlined` to TorchRL's context manager, if it is loaded: a graph break then keeps its mode.
+
+    Where Dynamo traces the construction of a module, this runs at once, as it does outside.
+    """
     for name in ("__enter__", "__exit__"):
         method = getattr(torchrl_set_recurrent_mode(), name, None)
         if inspect.isfunction(method):

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from rnn_backends import LSTMModule, recurrent_mode, set_recurrent_mode
+from rnn_backends import LSTM, LSTMModule, recurrent_mode, set_recurrent_mode
+from tensordict import TensorDict
 
 try:
     import torchrl.modules
@@ -432,3 +433,16 @@ def test_a_context_that_no_with_statement_enters_holds_across_a_graph_break():
     for _ in range(2):
         assert call(ONE) == (True, torch.ones(1))
         assert recurrent_mode() is None
+
+
+@with_and_without_torchrl
+def test_a_module_is_made_within_a_graph():
+    """TorchRL's context manager, if it is loaded, is prepared when a module is made."""
+    lstm = LSTM(3, 4, batch_first=True, lstm_backend="vmap")
+    td = TensorDict({"x": torch.randn(2, 3), "is_init": torch.ones(2, 1, dtype=torch.bool)}, [2])
+
+    def features(td):
+        return LSTMModule(lstm=lstm, in_key="x", out_key="y")(td)["y"]
+
+    compiled = torch.compile(features, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(td.copy()), features(td.copy()))
