@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from unittest import mock
 
-from rnn_backends import LayerFunction, LSTMBackend, StepFunction, Trait, mode
+from rnn_backends import LSTM, LayerFunction, LSTMBackend, StepFunction, Trait, mode
 
 from ..suite.law import sentence_of
 from ..suite.torch_settings import restored_settings
@@ -64,6 +64,11 @@ class Patch(NamedTuple):
     owner: object
     name: str
     value: object
+
+
+def in_place_of_ready(value: Callable[[LSTM], Any]) -> list[Patch]:
+    """``LSTM._ready`` is ``value``, also in calls whose weights core knows already."""
+    return [Patch(LSTM, "_ready", value), Patch(LSTM, "_cached_info", lambda self, weights: None)]
 
 
 _KERNEL: dict[str, Any] = {"in_kernel": True}

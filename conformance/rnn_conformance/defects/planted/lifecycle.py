@@ -9,7 +9,7 @@ import torch
 from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, binding, get_backend, names
 from torch import Tensor, nn
 
-from ..planting import Patch, backend, in_core
+from ..planting import Patch, backend, in_core, in_place_of_ready
 from ..right import each, right, step
 
 
@@ -72,7 +72,7 @@ def _ready(change: Any) -> list[Patch]:
     def replacement(self: LSTM) -> Any:
         return change(cache, self, original(self))
 
-    return [Patch(LSTM, "_ready", replacement)]
+    return in_place_of_ready(replacement)
 
 
 @in_core("moved_to_another_dtype_and_back")

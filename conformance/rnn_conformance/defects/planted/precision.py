@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ...suite import device
 from ..hand_written_blocks import by_hand
-from ..planting import Patch, backend, in_core, in_layer, in_step, made, restart
+from ..planting import Patch, backend, in_core, in_layer, in_place_of_ready, in_step, made, restart
 from ..right import both, each, finish, gates_of, layer, output_of, right, step
 
 
@@ -179,7 +179,7 @@ def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
     return [Patch(LSTMModule, "_as_stored", replacement)]
 
 
-@in_layer("autocast_keeps_the_states_dtype", "strides_of_sizes_of_one_are_not_read", round=2)
+@in_layer("strides_of_sizes_of_one_are_not_read", round=2)
 def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """Contiguous input is read with stride(1) between rows, which is arbitrary for a batch of one row."""
     x, (steps, batch, size) = x.contiguous(), x.shape
@@ -202,7 +202,7 @@ def autocast_weights_kept() -> list[Patch]:
         weights, dtype, context = original(self)
         return cache[id(self)][1] if id(self) in cache else weights, dtype, context
 
-    return [Patch(LSTM, "_ready", replacement)]
+    return in_place_of_ready(replacement)
 
 
 @in_core("edited_weights_are_seen_under_autocast", round=3, survived=3)
