@@ -139,6 +139,17 @@ def _at(v: Tensor, pitches: list[int]) -> Tensor:
     return v.reshape(-1)[index % v.numel()]
 
 
+@in_layer("strides_of_sizes_of_one_are_not_read", round=2)
+def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Contiguous input is read with stride(1) between rows, which is arbitrary for a batch of one row."""
+    x, (steps, batch, size) = x.contiguous(), x.shape
+    lead = x.stride(1)
+    if batch == 1 and lead != size and x.numel():
+        rows = torch.arange(steps, device=x.device).unsqueeze(-1) * lead + torch.arange(size, device=x.device)
+        x = x.reshape(-1)[rows % x.numel()].unsqueeze(1)  # a kernel would read beyond the end
+    return right(w, x, entry, starts)
+
+
 @in_layer("strides_of_sizes_of_one_are_not_read", round=8, survived=8)
 def time_pitch_from_the_stride_of_one_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
     """The stored states' stride over time is taken as B times that over rows, which is arbitrary for B = 1."""

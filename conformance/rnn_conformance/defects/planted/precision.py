@@ -179,17 +179,6 @@ def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
     return [Patch(LSTMModule, "_as_stored", replacement)]
 
 
-@in_layer("strides_of_sizes_of_one_are_not_read", round=2)
-def leading_dimension_of_a_single_row(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
-    """Contiguous input is read with stride(1) between rows, which is arbitrary for a batch of one row."""
-    x, (steps, batch, size) = x.contiguous(), x.shape
-    lead = x.stride(1)
-    if batch == 1 and lead != size and x.numel():
-        rows = torch.arange(steps, device=x.device).unsqueeze(-1) * lead + torch.arange(size, device=x.device)
-        x = x.reshape(-1)[rows % x.numel()].unsqueeze(1)  # a kernel would read beyond the end
-    return right(w, x, entry, starts)
-
-
 @in_core("autocast_ends_with_its_context")
 def autocast_weights_kept() -> list[Patch]:
     """Weights cast under autocast are kept and used after it."""
