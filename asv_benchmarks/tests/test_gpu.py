@@ -392,6 +392,24 @@ def lines_of(capsys, *words):
     return [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["host", "--tree", "nowhere"], "nowhere is no checkout of this project: it has no folder core/rnn_backends"),
+        (["compile", "--tree", "nowhere"], "nowhere is no checkout"),
+        (["host", "--rounds", "0"], "at least 1, got '0'"),
+        (["host", "--backend", "vmap"], "invalid choice: 'vmap'"),
+        (["compile", "--precision", "float8"], "one of TF32, float32, bfloat16, got 'float8'"),
+        (["compile", "--shape", "S9"], "a shape is four numbers"),
+    ],
+)
+def test_wrong_words_are_named_before_anything_is_measured(capsys, words, reason):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert stopped.value.code == 2
+    assert reason in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["triton", "cudnn"])
 def test_the_host_is_measured_without_a_gpu(capsys, backend):

@@ -65,14 +65,18 @@ def _parser() -> ArgumentParser:
         one.add_argument(
             "--shape", type=_shape, action="append", default=[], help="B,T,I,H or S1 to S5, G1; may be repeated"
         )
-        one.add_argument("--tree", type=Path, help="another checkout to measure beside this one")
+        one.add_argument("--tree", type=_tree, help="another checkout to measure beside this one")
         if what == "compile":
             one.add_argument(
-                "--precision", action="append", default=[], help="TF32, float32 or bfloat16; may be repeated"
+                "--precision",
+                type=_precision,
+                action="append",
+                default=[],
+                help="TF32, float32 or bfloat16; may be repeated",
             )
         else:
             one.add_argument("--backend", choices=["triton", "cudnn"], default="triton", help="default: %(default)s")
-            one.add_argument("--rounds", type=int, default=3, help="processes of each; default: %(default)s")
+            one.add_argument("--rounds", type=_count, default=3, help="processes of each; default: %(default)s")
     return parser
 
 
@@ -85,6 +89,31 @@ def _backend(name: str) -> str:
     except RNNBackendsError as error:
         raise ArgumentTypeError(str(error)) from None
     return name
+
+
+def _tree(text: str) -> Path:
+    """The folder of a checkout."""
+    found = Path(text)
+    missing = [name for name in ("core/rnn_backends", "plugins/rnn_backends_plugins") if not (found / name).is_dir()]
+    if missing:
+        raise ArgumentTypeError(f"{text} is no checkout of this project: it has no folder {missing[0]}")
+    return found.resolve()
+
+
+def _count(text: str) -> int:
+    """A number of at least one."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"it must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _precision(text: str) -> str:
+    """The name of a precision."""
+    from .settings import PRECISIONS
+
+    if text not in PRECISIONS:
+        raise ArgumentTypeError(f"it must be one of {', '.join(PRECISIONS)}, got {text!r}")
+    return text
 
 
 def _shape(text: str) -> str:

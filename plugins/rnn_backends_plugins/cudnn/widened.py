@@ -16,11 +16,13 @@ from rnn_backends import LayerWeights
 from torch import Tensor
 
 from .. import _torch
+from .device_plan import FEATURES
 from .flat import Layout, cut_buffer, layout, places_of
 from .flush import LOGIT
 from .functions import eager_or_functional
+from .plan import PROBE
 
-FEATURES = 4
+ADDED = len(FEATURES[PROBE])
 """Number of added features: close i and o; forget (-1) or keep (+1); probe; and the probe's second part."""
 
 
@@ -38,7 +40,7 @@ def widened(weights: LayerWeights, reach: float, probing: bool) -> list[Tensor]:
     w_ih, w_hr = weights.w_ih, weights.w_hr
     H, I = w_ih.shape[0] // 4, w_ih.shape[1]  # noqa: E741
     P = 0 if w_hr is None else w_hr.shape[0]
-    width = I + FEATURES + -(I + FEATURES) % 8  # tensor cores need rows of a multiple of 8
+    width = I + ADDED + -(I + ADDED) % 8  # tensor cores need rows of a multiple of 8
     places = layout(width, H, P, 1, False, w_ih.dtype, w_ih.device)
     params = [value for value in weights if value is not None]
     return list(_widen(places, H, P, width, reach, probing, weights.b_ih is not None, *params))
@@ -56,7 +58,7 @@ class _Widen(torch.autograd.Function):
         I = values[0].shape[1]  # noqa: E741
         weights[0].narrow(1, 0, I).copy_(values[0])
         _torch.copy_each([weights[place] for place in places_of(len(params), bias, P)[1:]], values[1:])
-        i, f, _, o = weights[0].view(4, H, width).narrow(2, I, FEATURES).unbind(0)
+        i, f, _, o = weights[0].view(4, H, width).narrow(2, I, ADDED).unbind(0)
         i.select(1, 0).fill_(-reach)
         o.select(1, 0).fill_(-reach)
         f.select(1, 1).fill_(reach)
