@@ -217,3 +217,15 @@ def test_an_existing_next_keeps_its_other_entries(rows):
     td = data(rows, 2, 5)
     td["next"] = {"reward": torch.ones(2, 5, 1)}
     assert make()(td)["next", "reward"].all()
+
+
+@pytest.mark.parametrize("key", ["x", "is_init", "h", "c"])
+def test_memory_that_a_reshape_would_copy_is_checked_before(key):
+    """Two batch dimensions in an order that no view can join: torch would copy beyond the end."""
+    entries = {"x": torch.randn(3, 2, 2, 4), "is_init": torch.zeros(3, 2, 2, dtype=torch.bool)}
+    entries |= {name: torch.zeros(3, 2, 2, 1, 5) for name in ("h", "c")}
+    module = LSTMModule(4, 5, in_keys=["x", "h", "c", "is_init"], out_keys=["y", "h", "c"], lstm_backend="vmap")
+    td = TensorDict({name: value.transpose(0, 2) for name, value in entries.items()}, [2, 2, 3])
+    entries[key].untyped_storage().resize_(entries[key].nbytes - entries[key].itemsize)
+    with pytest.raises(InputError, match="its storage holds"):
+        module.set_recurrent_mode(True)(td)
