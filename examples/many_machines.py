@@ -67,10 +67,18 @@ class Loss(nn.Module):
             return nn.functional.mse_loss(self.model(rows)["prediction"], rows["target"])
 
 
-def train(args):
+def train_with_others(args):
     """Train, on as many processes as torchrun has started."""
     cuda = torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo")
+    train(args, cuda)
+    # A DDP module that outlives this call ends the group itself, with the GIL that gloo's thread may wait for, and
+    # torch 2.13 then hangs. It is gone with train()'s frame.
+    dist.destroy_process_group()
+
+
+def train(args, cuda):
+    """Train as one process of the group."""
     rank, device = dist.get_rank(), torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     loss = Loss(make_model(args.backend, device))
     wrapped = fully_shard(loss) if args.fsdp else DistributedDataParallel(loss)
@@ -88,7 +96,6 @@ def train(args):
                 f"update {update:4d}  mean loss of {dist.get_world_size()} processes {mean / dist.get_world_size():.4f}"
             )
     print(f"process {rank}: weights sum to {weight_sum(wrapped):.6f}", flush=True)
-    dist.destroy_process_group()
 
 
 def weight_sum(module):
@@ -135,7 +142,7 @@ def main():
     if args.collectors:
         collect(args)
     else:
-        train(args)
+        train_with_others(args)
 
 
 if __name__ == "__main__":
