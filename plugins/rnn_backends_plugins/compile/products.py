@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._torch import onednn_linear, onednn_linear_works, onednn_packed
+from ..openmp import lacks_threads
 
 LEAST = 1 << 20
 """The number of multiplications below which ``torch.mm`` is as fast."""
@@ -45,11 +46,12 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _onednn_serves(matrix: Tensor) -> bool:
-    """Whether oneDNN is built in, enabled, and not used by ``torch.mm`` anyway (as in 16 bits)."""
+    """Whether oneDNN is built in, enabled, has its threads, and is not used by ``torch.mm`` anyway (as in 16 bits)."""
     return (
         matrix.device.type == "cpu"
         and matrix.dtype == torch.float32
         and torch.backends.mkldnn.is_available()
         and bool(torch.backends.mkldnn.enabled)
+        and lacks_threads() is None
         and onednn_linear_works()
     )

@@ -154,12 +154,12 @@ def _materialized(x: Tensor, state: State) -> tuple[Tensor, State]:
 
 
 def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Reject devices on which it is not tested, and a torch without its fused kernel."""
+    """Reject devices without tests, a torch without its fused kernel, and threads that oneDNN cannot use."""
     if device.type not in ("cpu", "cuda", "meta"):
         return f"it is made for cpu and cuda, not {device.type}"
     if not _torch.fused_lstm_exists():
         return f"it calls torch.lstm and torch.lstm_cell, which torch {torch.__version__} does not have"
-    return None
+    return kernel.untrusted(dtype, spec.proj_size > 0) if device.type == "cpu" else None
 
 
 @hookimpl

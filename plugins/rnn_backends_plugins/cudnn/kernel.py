@@ -13,10 +13,11 @@ import platform
 from functools import lru_cache
 
 import torch
-from rnn_backends import State
+from rnn_backends import State, UnsupportedError
 from torch import Tensor
 
 from .. import _torch
+from ..openmp import lacks_threads
 from . import target
 from .flat import flat_weights
 
@@ -54,7 +55,14 @@ def run(
 
     Returns:
         ``y [T, B, D * P]`` and the final state.
+
+    Raises:
+        UnsupportedError: oneDNN would compute wrong numbers.
     """
+    if x.device.type == "cpu":
+        reason = untrusted(x.dtype, state.h.shape[2] != state.c.shape[2])
+        if reason is not None:
+            raise UnsupportedError("cudnn", "these threads", reason, ["vmap"])
     if _computes_wide(x, state):
         wide = [v.float() for v in params], x.float(), State(state.h.float(), state.c.float())
         y, end = run(*wide, bias, layers, bidirectional)
@@ -114,6 +122,7 @@ def _steps_fused(x: Tensor, state: State) -> bool:
         and (device, x.dtype) == ("cpu", torch.float32)
         and not torch.compiler.is_compiling()
         and is_fused(x.dtype, projected=False)
+        and lacks_threads() is None
     )
 
 
@@ -132,6 +141,12 @@ def _computes_wide(x: Tensor, state: State) -> bool:
 def is_fused(dtype: torch.dtype, projected: bool) -> bool:
     """Whether oneDNN's kernel can run on a CPU; torch's other kernel takes a few operators per step."""
     return not projected and bool(torch.backends.mkldnn.enabled) and _onednn_knows(dtype)
+
+
+def untrusted(dtype: torch.dtype, projected: bool) -> str | None:
+    """Why oneDNN's kernel, which a call would run on a CPU, computes wrong numbers now; else ``None``."""
+    runs = dtype != torch.float64 and is_fused(torch.float32, projected)  # 16 bits in float32, if not as they are
+    return lacks_threads() if runs else None
 
 
 @lru_cache(maxsize=4)
