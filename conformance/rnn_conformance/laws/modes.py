@@ -144,7 +144,10 @@ def _coded(x: Tensor) -> Tensor:
 
 @law(costly=True, once=True, profiles=("quick", "full"), **SMALL)
 def a_mode_within_compiled_code_acts_there_alone(trial: Trial) -> None:
-    """Contexts within compiled code nest as in Python, with graph breaks and without, TorchRL's too."""
+    """Contexts within compiled code nest as in Python, with graph breaks and without, TorchRL's too.
+
+    Without a ``with`` statement too, as ``ExitStack`` enters and leaves them.
+    """
     for surroundings in _with_and_without_torchrl():
         with surroundings, torch.no_grad():
             other: Context = set_recurrent_mode if _torchrls() is None else _torchrls().set_recurrent_mode
@@ -174,6 +177,20 @@ def _nest_in_compiled_code(x: Tensor, other: Context) -> None:
             within = _coded(x)
         return torch.cat([within, _coded(x)])
 
+    @partial(torch.compile, backend="eager")
+    def by_hand(x: Tensor) -> Tensor:
+        context = set_recurrent_mode(True)
+        context.__enter__()
+        _out_of_the_graph()
+        within = _coded(x)
+        context.__exit__(None, None, None)
+        return torch.cat([within, _coded(x)])
+
+    @partial(torch.compile, backend="eager")
+    def left(x: Tensor, entered: set_recurrent_mode) -> Tensor:
+        entered.__exit__(None, None, None)
+        return _coded(x)
+
     torch.compiler.reset()
     for mode, around in ((None, set_recurrent_mode), (False, other)):
         with around(mode):
@@ -183,6 +200,10 @@ def _nest_in_compiled_code(x: Tensor, other: Context) -> None:
     _are("contexts in one graph, in another thread", found, [3.0, 1.0, 2.0, 3.0, 1.0, 3.0])
     with other(False):
         _are("contexts around a graph break", broken(x), [1.0, 2.0])
+        _are("a context without a with statement", by_hand(x), [1.0, 2.0])
+        entered = set_recurrent_mode(True)
+        entered.__enter__()
+        _are("a context that compiled code leaves", left(x, entered), [2.0])
 
 
 def _in_a_thread(call: Callable[[], Tensor]) -> Tensor:

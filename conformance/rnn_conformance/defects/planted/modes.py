@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from rnn_backends import LSTMModule, set_recurrent_mode
 from rnn_backends import mode as modes
+from rnn_backends._torch import only_inlined
 from rnn_backends.mode import as_mode
 
 from ..planting import Patch, in_core
@@ -89,3 +90,27 @@ def in_a_trace_the_outer_context_decides() -> list[Patch]:
         return original(entry, torchrl)
 
     return [Patch(modes, "_decided", replacement)]
+
+
+@in_core("a_mode_within_compiled_code_acts_there_alone", by_numbers=False)
+def a_context_without_with_needs_no_graph_break() -> list[Patch]:
+    """Compiled code that enters a context without a with statement goes on as a trace, which a graph break ends."""
+    return [Patch(modes, "break_the_graph", lambda: None)]
+
+
+@in_core("a_mode_within_compiled_code_acts_there_alone", by_numbers=False)
+def every_context_is_taken_for_a_with_statement() -> list[Patch]:
+    """A context that compiled code enters by hand is taken for one of a with statement."""
+    return [Patch(modes, "with_is_traced", lambda kind: True)]
+
+
+@in_core("a_mode_within_compiled_code_acts_there_alone", by_numbers=False)
+def a_context_from_outside_is_not_left_in_a_trace() -> list[Patch]:
+    """Compiled code that leaves a context which was entered outside of it does nothing."""
+    original = set_recurrent_mode.__exit__
+
+    def leave(self: set_recurrent_mode, *exc_info: object) -> None:
+        if not torch.compiler.is_compiling() or modes._traced.entry is not None:
+            original(self, *exc_info)
+
+    return [Patch(set_recurrent_mode, "__exit__", only_inlined(leave))]
