@@ -1,4 +1,4 @@
-"""One step of a hand-written layer: without torch's dispatcher where possible, else the layer with ``T = 1``."""
+"""One step: of a hand-written layer, without torch's dispatcher where possible, or of torch's own operators."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .autograd_rule import wants_gradient
 from .contract import ActFunction, ActStackFunction, LayerFunction, LayerWeights, State, StepFunction
 from .plain import check_kinds, have_memory, is_plain, is_plain_eager, plain_keys
 from .resets import zero_at
-from .unroll import cell
-from .weight_cache import WeightInfo, weight_info
+from .unroll import cell, unroll_step
+from .weight_cache import WeightInfo, check_call, reset, weight_info
 
 StepOnMemory = Callable[[WeightInfo, LayerWeights, Tensor, State, Tensor | None], State | None]
 """``step(info, weights, x [B, I], State([B, P], [B, H]), is_init [B] bool or None) -> State``, over memory, without a
@@ -77,6 +77,29 @@ def make_steps(
         """One step with resets: a :data:`rnn_backends.ActFunction`."""
         done = past_the_dispatcher(weights, x, state, is_init)
         return step(weights, x, zero_at(state, is_init)) if done is None else done
+
+    return step, act
+
+
+def make_unrolled_steps(name: str) -> tuple[StepFunction, ActFunction]:
+    """The two functions for acting of a backend of torch's own operators: one step of the plain unroll.
+
+    Args:
+        name: the backend's name.
+
+    Returns:
+        ``step`` and ``act`` of :class:`rnn_backends.LSTMBackend`.
+    """
+
+    def step(weights: LayerWeights, x: Tensor, state: State) -> State:
+        """One step: a :data:`rnn_backends.StepFunction`."""
+        check_call(name, weights, x, state)
+        return unroll_step(weights, x, state)
+
+    def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
+        """One step with resets: a :data:`rnn_backends.ActFunction`."""
+        usual = check_call(name, weights, x, state, is_init)
+        return unroll_step(weights, x, reset(state, is_init, usual))
 
     return step, act
 

@@ -8,14 +8,14 @@
 - **A row of one step** with gradients, without the general row's cost: :func:`with_one_step`.
 - **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_double_backward`.
 - **Kinds of tensors**: :func:`is_plain` and similar functions tell when a kernel may read a tensor's memory by address.
-- **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits, and
-  :func:`torch_step`.
+- **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits,
+  :func:`make_unrolled_steps` and :func:`torch_step`.
 - **Resets**: where sequences start and end, and the states there.
 - **A device with slow reads to the host**: a :class:`SurveyedLayer` reads once for all layers of a call.
 - **Files**: :func:`cache_folder` and :func:`write_whole`.
 """
 
-from .acting import StackOnMemory, StepOnMemory, make_act_stack, make_steps, torch_step
+from .acting import StackOnMemory, StepOnMemory, make_act_stack, make_steps, make_unrolled_steps, torch_step
 from .arguments import Arguments, Needs, Run
 from .autograd_rule import wants_gradient
 from .contract import SteppedLayer, SurveyedLayer, SurveyFunction
@@ -78,6 +78,7 @@ __all__ = [
     "make_act_stack",
     "make_layer",
     "make_steps",
+    "make_unrolled_steps",
     "materialized",
     "plain_keys",
     "refuse_double_backward",

@@ -219,6 +219,10 @@ class ExecutableLSTM(BoundLSTM):
         act, run = self._backend.act, self._backend.step or self._layer_as_step
         if is_init is not None and act is None:
             stored = zero_at(stored, is_init)
+        if len(weights) == 1:  # the usual case takes fewer views
+            w, before = weights[0], State(stored.h.squeeze(1), stored.c.squeeze(1))
+            after = run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init)
+            return after.h.clone(), State(after.h.unsqueeze(1), after.c.unsqueeze(1))  # they must not share memory
         states: list[State] = []
         for k, (w, *state) in enumerate(zip(weights, stored.h.unbind(1), stored.c.unbind(1), strict=True)):
             if k and k % self.spec.directions == 0:

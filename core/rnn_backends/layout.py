@@ -106,22 +106,24 @@ def check_writable(td: TensorDictBase, keys: Sequence[NestedKey]) -> None:
     """Raise :class:`InputError`, before any computation, if the results cannot be written."""
     if td.is_locked and any(td.get(key, None) is None for key in keys):
         raise InputError(f"the TensorDict is locked and lacks some of {list(keys)}: unlock it, or pass tensordict_out=")
-    checked: set[tuple[str, ...]] = set()
+    before: tuple[str, ...] = ()
     for key in keys:
         parent = key[:-1] if isinstance(key, tuple) else ()
-        if not parent or parent in checked:
-            continue
-        for place in (parent[:length] for length in range(1, len(parent) + 1)):
-            if place in checked:
-                continue
-            checked.add(place)
-            there = td.get(place, None)
-            if there is None:
-                break
-            if not is_tensor_collection(there):
-                raise InputError(
-                    f"{place} is a tensor in the TensorDict, and results are to be written into it: rename it"
-                )
+        if parent != before:
+            _check_nests(td, parent)
+            before = parent
+
+
+def _check_nests(td: TensorDictBase, place: tuple[str, ...]) -> None:
+    """Raise if results cannot be nested at this place: one of its keys has a tensor."""
+    for length in range(1, len(place) + 1):
+        there = td.get(place[:length], None)
+        if there is None:
+            return
+        if not is_tensor_collection(there):
+            raise InputError(
+                f"{place[:length]} is a tensor in the TensorDict, and results are to be written into it: rename it"
+            )
 
 
 def write(td: TensorDictBase, values: dict[NestedKey, Tensor]) -> TensorDictBase:

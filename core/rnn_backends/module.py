@@ -289,7 +289,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         lstm = self.lstm
         read = layout.read(tensordict, self.in_keys, lstm)
         layout.check_writable(out, self.out_keys)
-        values = self._over_time(read) if recurrent else self._one_step(read)
+        values = self._over_time(lstm, read) if recurrent else self._one_step(lstm, read)
         return layout.write(out, {key: values[key] for key in self.out_keys})
 
     def _has_results(self, td: TensorDictBase) -> bool:
@@ -297,12 +297,12 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         there, written = td.keys(True), self.out_keys
         return all(key in there for key in written) and not any(key in written for key in self.in_keys)
 
-    def _one_step(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
+    def _one_step(self, lstm: LSTM, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_step(read)
         if stored is None and self._stateless_steps < 2 and is_plain_eager():
             self._notice_lost_state(is_init)
-        y, state = self.lstm(x, stored, is_init=is_init, form="step")
-        state = self._as_stored(state)
+        y, state = lstm(x, stored, is_init=is_init, form="step")
+        state = _as_stored(lstm, state)
         if read.is_init.ndim == 1:  # the usual case when acting needs no reshape
             return dict(zip(self._all_out_keys(), (y, *state), strict=True))
         values = (layout.unfold_step(value, read.is_init.shape) for value in (y, *state))
@@ -331,26 +331,19 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
                 stacklevel=2,
             )
 
-    def _over_time(self, read: layout.Inputs) -> dict[NestedKey, Tensor]:
+    def _over_time(self, lstm: LSTM, read: layout.Inputs) -> dict[NestedKey, Tensor]:
         x, is_init, stored = layout.fold_time(read)
         batch = read.is_init.shape[:-1]
         if list(self.out_keys) == list(self._all_out_keys()[:1]):  # select_out_keys dropped the states
-            y, _ = self.lstm(x, stored, is_init=is_init, form="output")
+            y, _ = lstm(x, stored, is_init=is_init, form="output")
             return {self.out_keys[0]: layout.unfold_time(y, batch)}
         form: Form = "all_states" if self.hidden_output == "all" else "sequences"
-        y, state = self.lstm(x, stored, is_init=is_init, form=form)
-        values = (layout.unfold_time(value, batch) for value in (y, *self._as_stored(state)))
+        y, state = lstm(x, stored, is_init=is_init, form=form)
+        values = (layout.unfold_time(value, batch) for value in (y, *_as_stored(lstm, state)))
         return dict(zip(self._all_out_keys(), values, strict=True))
 
     def _all_out_keys(self) -> Sequence[NestedKey]:
         return all_out_keys(self, self._written_keys)
-
-    def _as_stored(self, state: tuple[Tensor, Tensor]) -> State:
-        """The state in the weights' dtype, so that a stored state keeps it from step to step under autocast too."""
-        (h, c), dtype = state, self.lstm.weight_named("weight_ih_l0").dtype
-        if h.dtype is dtype and c.dtype is dtype and isinstance(state, State):
-            return state
-        return State(as_dtype(h, dtype), as_dtype(c, dtype))
 
     def make_tensordict_primer(self) -> TensorDictPrimer:
         """TorchRL's ``TensorDictPrimer`` for the hidden states, to append to an environment.
@@ -386,6 +379,14 @@ fix_options(
     LSTMModule, ("hidden_output",), "it takes part in the choice of a backend. Make a new LSTMModule(lstm=) with it"
 )
 _REGISTRIES = {name for name, value in nn.Module().__dict__.items() if isinstance(value, dict)}
+
+
+def _as_stored(lstm: LSTM, state: tuple[Tensor, Tensor]) -> State:
+    """The state in the weights' dtype, so that a stored state keeps it from step to step under autocast too."""
+    (h, c), dtype = state, lstm.weight_named("weight_ih_l0").dtype
+    if h.dtype is dtype and c.dtype is dtype and isinstance(state, State):
+        return state
+    return State(as_dtype(h, dtype), as_dtype(c, dtype))
 
 
 def _check_wrapped(lstm: nn.RNNBase, unused: dict[str, Any], device: torch.device | str | None) -> None:

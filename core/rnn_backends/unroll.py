@@ -88,3 +88,20 @@ def unroll(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> St
         hs.append(h)
         cs.append(c)
     return State(torch.stack(hs), torch.stack(cs))
+
+
+def unroll_step(weights: LayerWeights, x: Tensor, state: State) -> State:
+    """One step of :func:`unroll`, without the loop: a :data:`~rnn_backends.contract.StepFunction`.
+
+    Args:
+        weights: the layer's weights.
+        x: ``[B, I]``.
+        state: ``State([B, P], [B, H])``.
+
+    Returns:
+        The next state, shaped like ``state``.
+    """
+    bias, b_hh = weights.b_ih, weights.b_hh
+    if bias is not None and b_hh is not None:
+        bias = bias + b_hh
+    return cell(linear(x, weights.w_ih, bias) + linear(state.h, weights.w_hh), state.c, weights.w_hr)

@@ -8,7 +8,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 
 import torch
 from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, Trait, hookimpl
-from rnn_backends.authoring import check_call, check_steps, is_plain, reset, unroll
+from rnn_backends.authoring import check_call, check_steps, is_plain, make_unrolled_steps, unroll
 from torch import Tensor
 
 from . import _torch
@@ -42,22 +42,7 @@ def _called(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> S
     return run(weights, x, entry, starts)
 
 
-def step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    """One step: a :data:`rnn_backends.StepFunction`."""
-    check_call("torchscript", weights, x, state)
-    return _step(weights, x, state)
-
-
-def _step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    starts = torch.ones(1, x.shape[0], dtype=torch.bool, device=x.device)
-    out = layer(weights, x.unsqueeze(0), State(state.h.unsqueeze(0), state.c.unsqueeze(0)), starts)
-    return State(out.h.squeeze(0), out.c.squeeze(0))
-
-
-def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
-    """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    usual = check_call("torchscript", weights, x, state, is_init)
-    return _step(weights, x, reset(state, is_init, usual))
+step, act = make_unrolled_steps("torchscript")  # without a loop, the interpreter takes twice as long as its operators
 
 
 @hookimpl

@@ -5,7 +5,7 @@ No ``from __future__ import annotations`` here: TorchScript reads the annotation
 
 import torch
 from rnn_backends import LayerWeights, LSTMBackend, State, Trait, hookimpl
-from rnn_backends.authoring import cell, check_call, check_steps, reset, unroll
+from rnn_backends.authoring import cell, check_call, check_steps, make_unrolled_steps, unroll
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -58,24 +58,7 @@ def _scanned(scan: _torch.Scan, weights: LayerWeights, x: Tensor, entry: State, 
     return State(h, c)
 
 
-def step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    """One step: a :data:`rnn_backends.StepFunction`."""
-    check_call("vmap", weights, x, state)
-    return _step(weights, x, state)
-
-
-def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
-    """One step with resets: a :data:`rnn_backends.ActFunction`."""
-    usual = check_call("vmap", weights, x, state, is_init)
-    return _step(weights, x, reset(state, is_init, usual))
-
-
-def _step(weights: LayerWeights, x: Tensor, state: State) -> State:
-    """One step of the unroll, without the loop."""
-    w_ih, w_hh, bias, b_hh, w_hr = weights
-    if bias is not None and b_hh is not None:
-        bias = bias + b_hh
-    return cell(linear(x, w_ih, bias) + linear(state.h, w_hh), state.c, w_hr)
+step, act = make_unrolled_steps("vmap")
 
 
 @hookimpl

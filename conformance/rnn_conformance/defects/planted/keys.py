@@ -97,7 +97,7 @@ def locked_input_refused_despite_tensordict_out() -> list[Patch]:
             raise InputError("recurrent mode needs a time dimension, the last of the batch size; got a 0-d TensorDict")
         read = layout.read(tensordict, self.in_keys, self.lstm)
         layout.check_writable(tensordict, self.out_keys)
-        values = self._over_time(read) if recurrent else self._one_step(read)
+        values = (self._over_time if recurrent else self._one_step)(self.lstm, read)
         out = tensordict if tensordict_out is None else tensordict_out
         return layout.write(out, {key: values[key] for key in self.out_keys})
 

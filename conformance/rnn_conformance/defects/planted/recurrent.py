@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, execution, layout
+from rnn_backends import LSTM, LayerWeights, LSTMBackend, LSTMModule, State, execution, layout, module
 from rnn_backends.resets import ends_of
 from torch import Tensor
 
@@ -118,8 +118,8 @@ def padded_with_almost_zero() -> list[Patch]:
 @in_core("hidden_outputs_are_zero_padded")
 def hidden_outputs_swapped() -> list[Patch]:
     """h is written under c's key and c under h's."""
-    original = LSTMModule._as_stored
-    return [Patch(LSTMModule, "_as_stored", lambda self, state: State(*reversed(original(self, state))))]
+    original = module._as_stored
+    return [Patch(module, "_as_stored", lambda lstm, state: State(*reversed(original(lstm, state))))]
 
 
 @in_core("padding_is_zero_where_states_are_nan", round=4, survived=4)

@@ -391,8 +391,8 @@ def a_module_in_evaluation_draws_in_a_step() -> list[Patch]:
     """LSTMModule in evaluation and sequential mode draws a dropout mask that is not used."""
     original = LSTMModule._one_step
 
-    def replacement(self: LSTMModule, read: Any) -> Any:
-        values = original(self, read)
+    def replacement(self: LSTMModule, lstm: LSTM, read: Any) -> Any:
+        values = original(self, lstm, read)
         if not self.training:
             torch.rand_like(next(iter(values.values())))
         return values
