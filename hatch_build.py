@@ -13,16 +13,16 @@ from typing import Any
 
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-LINK = re.compile(r"\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s]+)\)")
+LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!https?:|#|mailto:)([^)\s]+)\)")
 
 
 def for_a_package_page(text: str, repository: str | None) -> str:
     """The README with every relative link made absolute, or made words where no address is known."""
 
     def link(found: re.Match[str]) -> str:
-        words, target = found.groups()
+        picture, words, target = found.groups()
         if repository:
-            return f"[{words}]({repository.rstrip('/')}/blob/main/{target})"
+            return f"{picture}[{words}]({repository.rstrip('/')}/{'raw' if picture else 'blob'}/main/{target})"
         return f"{words} (`{target.split('#')[0]}`)"
 
     note = "" if repository else "\nThe files named in brackets are part of the source distribution.\n"

@@ -1,7 +1,7 @@
-"""The tables and plots of docs/performance.md.
+"""The tables and plots of docs/performance.md, and README.md's table.
 
 ``python -m rnn_benchmarks.page measure`` (a quarter of an hour) writes docs/generated/figures.json; ``... fill`` makes
-the page's tables and docs/generated/plots/*.png from it. ``make figures`` does both.
+the pages' tables and docs/generated/plots/*.png from it. ``make figures`` does both.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ def tables(figures: Figures) -> dict[str, str]:
         "R over resets": _pivot("backend, shape", sorted(fast, key=_label), _of_backend, _resets, _over),
         "R by backend": _pivot("shape", [row for row in r if row.resets == "0.03"], _shape, _label, _over),
         "R by kind": _pivot("backend, shape", sorted(kinds, key=_label), _of_backend, _kind, _over),
+        "at 3 %": _pivot("shape", [row for row in figures.of(Q) if row.resets == "0.03"], _sizes, _label, _both),
         "Q": _pivot("shape, resets", figures.of(Q), lambda row: f"{_shape(row)}, {_resets(row)}", _label, _both),
         "over resets": _pivot("resets", figures.of(OVER_RESETS), _resets, _label, _time),
         "over time": _pivot("shape", figures.of(OVER_TIME), lambda row: row.shape, _label, _time),
@@ -142,6 +143,10 @@ def tables(figures: Figures) -> dict[str, str]:
 
 def _shape(row: Row) -> str:
     return f"{name_of(row.shape)} {row.shape}"
+
+
+def _sizes(row: Row) -> str:
+    return ", ".join(f"{part[0]} = {part[1:]}" for part in str(row.shape).split("-"))
 
 
 def _of_backend(row: Row) -> str:
@@ -281,7 +286,8 @@ def main() -> None:
         measure(figures, file, options.seconds, options.only)
     if "fill" in options.what:
         figures = Figures.load(file)
-        fill(figures, options.docs / "performance.md")
+        for page in (options.docs / "performance.md", options.docs.parent / "README.md"):
+            fill(figures, page)
         draw(figures, options.docs / "generated" / "plots")
 
 

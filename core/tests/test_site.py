@@ -94,3 +94,5 @@ def test_a_package_page_has_no_relative_link():
     assert [link for link in LINK.findall(hook.for_a_package_page(readme, None)) if not link.startswith("http")] == []
     page = hook.for_a_package_page("[a](docs/a.md#b), [c](https://d.e)", "https://host/us/it/")
     assert page == "[a](https://host/us/it/blob/main/docs/a.md#b), [c](https://d.e)"
+    assert hook.for_a_package_page("![a](b.png)", "https://host/it") == "![a](https://host/it/raw/main/b.png)"
+    assert hook.for_a_package_page("![a](b.png)", None).startswith("a (`b.png`)")

@@ -1,6 +1,6 @@
-"""Whether OpenMP starts as many threads as torch asks for, without which oneDNN computes wrong numbers.
+"""Whether OpenMP starts as many threads as torch requests, without which oneDNN computes wrong numbers.
 
-oneDNN divides its work by the number that torch asks for. With fewer threads a part of the result is never written, and
+oneDNN divides its work by the number that torch requests. With fewer threads a part of the result is never written, and
 nothing reports it: ``torch.nn.LSTM`` in float32 and ``torch.mm`` in bfloat16 return what was in memory before.
 """
 
@@ -25,7 +25,7 @@ def lacks_threads() -> str | None:
 
 @lru_cache(maxsize=1)
 def _started() -> float:
-    """The number of threads that OpenMP starts whenever it is asked for so many."""
+    """The number of threads that OpenMP starts whenever this many are requested."""
     try:
         openmp = ctypes.CDLL(None)  # the process with its libraries, torch's OpenMP among them
         dynamic, levels, limit = (

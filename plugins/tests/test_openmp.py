@@ -1,4 +1,4 @@
-"""OpenMP may start fewer threads than torch asks for. oneDNN computes wrong numbers then, and is not used."""
+"""OpenMP may start fewer threads than torch requests. oneDNN computes wrong numbers then, and is not used."""
 
 import os
 import subprocess
@@ -29,7 +29,7 @@ def equal(backend):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 made_alone = None
-if len(sys.argv) > 1:  # asked for after construction
+if len(sys.argv) > 1:  # set after construction
     made_alone = like.with_backend("cudnn")
     torch.set_num_threads(int(sys.argv[1]))
 assert torch.get_num_threads() > 1
