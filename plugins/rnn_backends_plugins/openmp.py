@@ -1,7 +1,7 @@
 """Whether OpenMP starts as many threads as torch requests, without which oneDNN computes wrong numbers.
 
 oneDNN divides its work by the number that torch requests. With fewer threads a part of the result is never written, and
-nothing reports it: ``torch.nn.LSTM`` in float32 and ``torch.mm`` in bfloat16 return what was in memory before.
+nothing reports it: ``torch.nn.LSTM`` in float32 and ``torch.mm`` in bfloat16 return the earlier content of memory.
 """
 
 from __future__ import annotations
