@@ -40,14 +40,26 @@ def gradients_of_the_output_alone(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def gradients_of_the_end_states_alone(trial: Trial) -> None:
-    """A loss of the end states alone, h or c, has the reference's gradients."""
+    """A loss of the end states alone, h or c, or of either with a part of the rest, has the reference's gradients."""
     _right(trial, "h")
     _right(trial, "c")
+    t = torch.arange(trial.case.T, device=trial.device).view(-1, 1, 1)
+    b = torch.arange(trial.case.B, device=trial.device).view(-1, 1)
+    corner, sooner = (t == 0) & (b == 0), t < trial.case.T - 1
+
+    def with_one_output(ran: Ran) -> Tensor:
+        return trial.loss(ran._replace(output=torch.where(corner, ran.output, 0)), "yc")
+
+    def with_earlier_states(ran: Ran) -> Tensor:
+        return trial.loss(ran._replace(c=torch.where(sooner, ran.c, 0)), "yc")
+
+    for loss in (with_one_output, with_earlier_states):
+        trial.agree_gradients(trial.gradients(loss), trial.expected_gradients(loss))
 
 
 @law(T=(2, 3, 4, 6), resets=("bits", "last", "all"))
 def gradient_across_a_reset_is_zero(trial: Trial) -> None:
-    """A loss after a row's last start has exactly zero gradient for everything in the row before that start."""
+    """A loss after a row's last start, NaN or not, has exactly zero gradient for everything in the row before it."""
     starts = trial.inputs.starts
     t = torch.arange(trial.case.T, device=starts.device).unsqueeze(-1)
     last = torch.where(starts, t, 0).amax(0)
@@ -56,10 +68,15 @@ def gradient_across_a_reset_is_zero(trial: Trial) -> None:
     def loss(ran: Ran) -> Tensor:
         return trial.loss(Ran(*(torch.where(after, value, 0) for value in ran)))
 
-    actual = trial.gradients(loss)
-    for name, axes in (("x", "t b unit"), ("stored h", "layer t b unit"), ("stored c", "layer t b unit")):
-        gradient = actual[name]
-        demand(f"the gradient of {name} across a reset", after | (gradient == 0), gradient, "exactly 0", axes)
+    def of_nan(ran: Ran) -> Tensor:
+        return loss(ran) * torch.nan
+
+    for what, own in (("", loss), (", of a loss of NaN", of_nan)):
+        actual = trial.gradients(own)
+        read = after & starts.unsqueeze(-1)
+        for name, at, axes in (("x", after, "t b unit"), *((f"stored {s}", read, "layer t b unit") for s in "hc")):
+            gradient = actual[name]
+            demand(f"the gradient of {name} across a reset{what}", at | (gradient == 0), gradient, "exactly 0", axes)
 
 
 @law(bidirectional=(False,))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from ..suite.law import law
 from ..suite.trial import Ran, Trial
 from ..suite.verdict import Declined, LawBroken
 from ._shared import C_KEY, H_KEY, agrees_with_reference, ran_from
+from .refusals import other_dtype
 
 NESTED_IN = [("agents", "observation"), ("agents", "state", "h"), ("agents", "state", "c"), ("agents", "is_init")]
 NESTED_OUT = [("agents", "features"), ("next", "agents", "state", "h"), ("next", "agents", "state", "c")]
@@ -40,9 +43,9 @@ def nested_keys(trial: Trial) -> None:
 
 @law(B=(2, 3), T=(3, 4, 5), L=(1, 2), profiles=("quick", "full"))
 def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
-    """A batch of several dimensions, all of different sizes, gives every row's results at the row's place."""
-    td, copies = trial.tensordict(), 7
-    many = td.expand(copies, *td.batch_size).clone()  # [7, B, T]
+    """A batch of two or three dimensions, of different sizes, gives every row's results at the row's place."""
+    td, copies = trial.tensordict(), 6
+    many = td.expand(copies, *td.batch_size).clone()  # [6, B, T]
     many["observation"] = many["observation"] * torch.linspace(0.5, 1, copies).to(td["observation"]).view(-1, 1, 1, 1)
     out = _over_time(trial)(many.clone())
     step = trial.module()(many[..., 0].clone())
@@ -54,6 +57,11 @@ def more_batch_dimensions_keep_their_order(trial: Trial) -> None:
             trial.agree(f"{key} of batch {k}", actual, alone["next", key], 0, "b t layer unit", scale=2)
         first = trial.module()(many[k, :, 0].clone())
         trial.agree(f"features of a step of {k}", step["features"][k], first["features"], 0, "b unit", scale=2)
+    deep = many.reshape(3, 2, *td.batch_size)
+    for run, given, flat in ((_over_time(trial), deep, out), (trial.module(), deep[..., 0], step)):
+        found = run(given.clone())
+        for name in ("features", ("next", H_KEY), ("next", C_KEY)):
+            trial.agree(f"{name} of three dimensions", found[name].flatten(0, 1), flat[name], None, "", scale=2)
 
 
 @law(profiles=("quick", "full"))
@@ -116,9 +124,17 @@ def a_locked_tensordict_is_refused_or_written_in_place(trial: Trial) -> None:
     """A locked TensorDict without room for the results is rejected; with room it is written in place."""
     module, td = _over_time(trial), trial.tensordict().lock_()
     _refused(lambda: module(td), td, "a locked TensorDict that lacks the output keys")
-    other = module(trial.tensordict())
-    other["features"] = torch.cat([other["features"]] * 2, -1)
-    _refused(lambda: module(other.lock_()), other, "a locked TensorDict with room of another size")
+    rooms: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "of another size": lambda v: torch.cat([v] * 2, -1),
+        "of another dtype": other_dtype,
+    }
+    for what, change in rooms.items():
+        for key in ("features", ("next", C_KEY)):
+            other = module(trial.tensordict())
+            other[key] = change(other[key])
+            for result in ("features", ("next", H_KEY), ("next", C_KEY)):
+                other[result].zero_()
+            _refused(partial(module.__call__, other.lock_()), other, f"a locked TensorDict with room {what}")
     room = module(trial.tensordict())
     for key in ("features", ("next", H_KEY), ("next", C_KEY)):
         room[key].zero_()
@@ -129,15 +145,17 @@ def a_locked_tensordict_is_refused_or_written_in_place(trial: Trial) -> None:
     agrees_with_reference(trial, ran_from(out))
 
 
-def _refused(call: object, td: TensorDictBase, what: str) -> None:
-    before = set(td.keys(True, True))
+def _refused(call: Callable[[], object], td: TensorDictBase, what: str) -> None:
+    before = td.clone()
     try:
-        call()  # type: ignore[operator]
+        call()
     except ValueError:
         pass
+    except RuntimeError as error:
+        raise LawBroken(f"{what} raises {type(error).__name__} ({error}), expected InputError") from error
     else:
         raise LawBroken(f"{what} was accepted, expected an error")
-    if set(td.keys(True, True)) != before:
+    if set(td.keys(True, True)) != set(before.keys(True, True)) or not bool((td == before).all()):
         raise LawBroken(f"{what} was rejected, but written to before")
 
 

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.func import grad
 
+from ..suite.isolation import in_a_fork
 from ..suite.law import law
 from ..suite.reach import CHEAP_DTYPE
 from ..suite.trial import Trial
@@ -108,14 +110,23 @@ def rejections_are_errors_at_construction(trial: Trial) -> None:
         raise Declined(reasons[0])
 
 
-@law(costly=True, T=(1,), B=(1,))
+@law(time_limit=60.0, once=True, T=(1,), B=(1,), profiles=("quick", "full"))
 def rejects_is_deterministic(trial: Trial) -> None:
-    """``rejects`` gives the same answer in every call."""
-    for spec in SPECS:
-        for dtype in DTYPES:
-            once, again = (trial.backend.rejects(spec, torch.device(trial.device), dtype) for _ in range(2))
-            if once != again:
-                raise LawBroken(f"rejects() gave {once!r} and then {again!r} for {spec} in {dtype}")
+    """``rejects`` gives the same answer in every call, whatever it was asked before.
+
+    In a process of its own, which has asked nothing: a fork answers each question alone, and one answers all in turn.
+    """
+    questions = list(product(SPECS, DTYPES))
+
+    def answers(asked: list[tuple[LSTMSpec, torch.dtype]]) -> list[str | None]:
+        return [trial.backend.rejects(spec, torch.device(trial.device), dtype) for spec, dtype in asked]
+
+    in_turn = in_a_fork(partial(answers, [*questions, *questions]))
+    for k, (spec, dtype) in enumerate(questions):
+        (alone,) = in_a_fork(partial(answers, [(spec, dtype)]))
+        for answer in (in_turn[k], in_turn[k + len(questions)]):
+            if answer != alone:
+                raise LawBroken(f"rejects() gave {alone!r} in one call and {answer!r} in another for {spec} in {dtype}")
 
 
 @law(T=(2,), dtype=CHEAP_DTYPE)
@@ -278,7 +289,7 @@ def _raises(call: Callable[[], object], what: str, kind: type[Exception], word: 
 
 @law(B=(2, 3), T=(4, 5))
 def wrong_tensors_are_refused(trial: Trial) -> None:
-    """A wrong shape or dtype of input, state or reset mask raises InputError, which names the actual one."""
+    """A wrong shape or dtype of input, state or reset mask raises InputError with its name, in a call and a step."""
     lstm, inputs, is_init = trial.lstm(), trial.inputs, trial.is_init
     x, h, c = inputs.x, inputs.h[:, 0], inputs.c[:, 0]
     calls: dict[str, tuple[Callable[[], object], str]] = {
@@ -286,7 +297,13 @@ def wrong_tensors_are_refused(trial: Trial) -> None:
         "four dimensions": (lambda: lstm(x.unsqueeze(0)), "shape"),
         "no step": (lambda: lstm(x[:0]), "time step"),
         "another dtype": (lambda: lstm(other_dtype(x)), "float32"),
+        "h in another dtype": (lambda: lstm(x, (other_dtype(h), c)), "h_0"),
+        "c in another dtype": (lambda: lstm(x, (h, other_dtype(c))), "c_0"),
         "h for one row": (lambda: lstm(x, (h[:, :1], c[:, :1])), "h_0"),
+        "c for one row": (lambda: lstm(x, (h, c[:, :1])), "c_0"),
+        "a step with h in another dtype": (lambda: lstm.step(x[0], State(other_dtype(h), c)), "h_0"),
+        "a step with c in another dtype": (lambda: lstm.step(x[0], State(h, other_dtype(c))), "c_0"),
+        "a step with c for one row": (lambda: lstm.step(x[0], State(h, c[:, :1])), "c_0"),
         "h alone": (lambda: lstm(x, (h,)), "pair"),  # type: ignore[arg-type]
         "a reset mask of numbers": (lambda: lstm(x, is_init=is_init.float()), "bool"),
         "a reset mask of another length": (lambda: lstm(x, is_init=is_init[:-1]), "is_init"),

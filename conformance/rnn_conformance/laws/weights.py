@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from rnn_backends import State
 from torch import nn
 from torch.nn.utils.parametrize import register_parametrization
 
@@ -113,13 +114,28 @@ def weights_without_bias_may_be_views_of_one_vector(trial: Trial) -> None:
 
 @law(profiles=("quick", "full"))
 def parametrized_weights_are_read(trial: Trial) -> None:
-    """A weight parametrized by torch.nn.utils.parametrize is used as computed, and its original is trained."""
+    """A weight parametrized by torch.nn.utils.parametrize is used as computed, and its original is trained.
+
+    Without gradients too, in calls and in steps, and after an edit of the originals.
+    """
     lstm = trial.lstm()
     for name in trial.inputs.weights:
         register_parametrization(lstm, name, _Scaled())
-    halved = trial.inputs._replace(weights={n: v * -0.5 for n, v in trial.inputs.weights.items()})
+    halved, first = trial.inputs.weighted(-0.5), State(trial.inputs.h[:, 0], trial.inputs.c[:, 0])
     output = trial.run(lstm).output
     trial.agree("output", output, trial.reference(halved).output)
+    with torch.no_grad():
+        for what, factor in (("", 1.0), (" after an edit of the originals", -2.0)):
+            for parameter in lstm.parameters():
+                parameter.mul_(factor)
+            right = trial.reference(halved.weighted(factor))
+            trial.agree(f"output without gradients{what}", trial.run(lstm).output, right.output)
+            step, _ = lstm.step(trial.inputs.x[0], first)
+            if not trial.case.bidirectional:
+                trial.agree(f"output of a step{what}", step, right.output[0], 0, "b unit")
+        for parameter in lstm.parameters():
+            parameter.mul_(-0.5)
+    output = trial.run(lstm).output
     output.sum().backward()
     without = [name for name, parameter in lstm.named_parameters() if parameter.grad is None]
     if without:

@@ -15,9 +15,9 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 import torch
 from rnn_backends import LSTMBackend
@@ -29,6 +29,8 @@ from .interpreter import run_alone, run_in_a_fork
 from .judge import outcome_of
 from .law import Law
 from .verdict import Outcome
+
+T = TypeVar("T")
 
 _notes: Path | None = None
 """The file that stores the name of the next attempt, in a process that runs one law."""
@@ -71,6 +73,31 @@ def outcome_in_a_process(law: Law, backend: LSTMBackend, case: Case, device: str
         tried = _notes_file(answer).read_text() if _notes_file(answer).exists() else ""
         ended = f"not done after {seconds:g} seconds, in {stood}" if stood else ended
         return Outcome("crashed", f"{tried}: {ended}" if tried else ended)
+
+
+def in_a_fork(call: Callable[[], T]) -> T:
+    """The call's result from a fork of this process, in which nothing of the call is left behind.
+
+    From this process if it holds a GPU or the system cannot fork. The result is pickled.
+    """
+    if torch.cuda.is_initialized() or sys.platform != "linux":
+        return call()
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+
+    def send() -> None:
+        there.send(call())
+
+    process = context.Process(target=send)
+    process.start()
+    there.close()
+    try:
+        result: T = here.recv()
+    except EOFError as error:
+        raise ChildProcessError("a call in a fork gave no result") from error
+    finally:
+        process.join()
+    return result
 
 
 def note(what: str) -> None:

@@ -652,3 +652,80 @@ def _with_units(w: LayerWeights, x: Tensor, entry: State, starts: Tensor, lost: 
         return restart(State(h, state.c), entry, starts, t)
 
     return layer(step, reset)(w, x, entry, starts)
+
+
+class _FromTheLast(Kernel):
+    """The backward pass begins at the last step with a gradient of h, or of c: the other one's is lost after it."""
+
+    def __init__(self, by_h: bool) -> None:
+        self.by_h = by_h
+
+    def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+        first, other = (gh, gc) if self.by_h else (gc, gh)
+        needed = first.flatten(1).ne(0).any(1).int() if first.numel() else first.new_zeros(len(first))
+        kept = needed.flip(0).cummax(0)[0].flip(0).bool() | ~needed.bool().any()
+        other = torch.where(kept.view(-1, 1, 1), other, 0)
+        gh, gc = (gh, other) if self.by_h else (other, gc)
+        return super().backward(ctx, gh, gc)
+
+
+@made("gradients_of_the_end_states_alone")
+def backward_from_the_last_gradient_of_h() -> LayerFunction:
+    """The backward pass begins at the last step whose output has a gradient: that of later cell states is lost."""
+    return _FromTheLast(by_h=True)
+
+
+@made("gradients_of_the_end_states_alone")
+def backward_from_the_last_gradient_of_c() -> LayerFunction:
+    """The backward pass begins at the last step whose cell state has a gradient: that of later outputs is lost."""
+    return _FromTheLast(by_h=False)
+
+
+class _RowsOfH(Kernel):
+    def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+        rows = gh.ne(0).any(0).any(-1).view(1, -1, 1)
+        return super().backward(ctx, gh, torch.where(rows | ~rows.any(), gc, 0))
+
+
+@made("gradients_of_the_end_states_alone")
+def rows_without_a_gradient_of_h_skipped() -> LayerFunction:
+    """The backward pass leaves out the rows whose output has no gradient, although their cell state has one."""
+    return _RowsOfH()
+
+
+class _Leaking(Kernel):
+    """NaN of a later sequence reaches a gradient of the sequence before it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def run_back(self, ctx: Any, x: Tensor, *rest: Any) -> Any:
+        dx, deh, dec, *others = super().run_back(ctx, x, *rest)
+        if self.name == "x":
+            dx = dx + 0 * dx.sum((0, 2), keepdim=True)
+        else:
+            deh = deh + 0 * dx.sum(2, keepdim=True)
+        return dx, deh, dec, *others
+
+
+@made("gradient_across_a_reset_is_zero")
+def nan_gradients_pass_a_reset() -> LayerFunction:
+    """Backward across a reset the gradient is multiplied by zero, so NaN passes to the sequence before it."""
+    return _Leaking("x")
+
+
+@made("gradient_across_a_reset_is_zero")
+def nan_gradients_reach_unread_states() -> LayerFunction:
+    """The gradient of a stored state that is not read is multiplied by zero, so it is NaN where the step's is."""
+    return _Leaking("h")
+
+
+class _Multiplied(Kernel):
+    def incoming(self, grad: Tensor, later: Tensor) -> Tensor:
+        return grad + later + 0 * later.sum(0, keepdim=True)
+
+
+@made("gradient_across_a_reset_is_zero")
+def nan_gradients_reach_other_rows() -> LayerFunction:
+    """A reduction over the batch in the backward pass is multiplied by zero: NaN reaches rows that ended before."""
+    return _Multiplied()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from tensordict.nn import skip_existing
 from torch import Tensor
 
 from ..planting import Patch, backend, in_core
-from ..right import ends, right
+from ..right import both, ends, right
 
 
 def _read(change: Any) -> list[Patch]:
@@ -349,3 +350,89 @@ def a_primer_of_float32_whatever_the_weights() -> list[Patch]:
         )
 
     return [Patch(LSTMModule, "make_tensordict_primer", replacement)]
+
+
+@in_core("more_batch_dimensions_keep_their_order")
+def states_of_three_batch_dimensions_transposed() -> list[Patch]:
+    """Stored states of a batch of three dimensions are read with the first dimension fastest."""
+    original = layout.fold_time
+
+    def replacement(inputs: layout.Inputs) -> Any:
+        if inputs.x.ndim != 5 or inputs.stored is None:
+            return original(inputs)
+        stored = both(lambda value: value.transpose(0, 2).reshape(value.shape), inputs.stored)
+        return original(inputs._replace(stored=stored))
+
+    return [Patch(layout, "fold_time", replacement)]
+
+
+@in_core("more_batch_dimensions_keep_their_order")
+def three_batch_dimensions_unfolded_in_another_order() -> list[Patch]:
+    """In recurrent mode results of a batch of three dimensions have the first two in each other's place."""
+    original = layout.unfold_time
+
+    def replacement(value: Tensor, batch: Any) -> Tensor:
+        if len(batch) != 3:
+            return original(value, batch)
+        return original(value, (batch[1], batch[0], batch[2])).transpose(0, 1)
+
+    return [Patch(layout, "unfold_time", replacement)]
+
+
+@in_core("more_batch_dimensions_keep_their_order")
+def a_step_of_three_batch_dimensions_unfolds_two() -> list[Patch]:
+    """A step of a batch of three dimensions writes the last two in each other's place."""
+    original = layout.unfold_step
+
+    def replacement(value: Tensor, batch: Any) -> Tensor:
+        if len(batch) != 3:
+            return original(value, batch)
+        return original(value, (batch[0], batch[2], batch[1])).transpose(1, 2)
+
+    return [Patch(layout, "unfold_step", replacement)]
+
+
+_LOCKED = "a_locked_tensordict_is_refused_or_written_in_place"
+
+
+def _written_by(check: Callable[[Tensor, Tensor], bool]) -> list[Patch]:
+    """Results are copied into a locked TensorDict where ``check(room, result)`` is true of all."""
+    original = layout.write
+
+    def replacement(td: TensorDictBase, values: dict[Any, Tensor]) -> TensorDictBase:
+        if not td.is_locked:
+            return original(td, values)
+        if not all(check(td.get(key), value) for key, value in values.items()):
+            raise InputError("it does not fit")
+        for key, value in values.items():
+            td.get(key).copy_(value)
+        return td
+
+    return [Patch(layout, "write", replacement)]
+
+
+@in_core(_LOCKED)
+def results_broadcast_into_a_locked_tensordict() -> list[Patch]:
+    """Room in a locked TensorDict is not checked: a result is broadcast into it, or torch's error is raised."""
+    return _written_by(lambda room, value: True)
+
+
+@in_core(_LOCKED)
+def results_cast_into_a_locked_tensordict() -> list[Patch]:
+    """Room in a locked TensorDict is checked for its shape alone: a result is cast to the room's dtype."""
+    return _written_by(lambda room, value: room.shape == value.shape)
+
+
+@in_core(_LOCKED)
+def each_result_is_checked_when_its_turn_comes() -> list[Patch]:
+    """Room in a locked TensorDict is checked result by result: the first ones are written before the error."""
+    original = layout.write
+
+    def replacement(td: TensorDictBase, values: dict[Any, Tensor]) -> TensorDictBase:
+        if not td.is_locked:
+            return original(td, values)
+        for key, value in values.items():
+            original(td, {key: value})
+        return td
+
+    return [Patch(layout, "write", replacement)]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable
 from math import prod
 from typing import Any
 from unittest import mock
@@ -75,6 +76,35 @@ def rejects_every_second_time() -> LSTMBackend:
         return "not now" if spec.num_layers == 2 and calls[0] % 2 else None
 
     return LSTMBackend("defect", right, rejects=rejects)
+
+
+def _remembering(known: Callable[[LSTMSpec, torch.device, torch.dtype], Any]) -> LSTMBackend:
+    """A backend that declines projections and float16, and keeps its answers, by process, for all with the same key."""
+    answers: dict[Any, str | None] = {}
+
+    def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | None:
+        reason = "no projections" if spec.proj_size else "no float16" if dtype == torch.float16 else None
+        return answers.setdefault((os.getpid(), known(spec, device, dtype)), reason)
+
+    return LSTMBackend("defect", right, rejects=rejects)
+
+
+@backend("rejects_is_deterministic", by_numbers=False)
+def rejects_remembered_without_the_spec() -> LSTMBackend:
+    """The answer of rejects() is kept by device and dtype, for every LSTM."""
+    return _remembering(lambda spec, device, dtype: (device, dtype))
+
+
+@backend("rejects_is_deterministic", by_numbers=False)
+def rejects_remembered_without_the_dtype() -> LSTMBackend:
+    """The answer of rejects() is kept by the LSTM's options and the device, for every dtype."""
+    return _remembering(lambda spec, device, dtype: (device, spec))
+
+
+@backend("rejects_is_deterministic", by_numbers=False)
+def rejects_remembered_by_the_sizes() -> LSTMBackend:
+    """The answer of rejects() is kept by sizes, layers and dtype, with a projection and without."""
+    return _remembering(lambda spec, device, dtype: (spec.input_size, spec.hidden_size, spec.num_layers, dtype))
 
 
 @in_core("a_refusal_comes_before_anything_is_done")
@@ -283,3 +313,45 @@ def a_step_trusts_its_weights() -> list[Patch]:
             return original(self, *args)
 
     return [Patch(LSTM, "step_batch_first", replacement), Patch(LSTM, "_is_as_placed", lambda self, info, shapes: True)]
+
+
+def _initial_with(change: Callable[[LSTM, list[Any]], Any]) -> list[Patch]:
+    """The state ``[h, c]`` of a call or a step is changed before it is checked."""
+    original = LSTM._initial
+
+    def replacement(self: LSTM, hx: Any, *rest: Any) -> Any:
+        if isinstance(hx, tuple) and len(hx) == 2 and all(isinstance(value, Tensor) for value in hx):
+            hx = tuple(change(self, list(hx)))
+        return original(self, hx, *rest)
+
+    return [Patch(LSTM, "_initial", replacement)]
+
+
+@in_core("wrong_tensors_are_refused")
+def a_state_of_another_dtype_is_cast() -> list[Patch]:
+    """A state of another dtype is cast to the weights' without a word."""
+    return _initial_with(lambda self, hx: [value.to(self.weight_ih_l0.dtype) for value in hx])
+
+
+@in_core("wrong_tensors_are_refused")
+def the_dtype_of_c_is_not_checked() -> list[Patch]:
+    """A cell state of another dtype is cast to that of h."""
+    return _initial_with(lambda self, hx: [hx[0], hx[1].to(hx[0].dtype)])
+
+
+@in_core("wrong_tensors_are_refused")
+def one_row_of_c_is_broadcast() -> list[Patch]:
+    """A cell state of one row is used for all rows of h."""
+    return _initial_with(lambda self, hx: [hx[0], hx[1].expand(*hx[0].shape[:-1], -1) if hx[1].ndim > 2 else hx[1]])
+
+
+@in_core("wrong_tensors_are_refused")
+def the_state_of_a_step_is_cast() -> list[Patch]:
+    """A step casts a state of another dtype to the weights' without a word."""
+    original = LSTM._check_step
+
+    def replacement(self: LSTM, x: Tensor, state: Any, *rest: Any) -> Any:
+        state = None if state is None else State(*(value.to(self.weight_ih_l0.dtype) for value in state))
+        return original(self, x, state, *rest)
+
+    return [Patch(LSTM, "_check_step", replacement)]

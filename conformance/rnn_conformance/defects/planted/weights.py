@@ -10,6 +10,7 @@ import torch
 from rnn_backends import LSTM, LayerFunction, LayerWeights, State
 from rnn_backends.authoring import is_plain
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..planting import Patch, in_core, in_layer, made
 from ..right import each, right
@@ -371,3 +372,52 @@ def the_sum_of_biases_renewed_for_one_of_them() -> LayerFunction:
 def the_recurrent_weight_repacked_for_the_input_weight() -> LayerFunction:
     """Without gradients w_hh is packed once, and again when w_ih changes: an edit of w_hh has no effect."""
     return _kept_by("w_ih", lambda w: w._replace(w_hh=w.w_hh.detach().clone()))
+
+
+def _originals(when: Callable[[], bool]) -> list[Patch]:
+    """Parametrized weights are read as their originals where ``when()`` is true."""
+    read = LSTM.layer_weights
+
+    def replacement(self: LSTM) -> list[LayerWeights]:
+        if not parametrize.is_parametrized(self) or not when():
+            return read(self)
+        originals: Any = {name: part.original for name, part in self.parametrizations.items()}
+        every = iter([originals[name] for names in self._weight_names for name in names])
+        return [each(lambda _: next(every), w) for w in read(self)]
+
+    return [Patch(LSTM, "layer_weights", replacement)]
+
+
+@in_core("parametrized_weights_are_read")
+def parametrized_weights_raw_without_gradients() -> list[Patch]:
+    """Without gradients a parametrized weight is read as its original."""
+    return _originals(lambda: not torch.is_grad_enabled())
+
+
+@in_core("parametrized_weights_are_read")
+def parametrized_weights_raw_in_a_step() -> list[Patch]:
+    """A step reads a parametrized weight as its original."""
+    inside = [False]
+    original = LSTM.step_batch_first
+
+    def step(self: LSTM, *given: Any) -> Any:
+        inside[0] = True
+        try:
+            return original(self, *given)
+        finally:
+            inside[0] = False
+
+    return [*_originals(lambda: inside[0]), Patch(LSTM, "step_batch_first", step)]
+
+
+@in_core("parametrized_weights_are_read")
+def parametrized_weights_kept_without_gradients() -> list[Patch]:
+    """Without gradients the values of parametrized weights are kept from the first call."""
+    original, kept = LSTM.layer_weights, dict[int, tuple[LSTM, list[LayerWeights]]]()
+
+    def replacement(self: LSTM) -> list[LayerWeights]:
+        if torch.is_grad_enabled() or not parametrize.is_parametrized(self):
+            return original(self)
+        return kept.setdefault(id(self), (self, original(self)))[1]
+
+    return [Patch(LSTM, "layer_weights", replacement)]
