@@ -90,7 +90,7 @@ class ExecutableLSTM(BoundLSTM):
             layer = self._backend.layer_last or self._backend.layer
             layer = following(layer) if infos is None and _is_recorded() else layer
             out = layer(weights[0], as_dtype(x, dtype), entry, starts)
-        return out.h, State(out.h.clone(), out.c)  # output and state must not share memory
+        return _apart(out.h), State(out.h.clone(), out.c.clone())  # a state shares no memory, and is no view: detach_()
 
     def replay(
         self, x: Tensor, is_init: Tensor, stored: State | None, states: Literal["ends", "all"] | None = "ends"
@@ -174,10 +174,9 @@ class ExecutableLSTM(BoundLSTM):
         with no_autocast, _in_use(weights, infos):
             x, entry = as_dtype(x, dtype), [State(as_dtype(s.h, dtype), as_dtype(s.c, dtype)) for s in entry]
             survey = None if torch.compiler.is_compiling() else _survey_of(self._backend, every_end)
-            if survey is None:
-                return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
-            with survey(weights, x, entry, starts, self.bidirectional, dropout):
-                return run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
+            with NO_CONTEXT if survey is None else survey(weights, x, entry, starts, self.bidirectional, dropout):
+                output, states = run(weights, x, entry, starts, self.bidirectional, dropout, every_end)
+            return _apart(output), states
 
     def _ready_or_known(
         self,
@@ -280,6 +279,15 @@ def _survey_of(backend: LSTMBackend, every_end: bool) -> SurveyFunction | None:
     if isinstance(layer, SurveyedLayer) and isinstance(forward, SurveyedLayer) and layer.survey is forward.survey:
         return layer.survey
     return None
+
+
+def _apart(output: Tensor) -> Tensor:
+    """The output as another tensor for autograd than the one from which the states are taken: the gradient with respect
+    to the output, which its hooks get, is then without that of the states, as with ``torch.nn.LSTM``.
+    """
+    if torch.compiler.is_compiling() or not output.requires_grad or is_traced():
+        return output
+    return output[...]
 
 
 def _stacked(states: list[State], shared: bool = False, dim: int = 0) -> State:

@@ -1,0 +1,49 @@
+"""Outputs and states of a call are separate results, for autograd too, as with torch.nn.LSTM."""
+
+import pytest
+import torch
+from rnn_backends import LSTM, LSTMModule
+from tensordict import TensorDict
+from torch.testing import assert_close
+
+OPTIONS = [{}, {"num_layers": 2}, {"proj_size": 2}, {"bidirectional": True}]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("resets", [False, True])
+def test_the_gradient_for_a_result_lacks_that_of_the_others(backend, options, T, resets):
+    lstm = LSTM(3, 4, lstm_backend=backend, **options)
+    is_init = torch.arange(T * 2).reshape(T, 2) % 3 == 1 if resets else None
+    output, (h, c) = lstm(torch.randn(T, 2, 3), is_init=is_init)
+    loss = 2 * output.sum() + 5 * h.sum() + 7 * c.sum()
+    for factor, grad in zip((2, 5, 7), torch.autograd.grad(loss, (output, h, c)), strict=True):
+        assert_close(grad, torch.full_like(grad, factor))
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_gradient_for_features_lacks_that_of_the_states(backend, recurrent):
+    module = LSTMModule(3, 4, in_key="x", out_key="f", lstm_backend=backend).set_recurrent_mode(recurrent)
+    out = module(TensorDict({"x": torch.randn(2, 3, 3), "is_init": torch.zeros(2, 3, 1, dtype=torch.bool)}, [2, 3]))
+    found = out["f"], out["next", "recurrent_state_h"], out["next", "recurrent_state_c"]
+    loss = sum(factor * value.sum() for factor, value in zip((2, 5, 7), found, strict=True))
+    for factor, grad in zip((2, 5, 7), torch.autograd.grad(loss, found), strict=True):
+        assert_close(grad, torch.full_like(grad, factor))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+def test_states_are_detached_and_zeroed_in_place(backend, options, T, resets, grad):
+    """The loops of truncated backpropagation do so between two pieces of a row."""
+    lstm = LSTM(3, 4, lstm_backend=backend, **options)
+    is_init = torch.arange(T * 2).reshape(T, 2) % 3 == 1 if resets else None
+    with torch.set_grad_enabled(grad):
+        output, state = lstm(torch.randn(T, 2, 3), is_init=is_init)
+    kept = output.detach().clone()
+    for value in state:
+        value.detach_()
+        value.zero_()
+    assert not any(value.requires_grad for value in state)
+    assert_close(output, kept)
