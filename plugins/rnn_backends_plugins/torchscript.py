@@ -6,6 +6,8 @@ project. TorchScript is deprecated since torch 2.13: docs/deployment.md shows th
 No ``from __future__ import annotations`` here: TorchScript reads the annotations.
 """
 
+import warnings
+
 import torch
 from rnn_backends import LayerFunction, LayerWeights, LSTMBackend, State, Trait, hookimpl
 from rnn_backends.authoring import check_call, check_steps, is_plain, make_unrolled_steps, unroll
@@ -15,7 +17,9 @@ from . import _torch
 
 contract_version = 1
 
-scripted = torch.jit.script(unroll)  # TorchScript's compiler runs here
+with warnings.catch_warnings():  # the deprecation is for users to decide on: docs/deployment.md has the successor
+    warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated")
+    scripted = torch.jit.script(unroll)  # TorchScript's compiler runs here
 
 
 def layer(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:

@@ -95,3 +95,9 @@ def test_losses_may_leave_gates_without_gradient():
         losses = [read(y, h, c).pow(2).sum() for y, (h, c) in (lstm(x), plain(x))]
         got, expected = (torch.autograd.grad(loss, list(lstm.parameters())) for loss in losses)
         torch.testing.assert_close(got, expected)
+
+
+def test_the_import_warns_of_no_deprecation():
+    """``auto`` and the command's list import every plugin."""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", "import rnn_backends_plugins.torchscript"], check=False)
+    assert done.returncode == 0
