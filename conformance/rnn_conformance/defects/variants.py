@@ -268,6 +268,20 @@ def a_step_of_its_own() -> LSTMBackend:
     return LSTMBackend("variant", right, step=step, layer_last=nan_where_nothing_is_promised)
 
 
+def a_step_of_all_layers() -> LSTMBackend:
+    """One step of all layers is one call, with gradients too."""
+
+    def act_stack(w: list[LayerWeights], x: Tensor, state: State, is_init: Tensor | None) -> tuple[Tensor, State]:
+        if is_init is not None:
+            state = both(lambda v: torch.where(is_init.view(-1, 1, 1), 0, v), state)
+        found: list[State] = []
+        for one, h, c in zip(w, state.h.unbind(1), state.c.unbind(1), strict=True):
+            found.append(step(one, found[-1].h if found else x, State(h, c)))
+        return found[-1].h, State(torch.stack([s.h for s in found], 1), torch.stack([s.c for s in found], 1))
+
+    return LSTMBackend("variant", right, step=step, act_stack=act_stack)
+
+
 def all_layers_at_once() -> LSTMBackend:
     """Without resets the function of torch.nn.LSTM runs all layers at once."""
 
@@ -288,7 +302,8 @@ _LAYERS: tuple[Callable[[LayerWeights, Tensor, State, Tensor], State], ...] = (
     results_in_a_wider_buffer, nan_where_nothing_is_promised, sigmoid_by_tanh, a_backward_pass_written_by_hand,
 )  # fmt: skip
 _MADE: tuple[Callable[[], LSTMBackend], ...] = (
-    packed_and_invalidated, declines_options, prepared_at_the_first_call, a_step_of_its_own, all_layers_at_once
+    packed_and_invalidated, declines_options, prepared_at_the_first_call, a_step_of_its_own, a_step_of_all_layers,
+    all_layers_at_once,
 )  # fmt: skip
 
 

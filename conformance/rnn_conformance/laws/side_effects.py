@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import product
 from typing import Any, NoReturn
 
@@ -190,8 +191,8 @@ class _Interrupted(Exception):
     """Raised in a call, where it keeps its first tensor for the backward pass."""
 
 
-def _interrupt(value: Any) -> NoReturn:
-    raise _Interrupted
+def _interrupt(error: type[Exception], value: Any) -> NoReturn:
+    raise error("a tensor cannot be saved")
 
 
 @law(T=(8, 9, 10, 33), I=(4, 6, 7))
@@ -199,10 +200,22 @@ def global_state_is_left_alone(trial: Trial) -> None:
     """Calls, backward passes and steps change no random state and no process-wide setting, of torch or of Python.
 
     At sizes that no other law draws, so that a call is the first at its sizes, and with three threads, so that one
-    alone would be a change. One call is interrupted by an exception, as a checkpoint ends its recomputation.
+    alone would be a change. One call is interrupted by an exception, as a checkpoint ends its recomputation, and one by
+    an error of torch's own kind: either reaches the caller.
     """
+    _check_global_state(trial, threads=3)
+
+
+@law(time_limit=120.0, once=True, T=(3,), B=(2,), L=(1,), profiles=("quick", "full"))
+def the_first_call_of_a_process_changes_no_setting(trial: Trial) -> None:
+    """The first call, backward pass and step of a process change no random state and no process-wide setting."""
+    _check_global_state(trial, threads=1)  # a fork waits for ever for the threads that its parent had
+
+
+def _check_global_state(trial: Trial, threads: int) -> None:
+    """Check the settings after construction, calls, backward passes and steps."""
     with restored_settings():
-        torch.set_num_threads(3)
+        torch.set_num_threads(threads)
         warnings.resetwarnings()
         warnings.filterwarnings("ignore", ".")  # not for every message: a filter that a call adds is then seen
         before = read_settings()
@@ -214,9 +227,11 @@ def global_state_is_left_alone(trial: Trial) -> None:
         x = trial.fresh().x.requires_grad_()
         trial.stream(lstm, x[:1]).output.sum().backward()
         _unchanged("a row of one step and its backward pass", before)
-        with suppress(_Interrupted), saved_tensors_hooks(_interrupt, _interrupt):
-            trial.stream(lstm, x)
-        _unchanged("a call that an exception interrupts", before)
+        for error in (_Interrupted, RuntimeError):
+            with suppress(error), saved_tensors_hooks(partial(_interrupt, error), partial(_interrupt, error)):
+                if not trial.stream(lstm, x).output.requires_grad:
+                    raise LawBroken("an error while a tensor is saved gives a result without gradients")
+            _unchanged("a call that an exception interrupts", before)
         _drew_nothing("a call or its backward pass", random, trial.device)
         with torch.no_grad():
             before = before | {"gradient mode": False}

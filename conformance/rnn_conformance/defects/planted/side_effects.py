@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import threading
 import warnings
@@ -761,3 +762,76 @@ def recurrent_weight_cached_while_acting() -> LayerFunction:
 def large_weights_cached_while_acting() -> LayerFunction:
     """Input weights of more than twenty elements are copied without their graph while acting; training reads them."""
     return _cached_while_acting(0, lambda number: number > 20)
+
+
+_FIRST = "the_first_call_of_a_process_changes_no_setting"
+
+
+def _at_first(change: Callable[[], object]) -> LayerFunction:
+    """The right layer; the first call in each process changes a setting, and no later one does."""
+    seen: set[int] = set()
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        if os.getpid() not in seen:
+            seen.add(os.getpid())
+            change()
+        return right(w, x, entry, starts)
+
+    return run
+
+
+@made(_FIRST, by_numbers=False)
+def the_first_call_hides_all_warnings() -> LayerFunction:
+    """The first call of a process hides all warnings from then on, as around a compiler."""
+    return _at_first(lambda: warnings.simplefilter("ignore"))
+
+
+@made(_FIRST, by_numbers=False)
+def the_first_call_lowers_the_precision() -> LayerFunction:
+    """The first call of a process measures its kernels with TF32, and leaves it on."""
+    return _at_first(lambda: torch.set_float32_matmul_precision("high"))
+
+
+@made(_FIRST, by_numbers=False)
+def the_first_call_draws_data_to_tune() -> LayerFunction:
+    """The first call of a process draws random numbers to measure its kernels with."""
+    return _at_first(lambda: torch.rand(8))
+
+
+def _kept_from(errors: type[Exception] | tuple[type[Exception], ...]) -> LayerFunction:
+    """A layer that answers without gradients where the right one raises one of these errors."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        try:
+            return right(w, x, entry, starts)
+        except errors:
+            with torch.no_grad():
+                return right(w, x, entry, starts)
+
+    return run
+
+
+@made("global_state_is_left_alone", by_numbers=False)
+def errors_of_torch_are_swallowed() -> LayerFunction:
+    """Where torch raises a RuntimeError in the forward pass, the call runs again without gradients."""
+    return _kept_from(RuntimeError)
+
+
+@made("global_state_is_left_alone", by_numbers=False)
+def every_error_is_swallowed() -> LayerFunction:
+    """Where the forward pass raises anything, the call runs again without gradients."""
+    return _kept_from(Exception)
+
+
+@made("global_state_is_left_alone", by_numbers=False)
+def errors_while_saving_are_swallowed() -> LayerFunction:
+    """Where the first tensor cannot be saved for the backward pass, the result is detached."""
+
+    def run(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+        try:
+            (w.w_ih * w.w_ih).sum()
+        except RuntimeError:
+            w, x, entry = each(Tensor.detach, w), x.detach(), both(Tensor.detach, entry)
+        return right(w, x, entry, starts)
+
+    return run
