@@ -36,7 +36,7 @@ def transforms_may_be_open() -> bool:
     It takes 0.1 us. Without the private names the answer is always true, so that callers look at their tensors.
     While ``torch.compile`` traces, it is about forward-mode AD alone: Dynamo batches any code by itself.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_dynamo_compiling():
         return bool(forward_ad_in_trace())
     return forward_ad_may_be_open() or bool(_transforms_active())
 
@@ -279,6 +279,31 @@ def break_the_graph() -> None:
     torch._dynamo.graph_break()
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def leave_the_frame_if_debugging() -> None:
+    """With torch's debugging backend ``"eager"``, make Dynamo run the frame that it traces as plain Python.
+
+    For use within a derivative of ``torch.func``, before a break of the graph. After the break, ``"eager"`` traces the
+    rest of the frame, and fails because its inputs belong to the derivative's level; others trace nothing there.
+    Under ``fullgraph=True`` and without the private names it does nothing.
+    """
+    try:
+        from torch._dynamo.exc import SkipFrame
+        from torch._dynamo.symbolic_convert import InstructionTranslator
+
+        frame: Any = InstructionTranslator.current_tx()
+        compiler = frame.output.compiler_fn
+        debugs = getattr(compiler, "compiler_fn", compiler) is torch._dynamo.lookup_backend("eager")
+        must_trace = frame.one_graph or frame.error_on_graph_break
+        while frame.parent is not None:
+            frame = frame.parent
+    except (ImportError, AttributeError):
+        return
+    # Dynamo never traces a frame again that was left once, so frames of this package are broken instead.
+    if debugs and not must_trace and not frame.f_globals["__name__"].startswith(f"{__package__}."):
+        raise SkipFrame("a derivative of torch.func")
+
+
 def _frame_strategy() -> Callable[[Any], None] | None:
     """How to tell Dynamo that a code object is never compiled as a frame of its own."""
     eval_frame = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)
@@ -423,6 +448,13 @@ def is_functional_tensor(value: Tensor) -> bool:
     """Whether ``functionalize`` wraps it, so that it shows no memory. Without the private name: no."""
     known = getattr(torch, "_is_functional_tensor", None)
     return known is not None and bool(known(value))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def is_draft_exported() -> bool:
+    """Whether ``torch.export.draft_export`` is recording. Without the private name: no."""
+    config = getattr(getattr(torch, "_functorch", None), "config", None)
+    return bool(getattr(config, "fake_tensor_propagate_real_tensors", False))
 
 
 def is_zero_tensor(value: Tensor) -> bool:

@@ -6,7 +6,7 @@
 - **Acting**: :func:`make_steps` adds one step, without the dispatcher where possible, :func:`make_act_stack` one of
   all layers at once.
 - **A row of one step** with gradients, without the general row's cost: :func:`with_one_step`.
-- **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_double_backward`.
+- **A backward pass of your own**, in an ``autograd.Function``: :func:`refuse_double_backward`, :func:`only_inlined`.
 - **Kinds of tensors**: :func:`is_plain` and similar functions tell when a kernel may read a tensor's memory by address.
 - **The plain unroll**: :func:`unroll`, its :func:`cell`, :func:`accumulation_views` for sums in 16 bits,
   :func:`make_unrolled_steps` and :func:`torch_step`.
@@ -15,6 +15,7 @@
 - **Files**: :func:`cache_folder` and :func:`write_whole`.
 """
 
+from ._torch import only_inlined
 from .acting import StackOnMemory, StepOnMemory, make_act_stack, make_steps, make_unrolled_steps, torch_step
 from .arguments import Arguments, Needs, Run
 from .autograd_rule import wants_gradient
@@ -80,6 +81,7 @@ __all__ = [
     "make_steps",
     "make_unrolled_steps",
     "materialized",
+    "only_inlined",
     "plain_keys",
     "refuse_double_backward",
     "reset",

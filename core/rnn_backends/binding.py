@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from ._torch import registered_parameters
+from ._torch import derivative_in_trace, registered_parameters
 from .checks import as_switch, check_spec
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, Trait
@@ -31,6 +31,10 @@ _TRANSFORMS = {
     Trait.VMAP: ("torch.vmap", "its kernel has no batching rule"),
 }
 """Transforms that not every kernel supports: the feature's name and the reason for the error, by trait."""
+_NOT_EXPORTED = (
+    "torch records none through weights there: export the LSTM and differentiate the program, or record the derivative "
+    "with torch.fx.experimental.proxy_tensor.make_fx"
+)
 NO_CONTEXT = nullcontext()
 _NOT_ASKED = (torch.device("lazy"), torch.bool)
 """A device and dtype that no weights have, so that the next call checks theirs with the backend."""
@@ -160,12 +164,13 @@ class BoundLSTM(ToolsLSTM):
 
     def _check_transforms(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
         """Raise :class:`UnsupportedError` for a transform of a tensor of this call, if the backend lacks its trait."""
-        if _TRANSFORMS.keys() <= self._backend.traits:
-            return
-        if not torch.compiler.is_compiling():
-            self._check_traits(weights, *read)
+        if not torch.compiler.is_dynamo_compiling():
+            if not _TRANSFORMS.keys() <= self._backend.traits:
+                self._check_traits(weights, *read)
         elif Trait.FORWARD_AD not in self._backend.traits:
             self._check_uncompiled(weights, *read)
+        if torch.compiler.is_exporting() and derivative_in_trace():
+            raise UnsupportedError(self.lstm_backend, "a derivative of torch.func within torch.export", _NOT_EXPORTED)
 
     def _check_traits(self, weights: list[LayerWeights], *read: Tensor | None) -> None:
         needed = traits_needed([*read, *(v for layer in weights for v in layer)]) - self._backend.traits

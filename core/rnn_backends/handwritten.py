@@ -60,9 +60,7 @@ class Layer:
             bias = bias + b_hh  # the operator takes the sum; autograd passes the gradient to both
         read = (x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts)
         if torch.compiler.is_compiling():
-            if _torch.derivative_in_trace():
-                return _uncompiled(self.name, self.kernel, read)  # type: ignore[no-any-return]
-            h, c, _ = operators.layer(self.name, *read, wants_gradient(read))
+            h, c, _ = operators.layer(self.name, *operators.recorded(read), wants_gradient(read))
             return State(h, c)
         h, c, _ = _call(self.name, self.kernel, read, keep=False)
         return State(h, c)
@@ -92,16 +90,6 @@ def _call(name: str, kernel: Kernel, read: Sequence[Any], keep: bool) -> tuple[T
         else:
             return _Transformed.apply(name, keep, *read)  # type: ignore[no-any-return]
     return _dispatched(name, operators.layer, (*read, keep or wants_gradient(read)))  # type: ignore[no-any-return]
-
-
-_NOT_TRACED = 'torch.func does not differentiate an operator; with_backend("vmap") can be traced there'
-
-
-@torch.compiler.disable(reason=_NOT_TRACED)  # type: ignore[untyped-decorator]
-def _uncompiled(name: str, kernel: Kernel, read: Sequence[Any]) -> State:
-    """:func:`_call` in a trace that differentiates: a break of the graph."""
-    h, c, _ = _call(name, kernel, read, keep=False)
-    return State(h, c)
 
 
 def run_backward(name: str, kernel: Kernel, read: Sequence[Any], last: bool = False) -> Sequence[Tensor | None]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from ._torch import derivative_in_trace, leave_the_frame_if_debugging, only_inlined
 from .checks import as_switch, check_dtype, check_input, check_is_init, check_state, is_usual
 from .choose import is_auto, resolve
 from .contract import LSTMBackend, State, Trait
@@ -22,6 +23,9 @@ Form = Literal["row", "step", "sequences", "all_states", "output"]
 """The form of a call of :meth:`LSTM.forward`: ``"row"`` by a user, the others by a module around the LSTM."""
 _STATES: dict[Form, Literal["ends", "all"] | None] = {"sequences": "ends", "all_states": "all", "output": None}
 """The argument ``states`` of :meth:`LSTM.replay`, by form."""
+_TRACED = {Trait.FULLGRAPH, Trait.FORWARD_AD}
+"""The traits of a backend made of torch's own operators, through which Dynamo can trace a derivative."""
+_NOT_TRACED = 'torch.func does not differentiate it in a trace; in torch.compile it does with_backend("vmap")'
 
 
 class LSTM(ExecutableLSTM):
@@ -161,26 +165,32 @@ class LSTM(ExecutableLSTM):
             InputError: a shape, dtype or device does not fit.
             UnsupportedError: the backend does not support the current device or dtype, or ``torch.vmap``.
         """
+        if torch.compiler.is_compiling():  # without `try`, in which a graph cannot break
+            return self._call(input, hx, is_init, form)
         try:
             return self._call(input, hx, is_init, form)
         except (RuntimeError, TypeError) as error:
-            if not torch.compiler.is_compiling():
-                h, c = hx if isinstance(hx, tuple) and len(hx) == 2 else (None, None)
-                read = {"input": input, "the hidden state": h, "the cell state": c, "is_init": is_init}
-                explain(error, self.weight_ih_l0, (read | dict(self.named_parameters())).items())
+            h, c = hx if isinstance(hx, tuple) and len(hx) == 2 else (None, None)
+            read = {"input": input, "the hidden state": h, "the cell state": c, "is_init": is_init}
+            explain(error, self.weight_ih_l0, (read | dict(self.named_parameters())).items())
             raise
 
+    @only_inlined  # a call that breaks the graph runs as plain Python: its tensors may be of a transform's level
     def _call(self, input: Tensor, hx: States | None, is_init: Tensor | None, form: Form) -> tuple[Tensor, States]:
         if self._chosen_on_meta:
             self._choose_again()
+        if form == "step" and (hx is None or type(hx) is State):
+            return self.step_batch_first(input, hx, is_init)
+        if form == "row" and not torch.compiler.is_compiling():
+            done = self._row_of_one_step(input, hx, is_init)
+            if done is not None:
+                return done
+        elif self._breaks_this_trace():
+            leave_the_frame_if_debugging()
+            return self._uncompiled(input, hx, is_init, form)  # type: ignore[no-any-return]
         if form != "row":
-            if form == "step" and (hx is None or type(hx) is State):
-                return self.step_batch_first(input, hx, is_init)
             result: tuple[Tensor, States] = self._run(input, hx, is_init, form)
             return result
-        done = None if torch.compiler.is_compiling() else self._row_of_one_step(input, hx, is_init)
-        if done is not None:
-            return done
         casts = self.autocast_dtype()
         check_input(input, self.spec, self.weight_ih_l0, casts is not None, (2, 3))
         batched = input.ndim == 3
@@ -199,6 +209,17 @@ class LSTM(ExecutableLSTM):
         if not batched:
             return output.squeeze(1), (state.h.squeeze(1), state.c.squeeze(1))
         return output, (state.h, state.c)
+
+    def _breaks_this_trace(self) -> bool:
+        """Whether Dynamo traces a derivative of ``torch.func``, and cannot take it through the backend."""
+        if not torch.compiler.is_dynamo_compiling() or not derivative_in_trace():
+            return False
+        return not self._backend.traits >= _TRACED or torch.compiler.is_exporting()
+
+    @torch.compiler.disable(reason=_NOT_TRACED)  # type: ignore[untyped-decorator]
+    def _uncompiled(self, *given: Any) -> tuple[Tensor, States]:
+        """:meth:`_call` in a trace that differentiates: a break of the graph."""
+        return self._call(*given)
 
     def _run(self, x: Tensor, hx: States | None, is_init: Tensor | None, form: Form) -> Any:
         stored = hx if hx is None or isinstance(hx, State) else State(*hx)  # a forward pre-hook may return a tuple

@@ -13,7 +13,7 @@ from tensordict.utils import NestedKey
 from torch import Tensor, nn
 
 from . import layout
-from ._torch import all_out_keys, is_plain_eager, keep_torchrl_mode_eager, own_state
+from ._torch import all_out_keys, is_plain_eager, keep_torchrl_mode_eager, only_inlined, own_state
 from .choose import resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
@@ -279,6 +279,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
             tensordict.batch_size = x.shape[:-1]
         return self._forward(tensordict)
 
+    @only_inlined  # as :meth:`LSTM._call` is
     def _forward(self, tensordict: TensorDictBase, tensordict_out: TensorDictBase | None = None) -> TensorDictBase:
         if skip_existing() and self._has_results(tensordict):
             return tensordict

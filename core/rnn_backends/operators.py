@@ -7,12 +7,14 @@ and the first call loads it. The second operator has no gradient: differentiatin
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from . import _torch
 from .autograd_rule import backward_arguments, keep_for_backward, required, without_none
 from .double_backward import no_double_backward
 from .kernels import kernel_named
@@ -27,6 +29,19 @@ def _unwrapped(read: Sequence[Any]) -> list[Any]:
     return [v.as_subclass(Tensor) if isinstance(v, Tensor) and type(v) is not Tensor else v for v in read]
 
 
+def recorded(read: Sequence[Any]) -> Sequence[Any]:
+    """A layer's inputs for a graph; for ``torch.export.draft_export`` with an empty tensor in place of each ``None``.
+
+    It runs the operator and compares the arguments before and after, and takes ``None`` for one that has changed.
+    """
+    return [read[0].new_empty(0) if v is None else v for v in read] if _torch.is_draft_exported() else read
+
+
+def _given(optional: Tensor | None) -> Tensor | None:
+    """A bias or a projection, ``None`` where it is empty: see :func:`recorded`."""
+    return optional if optional is not None and optional.numel() else None
+
+
 @torch.library.custom_op(
     "rnn_backends::layer",
     mutates_args=(),
@@ -34,7 +49,8 @@ def _unwrapped(read: Sequence[Any]) -> list[Any]:
     schema=f"(str backend, {_TENSORS}Tensor? bias, {_ENTRY}bool keep) -> (Tensor, Tensor, Tensor)",
 )
 def _layer(backend: str, *read: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return kernel_named(backend, read[0].device).run(_unwrapped(read[:8]), read[8])
+    x, w_ih, w_hh, bias, w_hr, *others, keep = read
+    return kernel_named(backend, x.device).run(_unwrapped((x, w_ih, w_hh, _given(bias), _given(w_hr), *others)), keep)
 
 
 @torch.library.custom_op(
@@ -45,7 +61,7 @@ def _layer(backend: str, *read: Any) -> tuple[Tensor, Tensor, Tensor]:
     f"bool[] needs) -> ({', '.join(['Tensor'] * 7)})",
 )
 def _layer_backward(backend: str, *read: Any) -> tuple[Tensor, ...]:
-    read = tuple(_unwrapped(read))
+    read = tuple(_unwrapped((*read[:5], _given(read[5]), *read[6:])))
     return without_none(read, kernel_named(backend, read[2].device).run_backward(backend, read))
 
 
@@ -108,7 +124,7 @@ Shape = Sequence[int]
 
 def _products(x: Shape, w_ih: Shape, w_hh: Shape, w_hr: Shape | None) -> int:
     """Floating-point operations in a layer's matrix products: two for each element of a weight, each step and row."""
-    weights = w_ih[0] * w_ih[1] + w_hh[0] * w_hh[1] + (w_hr[0] * w_hr[1] if w_hr is not None else 0)
+    weights = w_ih[0] * w_ih[1] + w_hh[0] * w_hh[1] + (prod(w_hr) if w_hr is not None else 0)
     return 2 * x[0] * x[1] * weights
 
 

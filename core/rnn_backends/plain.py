@@ -96,9 +96,9 @@ def check_memory(values: Iterable[tuple[str, Tensor | None]]) -> None:
         before = x  # the zero states that a call without any has are one tensor
         try:
             held = x.untyped_storage().nbytes() - x.storage_offset() * x.itemsize
+            needed = x.nbytes if x.is_contiguous() else _spanned_apart(x) * x.itemsize
         except (RuntimeError, NotImplementedError):  # without a storage of its own: sparse, or wrapped by a transform
             continue
-        needed = x.nbytes if x.is_contiguous() else _spanned_apart(x) * x.itemsize
         if needed > held and needed and not _torch.is_functional_tensor(x):
             raise InputError(
                 f"{name} spans {spanned(x)} elements, and its storage holds {max(0, available(x))}: its memory was "

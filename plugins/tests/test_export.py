@@ -4,9 +4,10 @@ import sys
 
 import pytest
 import torch
-from rnn_backends import LSTM, LSTMSpec, get_backend
+from rnn_backends import LSTM, LSTMSpec, UnsupportedError, get_backend
 from torch import nn
 from torch.export import Dim
+from torch.func import grad, jvp, vmap
 from torch.testing import assert_close
 
 SIZES = [(B, T) for B in (1, 2, 3) for T in (1, 2, 3, 7)]
@@ -75,6 +76,56 @@ def test_an_exported_program_of_any_size_has_gradients():
         torch.autograd.grad(call(*given)[0].square().sum(), list(call.parameters())) for call in (program, module)
     )
     assert_close(found, expected)
+
+
+class Of(nn.Module):
+    """``find(lstm, x)``, with the LSTM as a part of the module."""
+
+    def __init__(self, lstm, find):
+        super().__init__()
+        self.lstm, self.find = lstm, find
+
+    def forward(self, x):
+        return self.find(lambda x: self.lstm(x)[0], x)
+
+
+drafts = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""``torch.export.draft_export`` leaves its log file open."""
+
+TRANSFORMS = {
+    "grad": lambda call, x: grad(lambda x: call(x).sum())(x),
+    "jvp": lambda call, x: jvp(call, (x,), (x,))[1],
+    "vmap of grad": lambda call, x: vmap(grad(lambda x: call(x).sum()))(x.expand(2, *x.shape)),
+}
+
+
+@drafts
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("backend", ["compile", "cpp", "cudnn", "torchscript", "vmap"])
+@pytest.mark.parametrize("export", [torch.export.export, torch.export.draft_export])
+def test_a_derivative_within_an_export_is_declined_with_every_backend(backend, transform, export):
+    """torch's own errors are about views and constants; a program of ``jvp`` would even give fake tensors."""
+    lstm = LSTM(3, 4, lstm_backend=backend)
+    reason = r"within torch\.export|forward-mode AD" if transform == "jvp" else r"within torch\.export|torch\.vmap"
+    with pytest.raises(UnsupportedError, match=reason):
+        export(Of(lstm, TRANSFORMS[transform]), (torch.randn(5, 2, 3),))
+
+
+def test_vmap_within_an_export_is_declined_by_a_backend_without_a_rule():
+    with pytest.raises(UnsupportedError, match="its kernel has no batching rule"):
+        torch.export.export(
+            Of(LSTM(3, 4, lstm_backend="cudnn"), lambda call, x: vmap(call)(x)), (torch.randn(3, 5, 2, 3),)
+        )
+
+
+@drafts
+@pytest.mark.parametrize("form", [{}, {"proj_size": 2}, {"bias": False}, {"num_layers": 2, "bidirectional": True}])
+def test_a_draft_has_an_operator_without_bias_or_projection(name, form):
+    """torch's check of what an operator changes takes an argument ``None`` for a changed one."""
+    lstm = LSTM(3, 4, lstm_backend=name, **form)
+    x, is_init = torch.randn(5, 2, 3), torch.rand(5, 2) < 0.4
+    program = torch.export.draft_export(lstm, (x,), {"is_init": is_init}).module()
+    assert_close(program(-x, is_init=~is_init), lstm(-x, is_init=~is_init))
 
 
 def test_a_fixed_number_of_steps_is_a_program_of_torchs_plain_operators():

@@ -4,7 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from rnn_backends import LSTM, LSTMSpec, State, UnsupportedError, get_backend
+from rnn_backends import LSTM, LSTMBackend, LSTMModule, LSTMSpec, State, UnsupportedError, get_backend
+from rnn_backends.authoring import unroll
+from tensordict import TensorDict
 from torch.autograd.functional import jacobian
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 
@@ -222,6 +224,54 @@ def test_a_derivative_of_torch_func_within_torch_compile(name, derivative):
     torch.compiler.reset()
     found = torch.compile(run, backend="aot_eager")(weights, x.detach())
     torch.testing.assert_close(found, run(weights, x.detach()))
+
+
+def opaque(weights, x, entry, starts):
+    """A layer of somebody else's, which claims nothing and breaks every graph."""
+    torch._dynamo.graph_break()
+    return unroll(weights, x, entry, starts)
+
+
+class Replayed(torch.nn.Module):
+    """``LSTMModule`` over rows, with the tensors of a call of ``LSTM``."""
+
+    def __init__(self, lstm):
+        super().__init__()
+        self.module = LSTMModule(lstm=lstm, in_key="x", out_key="y").set_recurrent_mode(True)
+
+    def forward(self, x, is_init):
+        return self.module(TensorDict({"x": x, "is_init": is_init.unsqueeze(-1)}, is_init.shape))["y"]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's, about values of the level in tensordict's frames
+@pytest.mark.parametrize("backend", ["compile", "cpp", "cudnn", "torchscript", "mine"])
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize(("around", "kind"), [("within", "LSTM"), ("outside", "LSTM"), ("outside", "LSTMModule")])
+def test_a_compiled_call_is_differentiated_uncompiled_with_every_backend_and_debugger(backend, compiler, around, kind):
+    """With ``"eager"`` torch makes graphs within a derivative, and cannot take that level's results as their inputs."""
+    lstm = LSTM(3, 4, dtype=torch.float64, batch_first=True)
+    lstm = lstm.with_backend(LSTMBackend("mine", opaque) if backend == "mine" else backend).requires_grad_(False)
+    run = Replayed(lstm) if kind == "LSTMModule" else lambda x, is_init: lstm(x, is_init=is_init)[0]
+    x, is_init = torch.randn(2, 5, 3, dtype=torch.float64), torch.rand(2, 5) < 0.4
+
+    def call(x):
+        return run(x, is_init).square()
+
+    def loss(x):
+        return call(x).sum()
+
+    compiled = partial(torch.compile, backend=compiler)
+    torch.compiler.reset()
+    find = compiled(grad(loss)) if around == "within" else grad(compiled(loss))
+    torch.testing.assert_close(find(x), grad(loss)(x))
+
+
+def test_in_one_graph_a_derivative_names_the_backend_that_can(name):
+    lstm, _, x, is_init = members(name)
+    find = torch.compile(grad(lambda x: lstm(x, is_init=is_init)[0].sum()), fullgraph=True, backend="eager")
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"does with_backend\(\"vmap\"\)"):
+        find(x.detach())
 
 
 @pytest.mark.parametrize(("around", "steps"), [("within", 5), ("within", 1), ("outside", 5)])

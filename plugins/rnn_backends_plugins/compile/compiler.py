@@ -40,6 +40,8 @@ def compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
 def _compiled(step: Step, device: torch.device, dtype: torch.dtype) -> Step:
     if _torch.dynamo_is_off():
         raise _switched_off("torch._dynamo.config.disable")
+    if torch.compiler.is_exporting():  # draft_export runs operators
+        raise _switched_off("torch.export: call the LSTM once before")
     # A separate code object, because torch counts recompilations per code object and stops after a few.
     own = FunctionType(step.__code__.replace(), step.__globals__, step.__name__)
     calls: _torch.Calls = []

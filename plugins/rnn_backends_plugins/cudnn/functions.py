@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from rnn_backends.authoring import only_inlined
 from torch import Tensor
 
 from .. import _torch
@@ -21,7 +22,7 @@ def eager_or_functional(function: type[torch.autograd.Function]) -> Callable[...
             function.setup_context(ctx, inputs, output)
             return output
 
-        backward = function.backward
+        backward = staticmethod(only_inlined(function.backward))
 
     def apply(*inputs: Any) -> Tensor:
         output: Tensor = (function if _torch.in_transform() else Eager).apply(*inputs)
