@@ -87,10 +87,16 @@ def test_on_a_cpu_it_gives_the_reason():
 
 
 @pytest.mark.parametrize(
-    ("options", "reason"), [({"dtype": torch.float64}, "computes in float32"), ({"proj_size": 2}, "no projection")]
+    ("options", "reason"),
+    [
+        ({"dtype": torch.float64}, "computes in float32"),
+        ({"proj_size": 2}, "no projection"),
+        ({"input_size": 2**19}, "an input_size of at most 524287"),
+    ],
 )
 def test_what_it_declines(options, reason):
-    code = f"import torch; from rnn_backends import LSTM; LSTM(3, 4, lstm_backend='triton', **{options!r})"
+    sizes = {"input_size": 3, "hidden_size": 4, **options}
+    code = f"import torch; from rnn_backends import LSTM; LSTM(lstm_backend='triton', **{sizes!r})"
     done = interpreted("-c", code)
     assert "UnsupportedError" in done.stderr
     assert reason in done.stderr

@@ -18,7 +18,7 @@ from rnn_backends import LayerWeights, LSTMBackend, LSTMSpec, State, Trait, hook
 from rnn_backends.authoring import Arguments, Needs, Run, WeightInfo, make_act_stack, make_layer, make_steps
 from torch import Tensor
 
-from .plan import MOST_UNITS
+from .plan import MOST_FEATURES, MOST_UNITS
 
 contract_version = 1
 
@@ -110,6 +110,8 @@ def rejects(spec: LSTMSpec, device: torch.device, dtype: torch.dtype) -> str | N
         return "it has no projection (proj_size)"
     if spec.hidden_size > MOST_UNITS:
         return f"it takes a hidden_size of at most {MOST_UNITS}"
+    if spec.input_size > MOST_FEATURES:
+        return f"it takes an input_size of at most {MOST_FEATURES}"
     return _gpu_is_too_old(device) if device.type == "cuda" else None
 
 

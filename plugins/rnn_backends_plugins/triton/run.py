@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from rnn_backends import LayerWeights, State
+from rnn_backends import LayerWeights, State, UnsupportedError
 from rnn_backends.authoring import Arguments, Needs, Run
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from .._torch import zero_padded
 from . import kernels, products
 from .device import INTERPRETED, card_of, operand_of, precision_of
 from .launch import Compilation, Launcher, compile_together
-from .plan import SPLIT, Plan, batch_of, plan
+from .plan import MOST_ROWS, SPLIT, Plan, batch_of, plan
 from .products import unit_stride
 
 STEP_TILES = ((64, 32), (16, 16))
@@ -57,6 +57,7 @@ _NOTHING_ON = nullcontext()
 def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Run one layer: a :data:`~rnn_backends.authoring.Forward`."""
     (T, B, H, _), x = given.sizes, given.x
+    _check_rows(T * B)
     h, c = x.new_empty(T, B, H), x.new_empty(T, B, H)
     if not T * B * H:
         return h, c, x.new_empty(T, B, 4, H) if keep else x.new_empty(0)
@@ -68,6 +69,13 @@ def forward(given: Arguments, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
         gates = products.of_inputs(x, given.w_ih, given.bias)
         _launch_forward(given, gates, h, c, chosen, launch)
     return h, c, gates.view(T, B, 4, H) if keep else x.new_empty(0)
+
+
+def _check_rows(rows: int) -> None:
+    """Raise :class:`UnsupportedError` if the batch has more rows, times steps, than the kernels can count."""
+    if rows > MOST_ROWS:
+        reason = f"its kernels count rows times steps in 32 bits, {MOST_ROWS} at most: split the batch"
+        raise UnsupportedError("triton", f"{rows} rows times steps", reason, ["cudnn", "vmap"])
 
 
 def _compilations(given: Arguments, forward: Launcher, keep: bool) -> list[Compilation]:
@@ -133,6 +141,7 @@ def _exchanged(first: Tensor, chosen: Plan, tiles: int) -> tuple[Tensor, Tensor]
 def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
     """The gradients: a :data:`~rnn_backends.authoring.Backward`."""
     (T, B, H, _), x = given.sizes, given.x
+    _check_rows(T * B)
     if not T * B * H:
         like = (given.x, given.w_ih, given.w_hh, None, None, given.entry_h, given.entry_c)
         found = [x.new_zeros(4 * H) if value is None else torch.zeros_like(value) for value in like]
@@ -262,6 +271,7 @@ def step(weights: LayerWeights, x: Tensor, state: State, starts: Tensor | None =
         starts: ``[B]`` bool: where the state counts as zero.
     """
     B, H = state.h.shape
+    _check_rows(B)
     found = State(x.new_empty(B, H), x.new_empty(B, H))
     if B * H:
         _launch_step(weights, x, state, starts, found, None, 1, 0)
@@ -281,6 +291,7 @@ def step_stack(weights: list[LayerWeights], x: Tensor, state: State, starts: Ten
         ``[B, H]`` and the new state, with memory of its own.
     """
     B, L, H = state.h.shape
+    _check_rows(B)
     output, found = x.new_empty(B, H), State(x.new_empty(B, L, H), x.new_empty(B, L, H))
     if B * H:
         h, c = state.h.unbind(1), state.c.unbind(1)
