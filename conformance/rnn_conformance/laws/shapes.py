@@ -66,9 +66,17 @@ def sizes_of_training_on_three_threads(trial: Trial) -> None:
     _on_three_threads(trial, 26)
 
 
-@law(costly=True, bidirectional=(False,), profiles=("quick", "full"), **{**TRAINING, "B": (1,), "P": (0, 24)})
+@law(
+    costly=True,
+    bidirectional=(False,),
+    profiles=("quick", "full"),
+    **{**TRAINING, "B": (1,), "H": (200,), "P": (0, 160)},
+)
 def one_row_on_three_threads(trial: Trial) -> None:
-    """One row, with three torch threads to share it, has the reference's values and gradients, projected or not."""
+    """One row, with three torch threads to share it, has the reference's values and gradients, projected or not.
+
+    At sizes for which a step is enough work for three threads, with a projection too.
+    """
     _on_three_threads(trial, 1)
 
 

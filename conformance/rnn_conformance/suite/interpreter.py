@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import queue
@@ -117,10 +118,14 @@ def _end(here: int) -> None:
 
 
 def serve(run: Callable[[list[str]], None]) -> None:
-    """Fork for each request on standard input, one after the other; write the process, and its status when it ends."""
+    """Fork for each request on standard input, one after the other; write the process, and its status when it ends.
+
+    What a fork imports of torch, such as a compiler, is then imported here too, once for all later forks.
+    """
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     for line in requests:
         request = json.loads(line)
+        before, imported = set(sys.modules), Path(request["errors"]).with_suffix(".imported")
         process = os.fork()
         if process == 0:
             _become(request)
@@ -128,13 +133,19 @@ def serve(run: Callable[[list[str]], None]) -> None:
             try:
                 run(request["arguments"])
                 status = 0
+                imported.write_text("\n".join(name for name in sys.modules if name not in before))
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             finally:
                 os._exit(status)
         print(json.dumps({"process": process}), file=answers, flush=True)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        names = imported.read_text().split() if imported.exists() else []
         print(json.dumps({"status": status}), file=answers, flush=True)
+        for name in names:
+            if name.startswith("torch."):
+                with contextlib.suppress(Exception):
+                    importlib.import_module(name)
 
 
 def _become(request: dict[str, Any]) -> None:

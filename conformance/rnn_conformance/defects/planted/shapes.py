@@ -15,6 +15,7 @@ from rnn_backends_plugins.compile.products import Product
 from rnn_backends_plugins.cudnn import kernel as cudnn_kernel
 from torch import Tensor
 
+from ..hand_written import Kernel
 from ..hand_written_blocks import by_hand
 from ..planting import Patch, backend, in_core, in_layer, in_reset, in_step, made, restart
 from ..right import both, right, step
@@ -277,6 +278,33 @@ def units_left_over_where_threads_share_them(w: LayerWeights, x: Tensor, entry: 
     if w.w_hr is not None:
         return State(h, torch.cat([c[..., :whole], torch.zeros_like(c[..., whole:])], -1))
     return State(*(torch.cat([v[..., :whole], torch.zeros_like(v[..., whole:])], -1) for v in (h, c)))
+
+
+class _SharedUnits(Kernel):
+    """Where threads share the units of a projected step, those at the borders of their shares are counted twice."""
+
+    def __init__(self, gradient: int) -> None:
+        self.gradient = gradient
+
+    def backward(self, ctx: Any, gh: Tensor, gc: Tensor) -> Any:
+        found = list(super().backward(ctx, gh, gc))
+        B, P, H, threads = gh.shape[1], gh.shape[2], gc.shape[2], torch.get_num_threads()
+        if P < H and threads > B and B * P * H > 1 << 14:  # less is not worth a barrier
+            value, borders = found[self.gradient], [H * k // threads for k in range(1, threads)]
+            value[..., borders] = value[..., borders] * 2
+        return tuple(found)
+
+
+@made("one_row_on_three_threads")
+def borders_of_shared_units_projected_twice() -> LayerFunction:
+    """Two threads that share a projection both add the unit between them to its gradient."""
+    return _SharedUnits(gradient=7)
+
+
+@made("one_row_on_three_threads")
+def borders_of_shared_states_read_twice() -> LayerFunction:
+    """Two threads that share a projected step both add the unit between them to the recurrent weights' gradient."""
+    return _SharedUnits(gradient=4)
 
 
 @in_layer("any_number_of_rows", round=10, survived=10)
