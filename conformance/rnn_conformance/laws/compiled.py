@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from rnn_backends import Trait, set_recurrent_mode
+from rnn_backends import Trait, UnsupportedError, set_recurrent_mode
 from tensordict import TensorDict
 from torch import Tensor
+from torch.func import functional_call, grad, jvp
 
 from ..suite.inputs import Inputs
 from ..suite.law import law
 from ..suite.trial import Ran, Trial, differentiate
-from ..suite.verdict import LawBroken
+from ..suite.verdict import Declined, LawBroken
+from ._kinds import naming
 from ._shared import COMPILED
 
 SMALL: dict[str, Any] = COMPILED | {"T": (3,)}
+BRIEF: dict[str, Any] = COMPILED | {"T": (2,), "time_limit": None, "profiles": ("quick", "full")}
+"""For laws that compile little: in this process, where Dynamo and the backend's own kernels are compiled already."""
 
 
 def _from_zeros(trial: Trial, x: Tensor, is_init: Tensor) -> Tensor:
@@ -113,6 +120,80 @@ def compiled_with_graph_breaks(trial: Trial) -> None:
     trial.agree_gradients(differentiate(trial.loss(ran), dict(lstm.named_parameters())), {
         name: value for name, value in right.items() if name in trial.inputs.weights
     }, scale=2)  # fmt: skip
+
+
+@law(costly=True, once=True, **BRIEF)
+def a_gradient_of_torch_func_and_a_compiled_call(trial: Trial) -> None:
+    """torch.func.grad within torch.compile, and of a compiled call, gives the right gradients or is declined."""
+    loss, (x, weights) = _loss(trial), (trial.inputs.x, trial.inputs.weights)
+    own = {n: v.clone().double().cpu().requires_grad_() for n, v in {"x": x, **weights}.items()}
+    expected = differentiate(_right_loss(trial, own), own)
+    ways = {"within": _compiled(grad(loss, (0, 1))), "of a compiled call": grad(_compiled(loss), (0, 1))}
+    for what, find in ways.items():
+        with naming(f"grad {what}"), _own_compilations():
+            try:
+                by_weights, by_x = find(weights, x)
+            except UnsupportedError as error:
+                raise Declined(error.reason) from error
+            trial.agree_gradients({"x": by_x, **by_weights}, expected)
+
+
+@law(costly=True, once=True, **BRIEF)
+def a_forward_derivative_and_a_compiled_call(trial: Trial) -> None:
+    """torch.func.jvp within torch.compile, and of a compiled call, gives the right tangent or is declined."""
+    loss, (x, weights) = _loss(trial), (trial.inputs.x, trial.inputs.weights)
+    along = {n: trial.noise(v, 31 + k).to(v) for k, (n, v) in enumerate({"x": x, **weights}.items())}
+    own = {n: v.clone().double().cpu() for n, v in {"x": x, **weights}.items()}
+    moved = {n: v.double().cpu() for n, v in along.items()}
+    expected: Tensor = jvp(partial(_right_loss, trial), (own,), (moved,))[1]
+    found = (weights, x), ({n: along[n] for n in weights}, along["x"])
+    refused = None
+    ways = {
+        "within": _compiled(lambda: jvp(loss, *found)[1]),
+        "of a compiled call": lambda: jvp(_compiled(loss), *found)[1],
+    }
+    for what, find in ways.items():
+        with naming(f"jvp {what}"), _own_compilations():
+            try:
+                trial.agree("the tangent", find(), expected, None, "", scale=8)
+            except UnsupportedError as error:
+                if Trait.FORWARD_AD in trial.backend.traits:
+                    raise
+                refused = error
+    if refused is not None:
+        raise Declined(refused.reason) from refused
+
+
+_compiled = partial(torch.compile, backend="aot_eager")
+
+
+@contextmanager
+def _own_compilations() -> Iterator[None]:
+    """Dynamo never traces a function again that it met under a transform from outside, until it is reset."""
+    torch.compiler.reset()
+    try:
+        yield
+    finally:
+        torch.compiler.reset()
+
+
+def _loss(trial: Trial) -> Any:
+    """``(weights, x) -> number``, over a row with resets."""
+    lstm, is_init = trial.lstm(), trial.is_init
+
+    def loss(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        output: Tensor = functional_call(lstm, weights, (x,), {"is_init": is_init})[0]
+        return output.sin().sum()
+
+    return loss
+
+
+def _right_loss(trial: Trial, given: dict[str, Tensor]) -> Tensor:
+    """The reference's number for ``{"x": x, **weights}``."""
+    inputs = trial.inputs
+    weights = {n: given[n] for n in inputs.weights}
+    zeros = torch.zeros_like(inputs.h), torch.zeros_like(inputs.c)
+    return trial.reference(Inputs(given["x"], *zeros, inputs.starts, weights)).output.sin().sum()
 
 
 @law(trait=Trait.SCRIPT, **{**SMALL, "L": (2,), "dropout": (30,), "bidirectional": (True,), "dtype": ("f64",)})

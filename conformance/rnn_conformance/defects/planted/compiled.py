@@ -14,6 +14,7 @@ from rnn_backends import (
     LSTMModule,
     State,
     Trait,
+    _torch,
     scripting,
     set_recurrent_mode,
 )
@@ -82,6 +83,53 @@ def out_of_the_graph_and_out_of_autograd() -> LSTMBackend:
         return right(w, x, entry, starts)
 
     return LSTMBackend("defect", run)
+
+
+TRACED_DERIVATIVES = frozenset({Trait.FULLGRAPH, Trait.FORWARD_AD})
+
+
+@in_layer("a_gradient_of_torch_func_and_a_compiled_call", traits=TRACED_DERIVATIVES)
+def compiled_gradients_lack_the_recurrence(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """Where torch.func.grad is open in a trace, the gradient of the recurrent weights is zero."""
+    frozen = torch.compiler.is_compiling() and _torch.derivative_in_trace() and not _torch.forward_ad_in_trace()
+    return right(w._replace(w_hh=w.w_hh.detach()) if frozen else w, x, entry, starts)
+
+
+@in_layer("a_forward_derivative_and_a_compiled_call", traits=TRACED_DERIVATIVES)
+def compiled_tangents_are_zero(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    """In a trace the tangents of the results are zero, as Dynamo makes those of an operator without a derivative."""
+    h, c = right(w, x, entry, starts)
+    if torch.compiler.is_compiling() and _torch.forward_ad_in_trace():
+        return State(h.detach(), c.detach())
+    return State(h, c)
+
+
+def _undifferentiated_in_traces(w: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> State:
+    h, c = right(w, x, entry, starts)
+    if torch.compiler.is_compiling() and _torch.derivative_in_trace():
+        return State(h.detach(), c.detach())
+    return State(h, c)
+
+
+UNDIFFERENTIATED = LSTMBackend("defect", _undifferentiated_in_traces, traits=FULLGRAPH)
+
+
+@in_core("a_gradient_of_torch_func_and_a_compiled_call", on=UNDIFFERENTIATED)
+def every_backend_is_traced_within_a_gradient() -> list[Patch]:
+    """A trace within torch.func.grad goes through backends that Dynamo cannot differentiate."""
+    return [Patch(LSTM, "_breaks_this_trace", lambda lstm: False)]
+
+
+@in_core("a_forward_derivative_and_a_compiled_call", on=UNDIFFERENTIATED)
+def nobody_asks_for_a_forward_derivative_in_traces() -> list[Patch]:
+    """In a trace no call breaks the graph for a derivative, nor is a backend without a forward derivative refused."""
+    original = LSTM._check_transforms
+
+    def replacement(lstm: LSTM, *given: Any) -> None:
+        if not torch.compiler.is_compiling():
+            original(lstm, *given)
+
+    return [Patch(LSTM, "_check_transforms", replacement), Patch(LSTM, "_breaks_this_trace", lambda lstm: False)]
 
 
 @in_core("a_script_keeps_training_and_dropout", on=LSTMBackend("defect", unroll, traits=SCRIPT))
