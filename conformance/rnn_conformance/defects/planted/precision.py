@@ -12,10 +12,10 @@ from rnn_backends import (
     LayerFunction,
     LayerWeights,
     LSTMBackend,
-    LSTMModule,
     State,
     binding,
     get_backend,
+    module,
     resets,
     stack,
 )
@@ -154,7 +154,7 @@ def autocast_detaches_the_weights() -> list[Patch]:
 @in_core("autocast_keeps_the_states_dtype")
 def autocast_changes_the_stored_state() -> list[Patch]:
     """Under autocast stored states are returned in bfloat16, so their dtype changes from step to step."""
-    return [Patch(LSTMModule, "_as_stored", lambda self, state: state)]
+    return [Patch(module, "_as_stored", lambda lstm, state: state)]
 
 
 @in_core("autocast_keeps_the_states_dtype", round=1)
@@ -171,12 +171,12 @@ def hidden_keys_read_when_all_false() -> list[Patch]:
 @in_core("autocast_keeps_the_states_dtype", round=4)
 def hidden_outputs_over_time_in_autocast_dtype() -> list[Patch]:
     """Under autocast recurrent mode returns hidden states in autocast's dtype instead of the weights'."""
-    original = LSTMModule._as_stored
+    original = module._as_stored
 
-    def replacement(self: LSTMModule, state: State) -> State:
-        return state if state.h.ndim == 4 else original(self, state)
+    def replacement(lstm: LSTM, state: State) -> State:
+        return state if state.h.ndim == 4 else original(lstm, state)
 
-    return [Patch(LSTMModule, "_as_stored", replacement)]
+    return [Patch(module, "_as_stored", replacement)]
 
 
 @in_core("autocast_ends_with_its_context")
