@@ -146,7 +146,7 @@ class _OneStep(torch.autograd.Function):
         ctx.made = made
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weights[0], weights[1], weights[4], h, c, is_init, output, c_after, gates)
-        return output, output.clone(), c_after  # output and state must not share memory
+        return output, output.clone(), c_after.clone()  # a state may be edited before the backward pass
 
     @staticmethod
     @_torch.only_inlined

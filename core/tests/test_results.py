@@ -47,3 +47,19 @@ def test_states_are_detached_and_zeroed_in_place(backend, options, T, resets, gr
         value.zero_()
     assert not any(value.requires_grad for value in state)
     assert_close(output, kept)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("resets", [False, True])
+def test_an_edit_of_the_states_does_not_reach_the_backward_pass(backend, options, T, resets):
+    """A loop over steps clears the states of finished episodes before the loss is differentiated."""
+    lstm, x = LSTM(3, 4, lstm_backend=backend, **options), torch.randn(T, 2, 3)
+    is_init = torch.arange(T * 2).reshape(T, 2) % 3 == 1 if resets else None
+    weights = list(lstm.parameters())
+    expected = torch.autograd.grad(lstm(x, is_init=is_init)[0].sum(), weights)
+    output, state = lstm(x, is_init=is_init)
+    with torch.no_grad():
+        for value in state:
+            value[:, 1] = 9
+    assert_close(torch.autograd.grad(output.sum(), weights), expected)
