@@ -86,6 +86,10 @@ def test_entries_that_are_distributed_are_right_or_refused(mesh, backend, which,
     if not alike or backend is None:
         assert set(td.keys(True)) == keys
         return
+    if torch.__version__ < (2, 13) and recurrent and placement == Shard(0):  # it multiplies no such shards
+        with pytest.raises(RuntimeError, match="Sharding propagation failed"):
+            module(td)
+        return
     found = module(td)
     assert_close([whole(found[key]) for key in OUT], [expected[key] for key in OUT])
     for run, result in ((module, found), (plain, expected)):

@@ -307,6 +307,10 @@ def mark_any_size(value: Tensor, sizes: Iterable[tuple[int, str]]) -> Tensor:
 Scan = Callable[..., tuple[Any, tuple[Tensor, Tensor]]]
 """``scan(body, init, xs) -> last, (h, c)``, with ``body(before, now) -> after, (h_t, c_t)``."""
 
+SCAN_HAS_GRADIENTS = bool(torch.__version__ >= (2, 13))
+"""Whether the gradients through torch's scan are right. torch 2.11 and 2.12 compute wrong ones, for a loop of one
+product too (measured on 2.11.0 and 2.12.1; right on 2.13.0 and 2.14.1)."""
+
 
 def scan_of_exports(x: Tensor) -> Scan | None:
     """Torch's loop over the first dimension if ``x [T, ...]`` is exported with a free ``T``; else ``None``.
@@ -324,9 +328,17 @@ def scan_of_exports(x: Tensor) -> Scan | None:
     def quiet(*args: Any) -> Any:
         with warnings.catch_warnings():  # torch's tracer reads `.grad` of the arguments of the loop's body
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-            return scan(*args)
+            last, states = scan(*args)
+        if not (SCAN_HAS_GRADIENTS or torch.onnx.is_in_onnx_export()):  # an ONNX graph has no gradients
+            states = tuple(map(_without_derivative, states))
+        return last, states
 
     return quiet
+
+
+def _without_derivative(value: Tensor) -> Tensor:
+    """The same numbers by an operator whose derivative is an error in torch before 2.13: ``nextafter(v, v) = v``."""
+    return torch.nextafter(value, value)
 
 
 zero_padded: Callable[[Tensor, Sequence[int]], Tensor] = getattr(torch, "constant_pad_nd", torch.nn.functional.pad)

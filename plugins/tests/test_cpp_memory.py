@@ -166,7 +166,8 @@ def test_torchs_record_of_memory_is_whole(pool):
     lstm, x = large()
     lstm(x)[0].sum().backward()
     before = pool.free_bytes()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         y = lstm(x)[0]
     assert pool.free_bytes() == before
     taken = max(event.cpu_memory_usage for event in profile.events())

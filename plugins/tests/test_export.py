@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from rnn_backends import LSTM, LSTMSpec, UnsupportedError, get_backend
+from rnn_backends_plugins import _torch
 from torch import nn
 from torch.export import Dim
 from torch.func import grad, jvp, vmap
@@ -69,9 +70,13 @@ def test_the_hint_auto_leaves_both_sizes_free():
     check_every_size(exported(module, Dim.AUTO).module(), module, SIZES[::5])
 
 
-def test_an_exported_program_of_any_size_has_gradients():
+def test_an_exported_program_of_any_size_has_gradients_or_an_error():
     module = Deployed("vmap", num_layers=2)
     program, given = exported(module).module(), module.inputs(3, 5)
+    if not _torch.SCAN_HAS_GRADIENTS:
+        with pytest.raises(NotImplementedError, match="nextafter"):
+            program(*given)[0].sum().backward()
+        return
     found, expected = (
         torch.autograd.grad(call(*given)[0].square().sum(), list(call.parameters())) for call in (program, module)
     )
@@ -126,6 +131,15 @@ def test_a_draft_has_an_operator_without_bias_or_projection(name, form):
     x, is_init = torch.randn(5, 2, 3), torch.rand(5, 2) < 0.4
     program = torch.export.draft_export(lstm, (x,), {"is_init": is_init}).module()
     assert_close(program(-x, is_init=~is_init), lstm(-x, is_init=~is_init))
+
+
+def test_where_torchs_loop_has_wrong_gradients_its_results_are_the_same_without_a_derivative(monkeypatch):
+    monkeypatch.setattr(_torch, "SCAN_HAS_GRADIENTS", False)
+    module = Deployed("vmap")
+    program = exported(module)
+    operators = [str(node.target) for node in program.graph.nodes]
+    assert operators.count("aten.nextafter.default") == 2
+    check_every_size(program.module(), module, SIZES[::5])
 
 
 def test_a_fixed_number_of_steps_is_a_program_of_torchs_plain_operators():
