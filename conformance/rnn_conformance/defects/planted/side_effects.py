@@ -782,7 +782,7 @@ def _at_first(change: Callable[[], object]) -> LayerFunction:
 
 @made(_FIRST, by_numbers=False)
 def the_first_call_hides_all_warnings() -> LayerFunction:
-    """The first call of a process hides all warnings from then on, as around a compiler."""
+    """The first call of a process hides all warnings afterwards, as around a compiler."""
     return _at_first(lambda: warnings.simplefilter("ignore"))
 
 
