@@ -307,7 +307,7 @@ def mark_any_size(value: Tensor, sizes: Iterable[tuple[int, str]]) -> Tensor:
 Scan = Callable[..., tuple[Any, tuple[Tensor, Tensor]]]
 """``scan(body, init, xs) -> last, (h, c)``, with ``body(before, now) -> after, (h_t, c_t)``."""
 
-SCAN_HAS_GRADIENTS = bool(torch.__version__ >= (2, 13))
+SCAN_HAS_GRADIENTS = torch.__version__ >= "2.13"
 """Whether the gradients through torch's scan are right. torch 2.11 and 2.12 compute wrong ones, for a loop of one
 product too (measured on 2.11.0 and 2.12.1; right on 2.13.0 and 2.14.1)."""
 

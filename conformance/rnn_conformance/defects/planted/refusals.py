@@ -329,7 +329,7 @@ def _initial_with(change: Callable[[LSTM, list[Any]], Any]) -> list[Patch]:
 
 @in_core("wrong_tensors_are_refused")
 def a_state_of_another_dtype_is_cast() -> list[Patch]:
-    """A state of another dtype is cast to the weights' without a word."""
+    """A state of another dtype is cast silently to that of the weights."""
     return _initial_with(lambda self, hx: [value.to(self.weight_ih_l0.dtype) for value in hx])
 
 
@@ -347,7 +347,7 @@ def one_row_of_c_is_broadcast() -> list[Patch]:
 
 @in_core("wrong_tensors_are_refused")
 def the_state_of_a_step_is_cast() -> list[Patch]:
-    """A step casts a state of another dtype to the weights' without a word."""
+    """A step casts a state of another dtype silently to that of the weights."""
     original = LSTM._check_step
 
     def replacement(self: LSTM, x: Tensor, state: Any, *rest: Any) -> Any:
