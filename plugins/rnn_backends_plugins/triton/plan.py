@@ -70,8 +70,8 @@ MOST_UNITS = 1024
 MOST_FEATURES = 2**19 - 1
 """I beyond which the kernels' products of 32 bits would overflow: the place of a weight in ``w_ih [4H, I]``."""
 
-MOST_ROWS = 2**30
-"""T * B beyond which others would: the number of a row of the batch at a step, and 32 for each tile of 16 rows."""
+MOST_ROWS = 2**29
+"""T * B beyond which others would: four times the first step of a launch, 32 times the number of a tile of 16 rows."""
 
 MOST_WEIGHTS = 128 * 1024
 """Bytes of weights that one program keeps at most: a GPU with more shared memory has none left for the operands."""
