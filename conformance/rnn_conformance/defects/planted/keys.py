@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rnn_backends import LSTM, InputError, LayerWeights, LSTMBackend, LSTMModule, State, Trait, layout
+from rnn_backends import LSTM, InputError, LayerWeights, LSTMBackend, LSTMModule, State, Trait, layout, module
 from tensordict import TensorDictBase
 from tensordict.nn import skip_existing
 from torch import Tensor
@@ -203,8 +203,8 @@ def selected_out_keys_shift() -> list[Patch]:
     def patch(name: str) -> Patch:
         original = getattr(LSTMModule, name)
 
-        def replacement(self: LSTMModule, read: layout.Inputs) -> Any:
-            return dict(zip(self.out_keys, original(self, read).values(), strict=False))
+        def replacement(self: LSTMModule, lstm: LSTM, read: layout.Inputs) -> Any:
+            return dict(zip(self.out_keys, original(self, lstm, read).values(), strict=False))
 
         return Patch(LSTMModule, name, replacement)
 
@@ -215,15 +215,15 @@ def selected_out_keys_shift() -> list[Patch]:
 def any_single_selected_key_gets_the_output() -> list[Patch]:
     """In recurrent mode a single selected key gets the output, even if it is a hidden state's key."""
 
-    def replacement(self: LSTMModule, read: layout.Inputs) -> dict[Any, Tensor]:
+    def replacement(self: LSTMModule, lstm: LSTM, read: layout.Inputs) -> dict[Any, Tensor]:
         x, is_init, stored = layout.fold_time(read)
         batch = read.is_init.shape[:-1]
         if len(self.out_keys) == 1:
-            y, _ = self.lstm.replay(x, is_init, stored, None)
+            y, _ = lstm.replay(x, is_init, stored, None)
             return {self.out_keys[0]: layout.unfold_time(y, batch)}
-        y, state = self.lstm.replay(x, is_init, stored, self.hidden_output)
+        y, state = lstm.replay(x, is_init, stored, self.hidden_output)
         assert state is not None
-        values = (layout.unfold_time(value, batch) for value in (y, *self._as_stored(state)))
+        values = (layout.unfold_time(value, batch) for value in (y, *module._as_stored(lstm, state)))
         return dict(zip(self.out_keys_source, values, strict=True))
 
     return [Patch(LSTMModule, "_over_time", replacement)]
