@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
-from rnn_backends_plugins.triton import run
+import triton_recorded
 from rnn_backends_plugins.triton.plan import Plan
 from rnn_backends_plugins.triton.products import Tile
 from triton_recorded import Launch, record, record_products
@@ -64,9 +64,8 @@ def without_tf32() -> Iterator[None]:
 
 
 def accesses() -> Iterator[str]:
-    """The errors of single accesses, also in tensors with more numbers than 32 bits can count, and more rows than the
-    host takes."""
-    with without_tf32(), patch.object(run, "MOST_ROWS", 1 << 33):
+    """The errors of single accesses, also beyond 2**31 numbers, and beyond the rows that the host takes."""
+    with without_tf32(), patch.object(triton_recorded.run, "MOST_ROWS", 1 << 33):
         for sizes, split in PRODUCTS:
             for launch in record_products(sizes, Tile(4, 4, 8, 4, 1), split):
                 yield from (f"{launch.kernel}: {problem}" for problem in sorted(launch.wrong))
