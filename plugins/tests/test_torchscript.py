@@ -8,6 +8,7 @@ import torch
 from rnn_backends import LSTM
 from rnn_backends_plugins import torchscript
 
+DEPRECATION = (DeprecationWarning, FutureWarning)  # until torch 2.13, since 2.14
 SIZES = [(7, 3, 0.3), (1, 1, 0.0), (12, 2, 1.0), (5, 4, None)]  # T, B, rate of resets
 
 RUN_ELSEWHERE = """
@@ -28,7 +29,7 @@ torch.save(found, sys.argv[3])
 
 
 def scripted(lstm: LSTM) -> torch.jit.ScriptModule:
-    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.script"):
+    with pytest.warns(DEPRECATION, match=r"torch\.jit\.script"):
         return torch.jit.script(lstm)
 
 
@@ -53,7 +54,7 @@ def test_saved_and_loaded_where_the_project_is_not(options, tmp_path):
     torch.manual_seed(0)
     lstm = LSTM(3, 5, dtype=torch.float64, lstm_backend="torchscript", **options)
     given, model, results = cases(lstm), tmp_path / "model.pt", tmp_path / "results.pt"
-    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.save"):
+    with pytest.warns(DEPRECATION, match=r"torch\.jit\.save"):
         torch.jit.save(scripted(lstm), model)
     torch.save(given, tmp_path / "cases.pt")
     subprocess.run([sys.executable, "-c", RUN_ELSEWHERE, model, tmp_path / "cases.pt", results], check=True)
