@@ -11,6 +11,7 @@ from rnn_backends import LSTMBackend, State, UnsupportedError, get_backend
 from rnn_conformance.check import check_backend, replay
 from rnn_conformance.laws.catalogue import LAWS
 from rnn_conformance.report.model import Report
+from rnn_conformance.suite import runner
 from rnn_conformance.suite.case import Case
 from rnn_conformance.suite.inputs import Rollout
 from rnn_conformance.suite.tolerances import worst_row
@@ -29,7 +30,8 @@ def check(layer, laws=(LAW,), **options):
     return check_backend(LSTMBackend("mine", layer), laws=list(laws), **options)
 
 
-def test_a_failure_says_where_how_much_and_replays_small():
+def test_a_failure_says_where_how_much_and_replays_small(monkeypatch):
+    monkeypatch.setattr(runner, "SHRINK_SECONDS", 600.0)  # a slow machine gets as far as a fast one
     report = check(wrong, seed=0)
     (result,) = report.results
     assert not report.ok
