@@ -72,9 +72,10 @@ def train_with_others(args):
     cuda = torch.cuda.is_available()
     dist.init_process_group("nccl" if cuda else "gloo")
     train(args, cuda)
-    # A DDP module that outlives this call ends the group itself, with the GIL that gloo's thread may wait for, and
-    # torch 2.13 then hangs. It is gone with train()'s frame.
+    # A DDP module alive here would end the group with the GIL that gloo's thread may wait for: torch 2.13 then hangs.
     dist.destroy_process_group()
+    if args.fsdp and not cuda:  # FSDP2 keeps the group until Python ends, and gloo's thread may abort the process there
+        os._exit(0)
 
 
 def train(args, cuda):

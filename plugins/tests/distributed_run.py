@@ -4,6 +4,7 @@ python distributed_run.py PROCESSES BACKEND...
 """
 
 import json
+import os
 import sys
 import tempfile
 import warnings
@@ -108,8 +109,9 @@ def work(rank, processes, folder, backends):
             except Exception as error:
                 found[f"{backend}: {name}"] = f"{type(error).__name__}: {error}"
     if rank == 0:
-        print(json.dumps(found))
-    dist.destroy_process_group()
+        print(json.dumps(found), flush=True)
+    dist.barrier()
+    os._exit(0)  # FSDP2 may keep the group alive until Python ends, and gloo's thread then aborts the process
 
 
 if __name__ == "__main__":
