@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from rnn_backends import LSTM, LSTMModule
+from rnn_backends import LSTM, LSTMModule, State
 from tensordict import TensorDict
 from torch.testing import assert_close
 
@@ -63,3 +63,17 @@ def test_an_edit_of_the_states_does_not_reach_the_backward_pass(backend, options
         for value in state:
             value[:, 1] = 9
     assert_close(torch.autograd.grad(output.sum(), weights), expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("resets", [False, True])
+def test_an_edit_of_the_output_of_a_step_leaves_the_state_alone(backend, options, resets):
+    """A policy may change its features in place before the state goes into the next step."""
+    lstm, B = LSTM(3, 4, lstm_backend=backend, **options), 2
+    K = lstm.spec.num_states
+    state = State(torch.zeros(K, B, lstm.spec.output_size), torch.zeros(K, B, 4))
+    with torch.no_grad():
+        output, after = lstm.step(torch.randn(B, 3), state, torch.tensor([True, False]) if resets else None)
+        kept = [value.clone() for value in after]
+        output.fill_(9)
+    assert_close(list(after), kept)
