@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from ._torch import derivative_in_trace, leave_the_frame_if_debugging, only_inlined
 from .checks import as_switch, check_dtype, check_input, check_is_init, check_state, is_usual
 from .choose import is_auto, resolve
-from .contract import LSTMBackend, State, Trait
+from .contract import LSTMBackend, LSTMSpec, State, Trait
 from .errors import InputError
 from .execution import ExecutableLSTM
 from .plain import explain
@@ -118,7 +118,7 @@ class LSTM(ExecutableLSTM):
         if parametrize.is_parametrized(lstm):
             raise InputError("lstm is parametrized: wrap it first and parametrize the rnn_backends.LSTM")
         check_is_plain(lstm, "from_torch()", shares_hooks=True)
-        new = cls.__new__(cls)
+        new = object.__new__(cls)
         new.share(lstm)
         weight = new.weight_ih_l0
         new._bind(resolve(lstm_backend, spec_of(new), weight.device, weight.dtype))
@@ -133,7 +133,7 @@ class LSTM(ExecutableLSTM):
         """
         weight = self.weight_ih_l0
         backend = resolve(lstm_backend, spec_of(self), weight.device, weight.dtype)
-        new = type(self).__new__(type(self))
+        new = object.__new__(type(self))  # a class's own __new__ may make another object: that of FSDP2 does
         new.share(self)  # the registries themselves are shared, so later changes are too
         new._bind(backend)
         return new
@@ -313,3 +313,20 @@ def check_is_lstm(value: object) -> None:
     """Raise :class:`InputError` if this is neither a torch.nn.LSTM (or a subclass) nor an rnn_backends.LSTM."""
     if not isinstance(value, nn.RNNBase) or value.mode != "LSTM":
         raise InputError(f"lstm must be a torch.nn.LSTM or rnn_backends.LSTM, got {type(value).__name__}")
+
+
+def as_inner(lstm: nn.Module) -> LSTM:
+    """The LSTM of a module around it, in whose place a user or a tool may have put another module.
+
+    Raises:
+        InputError: it is neither an rnn_backends.LSTM nor a wrapper that has the attributes of one.
+    """
+    if isinstance(lstm, LSTM) or isinstance(getattr(lstm, "spec", None), LSTMSpec):
+        return lstm  # type: ignore[return-value]
+    if isinstance(lstm, nn.RNNBase) and lstm.mode == "LSTM":
+        cure = "assign LSTM.from_torch(lstm), which shares its parameters"
+    else:
+        cure = "a wrapper has to pass on all arguments of a call, and the attributes of the LSTM in it by __getattr__"
+    raise InputError(
+        f"the lstm of this module is now a {type(lstm).__name__}, and must be an rnn_backends.LSTM: {cure}"
+    )

@@ -18,7 +18,7 @@ from .choose import resolve
 from .contract import LSTMBackend, State, Trait
 from .errors import InputError
 from .keys import HIDDEN_IN, HIDDEN_OUT, check_keys, read_keys, write_keys
-from .lstm import LSTM, Form, check_is_lstm
+from .lstm import LSTM, Form, as_inner, check_is_lstm
 from .mode import Mode, as_mode, recurrent_mode
 from .options import fix_options
 from .torchrl_names import TorchRLOptions
@@ -225,7 +225,16 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         return self if recurrent == bool(self._recurrent_mode) else self._copy(_recurrent_mode=recurrent)
 
     def with_backend(self, lstm_backend: str | LSTMBackend) -> LSTMModule:
-        """A copy on another backend, over the same parameters."""
+        """A copy on another backend, over the same parameters.
+
+        Raises:
+            InputError: the LSTM is within a wrapper, which the copy would leave out.
+            UnknownBackendError: no backend of that name is installed.
+            UnsupportedError: the backend does not support this LSTM.
+        """
+        if not isinstance(as_inner(self.lstm), LSTM):
+            kind = type(self.lstm).__name__
+            raise InputError(f"with_backend() would leave out the {kind} around the LSTM: choose first and wrap then")
         new = self._copy()
         new.lstm = self.lstm.with_backend(lstm_backend)
         new._check_hidden_output(new.lstm.backend)
@@ -242,7 +251,7 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         return self
 
     def _copy(self, **changed: Any) -> LSTMModule:
-        new = type(self).__new__(type(self))
+        new = object.__new__(type(self))  # a class's own __new__ may make another object: that of FSDP2 does
         state = own_state(self)
         registries = {k: v.copy() for k, v in state.items() if k in _REGISTRIES}
         new.__dict__.update(state, **registries, **changed)
@@ -287,11 +296,26 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         recurrent = self.recurrent_mode
         if recurrent:
             layout.check_time(tensordict)
-        lstm = self.lstm
+        lstm = as_inner(self.lstm)
+        if type(self) is not LSTMModule and torch.is_grad_enabled():
+            self._check_gradients_are_seen(lstm)
         read = layout.read(tensordict, self.in_keys, lstm)
         layout.check_writable(out, self.out_keys)
         values = self._over_time(lstm, read) if recurrent else self._one_step(lstm, read)
         return layout.write(out, {key: values[key] for key in self.out_keys})
+
+    def _check_gradients_are_seen(self, lstm: LSTM) -> None:
+        """Raise :class:`InputError` if FSDP2 shards this module and would never see the weights' gradients.
+
+        Its hooks look for tensors in a module's results, and not within a TensorDict.
+        """
+        shards = "set_requires_gradient_sync"  # a public method of every module that FSDP2 shards
+        if hasattr(type(self), shards) and not hasattr(type(lstm), shards):
+            raise InputError(
+                "FSDP2 shards this LSTMModule, and finds no tensors in the TensorDict that it returns: a backward pass "
+                "would leave the weights without gradients. Call fully_shard(module.lstm) before fully_shard(module); "
+                "act under torch.no_grad()"
+            )
 
     def _has_results(self, td: TensorDictBase) -> bool:
         """The check of tensordict's ``set_skip_existing`` decorator, without its context manager in each step."""
@@ -359,7 +383,8 @@ class LSTMModule(TensorDictModuleBase):  # type: ignore[misc]
         for read, written in pairs:
             if written != ("next", *(read if isinstance(read, tuple) else (read,))):
                 raise InputError(f"a primer needs out_keys ('next', <in_key>), got {written!r} for {read!r}")
-        spec, weight = self.lstm.spec, self.lstm.weight_ih_l0
+        lstm = as_inner(self.lstm)
+        spec, weight = lstm.spec, lstm.weight_ih_l0
         sizes = (spec.output_size, spec.hidden_size)
         return TensorDictPrimer(
             {

@@ -11,7 +11,7 @@ from . import layout
 from .checks import check_like
 from .contract import LSTMBackend, State
 from .errors import InputError
-from .lstm import LSTM
+from .lstm import LSTM, as_inner
 from .mlp import mlp
 
 
@@ -95,20 +95,20 @@ class LSTMNet(nn.Module):
         """
         if input.ndim not in (1, 2, 3):
             raise InputError(f"input must be [F], [B, F] or [B, T, F], got shape {tuple(input.shape)}")
-        x = self.mlp(input)
-        if x.shape[-1] != self.lstm.input_size:
-            raise InputError(f"the MLP gives {x.shape[-1]} features, and the LSTM's input_size={self.lstm.input_size}")
+        x, lstm = self.mlp(input), as_inner(self.lstm)
+        if x.shape[-1] != lstm.input_size:
+            raise InputError(f"the MLP gives {x.shape[-1]} features, and the LSTM's input_size={lstm.input_size}")
         stored = self._state(x, hidden0_in, hidden1_in)
         batch = x.shape[:-1]
         never = torch.zeros(batch, dtype=torch.bool, device=x.device)
         rows = layout.Inputs(x, never, stored)
         if input.ndim == 3:
             x, never, state = layout.fold_time(rows)
-            y, out = self.lstm(x, state, is_init=never, form="sequences")
+            y, out = lstm(x, state, is_init=never, form="sequences")
             unfold, lead = layout.unfold_time, batch[:-1]
         else:
             x, _, state = layout.fold_step(rows)
-            y, out = self.lstm(x, state, form="step")
+            y, out = lstm(x, state, form="step")
             unfold, lead = layout.unfold_step, batch
         return self.linear(unfold(y, lead)), *stored, unfold(out[0], lead), unfold(out[1], lead)
 

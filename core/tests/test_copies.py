@@ -157,3 +157,16 @@ def test_a_twin_made_after_a_parametrization_has_it():
     lstm = LSTM(3, 4)
     parametrizations.spectral_norm(lstm.eval(), "weight_hh_l0")
     assert_close(lstm.with_backend("vmap")(X)[0], lstm(X)[0])
+
+
+class WithArguments(LSTM):
+    def __new__(cls, *sizes):
+        assert sizes
+        return super().__new__(cls)
+
+
+def test_a_twin_is_made_without_the_class_s_own_new():  # that of FSDP2 makes an object of another class
+    lstm = WithArguments(3, 4)
+    twin = lstm.with_backend("vmap")
+    assert type(twin) is WithArguments
+    assert_close(twin(X)[0], lstm(X)[0])

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from rnn_backends import LSTM, LSTMModule, LSTMNet, State
+from rnn_backends import LSTM, InputError, LSTMModule, LSTMNet, State
 from tensordict import TensorDict
 from torch import nn
 from torch.nn.utils import prune
@@ -164,3 +164,50 @@ def test_checkpointing_the_lstm_inside_gives_the_same_gradients(called):
     with torch.utils.checkpoint.set_checkpoint_early_stop(False):  # an exception cannot leave TorchScript
         call().sum().backward()
     assert_close(lstm.weight_ih_l0.grad, expected)
+
+
+class Scaled(nn.Module):
+    """A tool's wrapper around an LSTM, which passes on arguments and, with ``attributes``, the LSTM's attributes."""
+
+    def __init__(self, lstm, attributes):
+        super().__init__()
+        self.inner, self.attributes = lstm, attributes
+
+    def forward(self, *args, **kwargs):
+        output, state = self.inner(*args, **kwargs)
+        return 2 * output, state
+
+    def __getattr__(self, name):
+        if name != "inner" and self.attributes:
+            return getattr(self.inner, name)
+        return super().__getattr__(name)
+
+
+def inside(recurrent, kind):
+    """A module or a net with its LSTM, and a call of it."""
+    if kind is LSTMNet:
+        net, td = LSTMNet(2, {"input_size": 3, "hidden_size": 4}, {"out_features": 3}), rows(recurrent)
+        return net, lambda: net(td["x"], td["recurrent_state_h"], td["recurrent_state_c"])[3]
+    module = LSTMModule(3, 4, in_key="x", out_key="y", default_recurrent_mode=recurrent)
+    return module, lambda: module(rows(recurrent))["y"]
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("kind", [LSTMModule, LSTMNet])
+@pytest.mark.parametrize("put", [lambda m: m.to_torch(), lambda m: Scaled(m, False), lambda m: nn.GRU(3, 4)])
+def test_another_module_in_place_of_the_lstm_is_an_error_that_names_it(recurrent, kind, put):
+    module, call = inside(recurrent, kind)
+    module.lstm = put(module.lstm)
+    with pytest.raises(InputError, match=rf"is now a {type(module.lstm).__name__}, and must be an rnn_backends.LSTM: "):
+        call()
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_a_wrapper_with_the_attributes_of_the_lstm_runs_and_a_copy_never_leaves_it_out(recurrent):
+    module, call = inside(recurrent, LSTMModule)
+    before = call()
+    module.lstm = Scaled(module.lstm, True)
+    assert_close(call(), 2 * before)
+    assert module.set_recurrent_mode(not recurrent).lstm is module.lstm
+    with pytest.raises(InputError, match="would leave out the Scaled around the LSTM"):
+        module.with_backend("vmap")

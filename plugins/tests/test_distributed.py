@@ -42,9 +42,12 @@ def test_sharded_and_data_parallel_modules_compute_and_train_like_the_plain_one(
     cases = {key: value for key, value in found.items() if key.startswith((f"{backend}: FSDP2", f"{backend}: DDP"))}
     if backend not in available():
         pytest.skip(f"{backend} is declined on this machine")
-    assert len(cases) == 8
-    for given in cases.values():
-        check_numbers(given)
+    assert len(cases) == 9
+    for case, given in cases.items():
+        if "FSDP2 of module" in case:  # FSDP2 does not look into a TensorDict
+            assert given.startswith("InputError: FSDP2 shards this LSTMModule"), given
+        else:
+            check_numbers(given)
 
 
 @pytest.mark.slow
