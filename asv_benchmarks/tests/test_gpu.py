@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -423,6 +424,17 @@ def test_the_host_is_measured_without_a_gpu(capsys, backend):
         assert float(us) > 0
         assert float(peak) >= 0
         assert int(operators) > int(launching) > 0
+
+
+def test_memory_is_counted_without_a_gpu(capsys):
+    pytest.importorskip("triton", reason="it is the memory of triton's calls, and triton is not installed")
+    heads, _, line = lines_of(capsys, "memory", "--shape", "S4", "--precision", "bfloat16")
+    assert heads == ["MiB, ratio", "bfloat16"]
+    name, numbers = line
+    ours, least, ratio = (float(number) for number in re.fullmatch(r"(.+) / (.+) = (.+)", numbers).groups())
+    assert name == "S4"
+    assert least >= 6 * 1024 * 32 * 128 * 2 / 2**20  # output, gates and cell state
+    assert ratio == pytest.approx(ours / least, abs=0.01)
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ import torch
 from rnn_backends import LayerWeights, State, UnsupportedError
 from rnn_backends.authoring import Arguments, Needs, Run
 from rnn_backends_plugins.triton.plan import CARDS, Plan
+from rnn_benchmarks.gpu.memory import least_of_dense, of_triton
+from rnn_benchmarks.gpu.settings import DTYPES, GPU_SHAPES, PRECISIONS
 from rnn_benchmarks.gpu.without import driver
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -97,22 +99,37 @@ def test_rows_are_read_16_bytes_at_a_time_only_where_they_begin_at_such(monkeypa
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 4096, 131_072, 131_073])
 @pytest.mark.parametrize("blocks", [1, 24, 80, 1000])
 def test_the_splits_of_the_rows_are_all_of_them_once(rows, blocks):
-    splits, each = products.splits_of(rows, blocks, 32, CARDS["H100"])
-    assert each % 32 == 0
-    assert (splits - 1) * each < rows <= splits * each
-    assert splits * blocks <= max(blocks, 2 * CARDS["H100"].sms)
+    for most in (1, 3, 1000):
+        splits, each = products.splits_of(rows, blocks, 32, CARDS["H100"], most)
+        assert each % 32 == 0
+        assert (splits - 1) * each < rows <= splits * each
+        assert splits * blocks <= max(blocks, 2 * CARDS["H100"].sms)
+        assert splits <= most
+
+
+MOST_MEMORY = {"S3": 1.07, "S5": 1.06}
+"""Of the least that ``torch.nn.LSTM`` takes: in S3 the exchange of 32 slices is larger than the inputs' gradient; in
+S5, whose call takes half a MiB, the weights' gradients are added up in float32."""
+
+
+@pytest.mark.parametrize("which", PRECISIONS)
+@pytest.mark.parametrize("name", GPU_SHAPES)
+def test_a_training_call_takes_little_more_than_the_least_memory_of_torchs(name, which):
+    shape = GPU_SHAPES[name]
+    ours, least = of_triton(shape, which), least_of_dense(shape, DTYPES[which])
+    assert least * 0.97 < ours <= MOST_MEMORY.get(name, 1.02) * least
 
 
 @pytest.mark.parametrize("card", CARDS)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_large_tiles_are_for_large_products_on_cards_that_hold_them(switches, card, dtype):
+def test_large_tiles_are_for_many_rows_and_columns_on_cards_that_hold_them(switches, card, dtype):
     holds = CARDS[card].shared >= products.ROOM_OF_LARGE
-    few, many = (products.tile_of(blocks, False, dtype, CARDS[card]) for blocks in (10, 1000))
-    assert few is products.SMALL
-    assert many is (products.LARGE if holds else products.SMALL)
-    assert products.tile_of(1000, True, dtype, CARDS[card]) is products.SMALL
+    assert products.tile_of("few", 1000, dtype, CARDS[card]) is products.SMALL
+    for batch in ("many", "large"):
+        assert products.tile_of(batch, 65, dtype, CARDS[card]) is (products.LARGE if holds else products.SMALL)
+        assert products.tile_of(batch, 64, dtype, CARDS[card]) is products.SMALL
     switches[0].fp32_precision = "ieee"
-    split = products.tile_of(1000, False, dtype, CARDS[card])
+    split = products.tile_of("large", 1000, dtype, CARDS[card])
     assert split is (products.LARGE if holds and dtype != torch.float32 else products.SMALL)
 
 
@@ -148,6 +165,25 @@ def test_the_products_see_neither_gradients_nor_autocast(autocast, gradients):
             assert not torch.is_grad_enabled()
             assert not torch.is_autocast_enabled("cpu")
         assert torch.is_autocast_enabled("cpu") == autocast
+
+
+def launchers_of(shape, which):
+    """Those of a training call; nobody can read its resets, which have no memory."""
+    found = []
+    of_triton(shape, which, lambda launcher, *given: found.append(launcher))
+    return tuple(found)
+
+
+@pytest.mark.parametrize("which", PRECISIONS)
+@pytest.mark.parametrize("name", GPU_SHAPES)
+def test_another_number_of_steps_takes_the_same_kernels_and_other_rows_one_of_three_sets(name, which):
+    shape = GPU_SHAPES[name]
+    usual = launchers_of(shape, which)
+    assert len(usual) == (5 if which == "TF32" else 3)
+    for T in (1, 7, 100, 5000):
+        assert launchers_of(shape._replace(T=T), which) == usual
+    sets = {launchers_of(shape._replace(B=B), which) for B in (1, 5, 16, 17, 64, 100, 512, 1024, 4096, 30_000)}
+    assert len(sets) <= 3
 
 
 class WrittenDown:

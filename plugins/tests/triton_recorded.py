@@ -343,7 +343,9 @@ def record_products(
     given = Arguments(x, w_ih, make(4 * H, H), bias, None, make(T, B, H), make(T, B, H), starts)
     with (
         recording(last=last) as recorder,
-        mock.patch.multiple(products, SMALL=tile, LARGE=tile, card_of=lambda device: CARDS["H100"]),
+        mock.patch.multiple(
+            products, SMALL=tile, LARGE=tile, card_of=lambda device: CARDS["H100"], batch_for=lambda *_: "large"
+        ),
         mock.patch.object(products, "torch_multiplies_alike", return_value=False),
         mock.patch.object(
             products, "splits_of", products.splits_of if rows is None else lambda n, *_: (n // rows, rows)

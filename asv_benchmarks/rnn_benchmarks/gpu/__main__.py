@@ -6,6 +6,7 @@
   python -m rnn_benchmarks.gpu page gpu-results         fill the GPU parts of docs/ and the shipped crossovers from it
   python -m rnn_benchmarks.gpu model                    what the Triton kernels should cost, on paper, into docs/
   python -m rnn_benchmarks.gpu compile                  without a GPU: what triton's first calls take to compile
+  python -m rnn_benchmarks.gpu memory                   without a GPU: the memory of its training calls
   python -m rnn_benchmarks.gpu host --tree ../other     without a GPU: what its calls take around the kernels, and there
 
 The parts, in order: environment, laws, tests, figures, cuts, products, crossovers, quick. Each has a share of the time
@@ -60,13 +61,15 @@ def _parser() -> ArgumentParser:
     for what, says in (
         ("compile", "how long the kernels of first calls take to compile, without a GPU"),
         ("host", "how long calls take on the host, with launches that go nowhere"),
+        ("memory", "the memory of triton's training calls, over the least that torch.nn.LSTM's take"),
     ):
         one = words.add_parser(what, help=says)
         one.add_argument(
             "--shape", type=_shape, action="append", default=[], help="B,T,I,H or S1 to S5, G1; may be repeated"
         )
-        one.add_argument("--tree", type=_tree, help="another checkout to measure beside this one")
-        if what == "compile":
+        if what != "memory":
+            one.add_argument("--tree", type=_tree, help="another checkout to measure beside this one")
+        if what != "host":
             one.add_argument(
                 "--precision",
                 type=_precision,
@@ -146,7 +149,7 @@ def main(words: list[str] | None = None) -> None:
 
         print(f"filled {fill(options.docs)}")
         return
-    if options.what in ("compile", "host"):
+    if options.what in ("compile", "host", "memory"):
         _without_a_gpu(options)
         return
     _device(options, parser)
@@ -157,13 +160,15 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _without_a_gpu(options: Namespace) -> None:
-    from . import compiling, host
-    from .settings import PRECISIONS, chosen
+    from . import compiling, host, memory
+    from .settings import GPU_SHAPES, PRECISIONS, chosen
 
     if options.what == "compile":
         compiling.show(
             chosen(options.shape, compiling.SHAPES), options.precision or list(PRECISIONS), options.tree, _say
         )
+    if options.what == "memory":
+        memory.show(chosen(options.shape, GPU_SHAPES.values()), options.precision or list(PRECISIONS), _say)
     for shape in chosen(options.shape, [host.SHAPE]) if options.what == "host" else []:
         host.show(options.backend, shape, options.rounds, options.tree, _say)
 

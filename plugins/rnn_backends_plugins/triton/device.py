@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .._torch import tf32_in_products, tf32_in_recurrent_networks
-from .plan import Card
+from .plan import SPLIT, Batch, Card, batch_of
 
 INTERPRETED = triton.knobs.runtime.interpret
 """Whether Triton's interpreter runs the kernels (``TRITON_INTERPRET=1``): on a CPU, a step a launch."""
@@ -35,6 +35,19 @@ def precision_of(dtype: torch.dtype) -> str:
     accuracy from Tensor Cores").
     """
     return "tf32" if dtype != torch.float32 or tf32_in_recurrent_networks() else "tf32x3"
+
+
+def itemsize_of(dtype: torch.dtype) -> int:
+    """Bytes of a number as the plan counts them: float32 without TF32 is multiplied in two halves."""
+    return SPLIT if precision_of(dtype) == "tf32x3" else dtype.itemsize
+
+
+def batch_for(H: int, B: int, dtype: torch.dtype, device: torch.device) -> Batch:
+    """Which batch ``B`` rows are on this device."""
+    return _batch_of(H, B, itemsize_of(dtype), card_of(device))
+
+
+_batch_of = lru_cache(maxsize=4096)(batch_of)
 
 
 def torch_multiplies_alike(dtype: torch.dtype) -> bool:

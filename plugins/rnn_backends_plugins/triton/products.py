@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from . import product_kernels
-from .device import INTERPRETED, card_of, operand_of, precision_of, torch_multiplies_alike
+from .device import INTERPRETED, batch_for, card_of, operand_of, precision_of, torch_multiplies_alike
 from .launch import Compilation, Launcher
-from .plan import Card
+from .plan import Batch, Card
 
 ALIGNMENT = 8
 """Numbers: a row that begins at a multiple of them is read 16 bytes at a time, in every dtype."""
@@ -49,24 +49,30 @@ ROOM_OF_LARGE = 160 * 1024
 """Bytes of shared memory that ``LARGE`` needs at most."""
 
 
-def tile_of(blocks: int, narrow: bool, dtype: torch.dtype, card: Card) -> Tile:
-    """Large tiles read their operands fewer times; small ones are more programs.
+def tile_of(batch: Batch, columns: int, dtype: torch.dtype, card: Card) -> Tile:
+    """Large tiles read their operands fewer times; small ones are more programs, for few rows.
 
     Args:
-        blocks: how many large tiles there would be.
-        narrow: whether a large tile would be empty to the half.
+        batch: which batch it is: so another number of steps takes the same tile, and compiles nothing.
+        columns: of the result; with few of them a large tile would be empty to the half.
         dtype: of the operands; float32 without TF32 keeps two halves of each, too many registers for large tiles.
         card: the GPU.
     """
-    large = blocks >= card.sms and not narrow and card.shared >= ROOM_OF_LARGE and precision_of(dtype) == "tf32"
-    return LARGE if large else SMALL
+    large = batch != "few" and columns > SMALL.columns and precision_of(dtype) == "tf32"
+    return LARGE if large and card.shared >= ROOM_OF_LARGE else SMALL
 
 
-def splits_of(rows: int, blocks: int, depth: int, card: Card) -> tuple[int, int]:
+def splits_of(rows: int, blocks: int, depth: int, card: Card, most: int) -> tuple[int, int]:
     """How many programs share the rows that a product adds up, for two programs a multiprocessor; rows of each."""
-    wanted = max(1, min(2 * card.sms // blocks, rows // (4 * depth)))
+    wanted = max(1, min(2 * card.sms // blocks, rows // (4 * depth), most))
     each = -(-rows // (wanted * depth)) * depth
     return -(-rows // each), each
+
+
+def most_splits(T: int, B: int, I: int, H: int, itemsize: int) -> int:  # noqa: E741
+    """As many as take no more memory than the inputs' gradient, which follows, and a 64th of what the layer keeps."""
+    room = T * B * itemsize * (I + 6 * H // 64)
+    return max(1, room // (4 * 4 * H * (I + H + 1)))
 
 
 def of_inputs(x: Tensor, w_ih: Tensor, bias: Tensor | None) -> Tensor:
@@ -109,7 +115,10 @@ def of_weights(given: Arguments, h: Tensor, grad_gates: Tensor) -> tuple[Tensor,
     (T, B, H, _), I, x, dtype = given.sizes, given.x.shape[2], unit_stride(given.x), given.x.dtype  # noqa: E741
     entry_h, starts = unit_stride(given.entry_h), given.starts.view(torch.uint8)
     launch, tile = launcher_of_weights(given, _aligned(x, H))
-    splits, rows = splits_of(T * B, tile.blocks(4 * H, I + 1, H), tile.depth // x.itemsize, card_of(x.device))
+    splits, rows = splits_of(
+        *(T * B, tile.blocks(4 * H, I + 1, H), tile.depth // x.itemsize, card_of(x.device)),
+        most_splits(T, B, I, H, x.itemsize),
+    )
     groups = tile.blocks(1, I + 1, H)
     parts = x.new_empty(splits, 4 * H * (I + H + 1), dtype=torch.float32)
     launch(
@@ -124,9 +133,8 @@ def of_weights(given: Arguments, h: Tensor, grad_gates: Tensor) -> tuple[Tensor,
 
 def launcher_of_weights(given: Arguments, aligned: bool) -> tuple[Launcher, Tile]:
     """The kernel of the weights' gradients; ``aligned``: as :func:`_aligned` says of ``x``."""
-    (T, B, H, _), I, x = given.sizes, given.x.shape[2], given.x  # noqa: E741
-    blocks = LARGE.blocks(4 * H, I + 1, H) * (T * B // 512)
-    tile = tile_of(blocks, SMALL.columns >= H, x.dtype, card_of(x.device))
+    (_, B, H, _), I, x = given.sizes, given.x.shape[2], given.x  # noqa: E741
+    tile = tile_of(batch_for(H, B, x.dtype, x.device), H, x.dtype, card_of(x.device))
     kernel = product_kernels.weight_gradients_kernel
     return _launcher(kernel, tile, x.dtype, precision_of(x.dtype), I=I, H=H, ALIGNED=aligned), tile
 
@@ -138,27 +146,26 @@ def compilations(given: Arguments, backward: bool) -> list[Compilation]:
         given: the layer's arguments.
         backward: of the backward pass, else of the forward pass.
     """
-    (T, B, H, _), x, dtype = given.sizes, given.x, given.x.dtype
+    (_, B, H, _), x, dtype = given.sizes, given.x, given.x.dtype
     found: list[Compilation] = []
     if backward:
         launch, _ = launcher_of_weights(given, _aligned(x, H))
         found.append((launch, dtype, {"starts": torch.uint8, "parts": torch.float32}))
     if (x.requires_grad if backward else True) and not torch_multiplies_alike(dtype) and x.shape[2]:
-        sizes = (T * B, x.shape[2], 4 * H) if backward else (T * B, 4 * H, x.shape[2])
+        N, K = (x.shape[2], 4 * H) if backward else (4 * H, x.shape[2])
         aligned = 4 * H % ALIGNMENT == 0 if backward else _aligned(unit_stride(x))
-        launch, _ = _launcher_of_product(
-            sizes, dtype, x.device, aligned, backward, not backward and given.bias is not None
-        )
+        has_bias = not backward and given.bias is not None
+        launch, _ = _launcher_of_product(N, K, B, dtype, x.device, aligned, backward, has_bias)
         found.append((launch, dtype, {}))
     return found
 
 
 def _launcher_of_product(
-    sizes: tuple[int, int, int], dtype: torch.dtype, device: torch.device, aligned: bool, transposed: bool, bias: bool
+    N: int, K: int, B: int, dtype: torch.dtype, device: torch.device, aligned: bool, transposed: bool, bias: bool
 ) -> tuple[Launcher, Tile]:
-    """The kernel of a product of ``sizes`` M, N, K."""
-    M, N, K = sizes
-    tile = tile_of(LARGE.blocks(M, N), SMALL.columns >= N, dtype, card_of(device))
+    """The kernel of a product of ``[T * B, K]`` and ``[K, N]``; ``N`` or ``K`` is 4H."""
+    H = (K if transposed else N) // 4
+    tile = tile_of(batch_for(H, B, dtype, device), N, dtype, card_of(device))
     flags = {"N": N, "K": K, "ALIGNED": aligned, "TRANSPOSED": transposed, "HAS_BIAS": bias}
     return _launcher(product_kernels.product_kernel, tile, dtype, precision_of(dtype), **flags), tile
 
@@ -170,7 +177,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, transposed: bool = False
     out = a.new_empty(T * B, N)
     if not N:
         return out
-    launch, tile = _launcher_of_product((T * B, N, K), a.dtype, a.device, _aligned(a), transposed, bias is not None)
+    launch, tile = _launcher_of_product(N, K, B, a.dtype, a.device, _aligned(a), transposed, bias is not None)
     tensors = (a, b, b if bias is None else bias, out)
     launch((tile.blocks(T * B, N), 1), tensors, (T * B, B, *a.stride()[:2]))
     return out

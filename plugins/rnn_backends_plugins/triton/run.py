@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .._torch import zero_padded
 from . import kernels, products
-from .device import INTERPRETED, card_of, operand_of, precision_of
+from .device import INTERPRETED, card_of, itemsize_of, operand_of, precision_of
 from .launch import Compilation, Launcher, compile_together
-from .plan import MOST_ROWS, SPLIT, Plan, batch_of, plan
+from .plan import MOST_ROWS, Plan, batch_of, plan
 from .products import unit_stride
 
 STEP_TILES = ((64, 32), (16, 16))
@@ -29,7 +29,7 @@ _COUNTERS = 32
 
 def plan_for(H: int, B: int, dtype: torch.dtype, device: torch.device, backward: bool = False) -> Plan:
     """The plan for these sizes on this device."""
-    return _plan_of(H, B, SPLIT if precision_of(dtype) == "tf32x3" else dtype.itemsize, device, backward)
+    return _plan_of(H, B, itemsize_of(dtype), device, backward)
 
 
 @lru_cache(maxsize=4096)
@@ -153,11 +153,12 @@ def backward(given: Arguments, run: Run, needs: Needs) -> list[Tensor | None]:
         entry_c = x.new_zeros(T, B, H) if needs.entry_c else None
         chosen = plan_for(H, B, x.dtype, x.device, backward=True)
         _launch_backward(given, run, grad_gates, entry_h, entry_c, chosen)
-        grad_x = products.of_grad_gates(grad_gates.view(T, B, 4 * H), given.w_ih) if needs.x else None
         of_weights: tuple[Tensor | None, ...] = (None, None, None)
         if needs.w_ih or needs.w_hh or needs.bias:
             w_ih, w_hh, bias = products.of_weights(given, run.h, grad_gates)
             of_weights = w_ih if needs.w_ih else None, w_hh if needs.w_hh else None, bias if needs.bias else None
+        # After the weights' gradients, whose partial sums were in this memory.
+        grad_x = products.of_grad_gates(grad_gates.view(T, B, 4 * H), given.w_ih) if needs.x else None
     return [grad_x, *of_weights, None, entry_h, entry_c]
 
 
@@ -209,7 +210,8 @@ def _launcher_of_backward(
 
 def _is_one_row(entry: Tensor) -> bool:
     """Whether every place of ``[T, B, H]`` is one row of memory, like the zeros that core passes for no state."""
-    return entry.stride() == (0, 0, 1)
+    (T, B, _), (of_t, of_b, of_unit) = entry.shape, entry.stride()
+    return (T == 1 or not of_t) and (B == 1 or not of_b) and of_unit == 1
 
 
 def _grid(chosen: Plan, tiles: int, device: torch.device) -> tuple[int, bool]:
