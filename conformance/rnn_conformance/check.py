@@ -20,6 +20,7 @@ from .report.model import Header, LawInfo, Report
 from .rollouts.recorded import ENVIRONMENTS, rollouts
 from .suite.case import Case
 from .suite.inputs import Rollout
+from .suite.isolation import prepare
 from .suite.judge import outcome_of
 from .suite.law import Law
 from .suite.names import exact
@@ -95,6 +96,7 @@ def check_backend(
         rollouts=tuple(f"{r.name} ({r.source})" if r.source else r.name for r in recorded),
     )  # fmt: skip
     options = RunOptions(value, profile, device, seed, shrink, recorded)
+    prepare(chosen.values(), value, device)
     results = []
     try:
         for done, (name, law) in enumerate(chosen.items()):

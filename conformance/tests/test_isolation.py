@@ -14,6 +14,7 @@ from rnn_conformance.suite import interpreter, isolation
 from rnn_conformance.suite.case import Case
 from rnn_conformance.suite.isolation import outcome_in_a_process
 from torch._inductor.async_compile import AsyncCompile
+from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
 LAW, CASE = LAWS["output_equals_reference"], Case.parse("T2.B1.I1.H2.f64.s0")
 right = get_backend("vmap").layer
@@ -96,3 +97,21 @@ def test_laws_fork_from_one_interpreter_that_is_started_anew_where_it_ended():
     first.end()
     assert outcome_in_a_process(LAW, get_backend("vmap"), CASE, "cpu", 120).verdict == "passed"
     assert interpreter._started[here] is not first
+
+
+def test_the_interpreter_starts_with_the_check_if_a_law_forks_from_it():
+    interpreter._end(os.getpid())
+    short, isolated = LAW, LAWS["tensor_subclasses"]
+    isolation.prepare([short], get_backend("vmap"), "cpu")
+    isolation.prepare([short, isolated], LSTMBackend("mine", right), "cpu")  # it forks from this process
+    isolation.prepare([short, isolated], get_backend("vmap"), "cuda")  # each law has an interpreter of its own
+    assert os.getpid() not in interpreter._started
+    isolation.prepare([short, isolated], get_backend("vmap"), "cpu")
+    assert interpreter._started[os.getpid()].process.poll() is None
+
+
+def test_inductor_is_prepared():
+    """The names are torch's private ones; without them the laws run, more slowly."""
+    valid_vec_isa_list.cache_clear()
+    interpreter._prepare_inductor()
+    assert valid_vec_isa_list.cache_info().currsize == 1

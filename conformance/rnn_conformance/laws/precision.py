@@ -158,7 +158,7 @@ reach 1e-2 in 150 cases; accumulation in bfloat16 term by term is off by 3e-2 af
 
 
 @law(
-    costly=True, T=(600,), B=(2,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,),
+    costly=True, T=(600,), B=(1,), I=(2,), H=(4,), L=(1,), P=(0, 2), bidirectional=(False,),
     resets=("consecutive",),
     dtype=("bf16",), profiles=("quick", "full"),
 )  # fmt: skip

@@ -54,6 +54,16 @@ class _Interpreter:
                 pipe.close()
 
 
+def start() -> _Interpreter:
+    """This process's interpreter; a new one if there is none. It imports while this process goes on."""
+    here = os.getpid()
+    if here not in _started or _started[here].process.poll() is not None:
+        _started.clear()
+        _started[here] = _Interpreter()
+        atexit.register(_end, here)
+    return _started[here]
+
+
 def run_in_a_fork(arguments: list[str], errors: Path, seconds: float) -> int | None:
     """Run one law with the arguments of ``rnn_conformance.laws``; its exit status, ``None`` if its time is up.
 
@@ -65,12 +75,7 @@ def run_in_a_fork(arguments: list[str], errors: Path, seconds: float) -> int | N
     Raises:
         OSError: the interpreter is gone.
     """
-    here = os.getpid()
-    if here not in _started or _started[here].process.poll() is not None:
-        _started.clear()
-        _started[here] = _Interpreter()
-        atexit.register(_end, here)
-    interpreter = _started[here]
+    interpreter = start()
     interpreter.ask({"arguments": arguments, "errors": str(errors), "environment": dict(os.environ)})
     begun = interpreter.answers.get()
     if begun is None:
@@ -120,7 +125,7 @@ def _end(here: int) -> None:
 def serve(run: Callable[[list[str]], None]) -> None:
     """Fork for each request on standard input, one after the other; write the process, and its status when it ends.
 
-    What a fork imports of torch, such as a compiler, is then imported here too, once for all later forks.
+    What a fork imports of torch, such as a compiler, is then imported and prepared here too, once for all later forks.
     """
     requests, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     for line in requests:
@@ -146,6 +151,21 @@ def serve(run: Callable[[list[str]], None]) -> None:
             if name.startswith("torch."):
                 with contextlib.suppress(Exception):
                     importlib.import_module(name)
+        if "torch._inductor.codecache" in names:
+            with contextlib.suppress(Exception):
+                _prepare_inductor()
+
+
+def _prepare_inductor() -> None:
+    """Let Inductor find the processor's vector instructions and hash its own sources, which takes it 1.5 seconds.
+
+    It keeps both for as long as a process lives.
+    """
+    from torch._inductor.codecache import torch_key
+    from torch._inductor.cpu_vec_isa import valid_vec_isa_list
+
+    valid_vec_isa_list()
+    torch_key()
 
 
 def _become(request: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO, TypeVar
 
@@ -25,7 +25,7 @@ from rnn_backends.paths import write_whole
 from rnn_backends.registry import is_registered_value
 
 from .case import Case
-from .interpreter import run_alone, run_in_a_fork
+from .interpreter import run_alone, run_in_a_fork, start
 from .judge import outcome_of
 from .law import Law
 from .verdict import Outcome
@@ -37,6 +37,18 @@ _notes: Path | None = None
 
 GRACE = 10.0
 """Seconds for a process to write its stack after the time limit."""
+
+
+def prepare(laws: Iterable[Law], backend: LSTMBackend, device: str) -> None:
+    """Start the interpreter that isolated laws fork from, if any of these laws does: it imports for some seconds."""
+    if any(law.time_limit is not None for law in laws) and _installed(backend) and _forks(device):
+        start()
+
+
+def _forks(device: str) -> bool:
+    """Whether a law on the device can run in a fork: a driver of a GPU does not outlive one, and other systems'
+    libraries may not."""
+    return device == "cpu" and sys.platform == "linux"
 
 
 def outcome_of_drawn(law: Law, backend: LSTMBackend, case: Case, device: str) -> Outcome:
@@ -134,14 +146,11 @@ def _found_by_entry_point(name: str) -> bool:
 
 
 def _fresh(arguments: list[str], seconds: float) -> str:
-    """Run :mod:`rnn_conformance.laws.__main__` in a fork of a fresh interpreter; how it ended, in words.
-
-    A driver of a GPU does not outlive a fork, and other systems' libraries may not: there the interpreter runs alone.
-    """
+    """Run :mod:`rnn_conformance.laws.__main__`, in a fork of a fresh interpreter if it can; how it ended, in words."""
     errors = Path(arguments[4]).with_suffix(".errors")
-    start = run_in_a_fork if arguments[3] == "cpu" and sys.platform == "linux" else run_alone
+    run = run_in_a_fork if _forks(arguments[3]) else run_alone
     try:
-        status = start(arguments, errors, seconds + GRACE)
+        status = run(arguments, errors, seconds + GRACE)
     except OSError as error:
         return f"its interpreter ended: {error}"
     if status is None:
