@@ -13,7 +13,8 @@ from rnn_backends_plugins import cudnn
 from rnn_backends_plugins.cudnn import device, device_plan
 from rnn_backends_plugins.cudnn.costs import Costs
 from rnn_backends_plugins.cudnn.inputs import inspect_inputs
-from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, PROBE, REAL, Sequences, aligned_plan
+from rnn_backends_plugins.cudnn.plan import FLUSH, HOLD, REAL, Sequences, aligned_plan
+from rnn_backends_plugins.cudnn.widened import FEATURES
 from rnn_backends_plugins.testing.cudnn import cuda_on_cpu, guarded
 from rnn_conformance import check_backend
 from rnn_conformance.laws.catalogue import LAWS
@@ -158,9 +159,35 @@ def test_one_step_is_never_read(as_on_a_gpu, resets):
     assert as_on_a_gpu.reads == 0
 
 
-@pytest.mark.parametrize("layout", [aligned, bucketed])
-@pytest.mark.parametrize("mode", ["last", "ends", "stored"])
-def test_the_number_of_operators_grows_with_nothing(as_on_a_gpu, monkeypatch, layout, mode):
+@pytest.mark.parametrize("every_end", [True, False])
+def test_extreme_weights_do_not_change_a_state_that_is_held(as_on_a_gpu, every_end):
+    """The host finds them too large to be cut; the columns that hold a state are driven further than they reach."""
+    weights, x, entry, starts = inputs(H=3)
+    with torch.no_grad():
+        weights.w_ih[:, 0] = 1e20  # of an input that is tiny
+        x[..., 0] *= 1e-21
+        weights.b_hh[3:6] = torch.tensor([-1e15, 1e15, 0.0])
+        zeros = State(*(v[:1, :1].expand_as(v) for v in entry))
+        found, expected = cudnn.layer(weights, x, zeros, starts, every_end), unroll(weights, x, zeros, starts)
+        ends = ends_of(starts)
+        if not every_end:
+            ends[:-1] = False
+        torch.testing.assert_close(found.h, expected.h)
+        torch.testing.assert_close(found.c[ends], expected.c[ends])
+
+
+@pytest.mark.parametrize(
+    ("layout", "mode", "most"),
+    [
+        (aligned, "last", 38),
+        (aligned, "given", 58),
+        (aligned, "ends", 71),
+        (aligned, "stored", 113),
+        (bucketed, "last", 98),
+        (bucketed, "ends", 99),
+    ],
+)
+def test_the_number_of_operators_grows_with_nothing(as_on_a_gpu, monkeypatch, layout, mode, most):
     layout(monkeypatch)
     monkeypatch.setattr(torch, "lstm", lambda x, hx, *rest: (x.new_zeros(*x.shape[:2], 4), hx[0] + 0, hx[1] + 0))
     monkeypatch.setattr(device_plan, "_cuts", lambda lengths, costs: [(0, 1), (1, len(lengths))])
@@ -171,15 +198,21 @@ def test_the_number_of_operators_grows_with_nothing(as_on_a_gpu, monkeypatch, la
         starts = torch.rand(T, B) < rate
         starts[0], starts[T // 2] = True, True
         state = torch.zeros(1, 1, 4).expand(T, B, 4)
-        state = state + 1 if mode == "stored" else state
+        if mode == "stored":
+            state = state + 1
+        elif mode == "given":
+            state = torch.cat([state[:1] + 1, state[1:]])
+        x = torch.randn(T, B, 3)
         with Counted() as counted:
-            lstm.sequences(torch.randn(T, B, 3), [State(state, state)] * layers, starts, mode != "last")
+            lstm.sequences(x, [State(state, state)] * layers, starts, mode in ("ends", "stored"))
         return counted.number
 
     count(6, 4, 0.1)  # this reads cuDNN's layout once
     numbers = {count(*sizes) for sizes in [(6, 4, 0.1), (60, 4, 0.1), (6, 100, 0.1), (60, 100, 0.5), (200, 3, 0.02)]}
     assert len(numbers) == 1
-    assert count(6, 4, 0.1, layers=3) < 3 * numbers.pop()
+    number = numbers.pop()
+    assert number <= most
+    assert count(6, 4, 0.1, layers=3) < 3 * number
 
 
 class Counted(TorchDispatchMode):
@@ -209,17 +242,27 @@ def test_where_steps_go_is_where_the_hosts_planner_puts_them(as_on_a_gpu, monkey
         call = inspect_inputs([weights], x, [entry], starts)
         seqs = Sequences.of(starts.numpy())
         assert call.lengths.tolist() == sorted(seqs.length.tolist(), reverse=True)
-        for every_end in (True, False):
-            plan = device_plan.make_device_plan(call, starts, layout is bucketed, every_end, Costs(1, 1, 0))
-            real = plan.features.abs().sum(1) == 0
-            assert int(real.sum()) == T * B == len(set(plan.cell.tolist()))
-            assert real[plan.cell].all()
-            if plan.heads is None:
-                host = aligned_plan(seqs, every_end)
-                assert plan.cell.equal(host.cell)
-                kinds = torch.tensor([REAL, FLUSH, HOLD, PROBE])
-                shown = torch.tensor([[0, 0, 0, 0], [1, -1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 1]])
-                assert plan.features.equal(shown[kinds.argsort()][host.kind].half())
+        ahead = call.most - torch.from_numpy(call.mask.sum(0))  # gaps that are in front of a row if rows end together
+        for every_end, from_zeros in ((True, False), (True, True), (False, False), (False, True)):
+            costs = Costs(1, 1, 0)
+            plan = device_plan.make_device_plan(call, starts, layout is bucketed, from_zeros, every_end, costs)
+            assert len(set(plan.cell.tolist())) == T * B
+            assert plan.cell.max() < plan.blocks[-1].first_cell + plan.blocks[-1].steps * plan.blocks[-1].rows
+            if plan.heads is not None:
+                assert plan.kinds == (HOLD,)
+                continue
+            host = aligned_plan(seqs, every_end)
+            if plan.kinds == (FLUSH,):
+                assert from_zeros
+                assert (plan.cell.view(T, B) - ahead * B).equal(host.cell.view(T, B))
+                continue
+            assert plan.cell.equal(host.cell)
+            assert set(plan.kinds) == set(host.kind.tolist()) - {REAL}
+            plan.features[plan.cell] = 0
+            shown = torch.zeros(4, 4)
+            for kind, values in FEATURES.items():
+                shown[kind] = torch.tensor(values)
+            assert plan.features.equal(shown[host.kind].half())
 
 
 @pytest.mark.parametrize("rounds", [False, True])

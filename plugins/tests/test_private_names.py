@@ -20,7 +20,6 @@ REMOVED = [
     ("cudnn", "_C._are_functorch_transforms_active"),
     ("cudnn", "_functorch.pyfunctorch.temporarily_clear_interpreter_stack"),
     ("cudnn", "_C._functorch.is_gradtrackingtensor"),
-    ("cudnn", "_foreach_copy_"),
     ("cudnn", "_foreach_norm"),
     ("cudnn", "ops.mkldnn._is_mkldnn_bf16_supported"),
     ("cudnn", "ops.mkldnn._is_mkldnn_fp16_supported"),
@@ -170,10 +169,6 @@ def test_what_goes_to_one_launch_on_a_gpu_is_the_same_one_by_one(without):
     expected = _torch.largest(values)
     without("_foreach_norm")
     assert_close(_torch.largest(values), expected, equal_nan=True)
-    without("_foreach_copy_")
-    targets = [torch.zeros(2), torch.zeros(1)]
-    _torch.copy_each(targets, [values[0], torch.ones(1)])
-    assert_close(targets, [values[0], torch.ones(1)])
 
 
 def test_cudnns_layout_is_unknown_without_the_name(without):

@@ -13,13 +13,13 @@ import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
 
-from . import target
+from . import kernel, target
 from .costs import costs_on_cuda
 from .device_plan import DevicePlan, make_device_plan
 from .flush import LOGIT, fused
-from .functions import gather_rows, scatter_beside, scatter_rows
+from .functions import gather_rows, pack_steps, scatter_rows
 from .inputs import CallInputs, LayerInputs, inspect_inputs, is_one_state
-from .widened import widened
+from .widened import widened, width_of
 
 _call: ContextVar[tuple[CallInputs, Iterator[int]] | None] = ContextVar("_call", default=None)
 
@@ -68,8 +68,8 @@ def layer_on_device(weights: LayerWeights, x: Tensor, entry: State, starts: Tens
         call, k = _known(weights, x, entry, starts)
         if call.most > 1:
             known = call.layers[k]
-            head = _must_head(weights, entry, every_end, known)
-            return _run(_plan(call, starts, head, every_end, weights, x), weights, x, entry, known, every_end)
+            plan = _plan(call, starts, _must_head(weights, entry, every_end, known), known.is_zero, every_end, weights)
+            return _run(plan, weights, x, entry, known, every_end)
     y, c = fused([v for v in weights if v is not None], x, State(entry.h[0], entry.c[0]), bias)
     return State(y, c.expand(T, B, -1))
 
@@ -83,15 +83,15 @@ def _must_head(weights: LayerWeights, entry: State, every_end: bool, known: Laye
 
 
 def _plan(
-    call: CallInputs, starts: Tensor, must_head: bool, every_end: bool, weights: LayerWeights, x: Tensor
+    call: CallInputs, starts: Tensor, must_head: bool, from_zeros: bool, every_end: bool, weights: LayerWeights
 ) -> DevicePlan:
     """One plan for each direction and each layout of a call: the layers share their starts."""
     costs = costs_on_cuda(weights.w_ih.shape[0] // 4)
-    key = (starts is call.starts, must_head, every_end)
+    key = (starts is call.starts, must_head, from_zeros, every_end)
     found = call.plans.get(key)
     if not isinstance(found, DevicePlan):
         with torch.no_grad():
-            found = call.plans[key] = make_device_plan(call, starts, must_head, every_end, costs)
+            found = call.plans[key] = make_device_plan(call, starts, must_head, from_zeros, every_end, costs)
     return found
 
 
@@ -99,37 +99,50 @@ def _run(
     plan: DevicePlan, weights: LayerWeights, x: Tensor, entry: State, known: LayerInputs, every_end: bool
 ) -> State:
     T, B, I = x.shape  # noqa: E741
-    params = widened(weights, known.reach, plan.shows is not None)
-    wide = scatter_beside(x.reshape(-1, I), plan.cell, len(plan.features), plan.features, params[0].shape[1])
-    heads = _heads(entry, plan.heads, B)
-    rows = [block.rows for block in plan.blocks]
-    ys, cs = [], []
-    pieces = wide.split([block.steps * block.rows for block in plan.blocks])
-    for block, piece, h, c in zip(plan.blocks, pieces, heads.h.split(rows), heads.c.split(rows), strict=True):
-        y, c = fused(params, piece.view(block.steps, block.rows, -1), State(h, c), bias=True)
-        ys.append(y.reshape(block.steps * block.rows, -1))
-        cs.append(c)
-    y, c = (ys[0], cs[0]) if len(ys) == 1 else (torch.cat(ys), torch.cat(cs))
-    h = gather_rows(y, plan.cell).view(T, B, -1)
+    params = widened(weights, plan.kinds, known.reach)
+    cells = sum(block.steps * block.rows for block in plan.blocks)
+    wide = pack_steps(x, plan.cell, cells, width_of(I, plan.kinds), plan.features)
+    heads = _heads(entry, plan.heads, known.is_zero, B)
+    if len(plan.blocks) == 1:
+        y, c = kernel.run_flat(params, wide.view(plan.blocks[0].steps, plan.blocks[0].rows, -1), heads)
+    else:
+        y, c = _run_blocks(plan, params, wide, heads)
+    h = gather_rows(y, plan.cell, T, B)
     if not every_end:
-        last = c if plan.last is None else c.index_select(0, plan.last)
-        return State(h, last.expand(T, B, -1))
+        return State(h, (c if plan.last is None else c.index_select(1, plan.last)).expand(T, B, -1))
     if plan.tails is not None:
-        return State(h, scatter_rows(c, plan.tails, T * B).view(T, B, -1))
+        return State(h, scatter_rows(c.squeeze(0), plan.tails, T * B).view(T, B, -1))
     assert plan.shows is not None
-    return State(h, torch.cat([_shown(y, plan.shows, T, B), c.unsqueeze(0)]))
+    return State(h, torch.cat([_shown(y, plan.shows, T, B), c]))
+
+
+def _run_blocks(plan: DevicePlan, params: list[Tensor], wide: Tensor, heads: State) -> tuple[Tensor, Tensor]:
+    """``wide [cells, .]`` -> ``y [cells, P]``, the final ``c [1, rows, H]``."""
+    ys, cs, rows = [], [], [block.rows for block in plan.blocks]
+    # not slices: each slice's gradient would be padded to all cells, and all of these added
+    pieces = wide.split([block.steps * block.rows for block in plan.blocks])
+    for block, piece, h, c in zip(plan.blocks, pieces, heads.h.split(rows, 1), heads.c.split(rows, 1), strict=True):
+        y, c = kernel.run_flat(params, piece.view(block.steps, block.rows, -1), State(h, c))
+        ys.append(y.flatten(0, 1))
+        cs.append(c)
+    return torch.cat(ys), torch.cat(cs, 1)
 
 
 def _shown(y: Tensor, shows: Tensor, T: int, B: int) -> Tensor:
     """``[T - 1, B, H]``: cell states where a sequence ends; elsewhere a function of ``h``, below 1 as on a PROBE."""
     limit = 0.95  # of a PROBE's output; beyond it the derivative would be infinite at other steps
-    seen = gather_rows(y, shows).clamp(-limit, limit)
-    return (seen.atanh() * (1 + math.exp(-LOGIT))).view(T - 1, B, -1)
+    seen = gather_rows(y, shows, T - 1, B).clamp(-limit, limit)
+    return seen.atanh() * (1 + math.exp(-LOGIT))
 
 
-def _heads(entry: State, heads: Tensor | None, B: int) -> State:
+def _heads(entry: State, heads: Tensor | None, from_zeros: bool, B: int) -> State:
+    """``State([1, rows, P], [1, rows, H])``."""
+    rows = B if heads is None else len(heads)
+    if from_zeros and not any(v.requires_grad for v in entry):
+        c = entry.c.new_zeros(1, rows, entry.c.shape[2])
+        return State(c if entry.h.shape == entry.c.shape else entry.h.new_zeros(1, rows, entry.h.shape[2]), c)
     if heads is None:
-        return State(entry.h[0], entry.c[0])
+        return State(entry.h[:1], entry.c[:1])
     if is_one_state(entry):
-        return State(*(v[0, :1].expand(len(heads), -1) for v in entry))
-    return State(*(v.reshape(-1, v.shape[-1]).index_select(0, heads) for v in entry))
+        return State(*(v[:1, :1].expand(-1, rows, -1) for v in entry))
+    return State(*(v.reshape(-1, v.shape[-1]).index_select(0, heads).unsqueeze(0) for v in entry))

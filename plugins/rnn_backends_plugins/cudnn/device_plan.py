@@ -1,8 +1,12 @@
-"""A plan made on the device: the place of each step, without reading single sequences on the host. There are two
+"""A plan made on the device: the place of each step, without reading single sequences on the host. There are three
 layouts, each with a fixed number of operators for any batch:
 
-- **aligned**: every sequence stays in its row, and a step's place is ``t`` plus the number of synthetic steps before
-  it: one gap for each start before it (a cumulative sum). The host knows the largest number of starts in a row.
+- **aligned at the end**: every sequence stays in its row, and the rows end together. A step's place is ``t`` plus one
+  gap for each start before it in its row, plus what the row is shorter than the longest one (a cumulative sum). All
+  synthetic steps are FLUSH, those in front of a row too: so every sequence has to start from zeros, and only the cell
+  states at the row's end can be read. The host knows the largest number of starts in a row.
+- **aligned at the begin**: the same, but the rows begin together, so that they may start from any state; after a row's
+  last sequence steps hold its state.
 - **buckets**: one sequence per row, sorted by length on the device, in blocks that the host has chosen by the lengths.
   No synthetic step is a cut here, so sequences may start from any state.
 """
@@ -19,9 +23,7 @@ from . import target
 from .costs import Costs
 from .inputs import CallInputs
 from .plan import FLUSH, HOLD, PROBE, Block, _cuts
-
-FEATURES = {HOLD: (1.0, 1.0, 0.0, 0.0), FLUSH: (1.0, -1.0, 0.0, 0.0), PROBE: (0.0, 0.0, 1.0, 1.0)}
-"""Values of the added features, by kind of step (widened.py); zero on real steps."""
+from .widened import FEATURES, ONLY_FLUSH, Kinds
 
 NEAR = 1.25
 """If the rows have at most this many times the batch's steps, sequences stay in them without a search for a better
@@ -35,7 +37,9 @@ class DevicePlan:
     Attributes:
         blocks: the blocks, which the kernel runs one after the other.
         cell: ``[T * B]``: the cell of each real step.
-        features: ``[cells, 4]`` float16: the added features of each cell, zero on real steps.
+        kinds: of the synthetic steps.
+        features: ``[cells, .]``: the added features of each synthetic step, on real steps any number; ``[1, .]`` if all
+            are the same, and ``None`` if they are FLUSH.
         shows: ``[(T - 1) * B]``: the cell that shows the cell state after each step where a sequence ends, and the
             step's own cell elsewhere; ``None`` without probes.
         heads: ``[rows]``: index of each row's first step; ``None`` if it is the batch's own row, at ``t = 0``.
@@ -45,58 +49,72 @@ class DevicePlan:
 
     blocks: tuple[Block, ...]
     cell: Tensor
-    features: Tensor
+    kinds: Kinds
+    features: Tensor | None = None
     shows: Tensor | None = None
     heads: Tensor | None = None
     tails: Tensor | None = None
     last: Tensor | None = None
 
 
-def make_device_plan(call: CallInputs, starts: Tensor, must_head: bool, every_end: bool, costs: Costs) -> DevicePlan:
-    """The cheaper of the two layouts.
+def make_device_plan(
+    call: CallInputs, starts: Tensor, must_head: bool, from_zeros: bool, every_end: bool, costs: Costs
+) -> DevicePlan:
+    """The cheapest of the layouts.
 
     Args:
         call: the facts that the host has read.
         starts: ``[T, B]`` bool, on the device: the call's, or those of the reverse direction.
         must_head: whether every sequence must be the first of its row.
+        from_zeros: whether every sequence starts from zeros.
         every_end: whether the cell state is required at every end (then a gap is three steps).
         costs: of a step and of a call, in cells.
     """
     T, B = starts.shape
     starts = starts.contiguous()  # so that all indices are contiguous
     steps = T + (3 if every_end else 1) * (call.most - 1)
-    if not must_head and steps <= NEAR * T:
-        return _aligned(starts, steps, every_end)
-    cuts = _cuts(call.lengths, costs)
-    bucketed = sum(int(call.lengths[first]) * (last - first + costs.step) + costs.call for first, last in cuts)
-    if not must_head and steps * (B + costs.step) + costs.call <= bucketed:
-        return _aligned(starts, steps, every_end)
-    return _buckets(starts, call.lengths, cuts)
+    if not must_head and (steps <= NEAR * T or _stays_aligned(call, steps, B, costs)):
+        return _aligned_at_end(starts, steps) if from_zeros and not every_end else _aligned(starts, steps, every_end)
+    return _buckets(starts, call.lengths, _cuts(call.lengths, costs))
+
+
+def _stays_aligned(call: CallInputs, steps: int, B: int, costs: Costs) -> bool:
+    """Whether buckets would cost more."""
+    lengths, cuts = call.lengths, _cuts(call.lengths, costs)
+    bucketed = sum(int(lengths[first]) * (last - first + costs.step) + costs.call for first, last in cuts)
+    return steps * (B + costs.step) + costs.call <= bucketed
+
+
+def _aligned_at_end(starts: Tensor, steps: int) -> DevicePlan:
+    T, B = starts.shape
+    number = starts.cumsum(0)
+    place = torch.arange((steps - T) * B, steps * B, device=starts.device).view(T, B)
+    cell = place.add_(number - number[-1], alpha=B)
+    return DevicePlan((Block(0, steps, B),), cell.view(-1), ONLY_FLUSH)
 
 
 _PACKED = {kind: int(np.array(values, np.float16).view(np.int64)[0]) for kind, values in FEATURES.items()}
 """All features of a cell as one number, so that one fill sets them."""
 
 
-def _unpacked(cells: Tensor) -> Tensor:
-    """``[cells]`` int64 -> ``[cells, 4]`` float16."""
-    return cells.view(torch.float16).view(len(cells), -1)
-
-
 def _aligned(starts: Tensor, steps: int, every_end: bool) -> DevicePlan:
     T, B = starts.shape
     gap = 3 if every_end else 1
     place = torch.arange(-gap * B, (T - gap) * B, device=starts.device).view(T, B)
-    cell = place.add(starts.cumsum(0), alpha=gap * B)
-    begin, before, real = starts[1:], cell[:-1], cell.view(-1)
-    cells, shows = torch.full((steps * B,), _PACKED[HOLD], device=starts.device), None
-    # Where no sequence starts, the next two fills hit real steps, which the last one clears.
+    cell = place.add_(starts.cumsum(0), alpha=gap * B)
+    real, shows = cell.view(-1), None
+    # `kinds` begins one step (with probes: two) before the first cell, so that `real` is an index of the cells before
+    # each step. Where no sequence starts, the fills hit real steps, or FLUSH steps, which the second one fills again.
+    before = 2 if every_end else 1
+    kinds = torch.full(((steps + before) * B,), _PACKED[HOLD], device=starts.device)
     if every_end:
-        shows = before.add(begin, alpha=2 * B).view(-1)
-        cells.index_fill_(0, shows, _PACKED[PROBE])
-    cells.index_fill_(0, before.add(begin, alpha=gap * B).view(-1), _PACKED[FLUSH])
-    cells.index_fill_(0, real, 0)
-    return DevicePlan((Block(0, steps, B),), real, _unpacked(cells), shows)
+        shows = cell[:-1].add(starts[1:], alpha=2 * B).view(-1)
+        kinds.index_fill_(0, real, _PACKED[PROBE])
+    kinds[(before - 1) * B :].index_fill_(0, real, _PACKED[FLUSH])
+    features = kinds[before * B :].view(torch.float16).view(steps * B, -1)
+    return DevicePlan(
+        (Block(0, steps, B),), real, (HOLD, FLUSH, PROBE) if every_end else (HOLD, FLUSH), features, shows
+    )
 
 
 def _buckets(starts: Tensor, lengths: np.ndarray, cuts: list[tuple[int, int]]) -> DevicePlan:
@@ -121,6 +139,6 @@ def _buckets(starts: Tensor, lengths: np.ndarray, cuts: list[tuple[int, int]]) -
     stop, base, rows = target.send(torch.from_numpy(table.T.copy()), device)
     which = torch.bucketize(own, stop, right=True).view(-1)
     cell = base[which].view(T, B) + (time - first) * rows[which].view(T, B) + own
-    real = cell.view(-1)
-    features = _unpacked(torch.full((cells,), _PACKED[HOLD], device=device).index_fill_(0, real, 0))
-    return DevicePlan(tuple(blocks), real, features, None, heads, tails, own[-1])
+    return DevicePlan(
+        tuple(blocks), cell.view(-1), (HOLD,), torch.ones(1, 1, device=device), None, heads, tails, own[-1]
+    )

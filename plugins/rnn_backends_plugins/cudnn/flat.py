@@ -31,10 +31,27 @@ from .functions import eager_or_functional
 
 
 class Layout(NamedTuple):
-    """The place of each weight in a buffer of ``size`` elements: ``offsets``, biases included, in torch's order."""
+    """The place of each weight in a buffer.
+
+    Attributes:
+        size: of the buffer, in elements.
+        offsets: of the weights, biases included, in torch's order.
+        pieces: the buffer from its begin to its end: which weight, -1 for memory that none uses, and how many elements.
+    """
 
     size: int
     offsets: tuple[int, ...]
+    pieces: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, size: int, offsets: Sequence[int], lengths: Sequence[int]) -> Layout:
+        """The layout of weights with these offsets and numbers of elements."""
+        pieces, end = [], 0
+        for offset, place in sorted((offset, place) for place, offset in enumerate(offsets)):
+            pieces += [(-1, offset - end), (place, lengths[place])]
+            end = offset + lengths[place]
+        pieces.append((-1, size - end))
+        return cls(size, tuple(offsets), tuple(piece for piece in pieces if piece[1]))
 
 
 def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, bidirectional: bool) -> list[Tensor]:
@@ -86,7 +103,8 @@ def layout(
         buffer = _torch.flatten_for_cudnn(weights, 5 if P else 4, I, H, P, layers, bidirectional)
         if buffer is None:
             return None
-        return Layout(buffer.numel(), tuple(int(value.storage_offset()) for value in weights))
+        offsets = [int(value.storage_offset()) for value in weights]
+        return Layout.of(buffer.numel(), offsets, [value.numel() for value in weights])
 
 
 def _shapes(I: int, H: int, P: int, layers: int, bidirectional: bool) -> list[tuple[int, ...]]:  # noqa: E741
@@ -117,27 +135,21 @@ def places_of(number: int, bias: bool, P: int) -> list[int]:
     return [layer * size + place for layer in range(number // len(kept)) for place in kept]
 
 
-def cut_buffer(
-    layout: Layout | None,
-    I: int,  # noqa: E741
-    H: int,
-    P: int,
-    layers: int,
-    bidirectional: bool,
-    like: Tensor,
-) -> tuple[Tensor, ...]:
-    """Zeros for all weights, biases included, in torch's order: in one new buffer, or each alone without a layout.
+def joined(layout: Layout | None, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """The same numbers in one new buffer, by one concatenation; or each in memory of its own without a layout.
 
-    They are no views of the buffer, because autograd must treat them as separate tensors.
+    Args:
+        layout: the places.
+        weights: of all layers, biases included, in torch's order; ``None`` for zeros.
     """
-    shapes = _shapes(I, H, P, layers, bidirectional)
     if layout is None:
-        return tuple(like.new_zeros(shape) for shape in shapes)
-    buffer = like.new_zeros(layout.size)
-    memory = buffer.untyped_storage()
+        return tuple(value.clone(memory_format=torch.contiguous_format) for value in weights)
+    parts = [value if value.ndim == 1 else value.reshape(-1) for value in weights]
+    pieces = [parts[place] if place >= 0 else parts[0].new_zeros(size) for place, size in layout.pieces]
+    cut = torch.cat(pieces).split([size for _, size in layout.pieces])
+    found = {place: piece for (place, _), piece in zip(layout.pieces, cut, strict=True)}
     return tuple(
-        buffer.new_empty(0).set_(memory, offset, shape, _strides(shape))
-        for offset, shape in zip(layout.offsets, shapes, strict=True)
+        found[place] if value.ndim == 1 else found[place].view(value.shape) for place, value in enumerate(weights)
     )
 
 
@@ -148,10 +160,7 @@ class _Flatten(torch.autograd.Function):
     def forward(
         layout: Layout, bias: bool, H: int, P: int, layers: int, bidirectional: bool, *params: Tensor
     ) -> tuple[Tensor, ...]:
-        weights = cut_buffer(layout, params[0].shape[1], H, P, layers, bidirectional, params[0])
-        places = places_of(len(params), bias, P)
-        _torch.copy_each([weights[place] for place in places], [value.detach() for value in params])
-        return weights
+        return joined(layout, _with_biases(list(params), bias, H, P))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -165,7 +174,3 @@ class _Flatten(torch.autograd.Function):
 
 
 _flatten = eager_or_functional(_Flatten)
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[1], 1) if len(shape) == 2 else (1,)

@@ -58,32 +58,63 @@ class _ScatterRows(torch.autograd.Function):
 
 
 class _GatherRows(torch.autograd.Function):
-    """``values [cells, F]`` -> ``values[cell]``; the backward pass copies, where that of ``index_select`` adds.
+    """``(values [..., F], index [N], *shape)`` -> ``values``' rows at ``index``, ``[*shape, F]``, or ``[N, F]`` without
+    a shape; the backward pass copies, where that of ``index_select`` adds.
 
-    Both backward passes here call torch's operators alone: for a batch of gradients (``is_grads_batched``, ``jacrev``)
+    The backward passes here call torch's operators alone: for a batch of gradients (``is_grads_batched``, ``jacrev``)
     torch runs them under ``vmap``, for which these functions have no rule.
     """
 
     @staticmethod
-    def forward(values: Tensor, cell: Tensor) -> Tensor:
-        return values.index_select(0, cell)
+    def forward(values: Tensor, index: Tensor, *shape: int) -> Tensor:
+        rows = values.reshape(-1, values.shape[-1])
+        found = rows.index_select(0, index)
+        return found.view(*shape, values.shape[-1]) if shape else found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        values, cell = inputs
+        values, index, *shape = inputs
+        ctx.shape, ctx.nones = values.shape, (None,) * len(shape)
+        ctx.save_for_backward(index)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (index,), F = ctx.saved_tensors, ctx.shape[-1]
+        zeros, rows = grad.new_zeros(ctx.shape[:-1].numel(), F), grad.reshape(-1, F)
+        if _torch.in_transform():  # torch.func's vmap has a rule for this one
+            return zeros.index_put_((index,), rows).view(ctx.shape), None, *ctx.nones
+        return zeros.index_copy_(0, index, rows).view(ctx.shape), None, *ctx.nones
+
+
+class _PackSteps(torch.autograd.Function):
+    """``(values [T, B, F], cell [T * B], cells, width, features)`` -> ``[cells, width]``: the steps in their cells,
+    with zeros to their right; other cells have zeros and then their ``features [cells, .]``, or ones without such.
+    """
+
+    @staticmethod
+    def forward(values: Tensor, cell: Tensor, cells: int, width: int, features: Tensor | None) -> Tensor:
+        F = values.shape[2]
+        rows = _torch.padded(values.reshape(-1, F), (0, width - F), 0.0)
+        if features is None:
+            return values.new_ones(cells, width).index_copy_(0, cell, rows)
+        out = values.new_zeros(cells, width)
+        out.narrow(1, F, features.shape[1]).copy_(features)
+        return out.index_copy_(0, cell, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        values, cell, *_ = inputs
         ctx.shape = values.shape
         ctx.save_for_backward(cell)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (cell,) = ctx.saved_tensors
-        zeros = grad.new_zeros(ctx.shape)
-        if _torch.in_transform():  # torch.func's vmap has a rule for this one
-            return zeros.index_put_((cell,), grad), None
-        return zeros.index_copy_(0, cell, grad), None
+        rows = grad.narrow(1, 0, ctx.shape[2]).index_select(0, cell)
+        return rows.view(ctx.shape), None, None, None, None
 
 
-scatter_beside, gather_rows = eager_or_functional(_ScatterRows), eager_or_functional(_GatherRows)
+scatter_beside, gather_rows, pack_steps = map(eager_or_functional, (_ScatterRows, _GatherRows, _PackSteps))
 
 
 def scatter_rows(values: Tensor, cell: Tensor, cells: int) -> Tensor:

@@ -22,13 +22,10 @@ from torch import Tensor
 
 from .. import _torch
 from . import target
+from .widened import reach_of
 
 LARGEST_STATE = 1e4
 """The largest stored cell state for which a PROBE keeps its precision."""
-
-SHUT = 1e4
-"""The margin of a synthetic step's pre-activations over all other terms: a sigmoid is exactly 0 or 1 from 104 in
-float32, from 746 in float64."""
 
 
 class LayerInputs(NamedTuple):
@@ -37,11 +34,13 @@ class LayerInputs(NamedTuple):
     Attributes:
         is_stored: whether a sequence that is not the first of its row may start from a state that is not zero.
         is_bounded: whether all inputs are finite and small enough that none can leak through a FLUSH step.
-        reach: more than the state and the biases can add against a saturated gate.
+        is_zero: whether every sequence starts from zeros.
+        reach: far more than the state and the biases can add against a saturated gate.
     """
 
     is_stored: bool
     is_bounded: bool
+    is_zero: bool
     reach: float
 
 
@@ -112,12 +111,14 @@ def inspect_inputs(
             values += [value for value in layer if value is not None]
             values += _read_states(state, starts)
         sizes = _torch.largest(values)
-        packed = torch.cat([sizes.double().view(torch.uint8), starts.reshape(-1).view(torch.uint8)])
+        sizes = sizes if sizes.dtype.itemsize >= 4 else sizes.float()
+        packed = torch.cat([sizes.view(torch.uint8), starts.reshape(-1)])
     found = target.read(packed)
-    mask = found[8 * len(values) :].view(bool).reshape(starts.shape)
+    dtype, end = np.dtype(f"f{sizes.dtype.itemsize}"), sizes.nbytes
+    mask = found[end:].view(bool).reshape(starts.shape)
 
     def judge() -> list[LayerInputs]:
-        numbers = iter(found[: 8 * len(values)].view(np.float64).tolist())
+        numbers = iter(found[:end].view(dtype).tolist())
         return _layers(numbers, weights, entry, len(starts), bidirectional, dropout)
 
     return CallInputs(mask, starts, list(weights), judge, bidirectional)
@@ -131,7 +132,8 @@ def is_one_state(entry: State) -> bool:
 def _read_states(state: State, starts: Tensor) -> list[Tensor]:
     """First the initial states of the rows, then those in their middle; one number of each if all share one memory."""
     if is_one_state(state):
-        return [value[:1, :1] for value in state]
+        h, c = state
+        return [value.as_strided(value.shape[2:], value.stride()[2:]) for value in ([h] if h is c else [h, c])]
     begin = starts[1:].unsqueeze(-1)  # elsewhere the values are arbitrary
     return [value for part in state for value in (part[0], torch.where(begin, part[1:], 0))]
 
@@ -147,6 +149,8 @@ def _layers(
     """Arithmetic on largest absolute values, with sums in place of maxima, because sums keep NaN."""
     directions = 2 if bidirectional else 1
     found: list[LayerInputs] = []
+    dtype = weights[0].w_ih.dtype
+    usual, largest = reach_of(dtype), torch.finfo(dtype).max / 8
     largest_x, next_x, sound = next(numbers), 0.0, True
     for k, (w, state) in enumerate(zip(weights, entry, strict=True)):
         if k and k % directions == 0:
@@ -156,7 +160,8 @@ def _layers(
         biases = sum(next(numbers) for bias in (w.b_ih, w.b_hh) if bias is not None)
         widest = 1.0 if w.w_hr is None else next(numbers) * w.w_hr.shape[1]
         if is_one_state(state):
-            h, c = next(numbers), next(numbers)
+            h = next(numbers)
+            c = h if state.h is state.c else next(numbers)
             middle = h + c
         else:
             h, middle_h, c, middle_c = (next(numbers) for _ in range(4))
@@ -165,9 +170,9 @@ def _layers(
         if bidirectional and k % 2:  # in reverse the row's first sequence is the last
             middle = h + c
         by_state = (h + widest) * w_hh * w.w_hh.shape[1] + biases
-        gates = largest_x * w_ih * w.w_ih.shape[1] + by_state
-        bounded = sound and gates < torch.finfo(w.w_ih.dtype).max / 8 and c + T < LARGEST_STATE
+        gates = (largest_x + 1) * w_ih * w.w_ih.shape[1] + by_state  # a synthetic step's inputs are at most one
+        bounded = sound and gates < usual / 2 and c + T < LARGEST_STATE
         next_x = next_x + widest
-        reach = min(by_state, torch.finfo(w.w_ih.dtype).max / 8) + SHUT if math.isfinite(by_state) else SHUT
-        found.append(LayerInputs(middle != 0, bounded, reach))
+        reach = max(usual, min(2 * by_state, largest)) if by_state < math.inf else usual
+        found.append(LayerInputs(middle != 0, bounded, h + c == 0, reach))
     return found

@@ -80,6 +80,17 @@ def run(
     return torch.cat(ys) if len(ys) > 1 else ys[0], state
 
 
+def run_flat(params: list[Tensor], x: Tensor, state: State) -> tuple[Tensor, Tensor]:
+    """:func:`run` of one layer on a GPU, with parameters that are in cuDNN's layout already, biases included.
+
+    Returns:
+        ``y [T, B, P]`` and the final ``c [1, B, H]``.
+    """
+    state = contiguous(state)
+    y, _, c = _torch.fused_lstm(x, state, params, True, 1, _trains(params, x, state), False)
+    return y, c
+
+
 def _trains(params: list[Tensor], x: Tensor, state: State) -> bool:
     """Whether there may be a backward pass. In a trace also with gradients disabled: torch.jit.trace compares its graph
     with one that it records without them.

@@ -1,14 +1,18 @@
 """A layer's weights for rows with synthetic steps on a GPU: ``w_ih`` has columns for the added features, and all
 weights are written into cuDNN's buffer at once (flat.py), in one function with one backward pass.
 
-flush.py describes the synthetic steps. Two things differ here. The gates are driven by one number that the host knows;
-on a CPU there is one for each row of the weights. And a PROBE's pre-activation is added in two parts, the first with
-few bits. cuDNN multiplies with 10 bits (TF32) or 16 (its kernel for small H), and a single factor with so few bits
-would not cancel the biases; of two parts the first is exact, and the error of the second is small.
+flush.py describes the synthetic steps. Three things differ here:
+
+- The gates are driven by one number, the same for every gate and, but for extreme weights, for every batch.
+- If all synthetic steps are FLUSH, all added columns drive towards it, and every input is one on them.
+- A PROBE's pre-activation is added in two parts, the first with few bits. cuDNN multiplies with 10 bits (TF32) or 16
+  (its kernel for small H), and a single factor with so few bits would not cancel the biases; of two parts the first is
+  exact, and the error of the second is small.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,84 +20,100 @@ from rnn_backends import LayerWeights
 from torch import Tensor
 
 from .. import _torch
-from .device_plan import FEATURES
-from .flat import Layout, cut_buffer, layout, places_of
+from .flat import Layout, joined, layout
 from .flush import LOGIT
 from .functions import eager_or_functional
-from .plan import PROBE
+from .plan import FLUSH, HOLD, PROBE
 
-ADDED = len(FEATURES[PROBE])
-"""Number of added features: close i and o; forget (-1) or keep (+1); probe; and the probe's second part."""
+Kinds = tuple[int, ...]
+"""Of the synthetic steps: ``FLUSH``, ``HOLD``, both, or both and ``PROBE``."""
+
+ONLY_FLUSH: Kinds = (FLUSH,)
+
+FEATURES = {HOLD: (1.0, 0.0, 0.0, 0.0), FLUSH: (0.0, 1.0, 0.0, 0.0), PROBE: (0.0, 0.0, 1.0, 1.0)}
+"""Values of the added features, by kind of step, if not all are FLUSH; zero on real steps."""
 
 
-def widened(weights: LayerWeights, reach: float, probing: bool) -> list[Tensor]:
+@lru_cache(maxsize=16)
+def reach_of(dtype: torch.dtype) -> float:
+    """The pre-activation that closes or opens a gate where all other terms together are at most half of it (inputs.py);
+    a sigmoid is exactly 0 or 1 from 104 in float32, from 746 in float64.
+    """
+    return min(2.0**40, torch.finfo(dtype).max / 4)
+
+
+def width_of(I: int, kinds: Kinds) -> int:  # noqa: E741
+    """The number of features with the added ones: tensor cores need rows of a multiple of 8."""
+    added = 1 if len(kinds) == 1 else len(FEATURES[PROBE])
+    return I + added + -(I + added) % 8
+
+
+def widened(weights: LayerWeights, kinds: Kinds, reach: float) -> list[Tensor]:
     """The kernel's parameters in torch's order, biases always included.
 
     Args:
         weights: of the layer.
-        reach: the size of the pre-activation that closes or opens a gate: more than all other terms can add.
-        probing: whether there are PROBE steps.
+        kinds: of the synthetic steps.
+        reach: the pre-activation that closes or opens a gate.
 
     Returns:
         Tensors in one buffer, ``w_ih [4H, I + columns]`` first; gradients go to ``weights``.
     """
     w_ih, w_hr = weights.w_ih, weights.w_hr
-    H, I = w_ih.shape[0] // 4, w_ih.shape[1]  # noqa: E741
-    P = 0 if w_hr is None else w_hr.shape[0]
-    width = I + ADDED + -(I + ADDED) % 8  # tensor cores need rows of a multiple of 8
+    H, P = w_ih.shape[0] // 4, 0 if w_hr is None else w_hr.shape[0]
+    width = width_of(w_ih.shape[1], kinds)
     places = layout(width, H, P, 1, False, w_ih.dtype, w_ih.device)
-    params = [value for value in weights if value is not None]
-    return list(_widen(places, H, P, width, reach, probing, weights.b_ih is not None, *params))
+    return list(_widen(places, width, kinds, reach, *weights))
 
 
 class _Widen(torch.autograd.Function):
-    """``(layout, H, P, width, reach, probing, bias, *params)`` -> the weights, as :func:`widened` returns them."""
+    """``(layout, width, kinds, reach, *weights)`` -> the weights, as :func:`widened` returns them."""
 
     @staticmethod
     def forward(
-        layout: Layout | None, H: int, P: int, width: int, reach: float, probing: bool, bias: bool, *params: Tensor
+        layout: Layout | None, width: int, kinds: Kinds, reach: float, *weights: Tensor | None
     ) -> tuple[Tensor, ...]:
-        values = [value.detach() for value in params]
-        weights = cut_buffer(layout, width, H, P, 1, False, values[0])
-        I = values[0].shape[1]  # noqa: E741
-        weights[0].narrow(1, 0, I).copy_(values[0])
-        _torch.copy_each([weights[place] for place in places_of(len(params), bias, P)[1:]], values[1:])
-        i, f, _, o = weights[0].view(4, H, width).narrow(2, I, ADDED).unbind(0)
-        i.select(1, 0).fill_(-reach)
-        o.select(1, 0).fill_(-reach)
-        f.select(1, 1).fill_(reach)
-        if probing:
-            i.select(1, 2).fill_(-reach)
-            o.select(1, 2).fill_(reach)
-            if bias:
-                wanted = LOGIT - (values[2] + values[3]).narrow(0, H, H)
-                coarse = wanted.bfloat16()  # 8 bits: exact in every product
-                f.select(1, 2).copy_(coarse)
-                f.select(1, 3).copy_(wanted - coarse)
+        w_ih, w_hh, b_ih, b_hh, w_hr = weights
+        assert w_ih is not None
+        assert w_hh is not None
+        H, I = w_ih.shape[0] // 4, w_ih.shape[1]  # noqa: E741
+        if kinds == ONLY_FLUSH:
+            reach = 2 * reach / (width - I)  # of each column
+        wide = _torch.padded(w_ih, (0, width - I), -reach)
+        if HOLD in kinds:
+            wide[H : 2 * H, I].fill_(reach)
+        if PROBE in kinds:
+            wide[3 * H :, I + 2].fill_(2 * reach)
+            if b_ih is None or b_hh is None:
+                wide[H : 2 * H, I + 2 : I + 4].fill_(LOGIT / 2)
             else:
-                f.select(1, 2).fill_(LOGIT)
-        return weights
+                wanted = LOGIT - (b_ih + b_hh)[H : 2 * H]
+                coarse = wanted.bfloat16()  # 8 bits: exact in every product
+                wide[H : 2 * H, I + 2].copy_(coarse)
+                wide[H : 2 * H, I + 3].copy_(wanted - coarse)
+        if b_ih is None or b_hh is None:
+            b_ih = b_hh = w_ih.new_zeros(4 * H)
+        return joined(layout, [wide, w_hh, b_ih, b_hh, *([] if w_hr is None else [w_hr])])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, H, P, _, _, probing, bias, *params = inputs
-        ctx.places = places_of(len(params), bias, P)
-        ctx.H, ctx.I, ctx.cancels = H, params[0].shape[1], probing and bias
+        _, _, kinds, _, w_ih, _, bias, _, _ = inputs
+        ctx.H, ctx.I, ctx.bias, ctx.cancels = w_ih.shape[0] // 4, w_ih.shape[1], bias is not None, PROBE in kinds
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        found = [grads[place] for place in ctx.places]
-        w_ih = grads[0]
+        w_ih, w_hh, b_ih, b_hh, *w_hr = grads
+        if not ctx.bias:
+            b_ih = b_hh = None
+        elif ctx.cancels and w_ih is not None:
+            # the second part of a PROBE's pre-activation contains both biases of f, subtracted
+            share = torch.zeros_like(w_ih.select(1, 0))
+            share.narrow(0, ctx.H, ctx.H).copy_(w_ih.select(1, ctx.I + 3).narrow(0, ctx.H, ctx.H))
+            b_ih, b_hh = (-share if bias is None else bias - share for bias in (b_ih, b_hh))
         if w_ih is not None:
-            found[0] = w_ih.narrow(1, 0, ctx.I)
-            if ctx.cancels:  # the second part of a PROBE's pre-activation contains both biases of f, subtracted
-                share = torch.zeros_like(w_ih.select(1, 0))
-                share.narrow(0, ctx.H, ctx.H).copy_(w_ih.select(1, ctx.I + 3).narrow(0, ctx.H, ctx.H))
-                for place in (2, 3):
-                    bias = found[place]
-                    found[place] = -share if bias is None else bias - share
-        return None, None, None, None, None, None, None, *found
+            w_ih = w_ih.narrow(1, 0, ctx.I)
+        return None, None, None, None, w_ih, w_hh, b_ih, b_hh, *(w_hr or [None])
 
 
 _widen = eager_or_functional(_Widen)

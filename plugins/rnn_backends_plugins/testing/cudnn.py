@@ -175,7 +175,7 @@ def order(I: int, H: int, P: int, layers: int, bidirectional: bool) -> flat.Layo
     places = [*matrices, *biases]
     ends = list(accumulate(prod(shapes[k]) for k in places))
     offsets = dict(zip(places, [0, *ends[:-1]], strict=True))
-    return flat.Layout(ends[-1], tuple(offsets[k] for k in range(len(shapes))))
+    return flat.Layout.of(ends[-1], [offsets[k] for k in range(len(shapes))], [prod(shape) for shape in shapes])
 
 
 def flatten(

@@ -12,7 +12,7 @@ from rnn_backends import LayerWeights, State, UnsupportedError
 from rnn_backends.authoring import Arguments, Needs, Run
 from torch import Tensor
 
-from .._torch import zero_padded
+from .._torch import padded
 from . import kernels, products
 from .device import INTERPRETED, card_of, itemsize_of, operand_of, precision_of
 from .launch import Compilation, Launcher, compile_together
@@ -133,7 +133,7 @@ def _exchanged(first: Tensor, chosen: Plan, tiles: int) -> tuple[Tensor, Tensor]
     """
     (B, H), rows = first.shape, 2 * tiles * chosen.rows
     for_counters = -(-4 * _COUNTERS * tiles // (chosen.padded * first.itemsize))
-    zeros = zero_padded(first, (0, chosen.padded - H, 0, rows + for_counters - B))
+    zeros = padded(first, (0, chosen.padded - H, 0, rows + for_counters - B), 0.0)
     into, counters = zeros.split_with_sizes((rows, for_counters))
     return into, counters.view(-1).view(torch.int32)
 
