@@ -349,9 +349,14 @@ def is_plain_eager() -> bool:
         torch.compiler.is_compiling()
         or _dispatch_modes()
         or _transforms_active()
-        or (_function_modes() and not _only_default_device())
+        or _function_mode_is_on()
         or _tracing_state() is not None
     )
+
+
+def _function_mode_is_on() -> bool:
+    """Whether a function mode other than ``torch.set_default_device`` is active."""
+    return bool(_function_modes()) and not _only_default_device()
 
 
 def _only_default_device() -> bool:
@@ -394,15 +399,20 @@ def is_jit_traced() -> bool:
     return _tracing_state is not _unknown and _tracing_state() is not None
 
 
-def is_proxied() -> bool:
-    """Whether ``make_fx`` is recording. Without the private names: yes, where a dispatch mode is on."""
-    if not _dispatch_modes():
+def is_proxied(before_dispatch: bool = True) -> bool:
+    """Whether ``make_fx`` is recording. Without the private names: yes, where a mode is on.
+
+    Args:
+        before_dispatch: whether ``pre_dispatch=True`` counts, which records torch's fused functions as one operator.
+    """
+    if not (_dispatch_modes() or _function_mode_is_on()):
         return False
     try:
         from torch.fx.experimental.proxy_tensor import get_proxy_mode
     except ImportError:
         return True
-    return get_proxy_mode() is not None
+    mode = get_proxy_mode()
+    return mode is not None and (before_dispatch or not getattr(mode, "pre_dispatch", False))
 
 
 class _NoKeys:

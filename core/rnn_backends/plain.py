@@ -245,7 +245,7 @@ def fixed_sizes(value: Tensor) -> str | None:
     ``make_fx`` records sizes as constants unless it traces symbolically, and the kernel accesses memory by them without
     a check: called with other sizes, the graph would corrupt memory. ``torch.export`` guards its sizes.
     """
-    if torch.compiler.is_compiling() or not _torch.is_proxied():
+    if torch.compiler.is_compiling() or not _torch.is_proxied(before_dispatch=False):
         return None
     if any(isinstance(size, torch.SymInt) for size in value.shape):
         return None

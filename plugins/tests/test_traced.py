@@ -56,12 +56,21 @@ def functionalized(module, *example):
     return torch.func.functionalize(module)
 
 
-TRACERS = [scripted, lambda module, *example: make_fx(module)(*example), exported, functionalized]
+def recorded(module, *example):
+    return make_fx(module)(*example)
+
+
+def recorded_before_dispatch(module, *example):
+    """torch's fused functions are one operator in this graph, and no dispatch mode is on while it is made."""
+    return make_fx(module, pre_dispatch=True)(*example)
+
+
+TRACERS = [scripted, recorded, recorded_before_dispatch, exported, functionalized]
 
 
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("kind", [Resets, Dense, Acting])
-@pytest.mark.parametrize("trace", TRACERS, ids=["jit.trace", "make_fx", "export", "functionalize"])
+@pytest.mark.parametrize("trace", TRACERS, ids=lambda trace: trace.__name__)
 def test_what_is_traced_follows_its_inputs(name, trace, kind, gradients):
     module = kind(name).requires_grad_(gradients)
     x, is_init = torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.bool)
@@ -70,7 +79,7 @@ def test_what_is_traced_follows_its_inputs(name, trace, kind, gradients):
         traced = trace(module, x, is_init)
         found = traced(others, resets)
     except UnsupportedError as error:
-        refused = kind is Resets or trace is TRACERS[1]
+        refused = kind is Resets or trace is recorded
         if name == "cudnn" and kind is not Acting and refused and error.reason:
             return
         raise

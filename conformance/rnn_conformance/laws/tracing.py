@@ -64,6 +64,7 @@ def _symbolic(module: torch.nn.Module, x: Tensor, is_init: Tensor) -> Traced:
 _TRACERS: dict[str, Callable[..., Traced]] = {
     "torch.jit.trace": _jit,
     "make_fx": lambda module, *example: make_fx(module)(*example),
+    "make_fx before dispatch": lambda module, *example: make_fx(module, pre_dispatch=True)(*example),
     "make_fx with symbolic sizes": _symbolic,
     "functionalize": _functionalized,
 }
