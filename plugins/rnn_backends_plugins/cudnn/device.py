@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -24,7 +24,6 @@ from .widened import widened, width_of
 _call: ContextVar[tuple[CallInputs, Iterator[int]] | None] = ContextVar("_call", default=None)
 
 
-@contextmanager
 def survey(
     weights: Sequence[LayerWeights],
     x: Tensor,
@@ -32,12 +31,16 @@ def survey(
     starts: Tensor,
     bidirectional: bool,
     dropout: float,
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """A :data:`~rnn_backends.contract.SurveyFunction`: reads for all layers at once, so that no layer waits again."""
-    if not _has_cuts(x, starts):
-        yield
-        return
-    token = _call.set((inspect_inputs(weights, x, entry, starts, bidirectional, dropout), iter(range(len(weights)))))
+    if len(weights) == 1 or not _has_cuts(x, starts):  # a single layer reads for itself
+        return nullcontext()
+    return _surveyed(inspect_inputs(weights, x, entry, starts, bidirectional, dropout))
+
+
+@contextmanager
+def _surveyed(call: CallInputs) -> Iterator[None]:
+    token = _call.set((call, iter(range(len(call.weights)))))
     try:
         yield
     finally:
@@ -86,12 +89,11 @@ def _plan(
     call: CallInputs, starts: Tensor, must_head: bool, from_zeros: bool, every_end: bool, weights: LayerWeights
 ) -> DevicePlan:
     """One plan for each direction and each layout of a call: the layers share their starts."""
-    costs = costs_on_cuda(weights.w_ih.shape[0] // 4)
     key = (starts is call.starts, must_head, from_zeros, every_end)
     found = call.plans.get(key)
     if not isinstance(found, DevicePlan):
-        with torch.no_grad():
-            found = call.plans[key] = make_device_plan(call, starts, must_head, from_zeros, every_end, costs)
+        costs = costs_on_cuda(weights.w_ih.shape[0] // 4)
+        found = call.plans[key] = make_device_plan(call, starts, must_head, from_zeros, every_end, costs)
     return found
 
 

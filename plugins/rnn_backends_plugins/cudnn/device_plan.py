@@ -23,14 +23,14 @@ from . import target
 from .costs import Costs
 from .inputs import CallInputs
 from .plan import FLUSH, HOLD, PROBE, Block, _cuts
-from .widened import FEATURES, ONLY_FLUSH, Kinds
+from .widened import FEATURES, ONLY_FLUSH, ONLY_HOLD, Kinds
 
 NEAR = 1.25
 """If the rows have at most this many times the batch's steps, sequences stay in them without a search for a better
 plan."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class DevicePlan:
     """A plan. Indices into a batch are ``t * B + b``; cells are numbered over all blocks.
 
@@ -38,7 +38,7 @@ class DevicePlan:
         blocks: the blocks, which the kernel runs one after the other.
         cell: ``[T * B]``: the cell of each real step.
         kinds: of the synthetic steps.
-        features: ``[cells, .]``: the added features of each synthetic step, on real steps any number; ``[1, .]`` if all
+        features: ``[cells, .]``: the last features of each synthetic step, on real steps any number; ``[1, .]`` if all
             are the same, and ``None`` if they are FLUSH.
         shows: ``[(T - 1) * B]``: the cell that shows the cell state after each step where a sequence ends, and the
             step's own cell elsewhere; ``None`` without probes.
@@ -88,12 +88,12 @@ def _stays_aligned(call: CallInputs, steps: int, B: int, costs: Costs) -> bool:
 def _aligned_at_end(starts: Tensor, steps: int) -> DevicePlan:
     T, B = starts.shape
     number = starts.cumsum(0)
-    place = torch.arange((steps - T) * B, steps * B, device=starts.device).view(T, B)
-    cell = place.add_(number - number[-1], alpha=B)
-    return DevicePlan((Block(0, steps, B),), cell.view(-1), ONLY_FLUSH)
+    shorter = number.sub(number.select(0, -1)).view(-1)  # by the sequences that follow
+    cell = torch.arange((steps - T) * B, steps * B, device=starts.device).add_(shorter, alpha=B)
+    return DevicePlan((Block(0, steps, B),), cell, ONLY_FLUSH)
 
 
-_PACKED = {kind: int(np.array(values, np.float16).view(np.int64)[0]) for kind, values in FEATURES.items()}
+_PACKED = {kind: int(np.array(values, np.int8).view(np.int64)[0]) for kind, values in FEATURES.items()}
 """All features of a cell as one number, so that one fill sets them."""
 
 
@@ -106,12 +106,12 @@ def _aligned(starts: Tensor, steps: int, every_end: bool) -> DevicePlan:
     # `kinds` begins one step (with probes: two) before the first cell, so that `real` is an index of the cells before
     # each step. Where no sequence starts, the fills hit real steps, or FLUSH steps, which the second one fills again.
     before = 2 if every_end else 1
-    kinds = torch.full(((steps + before) * B,), _PACKED[HOLD], device=starts.device)
+    kinds = torch.full(((steps + before) * B, 1), _PACKED[HOLD], device=starts.device)
     if every_end:
         shows = cell[:-1].add(starts[1:], alpha=2 * B).view(-1)
         kinds.index_fill_(0, real, _PACKED[PROBE])
     kinds[(before - 1) * B :].index_fill_(0, real, _PACKED[FLUSH])
-    features = kinds[before * B :].view(torch.float16).view(steps * B, -1)
+    features = kinds[before * B :].view(torch.int8)
     return DevicePlan(
         (Block(0, steps, B),), real, (HOLD, FLUSH, PROBE) if every_end else (HOLD, FLUSH), features, shows
     )
@@ -140,5 +140,5 @@ def _buckets(starts: Tensor, lengths: np.ndarray, cuts: list[tuple[int, int]]) -
     which = torch.bucketize(own, stop, right=True).view(-1)
     cell = base[which].view(T, B) + (time - first) * rows[which].view(T, B) + own
     return DevicePlan(
-        tuple(blocks), cell.view(-1), (HOLD,), torch.ones(1, 1, device=device), None, heads, tails, own[-1]
+        tuple(blocks), cell.view(-1), ONLY_HOLD, torch.ones(1, 1, device=device), None, heads, tails, own[-1]
     )

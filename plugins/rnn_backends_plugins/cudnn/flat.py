@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -36,22 +37,28 @@ class Layout(NamedTuple):
     Attributes:
         size: of the buffer, in elements.
         offsets: of the weights, biases included, in torch's order.
-        pieces: the buffer from its begin to its end: which weight, -1 for memory that none uses, and how many elements.
+        order: the buffer from its begin to its end: which weight, -1 for memory that none uses.
+        sizes: for each of them the number of elements.
+        shapes: of the weights with their place in ``order``.
     """
 
     size: int
     offsets: tuple[int, ...]
-    pieces: tuple[tuple[int, int], ...]
+    order: tuple[int, ...]
+    sizes: tuple[int, ...]
+    shapes: tuple[tuple[int, tuple[int, ...]], ...]
 
     @classmethod
-    def of(cls, size: int, offsets: Sequence[int], lengths: Sequence[int]) -> Layout:
-        """The layout of weights with these offsets and numbers of elements."""
+    def of(cls, size: int, offsets: Sequence[int], shapes: Sequence[tuple[int, ...]]) -> Layout:
+        """The layout of weights with these offsets and shapes."""
         pieces, end = [], 0
         for offset, place in sorted((offset, place) for place, offset in enumerate(offsets)):
-            pieces += [(-1, offset - end), (place, lengths[place])]
-            end = offset + lengths[place]
-        pieces.append((-1, size - end))
-        return cls(size, tuple(offsets), tuple(piece for piece in pieces if piece[1]))
+            pieces += [(-1, offset - end), (place, prod(shapes[place]))]
+            end = offset + pieces[-1][1]
+        pieces = [piece for piece in [*pieces, (-1, size - end)] if piece[1]]
+        order = tuple(place for place, _ in pieces)
+        places = tuple((order.index(place), shape) for place, shape in enumerate(shapes))
+        return cls(size, tuple(offsets), order, tuple(length for _, length in pieces), places)
 
 
 def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, bidirectional: bool) -> list[Tensor]:
@@ -104,7 +111,7 @@ def layout(
         if buffer is None:
             return None
         offsets = [int(value.storage_offset()) for value in weights]
-        return Layout.of(buffer.numel(), offsets, [value.numel() for value in weights])
+        return Layout.of(buffer.numel(), offsets, [tuple(value.shape) for value in weights])
 
 
 def _shapes(I: int, H: int, P: int, layers: int, bidirectional: bool) -> list[tuple[int, ...]]:  # noqa: E741
@@ -144,13 +151,14 @@ def joined(layout: Layout | None, weights: Sequence[Tensor]) -> tuple[Tensor, ..
     """
     if layout is None:
         return tuple(value.clone(memory_format=torch.contiguous_format) for value in weights)
-    parts = [value if value.ndim == 1 else value.reshape(-1) for value in weights]
-    pieces = [parts[place] if place >= 0 else parts[0].new_zeros(size) for place, size in layout.pieces]
-    cut = torch.cat(pieces).split([size for _, size in layout.pieces])
-    found = {place: piece for (place, _), piece in zip(layout.pieces, cut, strict=True)}
-    return tuple(
-        found[place] if value.ndim == 1 else found[place].view(value.shape) for place, value in enumerate(weights)
-    )
+    like = weights[0]
+    rows = [value.reshape(-1) if value.ndim > 1 else value for value in weights]
+    pieces = [
+        rows[place] if place >= 0 else like.new_zeros(size)
+        for place, size in zip(layout.order, layout.sizes, strict=True)
+    ]
+    cut = torch.cat(pieces).split_with_sizes(layout.sizes)
+    return tuple([cut[k].view(shape) if len(shape) > 1 else cut[k] for k, shape in layout.shapes])
 
 
 class _Flatten(torch.autograd.Function):

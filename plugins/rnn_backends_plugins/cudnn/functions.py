@@ -13,7 +13,9 @@ from .. import _torch
 
 
 def eager_or_functional(function: type[torch.autograd.Function]) -> Callable[..., Tensor]:
-    """``function.apply``; outside of ``torch.func`` without the 60 us of inspection of that form."""
+    """``function.apply``; outside of ``torch.func`` without the 60 us of inspection of that form, and without gradients
+    its forward pass alone.
+    """
 
     class Eager(torch.autograd.Function):
         @staticmethod
@@ -25,7 +27,12 @@ def eager_or_functional(function: type[torch.autograd.Function]) -> Callable[...
         backward = staticmethod(only_inlined(function.backward))
 
     def apply(*inputs: Any) -> Tensor:
-        output: Tensor = (function if _torch.in_transform() else Eager).apply(*inputs)
+        if _torch.in_transform():
+            output: Tensor = function.apply(*inputs)
+        elif torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in inputs):
+            output = Eager.apply(*inputs)
+        else:
+            output = function.forward(*inputs)
         return output
 
     return apply
@@ -98,7 +105,7 @@ class _PackSteps(torch.autograd.Function):
         if features is None:
             return values.new_ones(cells, width).index_copy_(0, cell, rows)
         out = values.new_zeros(cells, width)
-        out.narrow(1, F, features.shape[1]).copy_(features)
+        out.narrow(1, width - features.shape[1], features.shape[1]).copy_(features)
         return out.index_copy_(0, cell, rows)
 
     @staticmethod

@@ -44,7 +44,7 @@ class LayerInputs(NamedTuple):
     reach: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class CallInputs:
     """Facts about a call.
 
@@ -76,7 +76,8 @@ class CallInputs:
     @cached_property
     def most(self) -> int:
         """The largest number of sequences in a row."""
-        return 1 + int(self.mask[1:].sum(0, dtype=np.int32).max()) if self.mask[1:].any() else 1
+        numbers = np.add.reduce(self.mask.view(np.uint8), 0, np.min_scalar_type(len(self.mask)))
+        return int(np.maximum.reduce(numbers))
 
     @cached_property
     def lengths(self) -> np.ndarray:
@@ -114,19 +115,21 @@ def inspect_inputs(
         sizes = sizes if sizes.dtype.itemsize >= 4 else sizes.float()
         packed = torch.cat([sizes.view(torch.uint8), starts.reshape(-1)])
     found = target.read(packed)
-    dtype, end = np.dtype(f"f{sizes.dtype.itemsize}"), sizes.nbytes
-    mask = found[end:].view(bool).reshape(starts.shape)
+    dtype, end = (np.float32, 4 * len(values)) if sizes.dtype.itemsize == 4 else (np.float64, 8 * len(values))
+    T, B = starts.shape
+    mask = found[end:].view(np.bool_).reshape(T, B)
 
     def judge() -> list[LayerInputs]:
-        numbers = iter(found[:end].view(dtype).tolist())
-        return _layers(numbers, weights, entry, len(starts), bidirectional, dropout)
+        numbers: Iterator[float] = iter(found[:end].view(dtype).tolist())
+        return _layers(numbers, weights, entry, T, bidirectional, dropout)
 
     return CallInputs(mask, starts, list(weights), judge, bidirectional)
 
 
 def is_one_state(entry: State) -> bool:
     """Whether every step and row has the same memory, as for core's expanded zeros."""
-    return all(v.stride()[:2] == (0, 0) for v in entry)
+    h, c = entry
+    return h.stride()[:2] == (0, 0) and (h is c or c.stride()[:2] == (0, 0))
 
 
 def _read_states(state: State, starts: Tensor) -> list[Tensor]:
@@ -150,7 +153,7 @@ def _layers(
     directions = 2 if bidirectional else 1
     found: list[LayerInputs] = []
     dtype = weights[0].w_ih.dtype
-    usual, largest = reach_of(dtype), torch.finfo(dtype).max / 8
+    usual = reach_of(dtype)
     largest_x, next_x, sound = next(numbers), 0.0, True
     for k, (w, state) in enumerate(zip(weights, entry, strict=True)):
         if k and k % directions == 0:
@@ -173,6 +176,12 @@ def _layers(
         gates = (largest_x + 1) * w_ih * w.w_ih.shape[1] + by_state  # a synthetic step's inputs are at most one
         bounded = sound and gates < usual / 2 and c + T < LARGEST_STATE
         next_x = next_x + widest
-        reach = max(usual, min(2 * by_state, largest)) if by_state < math.inf else usual
+        reach = usual if bounded else _beyond(by_state, dtype)
         found.append(LayerInputs(middle != 0, bounded, h + c == 0, reach))
     return found
+
+
+def _beyond(terms: float, dtype: torch.dtype) -> float:
+    """A reach far beyond the sum of these terms, as far as the dtype has such numbers."""
+    usual = reach_of(dtype)
+    return max(usual, min(2 * terms, torch.finfo(dtype).max / 8)) if terms < math.inf else usual

@@ -35,3 +35,11 @@ def send(value: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return value.to(device)
     return value.pin_memory().to(device, non_blocking=True)
+
+
+def constant(value: Tensor, device: torch.device) -> Tensor:
+    """A host's tensor, on the device, complete for every stream: for the few numbers that are sent once and kept."""
+    found = value.to(device)
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return found

@@ -12,14 +12,16 @@ flush.py describes the synthetic steps. Three things differ here:
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from rnn_backends import LayerWeights
 from torch import Tensor
 
 from .. import _torch
+from . import target
 from .flat import Layout, joined, layout
 from .flush import LOGIT
 from .functions import eager_or_functional
@@ -29,9 +31,26 @@ Kinds = tuple[int, ...]
 """Of the synthetic steps: ``FLUSH``, ``HOLD``, both, or both and ``PROBE``."""
 
 ONLY_FLUSH: Kinds = (FLUSH,)
+ONLY_HOLD: Kinds = (HOLD,)
 
-FEATURES = {HOLD: (1.0, 0.0, 0.0, 0.0), FLUSH: (0.0, 1.0, 0.0, 0.0), PROBE: (0.0, 0.0, 1.0, 1.0)}
-"""Values of the added features, by kind of step, if not all are FLUSH; zero on real steps."""
+ADDED = 8
+FEATURES = {HOLD: (1, *(0,) * 7), FLUSH: (0, 1, *(0,) * 6), PROBE: (0, 0, 1, 0, 0, 0, -1, -1)}
+"""Values of the last ``ADDED`` features, by kind of step, if there are several kinds; zero on real steps."""
+
+DRIVES = {HOLD: (-1, 1, 0, -1), FLUSH: (-1, -1, 0, -1), PROBE: (-1, 0, 0, 1)}
+"""The direction in which each kind drives the gates i, f, g and o. On a PROBE the pre-activation of f is ``LOGIT``,
+and the last two features subtract the biases."""
+
+
+@cache  # in use by any stream, so never freed
+def drives_of(columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """``[4, 1, columns]``: what the added features drive the gates with; zeros to the left of them."""
+    found = np.zeros((4, 1, columns))
+    for kind, values in DRIVES.items():
+        found[:, 0, columns - ADDED + FEATURES[kind].index(1)] = np.array(values) * reach_of(dtype)
+    found[1, 0, columns - ADDED + FEATURES[PROBE].index(1)] = LOGIT
+    with _torch.outside_transforms(), torch.inference_mode(False):  # outside of all modes, because it is cached
+        return target.constant(torch.from_numpy(found).to(dtype), device)
 
 
 @lru_cache(maxsize=16)
@@ -44,7 +63,7 @@ def reach_of(dtype: torch.dtype) -> float:
 
 def width_of(I: int, kinds: Kinds) -> int:  # noqa: E741
     """The number of features with the added ones: tensor cores need rows of a multiple of 8."""
-    added = 1 if len(kinds) == 1 else len(FEATURES[PROBE])
+    added = 1 if len(kinds) == 1 else ADDED
     return I + added + -(I + added) % 8
 
 
@@ -77,20 +96,22 @@ class _Widen(torch.autograd.Function):
         assert w_ih is not None
         assert w_hh is not None
         H, I = w_ih.shape[0] // 4, w_ih.shape[1]  # noqa: E741
+        columns = width - I
         if kinds == ONLY_FLUSH:
-            reach = 2 * reach / (width - I)  # of each column
-        wide = _torch.padded(w_ih, (0, width - I), -reach)
-        if HOLD in kinds:
-            wide[H : 2 * H, I].fill_(reach)
-        if PROBE in kinds:
-            wide[3 * H :, I + 2].fill_(2 * reach)
-            if b_ih is None or b_hh is None:
-                wide[H : 2 * H, I + 2 : I + 4].fill_(LOGIT / 2)
+            wide = _torch.padded(w_ih, (0, columns), -2 * reach / columns)
+        elif kinds == ONLY_HOLD:
+            wide = _torch.padded(w_ih, (0, columns), -reach)
+            wide[H : 2 * H, -1].fill_(reach)
+        else:
+            drives = drives_of(columns, w_ih.dtype, w_ih.device)
+            if PROBE in kinds and b_ih is not None and b_hh is not None:
+                both = b_ih + b_hh
+                coarse = both.bfloat16().to(both.dtype)  # 8 bits: exact in every product
+                added = [drives.narrow(2, 0, columns - 2), coarse.view(4, H, 1), (both - coarse).view(4, H, 1)]
             else:
-                wanted = LOGIT - (b_ih + b_hh)[H : 2 * H]
-                coarse = wanted.bfloat16()  # 8 bits: exact in every product
-                wide[H : 2 * H, I + 2].copy_(coarse)
-                wide[H : 2 * H, I + 3].copy_(wanted - coarse)
+                added = [drives]
+            added[0] = added[0].expand(-1, H, -1)
+            wide = torch.cat([w_ih.view(4, H, I), *added], 2).view(4 * H, width)
         if b_ih is None or b_hh is None:
             b_ih = b_hh = w_ih.new_zeros(4 * H)
         return joined(layout, [wide, w_hh, b_ih, b_hh, *([] if w_hr is None else [w_hr])])
@@ -98,7 +119,7 @@ class _Widen(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _, _, kinds, _, w_ih, _, bias, _, _ = inputs
-        ctx.H, ctx.I, ctx.bias, ctx.cancels = w_ih.shape[0] // 4, w_ih.shape[1], bias is not None, PROBE in kinds
+        ctx.I, ctx.bias, ctx.cancels = w_ih.shape[1], bias is not None, PROBE in kinds
         ctx.set_materialize_grads(False)
 
     @staticmethod
@@ -107,10 +128,8 @@ class _Widen(torch.autograd.Function):
         if not ctx.bias:
             b_ih = b_hh = None
         elif ctx.cancels and w_ih is not None:
-            # the second part of a PROBE's pre-activation contains both biases of f, subtracted
-            share = torch.zeros_like(w_ih.select(1, 0))
-            share.narrow(0, ctx.H, ctx.H).copy_(w_ih.select(1, ctx.I + 3).narrow(0, ctx.H, ctx.H))
-            b_ih, b_hh = (-share if bias is None else bias - share for bias in (b_ih, b_hh))
+            share = w_ih.select(1, -1)  # on a PROBE the last feature subtracts both biases
+            b_ih, b_hh = (share.clone() if bias is None else bias + share for bias in (b_ih, b_hh))
         if w_ih is not None:
             w_ih = w_ih.narrow(1, 0, ctx.I)
         return None, None, None, None, w_ih, w_hh, b_ih, b_hh, *(w_hr or [None])

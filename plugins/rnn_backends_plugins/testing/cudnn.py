@@ -175,7 +175,7 @@ def order(I: int, H: int, P: int, layers: int, bidirectional: bool) -> flat.Layo
     places = [*matrices, *biases]
     ends = list(accumulate(prod(shapes[k]) for k in places))
     offsets = dict(zip(places, [0, *ends[:-1]], strict=True))
-    return flat.Layout.of(ends[-1], [offsets[k] for k in range(len(shapes))], [prod(shape) for shape in shapes])
+    return flat.Layout.of(ends[-1], [offsets[k] for k in range(len(shapes))], shapes)
 
 
 def flatten(
@@ -434,8 +434,8 @@ def guarded(backend: LSTMBackend) -> LSTMBackend:
     @contextmanager
     def survey(*args: Any) -> Iterator[None]:
         assert isinstance(backend.layer, SurveyedLayer)
-        context = backend.layer.survey(*args)
         with NoHostSync():
+            context = backend.layer.survey(*args)
             context.__enter__()
         try:
             yield
@@ -456,16 +456,20 @@ def cuda_on_cpu(rounds: bool = False) -> Iterator[StandIn]:
     Args:
         rounds: whether float32 is rounded, as the small-H kernel and TF32 round it.
     """
-    stand_in, read, send = StandIn(rounds), target.read, target.send
+    stand_in, read = StandIn(rounds), target.read
 
     def counted(value: Tensor) -> Any:
         stand_in.reads += 1
         with _allowed():
             return read(value)
 
-    def sent(*args: Any) -> Any:
-        with _allowed():
-            return send(*args)
+    def allowing(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def run(*args: Any) -> Any:
+            with _allowed():
+                return function(*args)
+
+        return run
 
     def serves(x: Tensor) -> bool:
         return bool(torch.backends.cudnn.enabled) and x.numel() > 0
@@ -478,7 +482,8 @@ def cuda_on_cpu(rounds: bool = False) -> Iterator[StandIn]:
         patch.object(target, "on_cuda", lambda value: True),
         patch.object(target, "serves", serves),
         patch.object(target, "read", counted),
-        patch.object(target, "send", sent),
+        patch.object(target, "send", allowing(target.send)),
+        patch.object(target, "constant", allowing(target.constant)),
     ):
         flat.layout.cache_clear()
         try:
