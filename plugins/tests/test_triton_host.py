@@ -94,6 +94,18 @@ def test_rows_are_read_16_bytes_at_a_time_only_where_they_begin_at_such(monkeypa
     products.of_weights(layer(T, B, I, H, dtype)._replace(x=x), torch.zeros(T, B, H), torch.zeros(T, B, 4, H))
     products._product(x, torch.zeros(4 * H, I, dtype=dtype), None)
     assert asked == [aligned, aligned or (offset == 0 and width == 16)]
+    h = torch.zeros(T * B * H + 1, dtype=dtype)[1:].view(T, B, H)  # a hook of saved tensors may return it so
+    products.of_weights(layer(T, B, I, H, dtype)._replace(x=x), h, torch.zeros(T, B, 4, H))
+    assert asked[2:] == [False]
+
+
+def test_a_bias_whose_numbers_are_apart_is_read_right(monkeypatch):
+    seen = []
+    monkeypatch.setattr(Launcher, "__call__", lambda self, grid, tensors, numbers: seen.append(tensors[2]))
+    given, bias = layer(I=2, H=4), torch.randn(32)[::2]
+    products._product(given.x, given.w_ih, bias)
+    assert seen[0].equal(bias)
+    assert seen[0].is_contiguous()
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 33, 4096, 131_072, 131_073])
@@ -275,6 +287,23 @@ def test_a_call_like_the_one_before_asks_triton_for_nothing(launches, compilatio
     call(layer(T=5, B=4))
     assert len(compilations) == 5
     assert len(launches) == 10
+
+
+@pytest.mark.parametrize(("I", "H"), [(1, 1), (3, 1), (1, 16)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_size_of_one_compiles_which_triton_makes_a_constant(launches, I, H, bias):  # noqa: E741
+    given = layer(I=I, H=H)
+    given = given if bias else given._replace(bias=None)
+    h, c, gates = run.forward(given, True)
+    found = run.backward(given, Run(h, c, gates, h, h), Needs(True, True, True, True, False, True, True))
+    assert [value.shape for value in found if value is not None] == [
+        *((3, 2, I), (4 * H, I), (4 * H, H), (4 * H,)),
+        *((3, 2, H), (3, 2, H)),
+    ]
+    assert len(launches) == 5
+    weights = LayerWeights(given.w_ih, given.w_hh, given.bias, None, None)
+    run.step(weights, given.x[0], State(given.entry_h[0], given.entry_c[0]))
+    assert len(launches) == 6
 
 
 @triton.jit

@@ -1,6 +1,7 @@
-"""Products of 32 bits in the Triton kernels: none overflows for any size that the host takes.
+"""Triton's intermediate code of the kernels: there is one for every flag in every dtype, and nothing in it overflows.
 
-Triton's intermediate code is read line by line, with an upper bound for every number: an interval analysis.
+The interpreter knows no types and so takes code that the compiler rejects. For the products of 32 bits the code is read
+line by line, with an upper bound for every number: an interval analysis.
 """
 
 import math
@@ -21,6 +22,7 @@ kernels, product_kernels, run = (
     for name in ("kernels", "product_kernels", "run")
 )
 
+DTYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 POINTERS = {"starts": "*u8", "counters": "*i32", "carry": "*fp32", "parts": "*fp32"}
 PRODUCTS = {"BM": 128, "BN": 128, "BK": 64, "STAGES": 3, "ALIGNED": False}
 # One slice, so that a counter has an arrival a step; the number of slices is below.
@@ -43,13 +45,13 @@ AT_MOST_ALL_ROWS = {
 """Products of two numbers that bound each other, by the kernel and the name in it."""
 
 
-def code_of(kernel):
-    """Triton's intermediate code of a kernel."""
+def code_of(kernel, dtype=torch.float32, **changed):
+    """Triton's intermediate code of a kernel, of its usual constants but those ``changed``."""
     constants = dict(CONSTANTS[kernel])
     constants |= {name: True for name in kernel.arg_names if name.startswith(FLAGS)}
-    constants |= {"PRECISION": "tf32", "OPERAND": run.operand_of(torch.float32)}
+    constants |= {"PRECISION": "tf32", "OPERAND": run.operand_of(dtype)} | changed
     numbers = {p.name for p in kernel.params if re.fullmatch(r"[A-Z]|t[01]|tiles|rows|splits|layers?|\w+_[tb]", p.name)}
-    types = {n: "constexpr" if n in constants else "i32" if n in numbers else "*fp32" for n in kernel.arg_names}
+    types = {n: "constexpr" if n in constants else "i32" if n in numbers else DTYPES[dtype] for n in kernel.arg_names}
     types |= {n: POINTERS[n] for n in types if n in POINTERS}
     target = backends.GPUTarget("cuda", 90, 32)
     backend = compiler.make_backend(target)
@@ -126,6 +128,25 @@ def overflows(kernel, code, sizes):
         elif len(values) == 1:
             most[name] = values[0]
     return found
+
+
+def flags_of(kernel):
+    """All flags on, all off, and each of them alone on or off."""
+    names = [n for n in kernel.arg_names if n.startswith(FLAGS) or n in ("ONE_ENTRY", "RESIDENT", "STEPS", "ALIGNED")]
+    for others in (False, True):
+        every = dict.fromkeys(names, others)
+        yield from (every, *(every | {name: not others} for name in names))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kernel", CONSTANTS, ids=lambda kernel: kernel.__name__)
+def test_every_flag_is_legal_in_every_dtype_and_with_sizes_of_one(kernel, dtype):
+    """With STEPS too, which a GPU takes that has fewer multiprocessors than a tile has slices; a 1 is a constant."""
+    ones = {name: 1 for name in kernel.arg_names if name in (*kernels.OF_THE_LAYER, "N", "K")}
+    for flags in flags_of(kernel):
+        apart = {"WAITS": not flags["STEPS"], "KP": 64} if "STEPS" in flags else {}
+        for sizes_of_one in ({}, ones):
+            assert "tt.return" in code_of(kernel, dtype, **flags, **apart, **sizes_of_one), flags
 
 
 @pytest.mark.parametrize("kernel", CONSTANTS, ids=lambda kernel: kernel.__name__)

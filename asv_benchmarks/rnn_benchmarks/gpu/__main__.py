@@ -165,7 +165,7 @@ def _without_a_gpu(options: Namespace) -> None:
 
     if options.what == "compile":
         compiling.show(
-            chosen(options.shape, compiling.SHAPES), options.precision or list(PRECISIONS), options.tree, _say
+            chosen(options.shape, GPU_SHAPES.values()), options.precision or list(PRECISIONS), options.tree, _say
         )
     if options.what == "memory":
         memory.show(chosen(options.shape, GPU_SHAPES.values()), options.precision or list(PRECISIONS), _say)

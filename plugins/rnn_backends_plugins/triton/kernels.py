@@ -341,6 +341,7 @@ def backward_kernel(
     # Offsets within a tile fit into 32 bits; the tile's own place does not.
     at = r[:, None] * H + unit[None, :]
     gate_at = r[:, None] * (4 * H) + unit[None, :]
+    own_units = r[:, None] * KP + unit[None, :]
     part_tile = parts + (p * BB).to(tl.int64) * KP
     arrivals = 0
     for tile in tl.range(p, tiles, tl.num_programs(0), num_stages=1):
@@ -373,7 +374,8 @@ def backward_kernel(
             earlier = row < B * max(min(t, 1), 0)
             before = earlier[:, None] & real
             read = (row < B * min(T - t - 1, 1))[:, None] & real  # nowhere at the last step
-            i, f, q, o = i.to(tl.float32), f.to(tl.float32), q.to(tl.float32), o.to(tl.float32)
+            # New names: the loop may not change the types of i, f, q and o, which it hands on.
+            i_t, f_t, q_t, o_t = i.to(tl.float32), f.to(tl.float32), q.to(tl.float32), o.to(tl.float32)
             squashed = tanh(c_now.to(tl.float32))
             dh, dc = dh_given.to(tl.float32), dc_given.to(tl.float32)
             c_before = tl.load(c + (of_h - step_of_h) + at, mask=before, other=0.0)
@@ -385,9 +387,10 @@ def backward_kernel(
                 if arrivals > 0:  # at a tile's first step as well: its neighbours may still read the tile before
                     wait(counters + p * 32, G * arrivals)
             dh_next = tl.zeros([BB, U], dtype=tl.float32)
-            for s in tl.static_range(G):
-                part_at = part_tile + ((t + 1) & 1) * slot + s * slice_of_parts + r[:, None] * KP + unit[None, :]
-                dh_next += tl.load(part_at, mask=read, other=0.0, cache_modifier=".cg")
+            part_at = part_tile + ((t + 1) & 1) * slot
+            for _ in tl.static_range(G):
+                dh_next += tl.load(part_at + own_units, mask=read, other=0.0, cache_modifier=".cg")
+                part_at += slice_of_parts
             if NEED_ENTRY_H:
                 entry_at = grad_entry_h + (of_h + step_of_h) + at
                 tl.store(entry_at, dh_next.to(dtype), mask=read & cut[:, None])
@@ -396,12 +399,12 @@ def backward_kernel(
                 tl.store(entry_at, dc_next.to(dtype), mask=read & cut[:, None])
             # Nothing flows back across a start; NaN would, if it were multiplied by zero.
             dh += tl.where(cut[:, None], 0.0, dh_next)
-            dc += tl.where(cut[:, None], 0.0, dc_next) + dh * o * (1.0 - squashed * squashed)
-            d_i = (dc * q * i * (1.0 - i)).to(dtype)
-            d_f = (dc * tl.where(begins[:, None], stored, c_before).to(tl.float32) * f * (1.0 - f)).to(dtype)
-            d_g = (dc * i * (1.0 - q * q)).to(dtype)
-            d_o = (dh * squashed * o * (1.0 - o)).to(dtype)
-            dc_next = dc * f
+            dc += tl.where(cut[:, None], 0.0, dc_next) + dh * o_t * (1.0 - squashed * squashed)
+            d_i = (dc * q_t * i_t * (1.0 - i_t)).to(dtype)
+            d_f = (dc * tl.where(begins[:, None], stored, c_before).to(tl.float32) * f_t * (1.0 - f_t)).to(dtype)
+            d_g = (dc * i_t * (1.0 - q_t * q_t)).to(dtype)
+            d_o = (dh * squashed * o_t * (1.0 - o_t)).to(dtype)
+            dc_next = dc * f_t
             d = join_four(d_i.to(OPERAND), d_f.to(OPERAND), d_g.to(OPERAND), d_o.to(OPERAND), BB, U)
             part_at = part_tile + (t & 1) * slot + g * slice_of_parts + r[:, None] * KP + k[None, :]
             if RESIDENT:

@@ -145,9 +145,10 @@ def weight_gradients_kernel(
         given = tl.where(ones, 1.0, tl.where(begins[:, None], stored, given).to(OPERAND))
         found = tl.dot(tl.trans(grads), given, found, input_precision=PRECISION)
         grad_at += BK * (4 * H)
-    w_ih = parts + split.to(tl.int64) * (4 * H) * (I + H + 1)
-    w_hh = w_ih + 4 * H.to(tl.int64) * I
-    bias = w_hh + 4 * H.to(tl.int64) * H
+    columns = tl.full((), 4, tl.int64) * H  # H is no tensor where it is 1
+    w_ih = parts + split * columns * (I + H + 1)
+    w_hh = w_ih + columns * I
+    bias = w_hh + columns * H
     own = tl.where(is_x, w_ih, w_hh) + m[:, None].to(tl.int64) * width + n[None, :]
     tl.store(own, found, mask=of_m[:, None] & real)
     tl.store(bias + m[:, None] + 0 * n[None, :], found, mask=of_m[:, None] & ones)

@@ -114,7 +114,7 @@ def of_weights(given: Arguments, h: Tensor, grad_gates: Tensor) -> tuple[Tensor,
     """
     (T, B, H, _), I, x, dtype = given.sizes, given.x.shape[2], unit_stride(given.x), given.x.dtype  # noqa: E741
     entry_h, starts = unit_stride(given.entry_h), given.starts.view(torch.uint8)
-    launch, tile = launcher_of_weights(given, _aligned(x, H))
+    launch, tile = launcher_of_weights(given, _aligned(x, H) and not h.data_ptr() % 16)
     splits, rows = splits_of(
         *(T * B, tile.blocks(4 * H, I + 1, H), tile.depth // x.itemsize, card_of(x.device)),
         most_splits(T, B, I, H, x.itemsize),
@@ -178,7 +178,7 @@ def _product(a: Tensor, b: Tensor, bias: Tensor | None, transposed: bool = False
     if not N:
         return out
     launch, tile = _launcher_of_product(N, K, B, a.dtype, a.device, _aligned(a), transposed, bias is not None)
-    tensors = (a, b, b if bias is None else bias, out)
+    tensors = (a, b, b if bias is None else bias.contiguous(), out)
     launch((tile.blocks(T * B, N), 1), tensors, (T * B, B, *a.stride()[:2]))
     return out
 
