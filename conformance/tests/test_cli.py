@@ -243,6 +243,8 @@ def test_a_backend_that_cannot_be_loaded_makes_the_run_incomplete(monkeypatch: p
     result = call("check", "vmap", *ONE_LAW)
     assert result.exit_code == 3
     assert "? not run" in result.output
+    assert "as a share" not in result.output  # no number, no explanation of it
+    assert "over torch.nn.LSTM" not in result.output
     assert "? vmap: its library is missing" in result.output
 
 
@@ -290,6 +292,18 @@ def test_an_unknown_law_exits_2() -> None:
     result = call("laws", "one_roww")
     assert result.exit_code == 2
     assert "Did you mean 'one_row'?" in result.output
+
+
+@pytest.mark.parametrize(("typed", "hint"), [("gradeints", "gradients"), ("bflaot16", "bfloat16"), ("nosuch", None)])
+def test_a_part_of_a_name_gets_a_near_part_as_hint_and_no_guess(typed: str, hint: str | None) -> None:
+    part, whole = (call(*given, typed).output for given in (("check", "vmap", "-k"), ("laws",)))
+    if hint is None:
+        assert "Did you mean" not in part + whole
+        return
+    assert f"Did you mean '{hint}'?" in part
+    suggested = whole.partition("Did you mean '")[2].partition("'")[0]
+    assert suggested in LAWS
+    assert hint in suggested
 
 
 TOKEN = "T2.B1.I1.H1.f64.r2.s0"

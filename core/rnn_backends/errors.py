@@ -44,7 +44,7 @@ class UnknownBackendError(RNNBackendsError, ValueError):
 
     def __init__(self, name: str, installed: Iterable[str], note: str | None = None, also: Iterable[str] = ()) -> None:
         self.name, self.installed, self.note = name, tuple(installed), note
-        candidates = {word.lower(): word for word in (*sorted(also), *self.installed)}
+        candidates = {word.lower(): word for word in (*sorted(also), *self.installed) if word != name}
         near = get_close_matches(name.lower(), candidates, n=1)
         origin = f" ({note})" if note else ""
         hint = " 'auto' chooses one." if "auto" in also else ""

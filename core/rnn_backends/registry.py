@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 
 import pluggy
@@ -19,10 +20,12 @@ from . import hooks
 from .contract import CONTRACT_VERSION, LSTMBackend
 from .errors import BrokenBackendError, ContractError, InputError, UnknownBackendError
 from .prepare import preparations
+from .torchrl_names import ALIASES as TORCHRL_NAMES
 
 GROUP = "rnn_backends"
 ALIASES = {"torch": "cudnn", "torchrl": "vmap"}
-RESERVED = frozenset({"auto", *ALIASES})
+AUTO = "auto"
+RESERVED = frozenset({AUTO, *ALIASES})
 DISABLE_VARIABLE = "RNN_BACKENDS_DISABLE"
 
 
@@ -109,6 +112,8 @@ class Registry:
     def _unknown(self, requested: str, name: str, source: str | None) -> UnknownBackendError:
         notes = [
             f"from {source}" if source else "",
+            "it stands for the choice of one, when an LSTM is made" if requested == AUTO else "",
+            f"TorchRL's name for {TORCHRL_NAMES[requested]!r}" if requested in TORCHRL_NAMES else "",
             f"{requested!r} is its alias" if requested != name else "",
             f"disabled by {DISABLE_VARIABLE}" if name in self._found else "",
         ]
@@ -214,7 +219,15 @@ def _disabled(known: dict[str, list[EntryPoint]]) -> set[str]:
     unknown = sorted(names - set(known))
     if unknown and tuple(unknown) not in _warned:
         _warned.add(tuple(unknown))
-        warnings.warn(f"{DISABLE_VARIABLE} names no installed backend: {unknown}", stacklevel=3)
+        near = {name: get_close_matches(name.lower(), known, n=1) for name in unknown}
+        words = ", ".join(
+            f"{name!r} (did you mean {near[name][0]!r}?)" if near[name] else repr(name) for name in unknown
+        )
+        accepted = f"It takes names separated by commas, of {', '.join(sorted(known))}"
+        warnings.warn(
+            f"{DISABLE_VARIABLE} names no installed backend: {words}. {accepted}",
+            stacklevel=3,
+        )
     return names
 
 

@@ -19,7 +19,7 @@ ALLOWED = {"torch", "tensordict", "pluggy", *sys.stdlib_module_names}
 LAYERS = (
     {"errors", "_torch", "paths"},
     {"contract", "options", "plain"},
-    {"hooks", "torch_tools", "transforms", "weights"},
+    {"hooks", "torch_tools", "torchrl_names", "transforms", "weights"},
     {"prepare", "checks"},
     {"registry", "crossovers"},
     {"ranking"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"one_step"},
     {"execution", "authoring"},
     {"lstm"},
-    {"layout", "keys", "mode", "mlp", "torchrl_names"},
+    {"layout", "keys", "mode", "mlp"},
     {"module", "net"},
     {"mistakes"},
     {"testing"},

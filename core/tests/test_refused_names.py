@@ -135,6 +135,20 @@ def test_a_name_unlike_any_other_gets_a_way_on_and_no_guess():
             get_backend(typed)
 
 
+@pytest.mark.parametrize(
+    ("name", "note"),
+    [
+        ("auto", "it stands for the choice of one, when an LSTM is made"),
+        ("pad", "TorchRL's name for 'cudnn'"),
+        ("scan", "TorchRL's name for 'vmap'"),
+    ],
+)
+def test_a_name_that_means_something_elsewhere_is_explained(name, note):
+    with pytest.raises(UnknownBackendError, match=rf"unknown LSTM backend '{name}' \({note}\)") as caught:
+        get_backend(name)
+    assert f"Did you mean '{name}'" not in str(caught.value)
+
+
 def test_a_disabled_name_that_is_not_installed_is_reported_once(monkeypatch):
     monkeypatch.setenv(DISABLE_VARIABLE, "surely-not-installed")
     with pytest.warns(UserWarning, match="names no installed backend"):

@@ -4,6 +4,7 @@ Fake distributions are folders on ``sys.path`` with the files that an installer 
 """
 
 import importlib
+import re
 import subprocess
 import sys
 import textwrap
@@ -229,9 +230,14 @@ def test_disabled_plugins_are_listed_with_that_reason_and_not_imported(site, mon
 
 
 def test_disabling_what_is_not_installed_warns(monkeypatch):
-    monkeypatch.setenv(DISABLE_VARIABLE, "vmapp")
-    with pytest.warns(UserWarning, match=f"{DISABLE_VARIABLE} names no installed backend: .'vmapp'"):
-        rnn_backends.names()
+    for given, seen in [
+        ("vmapp", "'vmapp' (did you mean 'vmap'?)"),
+        ("VMAP", "'VMAP' (did you mean 'vmap'?)"),
+        ("surely nothing", "'surely nothing'. It takes names separated by commas, of c"),
+    ]:
+        monkeypatch.setenv(DISABLE_VARIABLE, given)
+        with pytest.warns(UserWarning, match=re.escape(f"{DISABLE_VARIABLE} names no installed backend: {seen}")):
+            rnn_backends.names()
 
 
 def test_register_and_unregister():

@@ -160,11 +160,13 @@ def print_results(results: Results, to: Console, timed_on: str) -> None:
 
     to.print(runs_table(results.runs))
     errors = worst_errors(results.runs)
-    say("error  the worst, as a share of its tolerance", style="dim")
-    for line in errors:
-        say(f"       {line}", style="dim")
-    say("time   forward and backward, over torch.nn.LSTM's, one trajectory at a time", style="dim")
-    say(f"       ({timed_on})", style="dim")
+    if errors:  # the table's columns are explained where they have numbers
+        say("error  the worst, as a share of its tolerance", style="dim")
+        for line in errors:
+            say(f"       {line}", style="dim")
+    if any(run.time_ratio is not None for run in results.runs):
+        say("time   forward and backward, over torch.nn.LSTM's, one trajectory at a time", style="dim")
+        say(f"       ({timed_on})", style="dim")
     if any(run.time_ratio is not None and not run.device.startswith("cpu") for run in results.runs):
         say("       (on a GPU both are mostly kernel launches for very few rows, so the ratio says", "dim")
         say("       little about speed; measure that with rnn-backends bench NAME --device cuda)", "dim")
