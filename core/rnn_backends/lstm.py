@@ -67,7 +67,7 @@ class LSTM(ExecutableLSTM):
     if TYPE_CHECKING:  # nn.Module's __call__ returns Any
 
         def __call__(
-            self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None, form: Form = "row"
+            self, input: Tensor, hx: States | None = None, is_init: Tensor | None = None, form: Form = "row"
         ) -> tuple[Tensor, States]:
             """Run over time: see :meth:`forward`."""
 
@@ -139,7 +139,7 @@ class LSTM(ExecutableLSTM):
         return new
 
     def forward(
-        self, input: Tensor, hx: States | None = None, *, is_init: Tensor | None = None, form: Form = "row"
+        self, input: Tensor, hx: States | None = None, is_init: Tensor | None = None, form: Form = "row"
     ) -> tuple[Tensor, States]:
         """Run over time.
 

@@ -123,3 +123,16 @@ def test_the_dynamo_exporter_leaves_the_number_of_steps_of_vmap_free(tmp_path):
 def test_the_dynamo_exporter_refuses_a_free_number_of_steps_of_the_others(name, tmp_path):
     with pytest.raises(torch.onnx.OnnxExporterError, match=r"export|ONNX function"):
         session(Resets(name), True, str(tmp_path / "m.onnx"), free_length=True)
+
+
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_an_lstm_without_a_module_around_it(name, dynamo, tmp_path):
+    """``dynamo=False`` passes the default of every argument by its position."""
+    module, x = Dense(name).lstm.eval(), torch.randn(2, 5, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations in torch and onnxscript
+        torch.onnx.export(module, (x,), tmp_path / "m.onnx", dynamo=dynamo, input_names=["x"])
+    run = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    output, h, c = map(torch.from_numpy, run.run(None, {"x": (2 * x).numpy()}))
+    with torch.no_grad():
+        assert_close((output, (h, c)), module(2 * x))
