@@ -11,7 +11,7 @@ from torch.nn.functional import linear
 from . import _torch
 from .autograd_rule import wants_gradient
 from .contract import ActFunction, ActStackFunction, LayerFunction, LayerWeights, State, StepFunction
-from .plain import check_kinds, have_memory, is_plain, is_plain_eager, plain_keys
+from .plain import check_kinds, check_memory, have_memory, is_plain, is_plain_eager, plain_keys
 from .resets import zero_at
 from .unroll import cell, unroll_step
 from .weight_cache import WeightInfo, check_call, reset, weight_info
@@ -76,7 +76,10 @@ def make_steps(
     def act(weights: LayerWeights, x: Tensor, state: State, is_init: Tensor) -> State:
         """One step with resets: a :data:`rnn_backends.ActFunction`."""
         done = past_the_dispatcher(weights, x, state, is_init)
-        return step(weights, x, zero_at(state, is_init)) if done is None else done
+        if done is not None:
+            return done
+        check_memory((("input", x), ("is_init", is_init), ("the hidden state", state.h), ("the cell state", state.c)))
+        return step(weights, x, zero_at(state, is_init))
 
     return step, act
 

@@ -216,8 +216,9 @@ class ExecutableLSTM(BoundLSTM):
     ) -> tuple[Tensor, State]:
         """:meth:`step_batch_first`, layer by layer."""
         act, run = self._backend.act, self._backend.step or self._layer_as_step
-        if is_init is not None and act is None:
-            stored = zero_at(stored, is_init)
+        if act is None:
+            self._check_memory(x, is_init, stored)
+            stored = stored if is_init is None else zero_at(stored, is_init)
         if len(weights) == 1:  # the usual case takes fewer views
             w, before = weights[0], State(stored.h.squeeze(1), stored.c.squeeze(1))
             after = run(w, x, before) if act is None or is_init is None else act(w, x, before, is_init)

@@ -215,6 +215,10 @@ def test_zero_tensors(name, way):
     assert_close(got, want)
 
 
+MISSING = r"memory was|needs \d+ elements|out of bounds for storage"
+"""An error of core, of the kernel in C++, or of torch for a view."""
+
+
 def freed(v):
     v = v.clone()
     v.untyped_storage().resize_(0)
@@ -223,26 +227,53 @@ def freed(v):
 
 def shrunk(v):
     v = v.clone()
-    v.untyped_storage().resize_(v.untyped_storage().nbytes() // 2)
+    v.untyped_storage().resize_(v.untyped_storage().nbytes() // 16)
     return v
 
 
 @ways
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("lose", [freed, shrunk])
-@pytest.mark.parametrize("what", ["x", "state", "weight", "after a call"])
-def test_freed_memory_raises(name, way, lose, what):
-    lstm, (x, is_init, state) = made(name).requires_grad_(False), numbers()
+@pytest.mark.parametrize("what", ["x", "is_init", "state", "weight", "after a call"])
+def test_freed_memory_raises(name, way, lose, what, gradients):
+    lstm, (x, is_init, state) = made(name).requires_grad_(gradients), numbers()
     kind = lose if what == "x" else same
     if what == "state":
         state = State(state.h, lose(state.c))
+    elif what == "is_init":
+        if way in (dense, step):
+            pytest.skip("it takes no resets")
+        is_init = lose(is_init)
     elif what == "weight":
-        lstm.weight_hh_l0 = nn.Parameter(lose(lstm.weight_hh_l0), requires_grad=False)
-    else:  # the cached facts about a weight no longer hold
+        lstm.weight_hh_l0 = nn.Parameter(lose(lstm.weight_hh_l0.detach()), requires_grad=gradients)
+    elif what == "after a call":  # the cached facts about a weight no longer hold
         run(way, lstm, x, is_init, state)
         storage = lstm.weight_hh_l0.untyped_storage()
         storage.resize_(0 if lose is freed else storage.nbytes() // 2)
-    with pytest.raises(RuntimeError, match=r"memory was|out of bounds for storage"):  # ours, or torch's of a view
+    with pytest.raises(RuntimeError, match=MISSING):
         run(way, lstm, x, is_init, state, kind)
+
+
+@pytest.mark.parametrize("steps", [1, T])
+@pytest.mark.parametrize("lose", [freed, shrunk])
+def test_a_mask_whose_memory_was_freed_is_not_absent(name, steps, lose):
+    """A row of one step has a path of its own."""
+    lstm, (x, is_init, _) = made(name), numbers()
+    with pytest.raises(RuntimeError, match=MISSING):
+        lstm(x[:steps], is_init=lose(is_init[:steps]))
+
+
+@pytest.mark.parametrize("name", ["cpp", "compile"], indirect=True)
+@pytest.mark.parametrize("steps", [1, T])
+@pytest.mark.parametrize("lose", [freed, shrunk])
+@pytest.mark.parametrize("what", [0, 1, 2], ids=["output", "h", "c"])
+def test_a_gradient_whose_memory_was_freed_is_not_one_of_zeros(name, steps, lose, what):
+    """Torch's own operators, those of the other backends, may read such memory and end the process."""
+    lstm, (x, is_init, _) = made(name), numbers()
+    output, (h, c) = lstm(x[:steps], is_init=is_init[:steps])
+    given = (output, h, c)[what]
+    with pytest.raises(RuntimeError, match=MISSING):
+        given.backward(lose(torch.ones_like(given)))
 
 
 def sparse(v):

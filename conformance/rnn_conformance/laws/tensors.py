@@ -264,12 +264,13 @@ def _shrunk(value: Tensor) -> Tensor:
 @law(**KINDS | IN_FULL | {"H": (8,)})
 def freed_memory(trial: Trial) -> None:
     """Inputs, states and weights with freed or shrunk memory raise an error with a reason, after earlier calls too."""
-    for what in ("input", "state", "weight", "weight after a call"):
+    for what in ("input", "reset mask", "state", "weight", "weight after a call"):
         for how, lose in (("freed", _freed), ("shrunk", _shrunk)):
-            for way in WAYS:
+            for way in WAYS if what != "reset mask" else ("with resets", "one step with resets"):
                 kind = f"{what} whose memory was {how}"
-                if _answers(trial, kind, way, what, lose):
-                    raise LawBroken(f"{kind}, {way}: numbers from memory that does not exist")
+                for gradients in (False, True):
+                    if _answers(trial, kind, way, what, lose, gradients):
+                        raise LawBroken(f"{kind}, {way}: numbers from memory that does not exist")
     for way in WAYS:
         _given_back_smaller(trial, way)
 
@@ -289,12 +290,14 @@ def _given_back_smaller(trial: Trial, way: str) -> None:
         weight.copy_(whole)
 
 
-def _answers(trial: Trial, kind: str, way: str, what: str, lose: Callable[[Tensor], Tensor]) -> bool:
+def _answers(trial: Trial, kind: str, way: str, what: str, lose: Callable[[Tensor], Tensor], gradients: bool) -> bool:
     """Whether a call returned numbers although some of its memory is missing."""
-    lstm = trial.lstm().requires_grad_(False)
+    lstm = trial.lstm().requires_grad_(gradients)
     values = given(trial, lstm)
     if what == "input":
         values = values._replace(x=lose(values.x))
+    elif what == "reset mask":
+        values = values._replace(is_init=lose(values.is_init))
     elif what == "state":
         values = values._replace(state=State(values.state.h, lose(values.state.c)))
     else:

@@ -81,6 +81,9 @@ class Kernel(NamedTuple):
     lanes: dict[torch.dtype, int]
 
 
+_FREED = 64
+"""The address of a tensor without memory: 0 stands for an absent one. The kernel checks sizes before it reads."""
+
 WIDE = (torch.float32, torch.float64)
 """The dtypes that the kernel computes in."""
 
@@ -187,7 +190,7 @@ def step(info: WeightInfo, x: Tensor, state: State, is_init: Tensor | None = Non
     if is_init is not None:
         if is_init.shape != (B,) or is_init.dtype != torch.bool:
             raise InputError(f"is_init must be [{B}] bool, got {tuple(is_init.shape)} {is_init.dtype}")
-        reset = is_init.data_ptr(), is_init.stride()[0], available(is_init)
+        reset = is_init.data_ptr() or _FREED, is_init.stride()[0], available(is_init)
     layer = _STEP.pack(
         *(1, B, inputs, H, P, torch.get_num_threads()),
         x.data_ptr(),
@@ -219,7 +222,7 @@ def row(
         shape = gates_of(H, x.dtype)
         gates = h.new_empty(1, B, *shape)
         at, count = gates.data_ptr(), B * shape[0] * 4 * shape[2]
-    reset = (0, 0, 0) if is_init is None else (is_init.data_ptr(), is_init.stride()[1], available(is_init))
+    reset = (0, 0, 0) if is_init is None else (is_init.data_ptr() or _FREED, is_init.stride()[1], available(is_init))
     layer = _STEP.pack(
         *(1, B, info.sizes[0], H, P, torch.get_num_threads()),
         x.data_ptr(),
@@ -260,9 +263,9 @@ def row_backward(
         empty(*c.shape) if needs[6] else None,
     )
     given = (x, w_ih, w_hh, w_hr, h, c, h_out, c_out, gates, grad_h, grad_c)
-    at = [0 if v is None else v.data_ptr() for v in given]
+    at = [0 if v is None else v.data_ptr() or _FREED for v in given]
     rooms = [0 if v is None else v.untyped_storage().nbytes() // size - v.storage_offset() for v in given]
-    reset = (0, 0, 0) if is_init is None else (is_init.data_ptr(), is_init.stride()[1], available(is_init))
+    reset = (0, 0, 0) if is_init is None else (is_init.data_ptr() or _FREED, is_init.stride()[1], available(is_init))
     layer = _STEP_BACK.pack(
         *(1, B, inputs, H, P, torch.get_num_threads(), *at[:6], x.stride()[1], h.stride()[1], c.stride()[1]),
         *at[6:],
@@ -311,7 +314,7 @@ def _layer(given: Arguments) -> tuple[list[int], list[Tensor]]:
 def _place(layer: list[int], name: str, value: Tensor) -> None:
     """Set the address of a contiguous tensor, and the size of its memory (``plain.available``)."""
     at, room = _PLACES[name]
-    layer[at] = value.data_ptr()
+    layer[at] = value.data_ptr() or _FREED
     layer[room] = value.untyped_storage().nbytes() // value.itemsize - int(value.storage_offset())
 
 
