@@ -191,7 +191,9 @@ def _are_usual(info: WeightInfo, x: Tensor, state: State, starts: Tensor | None)
     h, c = state
     device = info.device
     try:
-        for v in (x, h, c) if starts is None else (x, h, c, starts):
+        for v in (x, h, None if c is h else c, starts):
+            if v is None:
+                continue
             if type(v) not in EXACT or v.layout is not torch.strided or v.is_nested or v.is_quantized:
                 return False
             if v.device != device:

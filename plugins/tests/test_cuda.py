@@ -180,9 +180,9 @@ def test_extreme_weights_do_not_change_a_state_that_is_held(as_on_a_gpu, every_e
     ("layout", "mode", "most"),
     [
         (aligned, "last", 36),
-        (aligned, "given", 56),
+        (aligned, "given", 53),
         (aligned, "ends", 62),
-        (aligned, "stored", 112),
+        (aligned, "stored", 109),
         (bucketed, "last", 97),
         (bucketed, "ends", 98),
     ],

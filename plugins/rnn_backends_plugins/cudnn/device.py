@@ -16,7 +16,7 @@ from torch import Tensor
 from . import kernel, target
 from .costs import costs_on_cuda
 from .device_plan import DevicePlan, make_device_plan
-from .flush import LOGIT, fused
+from .flush import LOGIT
 from .functions import gather_rows, pack_steps, scatter_rows
 from .inputs import CallInputs, LayerInputs, inspect_inputs, is_one_state
 from .widened import widened, width_of
@@ -66,15 +66,14 @@ def _known(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> tu
 def layer_on_device(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor, every_end: bool) -> State:
     """A :data:`~rnn_backends.contract.LayerFunction`; without ``every_end``, ``c`` is right at ``T - 1`` only."""
     T, B = starts.shape
-    bias = weights.b_ih is not None
     if _has_cuts(x, starts):
         call, k = _known(weights, x, entry, starts)
         if call.most > 1:
             known = call.layers[k]
             plan = _plan(call, starts, _must_head(weights, entry, every_end, known), known.is_zero, every_end, weights)
             return _run(plan, weights, x, entry, known, every_end)
-    y, c = fused([v for v in weights if v is not None], x, State(entry.h[0], entry.c[0]), bias)
-    return State(y, c.expand(T, B, -1))
+    y, end = kernel.run([v for v in weights if v is not None], x, _firsts(entry), weights.b_ih is not None)
+    return State(y, end.c.expand(T, B, -1))
 
 
 def _must_head(weights: LayerWeights, entry: State, every_end: bool, known: LayerInputs) -> bool:
@@ -144,7 +143,13 @@ def _heads(entry: State, heads: Tensor | None, from_zeros: bool, B: int) -> Stat
         c = entry.c.new_zeros(1, rows, entry.c.shape[2])
         return State(c if entry.h.shape == entry.c.shape else entry.h.new_zeros(1, rows, entry.h.shape[2]), c)
     if heads is None:
-        return State(entry.h[:1], entry.c[:1])
+        return _firsts(entry)
     if is_one_state(entry):
         return State(*(v[:1, :1].expand(-1, rows, -1) for v in entry))
     return State(*(v.reshape(-1, v.shape[-1]).index_select(0, heads).unsqueeze(0) for v in entry))
+
+
+def _firsts(entry: State) -> State:
+    """The states before the first step, ``State([1, B, P], [1, B, H])``; one tensor if the entry is."""
+    h = entry.h[:1]
+    return State(h, h if entry.c is entry.h else entry.c[:1])

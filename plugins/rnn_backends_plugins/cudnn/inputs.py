@@ -133,12 +133,15 @@ def is_one_state(entry: State) -> bool:
 
 
 def _read_states(state: State, starts: Tensor) -> list[Tensor]:
-    """First the initial states of the rows, then those in their middle; one number of each if all share one memory."""
+    """The states' largest absolute values: first of those of the rows, then of those in their middle; the states
+    themselves if all share one memory.
+    """
+    h, c = state
     if is_one_state(state):
-        h, c = state
         return [value.as_strided(value.shape[2:], value.stride()[2:]) for value in ([h] if h is c else [h, c])]
-    begin = starts[1:].unsqueeze(-1)  # elsewhere the values are arbitrary
-    return [value for part in state for value in (part[0], torch.where(begin, part[1:], 0))]
+    largest = torch.stack([torch.linalg.vector_norm(value, math.inf, -1) for value in state])
+    read = torch.where(starts, largest, 0)  # elsewhere the values are arbitrary
+    return [read[:, 0], read[:, 1:]]
 
 
 def _layers(
@@ -167,9 +170,8 @@ def _layers(
             c = h if state.h is state.c else next(numbers)
             middle = h + c
         else:
-            h, middle_h, c, middle_c = (next(numbers) for _ in range(4))
-            middle = middle_h + middle_c
-            h, c = h + middle_h, c + middle_c
+            first, middle = next(numbers), next(numbers)
+            h = c = first + middle
         if bidirectional and k % 2:  # in reverse the row's first sequence is the last
             middle = h + c
         by_state = (h + widest) * w_hh * w.w_hh.shape[1] + biases

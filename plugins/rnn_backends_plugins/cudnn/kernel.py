@@ -108,7 +108,8 @@ def in_one_buffer(params: list[Tensor], bias: bool, state: State, layers: int, b
 
 def contiguous(state: State) -> State:
     """The state in the layout that ``_cudnn_rnn`` requires; oneDNN takes any layout."""
-    return State(state.h.contiguous(), state.c.contiguous())
+    h = state.h.contiguous()
+    return State(h, h if state.c is state.h else state.c.contiguous())
 
 
 def step(params: list[Tensor], x: Tensor, state: State, bias: bool) -> State:
