@@ -98,7 +98,7 @@ def _ways(backend: str, shape: Shape) -> dict[str, Callable[[], object]]:
     is_init[T // 2, ::4] = True
     starts = is_init.squeeze(-1) | (torch.arange(T) == 0).unsqueeze(-1)
     entry = State(*[torch.zeros(1, 1, H).expand(T, B, H)] * 2)
-    ones = torch.ones(T, B, H)
+    ones = torch.ones(T, B, 2 * H)
     batch = TensorDict({"x": x.transpose(0, 1).contiguous(), "is_init": is_init.transpose(0, 1).contiguous()}, [B, T])
     of = {"LSTM": list(lstm.parameters()), "LSTMModule": list(module.parameters())}
     leaves = [value.detach().requires_grad_() for value in of["LSTM"]]
@@ -123,12 +123,27 @@ def _ways(backend: str, shape: Shape) -> dict[str, Callable[[], object]]:
         return found
 
     def training(call: Callable[[], torch.Tensor], parameters: list[torch.Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(call(), parameters, ones.reshape(T, B, H) if call is not keyed else grad)
+        def run() -> object:
+            found = call()
+            return torch.autograd.grad(found, parameters, grad if call is keyed else ones[..., : found.shape[2]])
 
-    grad = ones.transpose(0, 1).contiguous()
+        return run
+
+    grad = ones[..., :H].transpose(0, 1).contiguous()
+    calls = {"layer": layer, "LSTM": tensors, "LSTMModule": keyed}
+    if backend == "cudnn":  # the number of operators depends on more
+        calls = {"nn.LSTM": dense, **calls}
+        deeper, both = LSTM(I, H, 2, lstm_backend=backend), LSTM(I, H, bidirectional=True, lstm_backend=backend)
+        state = torch.ones(1, B, H), torch.ones(1, B, H)
+        for what, other, hx in (
+            ("2 layers", deeper, None),
+            ("2 directions", both, None),
+            ("from a state", lstm, state),
+        ):
+            calls[f"LSTM {what}"] = lambda other=other, hx=hx: other(x, hx, is_init=is_init)[0]  # type: ignore[misc]
+            of[f"LSTM {what}"] = list(other.parameters())
     found: dict[str, Callable[[], object]] = {}
-    calls = {"nn.LSTM": dense} if backend == "cudnn" else {}
-    for name, call in (calls | {"layer": layer, "LSTM": tensors, "LSTMModule": keyed}).items():
+    for name, call in calls.items():
         parameters = of.get(name, leaves)
         found[f"{name}, training"] = training(call, parameters)
         found[f"{name}, no gradient"] = torch.no_grad()(call)
