@@ -4,9 +4,12 @@ Launches are compiled for a GPU and go to a driver without one, which writes the
 """
 
 import gc
+import re
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -408,6 +411,40 @@ def test_the_compiler_lets_two_arguments_be_one_tensor(launches):
         assert "ld.global" in found.asm["ptx"]
         assert "ld.global.nc" not in found.asm["ptx"]
         assert "noalias" not in found.asm["llir"]
+
+
+MACHINE_CODE = {
+    "read": r"LDG\.E[.\d]*\.STRONG\.GPU",
+    "forget": r"CCTL\.IVALL",  # values in the nearest cache
+    "barrier": r"BAR\.SYNC",
+    "write": r"STG\.E",
+    "publish": r"MEMBAR\.\w+\.GPU",
+    "arrive": r"(?:RED|ATOM)\w*\.E\.ADD\.STRONG\.GPU",
+}
+"""Instructions of NVIDIA's GPUs, by what they are in the exchange between programs."""
+
+
+@pytest.mark.parametrize("capability", [80, 89, 90, 100])
+def test_machine_code_reads_after_the_wait_and_arrives_after_it_has_written(
+    launches, monkeypatch, tmp_path, capability
+):
+    """Neither Triton's compiler nor the assembler moves an access of the exchange out of its place."""
+    monkeypatch.setattr(triton.runtime.driver, "_active", driver(WrittenDown, capability))
+    given = layer(T=4, B=3, H=40)
+    h, c, gates = run.forward(given, True)
+    run.backward(given, Run(h, c, gates, h, None), Needs(False, False, False, False, False, False, False))
+    one, cuobjdump = tmp_path / "kernel.cubin", Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    for kernel in (kernels.forward_kernel, kernels.backward_kernel):
+        ((compiled,),) = (caches[0].values() for caches in kernel.device_caches.values())
+        one.write_bytes(compiled.asm["cubin"])
+        said = subprocess.run([cuobjdump, "-sass", one], capture_output=True, text=True, check=True).stdout
+        pattern = "|".join(f"(?P<{name}>{text})" for name, text in MACHINE_CODE.items())
+        order = " ".join(match.lastgroup for match in re.finditer(pattern, said))
+        assert re.fullmatch(
+            r"(?:write |barrier )*read forget barrier (?:read |barrier )*read (?:barrier )*"
+            r"(?:write |barrier )*write (?:barrier )+publish arrive(?: write| barrier)*",
+            order,
+        ), order
 
 
 class Operators(TorchDispatchMode):
