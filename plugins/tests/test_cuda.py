@@ -9,7 +9,7 @@ import torch
 from rnn_backends import LSTM, LayerWeights, LSTMModule, State
 from rnn_backends.resets import ends_of
 from rnn_backends.unroll import unroll
-from rnn_backends_plugins import cudnn
+from rnn_backends_plugins import _torch, cudnn
 from rnn_backends_plugins.cudnn import device, device_plan
 from rnn_backends_plugins.cudnn.costs import Costs
 from rnn_backends_plugins.cudnn.inputs import inspect_inputs
@@ -105,6 +105,18 @@ def test_an_inspection_sees_starts_and_stored_states(P, bias):
     assert not layer.is_bounded  # a state that is read is NaN
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_largest_values_are_of_dense_tensors(monkeypatch, stored):
+    """Of others torch would launch one kernel each."""
+    weights, x, entry, starts = inputs()
+    entry = entry if stored else State(*(v[:1, :1].expand_as(v) for v in entry))
+    seen, largest = [], _torch.largest
+    monkeypatch.setattr(_torch, "largest", lambda values: seen.extend(values) or largest(values))
+    inspect_inputs([weights], x, [entry], starts)
+    assert len(seen) == 7
+    assert all(value.is_contiguous() for value in seen)
+
+
 def test_zeros_that_are_one_number_are_no_stored_states():
     weights, x, entry, starts = inputs()
     zeros = State(*(v[:1, :1].expand_as(v) for v in entry))
@@ -179,12 +191,12 @@ def test_extreme_weights_do_not_change_a_state_that_is_held(as_on_a_gpu, every_e
 @pytest.mark.parametrize(
     ("layout", "mode", "most"),
     [
-        (aligned, "last", 36),
-        (aligned, "given", 53),
-        (aligned, "ends", 62),
-        (aligned, "stored", 109),
-        (bucketed, "last", 97),
-        (bucketed, "ends", 98),
+        (aligned, "last", 38),
+        (aligned, "given", 55),
+        (aligned, "ends", 64),
+        (aligned, "stored", 112),
+        (bucketed, "last", 99),
+        (bucketed, "ends", 100),
     ],
 )
 def test_the_number_of_operators_grows_with_nothing(as_on_a_gpu, monkeypatch, layout, mode, most):

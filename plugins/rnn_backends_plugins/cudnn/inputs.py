@@ -113,7 +113,7 @@ def inspect_inputs(
             values += _read_states(state, starts)
         sizes = _torch.largest(values)
         sizes = sizes if sizes.dtype.itemsize >= 4 else sizes.float()
-        packed = torch.cat([sizes.view(torch.uint8), starts.reshape(-1)])
+        packed = torch.cat([sizes.view(torch.uint8), starts.view(torch.uint8).reshape(-1)])  # of one dtype: one launch
     found = target.read(packed)
     dtype, end = (np.float32, 4 * len(values)) if sizes.dtype.itemsize == 4 else (np.float64, 8 * len(values))
     T, B = starts.shape
@@ -139,9 +139,9 @@ def _read_states(state: State, starts: Tensor) -> list[Tensor]:
     h, c = state
     if is_one_state(state):
         return [value.as_strided(value.shape[2:], value.stride()[2:]) for value in ([h] if h is c else [h, c])]
-    largest = torch.stack([torch.linalg.vector_norm(value, math.inf, -1) for value in state])
-    read = torch.where(starts, largest, 0)  # elsewhere the values are arbitrary
-    return [read[:, 0], read[:, 1:]]
+    largest = torch.stack([torch.linalg.vector_norm(value, math.inf, -1) for value in state], 1)
+    read = torch.where(starts.unsqueeze(1), largest, 0)  # elsewhere the values are arbitrary
+    return [read[0], read[1:]]
 
 
 def _layers(
