@@ -1,5 +1,6 @@
 """What matters on a GPU alone: how often the host waits, and that acting can be captured; and its path on a CPU."""
 
+import dataclasses
 import warnings
 from contextlib import contextmanager
 from functools import partial
@@ -443,6 +444,22 @@ def test_triton_equals_the_unroll(exact_products, B, H, dtype):
     wide, x, starts = case[0].with_backend("vmap").double(), case[1].detach().double().requires_grad_(), case[2]
     found = triton_call(*triton_case(T=12, B=B, H=H, dtype=dtype))
     assert_close_by_row(found, triton_call(wide, x, starts), 1e-5 if dtype == torch.float32 else 4e-2)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_triton_with_a_launch_for_each_step_equals_the_unroll(exact_products, monkeypatch, dtype):
+    """As where the GPU has fewer multiprocessors than a tile has slices."""
+    from rnn_backends_plugins.triton import run
+
+    lstm, x, starts = triton_case(H=100, dtype=dtype)
+    wide = lstm.with_backend("vmap").double(), x.detach().double().requires_grad_(), starts
+    lstm, x, starts = triton_case(H=100, dtype=dtype)
+    card = run.card_of(x.device)
+    monkeypatch.setattr(run, "card_of", lambda device: dataclasses.replace(card, sms=1))
+    monkeypatch.setattr(run, "_plan_of", run._plan_of.__wrapped__)  # which keeps no plan for this card
+    found = triton_call(lstm, x, starts)
+    assert_close_by_row(found, triton_call(*wide), 1e-5 if dtype == torch.float32 else 4e-2)
 
 
 @on_a_gpu

@@ -9,6 +9,7 @@ import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
@@ -307,6 +308,21 @@ def test_a_size_of_one_compiles_which_triton_makes_a_constant(launches, I, H, bi
     weights = LayerWeights(given.w_ih, given.w_hh, given.bias, None, None)
     run.step(weights, given.x[0], State(given.entry_h[0], given.entry_c[0]))
     assert len(launches) == 6
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_gpu_with_fewer_multiprocessors_than_slices_gets_a_launch_for_each_step(launches, monkeypatch, dtype):
+    monkeypatch.setattr(run, "card_of", lambda device: replace(CARDS["L4"], sms=1))
+    monkeypatch.setattr(run, "_plan_of", run._plan_of.__wrapped__)  # which keeps no plan for this card
+    given = layer(T=4, B=3, H=100, dtype=dtype)
+    h, c, gates = run.forward(given, True)
+    products_of_inputs = dtype == torch.float32
+    assert len(launches) == products_of_inputs + 4
+    run.backward(given, Run(h, c, gates, h, None), Needs(False, True, True, True, False, True, True))
+    assert len(launches) == products_of_inputs + 4 + 5 + 1  # one before the first step, and the weights' gradients
+    assert {grid for grid, *_ in launches[products_of_inputs : products_of_inputs + 9]} == {
+        (1, 4 if dtype == torch.float32 else 2, 1)
+    }
 
 
 @triton.jit
