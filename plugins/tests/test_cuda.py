@@ -173,13 +173,14 @@ def test_one_step_is_never_read(as_on_a_gpu, resets):
 
 
 @pytest.mark.parametrize("every_end", [True, False])
-def test_extreme_weights_do_not_change_a_state_that_is_held(as_on_a_gpu, every_end):
-    """The host finds them too large to be cut; the columns that hold a state are driven further than they reach."""
+@pytest.mark.parametrize("bias", [0.0, 1e15])
+def test_extreme_weights_neither_open_a_cut_nor_change_a_state_that_is_held(as_on_a_gpu, every_end, bias):
+    """Of tiny inputs: on synthetic steps the inputs are ones, and gates are driven by a constant, if that is enough."""
     weights, x, entry, starts = inputs(H=3)
     with torch.no_grad():
-        weights.w_ih[:, 0] = 1e20  # of an input that is tiny
-        x[..., 0] *= 1e-21
-        weights.b_hh[3:6] = torch.tensor([-1e15, 1e15, 0.0])
+        weights.w_ih[:, 0] = 1e20
+        x *= 1e-21
+        weights.b_hh[3:6] = torch.tensor([-bias, bias, 0.0])
         zeros = State(*(v[:1, :1].expand_as(v) for v in entry))
         found, expected = cudnn.layer(weights, x, zeros, starts, every_end), unroll(weights, x, zeros, starts)
         ends = ends_of(starts)
@@ -187,6 +188,16 @@ def test_extreme_weights_do_not_change_a_state_that_is_held(as_on_a_gpu, every_e
             ends[:-1] = False
         torch.testing.assert_close(found.h, expected.h)
         torch.testing.assert_close(found.c[ends], expected.c[ends])
+
+
+@pytest.mark.parametrize("T", [2, 255, 256, 300])
+def test_a_sequence_may_start_at_every_step(as_on_a_gpu, T):
+    weights = inputs()[0]
+    x, starts = torch.randn(T, 2, 2), torch.ones(T, 2, dtype=torch.bool)
+    zeros = State(*torch.zeros(2, 1, 1, 4).expand(2, T, 2, 4))
+    assert inspect_inputs([weights], x, [zeros], starts).most == T
+    expected = unroll(weights, x, zeros, starts).h
+    torch.testing.assert_close(cudnn.layer(weights, x, zeros, starts, False).h, expected)
 
 
 @pytest.mark.parametrize(
