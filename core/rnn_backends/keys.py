@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from tensordict.utils import NestedKey, unravel_key, unravel_key_list
+from tensordict.utils import NestedKey, unravel_key_list
 
 from .errors import InputError
 
@@ -28,7 +28,7 @@ def read_keys(
     keys = _one_of("in", in_key, in_keys, HIDDEN_IN)
     if len(keys) not in (3, 4):
         raise InputError(f"in_keys must be 3 keys (value, h, c), or 4 with the reset mask last, got {keys}")
-    given = None if is_init_key is None else unravel_key(is_init_key)
+    given = None if is_init_key is None else _as_keys("is_init_key", [is_init_key])[0]
     if len(keys) == 4 and given not in (None, keys[3]):
         raise InputError(f"in_keys ends with the reset key {keys[3]!r}, is_init_key says {given!r}: give one of them")
     return [*keys[:3], given or (keys[3] if len(keys) == 4 else "is_init")]
@@ -81,7 +81,19 @@ def _one_of(
         raise InputError(f"give either {side}_key or {side}_keys, got {what}")
     if isinstance(keys, str):
         raise InputError(f"{side}_keys is a list of keys, got the string {keys!r}: use {side}_key for one")
-    chosen: list[NestedKey] = unravel_key_list(list(keys) if keys is not None else [key, *hidden])
+    chosen = _as_keys(f"{side}_key", [key, *hidden]) if keys is None else _as_keys(f"{side}_keys", keys)
     if len(set(chosen)) < len(chosen):
         raise InputError(f"{side}_keys must differ from each other, got {chosen}")
     return chosen
+
+
+def _as_keys(option: str, keys: object) -> list[NestedKey]:
+    """The keys in tensordict's shortest form, checked: its own function takes ``("next", 3)`` for ``"next"``."""
+    if not isinstance(keys, Iterable) or not all(map(_is_key, keys := list(keys))):
+        raise InputError(f"{option} takes keys, strings or tuples of strings, got {keys!r}")
+    found: list[NestedKey] = unravel_key_list(keys)
+    return found
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) or (isinstance(value, tuple) and bool(value) and all(map(_is_key, value)))

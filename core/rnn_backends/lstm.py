@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import inspect
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,23 @@ class LSTM(ExecutableLSTM):
         >>> output, (h_n, c_n) = lstm(x, is_init=is_init)
         >>> torch.testing.assert_close(output[0, 3:], lstm(x[0, 3:])[0])
     """
+
+    takes_forms: ClassVar[bool] = True
+    """Whether ``forward`` takes ``is_init=`` and ``form=``, with which steps and modules around an LSTM call it."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        parameters = inspect.signature(cls.forward).parameters.values()
+        named = {p.name for p in parameters}
+        cls.takes_forms = {"is_init", "form"} <= named or any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+    def check_forms(self) -> None:
+        """Raise :class:`InputError` if ``forward`` is overridden without the arguments of :attr:`takes_forms`."""
+        if not self.takes_forms:
+            raise InputError(
+                f"{type(self).__name__}.forward takes no is_init= and form=, with which a step and modules around an "
+                "LSTM call it: add **kwargs, and pass them to super().forward"
+            )
 
     if TYPE_CHECKING:  # nn.Module's __call__ returns Any
 
@@ -255,9 +273,11 @@ class LSTM(ExecutableLSTM):
             ``output [B, D*P]`` and the next state, shaped like ``state``.
 
         Raises:
-            InputError: a shape, dtype or device does not fit. As in :meth:`forward`, dtypes may differ under autocast.
+            InputError: a shape, dtype or device does not fit (dtypes may differ under autocast, as in :meth:`forward`),
+                or a subclass overrides ``forward`` without ``is_init=`` and ``form=``.
             UnsupportedError: the backend does not support the current device or dtype, or ``torch.vmap``.
         """
+        self.check_forms()
         if not self._is_usual_step(x, state, is_init):
             state, is_init = self._check_step(x, state, is_init)
         stored = None if state is None else State(state[0].transpose(0, 1), state[1].transpose(0, 1))
@@ -321,7 +341,11 @@ def as_inner(lstm: nn.Module) -> LSTM:
     Raises:
         InputError: it is neither an rnn_backends.LSTM nor a wrapper that has the attributes of one.
     """
-    if isinstance(lstm, LSTM) or isinstance(getattr(lstm, "spec", None), LSTMSpec):
+    if isinstance(lstm, LSTM):
+        if not lstm.takes_forms:
+            lstm.check_forms()
+        return lstm
+    if isinstance(getattr(lstm, "spec", None), LSTMSpec):
         return lstm  # type: ignore[return-value]
     if isinstance(lstm, nn.RNNBase) and lstm.mode == "LSTM":
         cure = "assign LSTM.from_torch(lstm), which shares its parameters"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -24,9 +24,14 @@ from ._torch import (
     torchrl_set_recurrent_mode,
     with_is_traced,
 )
+from .checks import as_switch
 from .errors import InputError
 
 Mode = bool | Literal["recurrent", "sequential"] | None
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_DECORATE = "write @set_recurrent_mode(True) above a function, with the parentheses"
 
 
 class _Entry(NamedTuple):
@@ -81,11 +86,12 @@ _traced, _outside = _Traced(), _Outside()
 
 def as_mode(mode: Mode) -> bool | None:
     """``True``/``"recurrent"``, ``False``/``"sequential"`` or ``None`` (each module's own) -> bool or ``None``."""
-    if isinstance(mode, str):
-        if mode.lower() not in ("recurrent", "sequential"):
-            raise InputError(f"a recurrent mode is True, False, 'recurrent' or 'sequential', got {mode!r}")
+    if isinstance(mode, str) and mode.lower() in ("recurrent", "sequential"):
         return mode.lower() == "recurrent"
-    return mode if mode is None else bool(mode)
+    if isinstance(mode, str) or callable(mode):
+        hint = f": {_DECORATE}" if callable(mode) else ""
+        raise InputError(f"a recurrent mode is True, False, 'recurrent' or 'sequential', got {mode!r}{hint}")
+    return mode if mode is None else as_switch("a recurrent mode", mode)
 
 
 class set_recurrent_mode(ContextDecorator):
@@ -108,11 +114,20 @@ class set_recurrent_mode(ContextDecorator):
     def __init__(self, mode: Mode = True) -> None:
         self.mode = as_mode(mode)
 
-    def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:  # type: ignore[override]
-        """Decorate a function or a coroutine function."""
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+    def __call__(self, function: Function) -> Function:
+        """Decorate a function or a coroutine function.
+
+        Raises:
+            InputError: it is a class or a generator, whose later calls would not run in this mode.
+        """
+        if inspect.isclass(function):
+            raise InputError(
+                f"{function.__name__} is a class, and would only be constructed in this mode: decorate its methods"
+            )
+        kinds = (function, getattr(function, "__call__", None))  # noqa: B004 - for an object, its method
+        if any(inspect.isgeneratorfunction(kind) or inspect.isasyncgenfunction(kind) for kind in kinds):
             raise InputError("a generator would leave its mode to its consumer at each yield: decorate what it calls")
-        if not inspect.iscoroutinefunction(function):
+        if not any(map(inspect.iscoroutinefunction, kinds)):
             return super().__call__(function)
 
         @wraps(function)
@@ -120,7 +135,7 @@ class set_recurrent_mode(ContextDecorator):
             with self:
                 return await function(*args, **kwargs)
 
-        return run
+        return run  # type: ignore[return-value]
 
     @only_inlined
     def __enter__(self) -> None:

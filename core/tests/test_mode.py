@@ -113,8 +113,42 @@ def test_a_generator_cannot_be_decorated_its_consumer_would_run_in_the_mode():
     def ask():
         yield recurrent_mode()
 
-    with pytest.raises(InputError, match="decorate what it calls"):
-        set_recurrent_mode(True)(ask)
+    class Asks:
+        def __call__(self):
+            yield recurrent_mode()
+
+    for asked in (ask, Asks()):
+        with pytest.raises(InputError, match="decorate what it calls"):
+            set_recurrent_mode(True)(asked)
+
+
+def test_an_object_with_a_coroutine_as_its_call_runs_in_the_mode():
+    class Asks:
+        async def __call__(self):
+            await asyncio.sleep(0)
+            return recurrent_mode()
+
+    assert asyncio.run(set_recurrent_mode(True)(Asks())()) is True
+
+
+def test_a_class_cannot_be_decorated_its_methods_would_not_run_in_the_mode():
+    with pytest.raises(InputError, match="Module is a class, and would only be constructed in this mode"):
+        set_recurrent_mode(True)(torch.nn.Module)
+
+
+@pytest.mark.parametrize("mode", [3, "train", "", 1.0, [], {}, torch.tensor(True)])
+def test_a_mode_that_is_none_is_an_error_wherever_it_is_given(mode):
+    for give in (set_recurrent_mode, make().set_recurrent_mode, make):
+        with pytest.raises(InputError, match=r"a recurrent mode (is|must be) True"):
+            give(mode)
+
+
+def test_a_decorator_without_parentheses_is_an_error_that_says_so():
+    with pytest.raises(InputError, match=r"write @set_recurrent_mode\(True\)"):
+
+        @set_recurrent_mode
+        def asks():
+            return recurrent_mode()
 
 
 def test_threads_do_not_see_each_others():

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from rnn_backends import LSTM, InputError, LSTMModule
+from tensordict import TensorDict
 from torch import nn
 from torch.ao.quantization import default_dynamic_qconfig, get_default_qconfig, prepare, quantize_dynamic
 from torch.nn.utils import prune
@@ -113,6 +114,24 @@ class Doubled(LSTM):
     def forward(self, *args, **kwargs):
         output, state = super().forward(*args, **kwargs)
         return 2 * output, state
+
+
+class DoubledAsTheirs(LSTM):
+    def forward(self, input, hx=None):
+        output, state = super().forward(input, hx)
+        return 2 * output, state
+
+
+def test_a_forward_with_torchs_arguments_runs_a_row_and_is_an_error_where_it_gets_others():
+    torch.manual_seed(0)
+    lstm = DoubledAsTheirs(3, 4, batch_first=True)
+    x = torch.randn(2, 5, 3)
+    assert_close(lstm(x)[0], 2 * LSTM.forward(lstm, x)[0])
+    td = TensorDict({"x": x[:, 0], "is_init": torch.zeros(2, 1, dtype=torch.bool)}, [2])
+    for call in (lambda: lstm.step(x[:, 0], None), lambda: LSTMModule(lstm=lstm, in_key="x", out_key="y")(td)):
+        with pytest.raises(InputError, match=r"DoubledAsTheirs.forward takes no is_init= and form=, .* add \*\*kwargs"):
+            call()
+    assert Doubled(3, 4).step(x[:, 0], None)[0].shape == (2, 4)
 
 
 class TheirsDoubled(nn.LSTM):
