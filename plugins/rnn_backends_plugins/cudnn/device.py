@@ -13,6 +13,7 @@ import torch
 from rnn_backends import LayerWeights, State
 from torch import Tensor
 
+from .. import _torch
 from . import kernel, target
 from .costs import costs_on_cuda
 from .device_plan import DevicePlan, make_device_plan
@@ -139,7 +140,7 @@ def _shown(y: Tensor, shows: Tensor, T: int, B: int) -> Tensor:
 def _heads(entry: State, heads: Tensor | None, from_zeros: bool, B: int) -> State:
     """``State([1, rows, P], [1, rows, H])``."""
     rows = B if heads is None else len(heads)
-    if from_zeros and not any(v.requires_grad for v in entry):
+    if from_zeros and not _torch.in_transform() and not any(v.requires_grad for v in entry):  # nothing flows to them
         c = entry.c.new_zeros(1, rows, entry.c.shape[2])
         return State(c if entry.h.shape == entry.c.shape else entry.h.new_zeros(1, rows, entry.h.shape[2]), c)
     if heads is None:
