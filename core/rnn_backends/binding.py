@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._torch import derivative_in_trace, registered_parameters
 from .checks import as_switch, check_spec
@@ -113,19 +113,34 @@ class BoundLSTM(ToolsLSTM):
             weights.append(LayerWeights(found[0], found[1], b_ih, b_hh, w_hr))
         return weights
 
-    def weight_named(self, name: str) -> Tensor:
-        """A parameter, or its parametrized value; ``nn.Module``'s own look-up takes half a microsecond."""
-        found = registered_parameters(self).get(name)
-        return getattr(self, name) if found is None else found
+    def like_weights(self) -> Tensor:
+        """A tensor with the dtype and device of the weights, of any shape; no parametrization is computed for it."""
+        found = registered_parameters(self).get("weight_ih_l0")
+        return self._like_parametrized() if found is None else found
 
-    def _ready(self) -> tuple[list[LayerWeights], torch.dtype, AbstractContextManager[Any]]:
-        """The weights in the dtype to compute in, that dtype, and a context without autocast."""
-        weight = self.weight_named("weight_ih_l0")
+    def _like_parametrized(self) -> Tensor:
+        parametrizations = self._modules.get("parametrizations")
+        if isinstance(parametrizations, nn.ModuleDict) and "weight_ih_l0" in parametrizations:
+            own = parametrizations["weight_ih_l0"]
+            original = getattr(own, "original", getattr(own, "original0", None))
+            if original is not None and not getattr(own, "unsafe", True):  # torch checked that the dtype stays
+                return original  # type: ignore[no-any-return]
+        return self.weight_ih_l0
+
+    def _ready(
+        self, weights: list[LayerWeights] | None = None
+    ) -> tuple[list[LayerWeights], torch.dtype, AbstractContextManager[Any]]:
+        """The weights in the dtype to compute in, that dtype, and a context without autocast.
+
+        Args:
+            weights: :meth:`layer_weights`, if the call has them: a call computes a parametrized weight once.
+        """
+        weights = self.layer_weights() if weights is None else weights
+        weight = weights[0].w_ih
         if (weight.device, weight.dtype) != self._placed:
             demand(self._backend, self.spec, weight.device, weight.dtype)
             self._placed, self._last_info = (weight.device, weight.dtype), None
         casts = self.autocast_dtype()
-        weights = self.layer_weights()
         check_weights(weights, self._weight_names, self._weight_shapes, casts is not None)
         for names, layer in zip(self._weight_names, weights, strict=True):
             check_memory(zip(names, [value for value in layer if value is not None], strict=True))
@@ -139,7 +154,7 @@ class BoundLSTM(ToolsLSTM):
 
     def autocast_dtype(self) -> torch.dtype | None:
         """The dtype to compute in under autocast, or ``None``. As in torch, float64 is not cast."""
-        weight = self.weight_named("weight_ih_l0")
+        weight = self.like_weights()
         kind = weight.device.type
         if weight.dtype == torch.float64 or kind in NO_AUTOCAST or not torch.is_autocast_enabled(kind):
             return None

@@ -40,6 +40,8 @@ class ExecutableLSTM(BoundLSTM):
         layer = self._backend.layer_last or self._backend.layer
         if type(layer) is not SteppedLayer or len(self._weight_names) != 1 or type(x) is not Tensor:
             return None
+        if "parametrizations" in self._modules:  # computed once in a call: on the general path
+            return None
         weights = self.layer_weights()
         info = self._cached_info(weights)
         if info is None or transforms_may_be_open():
@@ -127,7 +129,7 @@ class ExecutableLSTM(BoundLSTM):
 
     def _check_memory(self, x: Tensor, is_init: Tensor | None, state: State | None) -> None:
         h, c = (None, None) if state is None else state
-        check_together(self.weight_named("weight_ih_l0"), (x, is_init, h, c))
+        check_together(self.like_weights(), (x, is_init, h, c))
         check_memory((("input", x), ("is_init", is_init), ("the hidden state", h), ("the cell state", c)))
 
     def _entry(self, x: Tensor, stored: State | None) -> list[State]:
@@ -186,7 +188,7 @@ class ExecutableLSTM(BoundLSTM):
         infos = self._cached_info(weights)
         if infos is not None:
             return weights, infos, self._placed[1], NO_CONTEXT
-        weights, dtype, no_autocast = self._ready()
+        weights, dtype, no_autocast = self._ready(weights)
         return weights, None, dtype, no_autocast
 
     def step_batch_first(self, x: Tensor, stored: State | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
@@ -199,7 +201,7 @@ class ExecutableLSTM(BoundLSTM):
             infos = self._cached_info(weights)
         if infos is None:
             check_together(weights[0].w_ih, (x, *stored, is_init))
-            weights, dtype, no_autocast = self._ready()
+            weights, dtype, no_autocast = self._ready(weights)
         else:
             dtype, no_autocast = self._placed[1], NO_CONTEXT
         if transforms_may_be_open():

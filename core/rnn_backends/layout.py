@@ -49,7 +49,7 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], lstm: LSTM) -> Inputs:
             f"the entries {', '.join(map(repr, keys))} cannot be read ({str(error).splitlines()[0]}): where rows of "
             "different lengths are stacked lazily, pad them to one length"
         ) from error
-    spec, weight = lstm.spec, lstm.weight_named("weight_ih_l0")
+    spec, weight = lstm.spec, lstm.like_weights()
     batch = tuple(td.batch_size)
     if _are_usual(x, h, c, is_init, batch, spec, weight):
         return Inputs(x, is_init.squeeze(-1), State(h, c))
@@ -65,7 +65,7 @@ def read(td: TensorDictBase, keys: Sequence[NestedKey], lstm: LSTM) -> Inputs:
 
 def _checked(td: TensorDictBase, keys: Sequence[NestedKey], entries: Sequence[Any], lstm: LSTM) -> Inputs:
     x, h, c, is_init = entries
-    spec, weight, batch = lstm.spec, lstm.weight_named("weight_ih_l0"), tuple(td.batch_size)
+    spec, weight, batch = lstm.spec, lstm.like_weights(), tuple(td.batch_size)
     _check_shape(keys[0], x, (*batch, spec.input_size), "[*batch, input_size]")
     _check_like(keys[0], x, weight, lstm)
     if not isinstance(is_init, Tensor):

@@ -190,7 +190,7 @@ class LSTM(ExecutableLSTM):
         except (RuntimeError, TypeError) as error:
             h, c = hx if isinstance(hx, tuple) and len(hx) == 2 else (None, None)
             read = {"input": input, "the hidden state": h, "the cell state": c, "is_init": is_init}
-            explain(error, self.weight_ih_l0, (read | dict(self.named_parameters())).items())
+            explain(error, self.like_weights(), (read | dict(self.named_parameters())).items())
             raise
 
     @only_inlined  # a call that breaks the graph runs as plain Python: its tensors may be of a transform's level
@@ -210,7 +210,7 @@ class LSTM(ExecutableLSTM):
             result: tuple[Tensor, States] = self._run(input, hx, is_init, form)
             return result
         casts = self.autocast_dtype()
-        check_input(input, self.spec, self.weight_ih_l0, casts is not None, (2, 3))
+        check_input(input, self.spec, self.like_weights(), casts is not None, (2, 3))
         batched = input.ndim == 3
         lead = tuple(input.shape[:-1])
         x = self._time_major(input, batched)
@@ -258,7 +258,7 @@ class LSTM(ExecutableLSTM):
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             raise InputError(f"hx must be a pair (h_0, c_0), got {type(hx).__name__}")
         state = State(*hx)
-        check_state(state, (self.spec.num_states, *batch), self.spec, self.weight_ih_l0, casts)
+        check_state(state, (self.spec.num_states, *batch), self.spec, self.like_weights(), casts)
         return state if batch else State(state.h.unsqueeze(1), state.c.unsqueeze(1))
 
     def step(self, x: Tensor, state: States | None, is_init: Tensor | None = None) -> tuple[Tensor, State]:
@@ -292,7 +292,7 @@ class LSTM(ExecutableLSTM):
         h, c = state
         if not (type(x) is type(h) is type(c) is Tensor) or x.is_nested or h.is_nested or c.is_nested or x.ndim != 2:
             return False
-        spec, weight = self._spec, self.weight_named("weight_ih_l0")
+        spec, weight = self._spec, self.like_weights()
         K, B, device = spec.num_states, x.shape[0], weight.device
         return (
             (x.shape, h.shape, c.shape) == ((B, spec.input_size), (K, B, spec.output_size), (K, B, spec.hidden_size))
@@ -306,7 +306,7 @@ class LSTM(ExecutableLSTM):
         self, x: Tensor, state: States | None, is_init: Tensor | None
     ) -> tuple[State | None, Tensor | None]:
         casts = self.autocast_dtype() is not None
-        check_input(x, self.spec, self.weight_ih_l0, casts, (2,))
+        check_input(x, self.spec, self.like_weights(), casts, (2,))
         rows = (x.shape[0],)
         reset = None if is_init is None else check_is_init(is_init, rows, x.device)
         return self._initial(state, rows, casts), reset

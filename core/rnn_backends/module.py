@@ -409,7 +409,7 @@ _REGISTRIES = {name for name, value in nn.Module().__dict__.items() if isinstanc
 
 def _as_stored(lstm: LSTM, state: tuple[Tensor, Tensor]) -> State:
     """The state in the weights' dtype, so that a stored state keeps it from step to step under autocast too."""
-    (h, c), dtype = state, lstm.weight_named("weight_ih_l0").dtype
+    (h, c), dtype = state, lstm.like_weights().dtype
     if h.dtype is dtype and c.dtype is dtype and isinstance(state, State):
         return state
     return State(as_dtype(h, dtype), as_dtype(c, dtype))

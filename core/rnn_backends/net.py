@@ -125,5 +125,5 @@ class LSTMNet(nn.Module):
             expected = (*lead, spec.num_states, size)
             if tuple(value.shape) != expected:
                 raise InputError(f"{name} must have shape {expected}, got {tuple(value.shape)}")
-            check_like(name, value, self.lstm.weight_ih_l0, self.lstm.autocast_dtype() is not None)
+            check_like(name, value, self.lstm.like_weights(), self.lstm.autocast_dtype() is not None)
         return State(h, c)

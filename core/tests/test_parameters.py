@@ -87,6 +87,78 @@ def test_a_parametrization_that_changes_the_dtype_is_refused(eager_backend):
         lstm(X)
 
 
+class Counted(nn.Module):
+    """A parametrization with a state, as that of ``spectral_norm``: one step of it belongs to one call."""
+
+    calls = 0
+
+    def forward(self, value):
+        self.calls += 1
+        return value.clone()
+
+
+def count_calls(lstm):
+    """Parametrize all weights; the function tells how often each was computed since it was last called."""
+    names = [name for name, _ in lstm.named_parameters()]
+    counted = {name: Counted() for name in names}
+    for name in names:
+        nn.utils.parametrize.register_parametrization(lstm, name, counted[name])
+
+    def tell():
+        found = {counter.calls for counter in counted.values()}
+        for counter in counted.values():
+            counter.calls = 0
+        return found
+
+    tell()
+    return tell
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("call", [*CALLS.values(), {"input": X[:1]}], ids=[*CALLS.keys(), "a row of one step"])
+def test_a_call_computes_a_parametrized_weight_once(eager_backend, call, layers, autocast):
+    lstm = LSTM(3, 4, layers, lstm_backend=eager_backend)
+    tell = count_calls(lstm)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        lstm(**call)
+    assert tell() == {1}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        lstm(**call)
+    assert tell() == {1}
+    if call["input"].ndim == 2:
+        lstm.step(call["input"], None, call.get("is_init"))
+        assert tell() == {1}
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_module_computes_a_parametrized_weight_once(eager_backend, recurrent, autocast):
+    module = LSTMModule(3, 4, in_key="x", out_key="y", lstm_backend=eager_backend, default_recurrent_mode=recurrent)
+    tell = count_calls(module.lstm)
+    td = TensorDict({"x": X, "is_init": ~NEVER.unsqueeze(-1)}, [5, 2])
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        module(td if recurrent else td.reshape(10))
+    assert tell() == {1}
+
+
+def test_a_compiled_call_computes_a_parametrized_weight_once():
+    found = []
+
+    def count(graph, _):
+        found.append(sum(node.target is torch.erf for node in graph.graph.nodes))
+        return graph
+
+    class Bent(nn.Module):
+        def forward(self, value):
+            return torch.erf(value)
+
+    lstm = LSTM(3, 4, lstm_backend="vmap")
+    nn.utils.parametrize.register_parametrization(lstm, "weight_ih_l0", Bent())
+    torch.compile(lstm, backend=count)(X)
+    assert found == [1]
+
+
 def test_a_module_refuses_in_both_modes_and_writes_nothing(eager_backend):
     for recurrent in (True, False):
         module = LSTMModule(3, 4, in_key="x", out_key="y", lstm_backend=eager_backend, default_recurrent_mode=recurrent)

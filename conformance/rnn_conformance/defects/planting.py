@@ -68,7 +68,10 @@ class Patch(NamedTuple):
 
 def in_place_of_ready(value: Callable[[LSTM], Any]) -> list[Patch]:
     """``LSTM._ready`` is ``value``, also in calls whose weights core knows already."""
-    return [Patch(LSTM, "_ready", value), Patch(LSTM, "_cached_info", lambda self, weights: None)]
+    return [
+        Patch(LSTM, "_ready", lambda self, weights=None: value(self)),
+        Patch(LSTM, "_cached_info", lambda self, weights: None),
+    ]
 
 
 _KERNEL: dict[str, Any] = {"in_kernel": True}

@@ -314,7 +314,7 @@ def an_error_leaves_autocast_off() -> list[Patch]:
         yield
         torch.set_autocast_enabled(kind, True)
 
-    def _ready(self: Any) -> Any:
+    def _ready(self: Any, weights: Any = None) -> Any:
         weights, dtype, no_autocast = ready(self)
         if self.autocast_dtype() is None:
             return weights, dtype, no_autocast

@@ -118,7 +118,7 @@ def rejected_once_then_run() -> list[Patch]:
     """After a move that the backend rejects only the first call raises: the second one runs."""
     original = LSTM._ready
 
-    def replacement(self: LSTM) -> Any:
+    def replacement(self: LSTM, weights: Any = None) -> Any:
         weight = self.weight_ih_l0
         now = (weight.device, weight.dtype)
         if now != self._placed:
