@@ -5,7 +5,7 @@ Every function here reads only entries of TensorDicts. :mod:`rnn_backends.testin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -134,6 +134,28 @@ def in_result(module: LSTMModule, result: TensorDictBase) -> Iterator[Mistake]:
             "policy",
             f"policy.select_out_keys(..., {', '.join(map(repr, module.out_keys[1:3]))})",
         )
+
+
+def in_calls(calls: Mapping[LSTMModule, int], steps: int) -> Iterator[Mistake]:
+    """The mistake of LSTMs that overwrite each other's state.
+
+    Args:
+        calls: the modules that acted, with the number of calls of each.
+        steps: the number of steps that they acted for.
+    """
+    written: dict[NestedKey, int] = {}
+    for module, count in calls.items():
+        for key in module.out_keys[1:3]:
+            written[key] = written.get(key, 0) + count // steps
+    for key, times in written.items():
+        if times > 1:
+            yield Mistake(
+                "hidden keys shared",
+                f"{key!r} is written {times} times in each step: LSTMs of the policy overwrite each other's state",
+                "policy",
+                "LSTMModule(..., in_keys=[..., 'h2', 'c2'], out_keys=[..., ('next', 'h2'), ('next', 'c2')])",
+            )
+            return
 
 
 def in_rollout(

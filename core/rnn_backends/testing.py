@@ -138,7 +138,9 @@ def _from_acting(
         module: [torch.stack(values, time) for values in zip(*calls[-acted.batch_size[-1] :], strict=True)]
         for module, calls in acting.items()
     }
-    if not any(mistake.name in mistakes.NOT_CARRIED for mistake in seen):
+    shared = list(mistakes.in_calls({module: len(calls) for module, calls in acting.items()}, acted.batch_size[-1]))
+    seen += shared
+    if not shared and not any(mistake.name in mistakes.NOT_CARRIED for mistake in seen):
         transforms = _transforms(env)
         seen += [
             m for key, values in by_module.items() for m in mistakes.in_rollout(key, acted, values[1:], transforms)

@@ -189,6 +189,34 @@ def test_starts_that_are_not_marked():
     assert "InitTracker()" in found["is_init not true after done"].line
 
 
+OWN = {"in_keys": ["observation", "h2", "c2"], "out_keys": ["values", ("next", "h2"), ("next", "c2")]}
+OTHERS = {
+    "another with the same keys": lambda module: LSTMModule(4, 8, in_key="observation", out_key="values"),
+    "itself": lambda module: module,
+    "its twin": lambda module: module.with_backend("vmap"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_hidden_keys_of_two_modules(other):
+    policy = policy_with()
+    found = mistakes(TensorDictSequential(other(memory_of(policy)), policy), right(policy))
+    assert found.keys() == {"hidden keys shared"}
+    assert "('next', 'recurrent_state_h') is written 2 times in each step" in found["hidden keys shared"].seen
+
+
+def test_two_modules_with_keys_of_their_own_are_right():
+    policy, critic = policy_with(), LSTMModule(4, 8, **OWN)
+    env = right(policy).append_transform(critic.make_tensordict_primer())
+    assert_rollout_equals_replay(TensorDictSequential(critic, policy), env)
+
+
+def test_a_twin_that_does_not_act_shares_the_keys():
+    policy = policy_with()
+    policy.trained = memory_of(policy).set_recurrent_mode(True)
+    assert "hidden keys shared" not in str(diagnose(policy, right(policy)))
+
+
 def test_bidirectional_while_acting():
     policy = policy_with(bidirectional=True)
     found = mistakes(policy, right(policy))
