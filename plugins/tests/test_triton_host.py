@@ -273,15 +273,18 @@ def test_the_shorter_way_launches_the_same_kernel_with_the_same_arguments(launch
         self.kernel[grid](*tensors, *numbers, **self.constants)
         compiled = self._compiled[index]
         assert compiled.launch(self.kernel, grid, tensors, numbers)
+        with monkeypatch.context() as patch:
+            patch.setattr(launch, "_hooks_are_called", lambda: True)
+            assert compiled.launch(self.kernel, grid, tensors, numbers)
         kept.append(compiled)
 
     monkeypatch.setattr(Launcher, "_launch", both)
     call(layer())
-    assert len(launches) == 15
+    assert len(launches) == 20
     assert len({hash_ for _, _, hash_, *_ in launches}) == 5
-    for k in range(0, 15, 3):
-        assert launches[k] == launches[k + 1] == launches[k + 2]
-        assert len(kept[k // 3].aligned) >= 3
+    for k in range(0, 20, 4):
+        assert launches[k] == launches[k + 1] == launches[k + 2] == launches[k + 3]
+        assert len(kept[k // 4].aligned) >= 3
 
 
 def test_a_call_like_the_one_before_asks_triton_for_nothing(launches, compilations, monkeypatch):
@@ -546,6 +549,28 @@ def test_hooks_of_triton_are_called_in_either_way(launches, monkeypatch):
     assert launched == ["move"] * 2
 
 
+@pytest.mark.parametrize("when", ["launch_enter_hook", "launch_exit_hook"])
+def test_a_hook_that_is_added_to_tritons_chain_is_called_until_it_is_removed(launches, when):
+    start, chain, seen = Launcher(move, MOVE), getattr(triton.knobs.runtime, when), []
+
+    def hook(about):
+        seen.append(about.get()["name"])
+
+    start((1, 1), moving(), (9,))
+    start((1, 1), moving(), (9,))
+    assert not seen
+    chain.add(hook)
+    try:
+        start((1, 1), moving(), (9,))
+        assert seen == ["move"]
+    finally:
+        chain.remove(hook)
+    start((1, 1), moving(), (9,))
+    assert seen == ["move"]
+    assert len(launches) == 4
+    assert launches[1][:4] == launches[2][:4] == launches[3][:4]
+
+
 def test_each_gpu_has_its_own_compiled_kernel_and_is_the_current_one_at_the_launch(monkeypatch):
     current, launched = [0], []
 
@@ -578,6 +603,8 @@ REMOVED = {
     "a newer Triton": lambda patch: patch.setattr(triton, "__version__", "4.0.0"),
     "no CompiledKernel": lambda patch: patch.delattr(triton.compiler, "CompiledKernel"),
     "another CompiledKernel": lambda patch: patch.setattr(triton.compiler, "CompiledKernel", WrittenDown),
+    "no way to run it": lambda patch: patch.delattr(triton.compiler.CompiledKernel, "run"),
+    "no current stream": lambda patch: patch.delattr(triton.runtime.driver.active, "get_current_stream"),
     "no list of parameters": lambda patch: patch.delattr(move, "params"),
     "parameters without their options": lambda patch: patch.setattr(move, "params", [object()]),
     "compile-time arguments that were not given": lambda patch: patch.setattr(

@@ -2,9 +2,9 @@
 
 ``kernel[grid](...)`` binds some forty arguments, asks each for its type and alignment, and writes all of it down as the
 key of the compiled kernel: tens of microseconds, more than a short row takes on a GPU. But it returns the compiled
-kernel, and ``compiled[grid](...)`` launches that one with nothing looked up. Which one it has to be follows from the
-compile-time arguments, the GPU, the alignment of the tensors and the width of the numbers; the last two are looked at
-here at every launch.
+kernel, and ``compiled[grid](...)`` launches that one with nothing looked up but the stream and the hooks; without hooks
+its ``run`` takes a third of that. Which kernel it has to be follows from the compile-time arguments, the GPU, the
+alignment of the tensors and the width of the numbers; the last two are looked at here at every launch.
 
 This is the only file that uses names of Triton's which it does not document: :func:`known` says whether they are as
 they were in the versions that were read; where they are not, every launch takes Triton's own way.
@@ -29,7 +29,8 @@ from torch import Tensor
 KNOWN = (3, 6), (4, 0)
 """The first version of Triton with such a launcher that was read (then 3.9), and the one before which it is believed:
 ``compiled[grid]`` takes every argument in the kernel's order, addresses for tensors, and passes over compile-time
-arguments. A launcher of another kind raises about their number. ``test_triton_host.py`` compares both ways."""
+arguments. It gives them to ``run``, after three numbers of programs, the stream, the function, its metadata, the
+launch's, and two hooks. A launcher of another kind raises about their number. ``test_triton_host.py`` compares all."""
 
 ALIGNMENT = 16
 """Bytes: whether an address is a multiple of them is what Triton compiles a kernel for."""
@@ -99,7 +100,7 @@ class Launcher:
         found = self.kernel[grid](*tensors, *numbers, **self.constants)
         if compiled is not None or self._taken_back:
             return
-        compiled = known(self.kernel, self.constants, found, tensors, numbers)
+        compiled = known(self.kernel, self.constants, found, tensors, numbers, index)
         if compiled is not None:
             self._compiled[index] = compiled
 
@@ -159,10 +160,10 @@ def processors() -> int:
 
 
 class _Compiled:
-    """A compiled kernel, for tensors of which those at ``aligned`` are aligned and numbers of 32 bits."""
+    """A compiled kernel on GPU ``index``, for tensors of which those at ``aligned`` are so and numbers of 32 bits."""
 
-    def __init__(self, compiled: Any, aligned: Sequence[int], constants: Sequence[Any]) -> None:
-        self.compiled, self.aligned, self.constants = compiled, aligned, constants
+    def __init__(self, compiled: Any, aligned: Sequence[int], constants: Sequence[Any], index: int) -> None:
+        self.compiled, self.aligned, self.constants, self.index = compiled, aligned, constants, index
 
     def addresses(self, tensors: Sequence[Tensor], numbers: Sequence[int]) -> list[int] | None:
         """The tensors' addresses; ``None`` where another compiled kernel has to run."""
@@ -178,12 +179,32 @@ class _Compiled:
         found = None if kernel.pre_run_hooks else self.addresses(tensors, numbers)
         if found is None:
             return False
-        self.compiled[(*grid, 1)](*found, *numbers, *self.constants)
+        kernel = self.compiled
+        if _hooks_are_called():
+            kernel[(*grid, 1)](*found, *numbers, *self.constants)
+        else:
+            stream = triton.runtime.driver.active.get_current_stream(self.index)
+            about = kernel.function, kernel.packed_metadata, None, None, None
+            kernel.run(*grid, 1, stream, *about, *found, *numbers, *self.constants)
         return True
 
 
+def _hooks_are_called() -> bool:
+    """Whether Triton calls anything before or after a launch, as far as its chains of hooks tell."""
+    knobs = triton.knobs.runtime
+    for chain in (knobs.launch_enter_hook, knobs.launch_exit_hook):
+        if chain is not None and getattr(chain, "calls", True):
+            return True
+    return False
+
+
 def known(
-    kernel: Any, constants: dict[str, Any], found: object, tensors: Sequence[Tensor], numbers: Sequence[int]
+    kernel: Any,
+    constants: dict[str, Any],
+    found: Any,
+    tensors: Sequence[Tensor],
+    numbers: Sequence[int],
+    index: int = 0,
 ) -> _Compiled | None:
     """What ``kernel[grid](...)`` returned, if it can be launched again in the shorter way.
 
@@ -193,6 +214,7 @@ def known(
         found: what it returned.
         tensors: the kernel's first arguments.
         numbers: those that follow.
+        index: of the GPU.
 
     Returns:
         ``None`` if anything is not as expected: the version, the type of the returned object, the hooks, the
@@ -212,6 +234,7 @@ def known(
         ]
         varies = all(parameter.do_not_specialize for parameter in parameters[first : first + len(numbers)])
         rest = [parameter.name for parameter in parameters[first + len(numbers) :]]
+        _ = found.run, found.function, found.packed_metadata, triton.runtime.driver.active.get_current_stream
     except AttributeError:
         return None
     if (
@@ -221,7 +244,7 @@ def known(
         or not constants.keys() >= set(rest)
     ):
         return None
-    compiled = _Compiled(found, aligned, [constants[name] for name in rest])
+    compiled = _Compiled(found, aligned, [constants[name] for name in rest], index)
     return None if compiled.addresses(tensors, numbers) is None else compiled
 
 
