@@ -38,6 +38,9 @@ def stale(policy):
 
 def no_policy():
     return torch.nn.Linear(4, 2)
+
+def nothing():
+    pass
 """
 
 
@@ -102,6 +105,12 @@ def test_right_rows_are_healthy(agent: str) -> None:
         (["my_agent", "my_agent:no_primer"], "is given as pkg.mod:function, got 'my_agent'"),
         (["nowhere:policy", "my_agent:no_primer"], "nowhere cannot be imported"),
         (["my_agent:nobody", "my_agent:no_primer"], "my_agent has no function nobody"),
+        (["my_agent:nothing", "my_agent:no_primer"], "has to return a module, and returned NoneType"),
+        (["my_agent:policy", "my_agent:nothing"], "has to return a TorchRL environment, and returned NoneType"),
+        (
+            ["my_agent:policy", "my_agent:no_primer", "--data", "my_agent:nothing"],
+            "has to return a TensorDict, and returned NoneType",
+        ),
         (["my_agent:no_policy", "my_agent:no_primer"], "holds no rnn_backends.LSTMModule: Linear"),
     ],
 )

@@ -32,6 +32,8 @@ Exit status:
   2 bad usage, something cannot be imported
 """
 EXAMPLE = "rnn_conformance.doctor_example"
+OPTIONS = {"policy": "POLICY", "environment": "ENV", "data": "--data"}
+"""The names on the command line, by the part that is checked."""
 
 
 @click.command("doctor", cls=Examples, epilog=EXAMPLES, short_help="Check a recurrent policy for the common mistakes.")
@@ -66,8 +68,8 @@ def doctor_command(
         sources["data"] = data
     functions = {name: _function(source, name) for name, source in sources.items()}
     torch.manual_seed(seed)
-    judged = functions["policy"]()
-    made = {name: _call(make, judged) for name, make in functions.items() if name != "policy"}
+    judged = _checked("policy", functions["policy"]())
+    made = {name: _checked(name, _call(make, judged)) for name, make in functions.items() if name != "policy"}
     try:
         found = diagnose(judged, made["environment"], steps=steps, data=made.get("data"))
     except InputError as error:
@@ -79,8 +81,20 @@ def doctor_command(
     ctx.exit(0 if found.healthy else 1)
 
 
+def _checked(name: str, value: Any) -> Any:
+    """The value that a function returned, if it has a method of its kind: nothing here imports TorchRL."""
+    what, method = {
+        "policy": ("module", "modules"),
+        "environment": ("TorchRL environment", "rollout"),
+        "data": ("TensorDict", "exclude"),
+    }[name]
+    if not callable(getattr(value, method, None)):
+        refuse(OPTIONS[name], f"the function has to return a {what}, and returned {type(value).__name__}")
+    return value
+
+
 def _function(source: str, name: str) -> Callable[..., Any]:
-    option = {"policy": "POLICY", "environment": "ENV", "data": "--data"}[name]
+    option = OPTIONS[name]
     module, _, attribute = source.partition(":")
     if not module or not attribute:
         refuse(option, f"is given as pkg.mod:function, got {source!r}")
@@ -89,7 +103,7 @@ def _function(source: str, name: str) -> Callable[..., Any]:
         sys.path.insert(0, here)
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, SyntaxError) as error:
         refuse(option, f"{module} cannot be imported: {error}")
     function: Callable[..., Any] | None = getattr(found, attribute, None)
     if not callable(function):
