@@ -21,7 +21,7 @@ from .double_backward import no_double_backward
 from .errors import UnsupportedError
 from .kernels import KERNELS, Backward, Forward, Kernel
 from .plain import OTHERS, check_kinds, is_plain
-from .unroll import unroll
+from .unroll import sum_of_biases, unroll
 from .vmap_rule import one_by_one
 
 
@@ -57,7 +57,7 @@ class Layer:
         if bias is not None and b_hh is not None:
             if not torch.compiler.is_compiling():
                 check_kinds(self.name, (bias, b_hh))
-            bias = bias + b_hh  # the operator takes the sum; autograd passes the gradient to both
+            bias = sum_of_biases(bias, b_hh)  # the operator takes the sum; autograd passes the gradient to both
         read = (x, w_ih, w_hh, bias, w_hr, entry.h, entry.c, starts)
         if torch.compiler.is_compiling():
             h, c, _ = operators.layer(self.name, *operators.recorded(read), wants_gradient(read))

@@ -166,7 +166,10 @@ class _OneStep(torch.autograd.Function):
         if found is None:
             found = _general_backward(made.layer, read, grad_h, grad_c, needs)
         x, w_ih, w_hh, bias, w_hr, h, c = found
-        return None, None, None, x, h, c, w_ih, w_hh, bias if needed[8] else None, bias if needed[9] else None, w_hr
+        b_hh = bias if needed[9] else None
+        if b_hh is not None and needed[8]:
+            b_hh = b_hh.clone()  # two results in one memory would be edited twice
+        return None, None, None, x, h, c, w_ih, w_hh, bias if needed[8] else None, b_hh, w_hr
 
 
 def _are_as_kept(read: RowRead, grad_h: Tensor | None, grad_c: Tensor | None, devices: tuple[str, ...]) -> bool:

@@ -13,6 +13,14 @@ from torch.nn.functional import linear
 from .contract import LayerWeights, State
 
 
+def sum_of_biases(b_ih: Tensor, b_hh: Tensor) -> Tensor:
+    """``b_ih + b_hh``, whose gradients have memory of their own: those of a sum are one tensor, twice.
+
+    Who edits the results of ``torch.autograd.grad`` in place, to clip them or in ``all_reduce``, would edit it twice.
+    """
+    return b_ih - (-b_hh) if b_hh.requires_grad else b_ih + b_hh  # the same bits; TorchScript leaves out `b_hh * 1`
+
+
 def cell(gates: Tensor, c: Tensor, w_hr: Optional[Tensor]) -> State:
     """The LSTM cell after its matrix products (Hochreiter & Schmidhuber 1997, with forget gate and projection).
 
@@ -68,7 +76,7 @@ def unroll(weights: LayerWeights, x: Tensor, entry: State, starts: Tensor) -> St
     """
     bias, b_hh = weights.b_ih, weights.b_hh
     if bias is not None and b_hh is not None:
-        bias = bias + b_hh
+        bias = sum_of_biases(bias, b_hh)
     from_input = linear(x, weights.w_ih, bias).unbind(0)  # one large product for all steps
     begin = starts.unsqueeze(-1).unbind(0)
     entry_h, entry_c = entry.h.unbind(0), entry.c.unbind(0)
@@ -103,5 +111,5 @@ def unroll_step(weights: LayerWeights, x: Tensor, state: State) -> State:
     """
     bias, b_hh = weights.b_ih, weights.b_hh
     if bias is not None and b_hh is not None:
-        bias = bias + b_hh
+        bias = sum_of_biases(bias, b_hh)
     return cell(linear(x, weights.w_ih, bias) + linear(state.h, weights.w_hh), state.c, weights.w_hr)

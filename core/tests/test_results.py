@@ -66,6 +66,26 @@ def test_an_edit_of_the_states_does_not_reach_the_backward_pass(backend, options
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("T", [1, 3, "step"])
+@pytest.mark.parametrize("resets", [False, True])
+def test_gradients_share_no_memory(backend, options, T, resets):
+    """``all_reduce`` and clipping edit the results of ``torch.autograd.grad`` in place, one after the other."""
+    lstm, rows = LSTM(3, 4, lstm_backend=backend, **options), 1 if T == "step" else T
+    x, K = torch.randn(rows, 2, 3, requires_grad=True), lstm.spec.num_states
+    state = State(*(torch.randn(K, 2, size, requires_grad=True) for size in (lstm.spec.output_size, 4)))
+    is_init = torch.arange(rows * 2).reshape(rows, 2) % 3 == 1 if resets else None
+    if T == "step":
+        output, after = lstm.step(x[0], state, None if is_init is None else is_init[0])
+    else:
+        output, after = lstm(x, state, is_init=is_init)
+    grads = torch.autograd.grad(output.sum() + after[1].sum(), [x, *state, *lstm.parameters()])
+    kept = [grad.clone() for grad in grads]
+    for grad in grads:
+        grad.add_(1)
+    assert_close(grads, tuple(grad + 1 for grad in kept))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("resets", [False, True])
 def test_an_edit_of_the_output_of_a_step_leaves_the_state_alone(backend, options, resets):
     """A policy may change its features in place before the state goes into the next step."""
