@@ -272,6 +272,35 @@ def test_a_missing_package_is_named_with_its_extra(missing: str, arguments: list
     )
 
 
+ENDS = """
+import sys
+import click
+from rnn_conformance.__main__ import main
+
+def end(*args):
+    raise {error}
+
+click.Command.invoke = end
+sys.argv = ["rnn-backends", "laws"]
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        ("KeyboardInterrupt", 130, "interrupted: there is no verdict"),
+        ("ValueError('a fault')", 70, "ValueError: a fault"),
+        ("ModuleNotFoundError(name='elsewhere')", 70, "ModuleNotFoundError"),
+        ("SystemExit(3)", 3, ""),
+    ],
+)
+def test_an_end_without_a_verdict_has_a_status_of_its_own(error: str, status: int, said: str) -> None:
+    done = run_python(ENDS.format(error=error))
+    assert done.returncode == status
+    assert done.stderr.strip().endswith(said)
+
+
 def test_laws_are_listed_by_subject_with_a_sentence_each() -> None:
     said = call("laws").output
     assert said.index("values\n") < said.index("  output_equals_reference\n") < said.index("rollouts\n")

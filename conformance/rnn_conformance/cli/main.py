@@ -20,6 +20,8 @@ from .tune import tune_command
 if TYPE_CHECKING:
     from rnn_backends import LSTMSpec
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as a shell has it."""
 HELP = {"help_option_names": ["-h", "--help"]}
 
 
@@ -152,3 +154,16 @@ for command in (
     defects_command,
 ):
     cli.add_command(command)
+
+
+def run() -> int:
+    """Run the command as a shell does; the exit status. click's own is 1 after Ctrl-C, which is a verdict here."""
+    try:
+        status = cli.main(prog_name="rnn-backends", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        click.echo("interrupted: there is no verdict", err=True)
+        return INTERRUPTED
+    return status or 0
