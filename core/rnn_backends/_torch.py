@@ -85,6 +85,13 @@ def registered_parameters(module: nn.Module) -> Mapping[str, Tensor | None]:
     return found
 
 
+def parametrizations_of(module: nn.Module) -> nn.ModuleDict | None:
+    """The module's parametrizations by the weight's name, or ``None``; without the private name a slower look-up."""
+    modules: Mapping[str, nn.Module | None] | None = getattr(module, "_modules", None)
+    found = getattr(module, "parametrizations", None) if modules is None else modules.get("parametrizations")
+    return found if isinstance(found, nn.ModuleDict) else None
+
+
 def own_state(module: nn.Module) -> dict[str, Any]:
     """The part of ``__dict__`` that a twin or a copy of the module takes: without the entries that would run the
     module.

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._torch import derivative_in_trace, registered_parameters
+from ._torch import derivative_in_trace, parametrizations_of, registered_parameters
 from .checks import as_switch, check_spec
 from .choose import alternatives, demand, resolve
 from .contract import LayerWeights, LSTMBackend, LSTMSpec, Trait
@@ -119,8 +119,8 @@ class BoundLSTM(ToolsLSTM):
         return self._like_parametrized() if found is None else found
 
     def _like_parametrized(self) -> Tensor:
-        parametrizations = self._modules.get("parametrizations")
-        if isinstance(parametrizations, nn.ModuleDict) and "weight_ih_l0" in parametrizations:
+        parametrizations = parametrizations_of(self)
+        if parametrizations is not None and "weight_ih_l0" in parametrizations:
             own = parametrizations["weight_ih_l0"]
             original = getattr(own, "original", getattr(own, "original0", None))
             if original is not None and not getattr(own, "unsafe", True):  # torch checked that the dtype stays

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ._torch import is_traced, transforms_may_be_open
+from ._torch import is_traced, parametrizations_of, transforms_may_be_open
 from .binding import NO_CONTEXT, BoundLSTM
 from .contract import (
     LayerFunction,
@@ -40,7 +40,7 @@ class ExecutableLSTM(BoundLSTM):
         layer = self._backend.layer_last or self._backend.layer
         if type(layer) is not SteppedLayer or len(self._weight_names) != 1 or type(x) is not Tensor:
             return None
-        if "parametrizations" in self._modules:  # computed once in a call: on the general path
+        if parametrizations_of(self) is not None:  # weights are computed once in a call: on the general path
             return None
         weights = self.layer_weights()
         info = self._cached_info(weights)
