@@ -311,6 +311,19 @@ def test_a_probe_shows_a_cell_state_as_well_as_the_kernel_computes_it(monkeypatc
     assert ((found - expected).abs() / expected.abs().amax()).max() < (3e-5 if rounds else 5e-6)
 
 
+def test_derivatives_of_what_probes_show():
+    torch.manual_seed(0)
+    y = torch.rand(5, 3, 2, dtype=torch.float64).sub(0.5).requires_grad_()
+    shows = torch.randperm(15)[:8]
+    expected = y.reshape(15, 2)[shows].view(4, 2, 2).atanh() * device.UNPROBED
+    torch.testing.assert_close(device._shown(y, shows, 4, 2), expected)
+    torch.autograd.gradcheck(lambda y: device._shown(y, shows, 4, 2), y, check_batched_grad=True)
+    torch.autograd.gradgradcheck(lambda y: device._shown(y, shows, 4, 2), y)
+    beyond = torch.ones_like(y).requires_grad_()  # where no sequence ends
+    (grad,) = torch.autograd.grad(device._shown(beyond, shows, 4, 2), beyond, torch.zeros(4, 2, 2, dtype=y.dtype))
+    assert not grad.any()
+
+
 @LAYOUTS
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_of_the_cell_states_that_probes_show(as_on_a_gpu, monkeypatch, layout, bias):

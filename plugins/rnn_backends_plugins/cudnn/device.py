@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from rnn_backends import LayerWeights, State
@@ -18,9 +19,12 @@ from . import kernel, target
 from .costs import costs_on_cuda
 from .device_plan import DevicePlan, make_device_plan
 from .flush import LOGIT
-from .functions import gather_rows, pack_steps, scatter_rows
+from .functions import eager_or_functional, gather_rows, pack_steps, put_rows, scatter_rows
 from .inputs import CallInputs, LayerInputs, inspect_inputs, is_one_state
 from .widened import widened, width_of
+
+UNPROBED = 1 + math.exp(-LOGIT)
+"""A cell state over the ``atanh`` of what a PROBE shows of it."""
 
 _call: ContextVar[tuple[CallInputs, Iterator[int]] | None] = ContextVar("_call", default=None)
 
@@ -115,7 +119,7 @@ def _run(
     if plan.tails is not None:
         return State(h, scatter_rows(c.squeeze(0), plan.tails, T * B).view(T, B, -1))
     assert plan.shows is not None
-    return State(h, torch.cat([_shown(y, plan.shows, T, B), c]))
+    return State(h, torch.cat([_shown(y, plan.shows, T - 1, B), c]))
 
 
 def _run_blocks(plan: DevicePlan, params: list[Tensor], wide: Tensor, heads: State) -> tuple[Tensor, Tensor]:
@@ -130,11 +134,31 @@ def _run_blocks(plan: DevicePlan, params: list[Tensor], wide: Tensor, heads: Sta
     return torch.cat(ys), torch.cat(cs, 1)
 
 
-def _shown(y: Tensor, shows: Tensor, T: int, B: int) -> Tensor:
-    """``[T - 1, B, H]``: cell states where a sequence ends; elsewhere a function of ``h``, below 1 as on a PROBE."""
-    limit = 0.95  # of a PROBE's output; beyond it the derivative would be infinite at other steps
-    seen = gather_rows(y, shows, T - 1, B).clamp(-limit, limit)
-    return seen.atanh() * (1 + math.exp(-LOGIT))
+class _ShownStates(torch.autograd.Function):
+    """``(y [..., H], shows [N], *shape)`` -> ``[*shape, H]``: cell states where a sequence ends; elsewhere any number.
+
+    The backward pass computes what a PROBE gave from the state again, so nothing else is kept for it.
+    """
+
+    @staticmethod
+    def forward(y: Tensor, shows: Tensor, *shape: int) -> Tensor:
+        seen = y.reshape(-1, y.shape[-1]).index_select(0, shows)
+        return seen.atanh_().mul_(UNPROBED).view(*shape, y.shape[-1])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        y, shows, *shape = inputs
+        ctx.shape, ctx.nones = y.shape, (None,) * len(shape)
+        ctx.save_for_backward(shows, output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        shows, states = ctx.saved_tensors
+        slope = (1 - (states / UNPROBED).tanh().square()).clamp(min=0.1)  # less only where no sequence ends
+        return put_rows(grad * UNPROBED / slope, shows, ctx.shape), None, *ctx.nones
+
+
+_shown = eager_or_functional(_ShownStates)
 
 
 def _heads(entry: State, heads: Tensor | None, from_zeros: bool, B: int) -> State:

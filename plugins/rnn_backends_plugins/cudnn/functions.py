@@ -86,11 +86,16 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (index,), F = ctx.saved_tensors, ctx.shape[-1]
-        zeros, rows = grad.new_zeros(ctx.shape[:-1].numel(), F), grad.reshape(-1, F)
-        if _torch.in_transform():  # torch.func's vmap has a rule for this one
-            return zeros.index_put_((index,), rows).view(ctx.shape), None, *ctx.nones
-        return zeros.index_copy_(0, index, rows).view(ctx.shape), None, *ctx.nones
+        (index,) = ctx.saved_tensors
+        return put_rows(grad, index, ctx.shape), None, *ctx.nones
+
+
+def put_rows(rows: Tensor, index: Tensor, shape: torch.Size) -> Tensor:
+    """``rows [..., F]`` at their places in zeros of ``shape``, for backward passes: by torch's operators alone."""
+    flat, zeros = rows.reshape(-1, shape[-1]), rows.new_zeros(shape[:-1].numel(), shape[-1])
+    if _torch.in_transform():  # torch.func's vmap has a rule for this one
+        return zeros.index_put_((index,), flat).view(shape)
+    return zeros.index_copy_(0, index, flat).view(shape)
 
 
 class _PackSteps(torch.autograd.Function):
