@@ -19,7 +19,7 @@ reveal_type(__version__)
 reveal_type(get_backend("vmap").name)
 reveal_type(LSTMModule(3, 4, in_key="x", out_key="y").recurrent_mode)
 lstm("x")
-lstm(torch.zeros(1), None, None)
+lstm(torch.zeros(1), None, None, None)
 lstm(is_init=None)
 """
 

@@ -113,9 +113,23 @@ NUMBERS = [
 """Laws that fail over a GPU that rounds, if the suite's rule for float32 on a device is too narrow or wrong."""
 
 
-def test_laws_about_numbers_hold_where_float32_is_rounded(rounding_gpu):
-    report = check_backend(in_float32_alone(guarded(cudnn.lstm_backend())), profile="quick", laws=NUMBERS, rollouts=())
-    assert [result.verdict for result in report.results] == ["passed"] * len(NUMBERS), report.failures
+OF_QUICK = [
+    name
+    for name, law in LAWS.items()
+    if law.belongs("quick") and not law.belongs("smoke") and (law.subject in ("keys", "shapes") or law.costly)
+    if not name.startswith(("long_rows", "sizes_of_training", "one_module_acts_in_two_threads"))  # seconds each
+]
+"""Laws of quick alone, on tensors of other kinds, recordings, keys and many rows."""
+
+
+@pytest.mark.parametrize("laws", [NUMBERS, OF_QUICK], ids=["numbers", "of quick"])
+def test_laws_hold_where_float32_is_rounded(rounding_gpu, laws):
+    backend = in_float32_alone(guarded(cudnn.lstm_backend()))
+    report = check_backend(backend, profile="quick", laws=laws, rollouts=(), seed=1, shrink=False)
+    assert {result.law for result in report.results} >= set(laws)
+    assert report.failures == []
+    held = [result for result in report.results if result.verdict == "passed"]
+    assert len(held) > 0.8 * len(report.results)  # it claims neither one graph nor a gradient of gradients
 
 
 @pytest.mark.parametrize("which", [0, 1])

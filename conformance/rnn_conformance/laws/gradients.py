@@ -166,7 +166,7 @@ def frozen_weights_get_no_gradient(trial: Trial) -> None:
         elif frozen.grad is None or parameter.grad is None:
             raise LawBroken(f"{name} requires a gradient and got none")
         else:
-            trial.agree(f"the gradient of {name}", frozen.grad, parameter.grad, None, "row column", scale=4)
+            trial.agree_gradient(f"the gradient of {name}", frozen.grad, parameter.grad)
 
 
 @law()
@@ -194,7 +194,7 @@ def gradients_do_not_depend_on_each_other(trial: Trial) -> None:
         leaf = leaves[name].requires_grad_()
         alone = differentiate(trial.loss(trial.run(lstm, inputs)), {name: leaf})[name]
         leaf.requires_grad_(False)
-        trial.agree(f"the gradient of {name} alone", alone, together, None, "", scale=4)
+        trial.agree_gradient(f"the gradient of {name} alone", alone, together, None, "")
 
 
 @law(profiles=("quick", "full"))

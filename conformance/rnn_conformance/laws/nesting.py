@@ -13,7 +13,6 @@ from torch.autograd.functional import jacobian
 from torch.func import functional_call, grad, jacrev, vmap
 
 from ..suite.law import law
-from ..suite.tolerances import TOLERANCES
 from ..suite.trial import Trial, differentiate
 from ..suite.verdict import Declined
 from ._kinds import IN_FULL, KINDS, naming
@@ -88,9 +87,8 @@ def _loss(out: Tensor) -> Tensor:
 
 
 def _agree(trial: Trial, found: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    limit = TOLERANCES[trial.case.torch_dtype]
     for name, value in right.items():
-        trial.agree(f"the gradient of {name}", found[name], value, None, "", scale=limit.gradients / limit.values)
+        trial.agree_gradient(f"the gradient of {name}", found[name], value, None, "")
 
 
 def _expected(trial: Trial, weights: Weights, x: Tensor, over: str) -> dict[str, Tensor]:

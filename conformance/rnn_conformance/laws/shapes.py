@@ -173,7 +173,7 @@ def long_rows(trial: Trial) -> None:
     own = trial.fresh()
     x = own.x.detach().cpu().double().requires_grad_()
     (right,) = torch.autograd.grad(trial.reference(own._replace(x=x)).output.sum(), x)
-    trial.agree("the gradient of x", gradient, right, 1, "t b unit", scale=10)
+    trial.agree_gradient("the gradient of x", gradient, right, 1, "t b unit", scale=2.5)
 
 
 @law(costly=True, T=(3,), B=(3,), I=(2,), H=(1,), L=(1,), P=(0,), dtype=CHEAP_DTYPE, profiles=("quick", "full"))
@@ -194,6 +194,8 @@ def any_number_of_rows(trial: Trial) -> None:
 
     Of the resets too there may be any number: all rows restart at once, as environments with one time limit do. With
     one input feature, of which a product with as many rows as gates broadcasts along either axis.
+
+    All rows are judged as one, because the worst of 257 rows is worse on a device than that of the case's few.
     """
     lstm, many = trial.lstm(), _many_rows(trial, max(COUNTS))
     own = many._replace(x=many.x.double().cpu())
@@ -204,14 +206,14 @@ def any_number_of_rows(trial: Trial) -> None:
         x = many.x[:, :rows].clone().requires_grad_()
         part = Inputs(x, many.h[:, :, :rows], many.c[:, :, :rows], many.starts[:, :rows], many.weights)
         ran = trial.run(lstm, part)
-        trial.agree(f"output of {rows} rows", ran.output, expected.output[:, :rows])
+        trial.agree(f"output of {rows} rows", ran.output, expected.output[:, :rows], None)
         (gradient,) = torch.autograd.grad(ran.output.sin().sum(), x)
-        trial.agree(f"the gradient of x of {rows} rows", gradient, right[:, :rows])
+        trial.agree_gradient(f"the gradient of x of {rows} rows", gradient, right[:, :rows], None, "t b unit")
         with torch.no_grad():
             stepped, _ = lstm.step(part.x[0], State(part.h[:, 0], part.c[:, 0]))
             restarted = trial.run(lstm, part._replace(starts=torch.ones_like(part.starts))).output
-        trial.agree(f"output of a step of {rows} rows", stepped, expected.output[0, :rows], 0, "b unit")
-        trial.agree(f"output of {rows} rows that restart at every step", restarted, together[:, :rows])
+        trial.agree(f"output of a step of {rows} rows", stepped, expected.output[0, :rows], None, "b unit")
+        trial.agree(f"output of {rows} rows that restart at every step", restarted, together[:, :rows], None)
 
 
 def _many_rows(trial: Trial, rows: int) -> Inputs:

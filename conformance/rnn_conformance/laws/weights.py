@@ -237,7 +237,7 @@ def a_weight_of_another_shape_is_not_loaded(trial: Trial) -> None:
         for name, value in weights.items():
             others = {
                 "one number": value.flatten()[:1], "one row": value[:1], "one row more": torch.cat([value, value[:1]]),
-                "another dimension": value.unsqueeze(0), "its transpose": value.T, "one dimension": value.flatten(),
+                "another dimension": value.unsqueeze(0), "its transpose": value.t(), "one dimension": value.flatten(),
             }  # fmt: skip
             for kind, other in others.items():
                 if other.shape == value.shape:

@@ -336,16 +336,28 @@ class Trial:
             here, there = torch.where(ends, here, 0), torch.where(ends, there, 0)
             self.agree(f"the end state {name}", here, there, 2, "layer t b unit", scale=2)
 
-    def agree_gradients(self, actual: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
-        """Compare gradients within the dtype's tolerance: of inputs by row of the batch, of weights as a whole."""
+    def agree_gradient(
+        self,
+        what: str,
+        actual: Tensor,
+        expected: Tensor,
+        dim: int | None = None,
+        axes: str = "row column",
+        scale: float = 1.0,
+    ) -> None:
+        """Compare a gradient within the tolerance for gradients of the case's dtype; worst row of ``dim``."""
         kind = self.case.torch_dtype
         limit = TOLERANCES[kind].gradients * scale
+        limits = ((limit * a.gradients, self._origin(kind, a.gradients)) for a in self.allowances(kind))
+        self._judge(what, actual, expected, limits, dim, axes, GRADIENT_FLOOR)
+
+    def agree_gradients(self, actual: dict[str, Tensor], expected: dict[str, Tensor], scale: float = 1.0) -> None:
+        """Compare gradients by name: of inputs by row of the batch, of weights as a whole."""
         for name, value in expected.items():
-            dim, axes = GRADIENT_ROWS.get(name, (None, "row column"))
             if name not in actual:
                 raise LawBroken(f"there is no gradient of {name}")
-            limits = ((limit * a.gradients, self._origin(kind, a.gradients)) for a in self.allowances(kind))
-            self._judge(f"the gradient of {name}", actual[name], value, limits, dim, axes, GRADIENT_FLOOR)
+            dim, axes = GRADIENT_ROWS.get(name, (None, "row column"))
+            self.agree_gradient(f"the gradient of {name}", actual[name], value, dim, axes, scale)
 
     def _origin(self, dtype: torch.dtype, allowance: float) -> str:
         """The origin of a float32 tolerance on an accelerator: the table, or torch's own error there."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from rnn_backends import LayerWeights, State
+from rnn_backends.authoring import unreadable
 from torch import Tensor
 
 from .. import _torch
@@ -38,7 +39,10 @@ def survey(
     dropout: float,
 ) -> AbstractContextManager[None]:
     """A :data:`~rnn_backends.contract.SurveyFunction`: reads for all layers at once, so that no layer waits again."""
-    if len(weights) == 1 or not _has_cuts(x, starts):  # a single layer reads for itself
+    if len(weights) == 1 or not target.on_cuda(x):  # a single layer reads for itself
+        return nullcontext()
+    values = [x, starts, *(v for state in entry for v in state), *(v for layer in weights for v in layer)]
+    if unreadable(values) is not None or not _has_cuts(x, starts):  # the layers refuse such values
         return nullcontext()
     return _surveyed(inspect_inputs(weights, x, entry, starts, bidirectional, dropout))
 

@@ -25,6 +25,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
+from rnn_backends.authoring import are_exact
 from torch import Tensor
 
 from .. import _torch
@@ -85,7 +86,9 @@ def flat_weights(params: list[Tensor], bias: bool, H: int, P: int, layers: int, 
 
 
 def is_flat(params: Sequence[Tensor], layout: Layout) -> bool:
-    """Whether the parameters are in one block of memory with this layout."""
+    """Whether the parameters are in one block of memory with this layout; no tensor subclass shows its memory."""
+    if not are_exact(params):
+        return False
     params = [_torch.unwrapped(value) for value in params]
     start, step = params[0].untyped_storage().data_ptr(), params[0].element_size()
     return params[0].untyped_storage().nbytes() >= layout.size * step and all(

@@ -74,9 +74,10 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def forward(values: Tensor, index: Tensor, *shape: int) -> Tensor:
-        rows = values.reshape(-1, values.shape[-1])
-        found = rows.index_select(0, index)
-        return found.view(*shape, values.shape[-1]) if shape else found
+        # an embedding: a view made here could not be edited in place by the caller
+        return torch.nn.functional.embedding(
+            index.view(shape) if shape else index, values.reshape(-1, values.shape[-1])
+        )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

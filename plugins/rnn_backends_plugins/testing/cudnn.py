@@ -41,7 +41,7 @@ from unittest.mock import patch
 
 import torch
 from rnn_backends import LSTMBackend
-from rnn_backends.authoring import SurveyedLayer
+from rnn_backends.authoring import SurveyedLayer, unreadable
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -129,8 +129,10 @@ class StandIn:
         bidirectional: bool,
         batch_first: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``torch.lstm``, as cuDNN does it."""
-        if x.numel() == 0:
+        """``torch.lstm``, as cuDNN does it. Torch's own while a tracer records, whose graph would have the stand-in,
+        and for subclasses, whose parts the dispatcher would pass on.
+        """
+        if x.numel() == 0 or unreadable((x, *hx, *params)) is not None:
             found: tuple[Tensor, Tensor, Tensor] = self.torchs(
                 x, tuple(hx), list(params), has_biases, num_layers, dropout, train, bidirectional, batch_first
             )
@@ -367,12 +369,14 @@ class _KernelBackward(torch.autograd.Function):
 
 
 class NoHostSync(TorchFunctionMode):
-    """Raises :class:`HostSyncError` if the host would read a tensor or wait for the device."""
+    """Raises :class:`HostSyncError` if the host would read a tensor or wait for the device. Not in torch.jit.trace:
+    there sizes are tensors, on the host.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if not _place.allowed and (name in SYNCS or _reads(name, args, kwargs)):
+        if not _place.allowed and not torch.jit.is_tracing() and (name in SYNCS or _reads(name, args, kwargs)):
             raise HostSyncError(f"{name} reads the device")
         return func(*args, **kwargs)
 

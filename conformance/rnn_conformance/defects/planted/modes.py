@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -68,15 +69,8 @@ def a_mode_in_capitals_is_another() -> list[Patch]:
 @in_core("a_context_may_be_entered_within_itself", by_numbers=False)
 def a_coroutine_is_decorated_as_a_function() -> list[Patch]:
     """A decorated coroutine function has its mode while the coroutine is made, and not while it runs."""
-    return [Patch(modes, "inspect", _NoCoroutines)]
-
-
-class _NoCoroutines:
-    """In place of inspect: no function is a coroutine function."""
-
-    isgeneratorfunction = staticmethod(inspect.isgeneratorfunction)
-    isasyncgenfunction = staticmethod(inspect.isasyncgenfunction)
-    iscoroutinefunction = staticmethod(lambda function: False)
+    changed = vars(inspect) | {"iscoroutinefunction": lambda function: False}
+    return [Patch(modes, "inspect", SimpleNamespace(**changed))]
 
 
 @in_core("a_mode_within_compiled_code_acts_there_alone", by_numbers=False)
