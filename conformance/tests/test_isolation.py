@@ -9,10 +9,12 @@ import warnings
 
 import torch
 from rnn_backends import LSTMBackend, State, get_backend
+from rnn_conformance import check
 from rnn_conformance.laws.catalogue import LAWS
 from rnn_conformance.suite import interpreter, isolation
 from rnn_conformance.suite.case import Case
 from rnn_conformance.suite.isolation import outcome_in_a_process
+from rnn_conformance.suite.verdict import LawResult
 from torch._inductor.async_compile import AsyncCompile
 from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
@@ -108,6 +110,19 @@ def test_the_interpreter_starts_with_the_check_if_a_law_forks_from_it():
     assert os.getpid() not in interpreter._started
     isolation.prepare([short, isolated], get_backend("vmap"), "cpu")
     assert interpreter._started[os.getpid()].process.poll() is None
+
+
+def test_a_check_starts_the_interpreter_before_its_first_law(monkeypatch):
+    interpreter._end(os.getpid())
+    started = []
+
+    def first(law, options):
+        started.append(os.getpid() in interpreter._started)
+        return LawResult("vmap", law.name, "passed", cases=1)
+
+    monkeypatch.setattr(check, "run_law", first)
+    check.check_backend("vmap", laws=["tensor_subclasses"], rollouts=())
+    assert started == [True]
 
 
 def test_inductor_is_prepared():

@@ -75,9 +75,8 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(values: Tensor, index: Tensor, *shape: int) -> Tensor:
         # an embedding: a view made here could not be edited in place by the caller
-        return torch.nn.functional.embedding(
-            index.view(shape) if shape else index, values.reshape(-1, values.shape[-1])
-        )
+        places = index.view(shape) if shape else index
+        return torch.nn.functional.embedding(places, values.reshape(-1, values.shape[-1]))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
